@@ -1,0 +1,1 @@
+"""Networks: pretrained ones wrapped, published ones built."""

@@ -1,0 +1,27 @@
+"""Pictures to the latent tokens of FLUX.2 and back, whitened by the autoencoder's batch-norm statistics."""
+
+import torch
+from diffusers import AutoencoderKLFlux2
+from torch import Tensor
+
+from asymflow.models.flux2 import pack_latents, unpack_latents
+
+
+def _whitening(autoencoder: AutoencoderKLFlux2) -> tuple[Tensor, Tensor]:
+    std = (autoencoder.bn.running_var + autoencoder.config.batch_norm_eps).sqrt()
+    return autoencoder.bn.running_mean, std
+
+
+@torch.no_grad()
+def encode_images(autoencoder: AutoencoderKLFlux2, images: Tensor) -> Tensor:
+    """(B, 3, H, W) sRGB in [-1, 1] -> (B, HW/256, 128) latent tokens z_0 (the posterior's mode)."""
+    mean, std = _whitening(autoencoder)
+    tokens = pack_latents(autoencoder.encode(images).latent_dist.mode())
+    return (tokens - mean) / std
+
+
+@torch.no_grad()
+def decode_latents(autoencoder: AutoencoderKLFlux2, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, hw, 128) latent tokens on a grid (h, w) -> (B, 3, 16h, 16w) sRGB in [-1, 1]."""
+    mean, std = _whitening(autoencoder)
+    return autoencoder.decode(unpack_latents(tokens * std + mean, grid)).sample.clamp(-1, 1)

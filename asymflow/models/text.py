@@ -1,0 +1,43 @@
+"""Captions to the text embeddings of FLUX.2 klein: three hidden states of a Qwen3 side by side."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+HIDDEN_STATES = (9, 18, 27)
+MAX_TOKENS = 512
+
+
+@torch.no_grad()
+def encode_captions(text_encoder, tokenizer, captions: Sequence[str], max_tokens: int = MAX_TOKENS) -> list[Tensor]:
+    """One (T_i, 3 x width) embedding a caption, T_i real tokens and no padding.
+
+    The captions stand in the tokenizer's chat template without thinking, as Flux2KleinPipeline puts them. The text
+    encoder is causal and padding stands on the right, so a real token's embedding does not depend on the padding.
+    """
+    texts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": caption}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        for caption in captions
+    ]
+    inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=max_tokens)
+    inputs = inputs.to(text_encoder.device)
+    states = text_encoder.model(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        output_hidden_states=True,
+        use_cache=False,
+    ).hidden_states
+    embeddings = torch.cat([states[layer] for layer in HIDDEN_STATES], dim=-1)
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    return [e[:n].clone() for e, n in zip(embeddings, lengths, strict=True)]
+
+
+def pad_embeddings(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Embeddings (T_i, E) -> (B, T, E) zero-padded on the right, and a mask (B, T), True for real tokens."""
+    lengths = torch.tensor([len(e) for e in embeddings])
+    padded = pad_sequence(list(embeddings), batch_first=True)
+    return padded, torch.arange(padded.shape[1])[None, :] < lengths[:, None]

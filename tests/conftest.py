@@ -1,0 +1,1 @@
+import asymflow as asymflow  # its torchvision remedy must come before tests import diffusers or lpips
