@@ -1,0 +1,83 @@
+"""Power spectra: too little power at high frequency is blur, too much is noise, peaks are patch seams.
+
+Images are (B, 3, H, W), sRGB in [-1, 1]. The spectrum is that of the luma, with its mean removed and under a
+Hann window on each axis: without a window the jump between opposite borders spreads power along both axes of
+the spectrum.
+"""
+
+import torch
+
+_LUMA = (0.2126, 0.7152, 0.0722)  # Rec. 709 weights, on gamma-coded values: luma, not luminance
+
+
+def _power(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean power over the batch (H, W) and the frequency of each entry in cycles a pixel (H, W), both
+    float64.
+    """
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, 3, H, W)")
+    height, width = images.shape[2:]
+    dtype, device = torch.float64, images.device
+    window = torch.outer(
+        torch.hann_window(height, dtype=dtype, device=device),
+        torch.hann_window(width, dtype=dtype, device=device),
+    )
+    # A window of unit mean square keeps the power independent of the image size.
+    window = window / window.square().mean().sqrt()
+    power = torch.zeros(height, width, dtype=dtype, device=device)
+    for part in images.split(16):  # bounded memory
+        red, green, blue = part.double().unbind(1)
+        luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+        luma = luma - luma.mean(dim=(1, 2), keepdim=True)
+        power += torch.fft.fft2(luma * window, norm="ortho").abs().square().sum(0)
+    vertical = torch.fft.fftfreq(height, dtype=dtype, device=device)
+    horizontal = torch.fft.fftfreq(width, dtype=dtype, device=device)
+    return power / images.shape[0], torch.hypot(vertical.view(-1, 1), horizontal.view(1, -1))
+
+
+@torch.no_grad()
+def radial_spectrum(images: torch.Tensor) -> torch.Tensor:
+    """Mean power of the luma by radius, float64 (n + 1,), n = min(H, W) // 2.
+
+    Entry i is the mean over the batch and over all frequencies that round to i / min(H, W) cycles a pixel;
+    entry 0 is DC and entry n is Nyquist. The corners beyond Nyquist are left out.
+    """
+    power, frequency = _power(images)
+    side = min(images.shape[2:])
+    radius = (frequency * side).round().long().flatten()
+    inside = radius <= side // 2
+    sums = torch.zeros(side // 2 + 1, dtype=torch.float64, device=images.device)
+    counts = sums.clone()
+    sums.index_add_(0, radius[inside], power.flatten()[inside])
+    counts.index_add_(0, radius[inside], torch.ones_like(power.flatten()[inside]))
+    return sums / counts
+
+
+@torch.no_grad()
+def spectrum_distance(fake: torch.Tensor, real: torch.Tensor) -> float:
+    """Root mean square difference of log10 radial power between two image sets of one size, DC excluded."""
+    if fake.shape[2:] != real.shape[2:]:
+        raise ValueError(
+            f"images are {tuple(fake.shape[2:])} and {tuple(real.shape[2:])}; they must have one size"
+        )
+    # The floor stands for an image of one colour; it lies far below the rounding noise of 8-bit images.
+    logs = [radial_spectrum(images)[1:].clamp_min(1e-12).log10() for images in (fake, real)]
+    return float((logs[0] - logs[1]).square().mean().sqrt())
+
+
+@torch.no_grad()
+def high_frequency_power_ratio(fake: torch.Tensor, real: torch.Tensor) -> float:
+    """Mean power of `fake` above half the Nyquist frequency (0.25 cycles a pixel, corners included) over that
+    of `real`.
+
+    1 is right, below is blur, above is noise.
+    """
+    means = []
+    for images in (fake, real):
+        power, frequency = _power(images)
+        means.append(float(power[frequency > 0.25].mean()))
+    if means[1] == 0:
+        raise ValueError(
+            "the real images have no power at high frequency, so there is nothing to compare with"
+        )
+    return means[0] / means[1]

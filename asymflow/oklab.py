@@ -1,0 +1,141 @@
+"""sRGB <-> Oklab (Ottosson 2020) and the normalised Oklab space in which pixels are generated.
+
+Every function keeps shape and dtype and takes images as (..., 3, H, W). A sampler visits colours that no
+screen can show, so both directions are defined everywhere: the transfer curve and the cube root are extended
+as odd functions, and only the gamut clamp throws anything away. Gradients are finite everywhere, black
+included.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+# Linear sRGB to cone responses, and cube-rooted cone responses to Lab: the published constants of Oklab. The
+# inverses are computed from them in float64, so that a round trip is exact to rounding.
+_LMS_FROM_RGB = torch.tensor(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ],
+    dtype=torch.float64,
+)
+_LAB_FROM_LMS = torch.tensor(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ],
+    dtype=torch.float64,
+)
+_RGB_FROM_LMS = torch.linalg.inv(_LMS_FROM_RGB)
+_LMS_FROM_LAB = torch.linalg.inv(_LAB_FROM_LMS)
+
+# Below this cone response the cube root is replaced by a straight line through zero, since its slope at zero
+# is infinite. The darkest non-black 8-bit colour lies four orders of magnitude above it.
+_CBRT_LINEAR_BELOW = 1e-9
+
+
+def _mix(matrix: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Apply a (3, 3) colour matrix to the channel axis of (..., 3, H, W)."""
+    matrix = matrix.to(device=images.device, dtype=images.dtype)
+    # Written out rather than as a matrix product: under autocast a product would run in half precision.
+    red, green, blue = images.unbind(-3)
+    rows = [row[0] * red + row[1] * green + row[2] * blue for row in matrix]
+    return torch.stack(rows, dim=-3)
+
+
+def _check_channels(images: torch.Tensor) -> None:
+    if images.dim() < 3 or images.shape[-3] != 3:
+        raise ValueError(f"images have shape {tuple(images.shape)}; expected (..., 3, H, W)")
+
+
+def srgb_to_linear(values: torch.Tensor) -> torch.Tensor:
+    """Undo the sRGB transfer curve; values in [0, 1], odd extension outside. Any shape."""
+    magnitude = values.abs()
+    # Clamping the argument keeps the gradient of the branch not taken finite.
+    curve = ((magnitude.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4
+    return torch.where(magnitude <= 0.04045, values / 12.92, values.sign() * curve)
+
+
+def linear_to_srgb(values: torch.Tensor) -> torch.Tensor:
+    """Apply the sRGB transfer curve; values in [0, 1], odd extension outside. Any shape."""
+    magnitude = values.abs()
+    curve = 1.055 * magnitude.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
+    return torch.where(magnitude <= 0.0031308, values * 12.92, values.sign() * curve)
+
+
+def _cube_root(values: torch.Tensor) -> torch.Tensor:
+    magnitude = values.abs()
+    root = magnitude.clamp_min(_CBRT_LINEAR_BELOW) ** (1 / 3)
+    line = values * _CBRT_LINEAR_BELOW ** (-2 / 3)
+    return torch.where(magnitude <= _CBRT_LINEAR_BELOW, line, values.sign() * root)
+
+
+def srgb_to_oklab(images: torch.Tensor) -> torch.Tensor:
+    """sRGB images (..., 3, H, W) in [-1, 1] to Oklab (not normalised): L in [0, 1], |a| and |b| below 0.4."""
+    _check_channels(images)
+    linear = srgb_to_linear((images + 1) / 2)
+    return _mix(_LAB_FROM_LMS, _cube_root(_mix(_LMS_FROM_RGB, linear)))
+
+
+def oklab_to_srgb(oklab: torch.Tensor, clamp: bool = True) -> torch.Tensor:
+    """Oklab (..., 3, H, W) to sRGB in [-1, 1].
+
+    With `clamp` each linear RGB value is clamped to the gamut, and a clamped value passes no gradient.
+    Without it the odd extension of the transfer curve keeps a gradient for out-of-gamut values, which may
+    leave [-1, 1].
+    """
+    _check_channels(oklab)
+    linear = _mix(_RGB_FROM_LMS, _mix(_LMS_FROM_LAB, oklab) ** 3)
+    if clamp:
+        linear = linear.clamp(0, 1)
+    return linear_to_srgb(linear) * 2 - 1
+
+
+@dataclass(frozen=True)
+class OklabSpace:
+    """Oklab shifted by `mean` (3 numbers) and divided by `std` (one shared number, or 3).
+
+    One shared std keeps the relative size of lightness and colour differences, hence Oklab's uniformity.
+    """
+
+    mean: tuple[float, float, float]
+    std: float | tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        mean = tuple(float(v) for v in torch.as_tensor(self.mean).flatten().tolist())
+        std = tuple(float(v) for v in torch.as_tensor(self.std).flatten().tolist())
+        if len(mean) != 3:
+            raise ValueError(f"OklabSpace mean has {len(mean)} values; expected 3")
+        if len(std) not in (1, 3):
+            raise ValueError(f"OklabSpace std has {len(std)} values; expected 1 or 3")
+        if not all(abs(v) < float("inf") for v in mean) or not all(0 < v < float("inf") for v in std):
+            raise ValueError(f"OklabSpace mean {mean}, std {std}; they must be finite and std above 0")
+        # Tensors and lists are accepted but plain numbers are kept, so that spaces compare and serialise.
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std[0] if len(std) == 1 else std)
+
+    def _shift_and_scale(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        std = self.std if isinstance(self.std, tuple) else (self.std,) * 3
+        shift = torch.tensor(self.mean, dtype=like.dtype, device=like.device).view(3, 1, 1)
+        return shift, torch.tensor(std, dtype=like.dtype, device=like.device).view(3, 1, 1)
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """sRGB images (..., 3, H, W) in [-1, 1] to normalised Oklab of the same shape."""
+        mean, std = self._shift_and_scale(images)
+        return (srgb_to_oklab(images) - mean) / std
+
+    def decode(self, x: torch.Tensor, clamp: bool = True) -> torch.Tensor:
+        """Normalised Oklab (..., 3, H, W) to sRGB; `clamp` as in `oklab_to_srgb`."""
+        mean, std = self._shift_and_scale(x)
+        return oklab_to_srgb(x * std + mean, clamp=clamp)
+
+    def clamp_to_gamut(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised Oklab moved to the colour that a screen shows for it: encode(decode(x)), App. B.2."""
+        return self.encode(self.decode(x))
+
+
+# The constants inside the released AsymFLUX.2 klein weights. Adapters trained with other numbers need their
+# own.
+RELEASED = OklabSpace(mean=(0.56, 0.0, 0.01), std=0.16)

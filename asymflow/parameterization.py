@@ -1,0 +1,117 @@
+"""The asymmetric velocity: its targets, the recovery of the full velocity, and x_0 <-> u (Secs. 4 and 5.1,
+App. A.2).
+
+Tokens are (B, N, D), A is (D, r) with orthonormal columns, sigma is (B,). A projector is never built. Results
+have the promoted dtype of the token arguments.
+"""
+
+import torch
+
+from .schedule import calibrate, expand_sigma
+from .subspace import project
+
+
+def interpolate(x_0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Noisy sample x_t = (1 - sigma) x_0 + sigma noise, any shape (B, ...)."""
+    sigma = expand_sigma(sigma, x_0).to(x_0.dtype)
+    return (1 - sigma) * x_0 + sigma * noise
+
+
+def x_0_from_u(u: torch.Tensor, x_t: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Clean data from the velocity, x_0 = x_t - sigma u (Eq. 1), any shape (B, ...)."""
+    return x_t - expand_sigma(sigma, x_t).to(x_t.dtype) * u
+
+
+def u_from_x_0(
+    x_0: torch.Tensor, x_t: torch.Tensor, sigma: torch.Tensor, sigma_floor: float = 0.0
+) -> torch.Tensor:
+    """Velocity from clean data, u = (x_t - x_0) / max(sigma, sigma_floor) (Eq. 1), any shape (B, ...)."""
+    return (x_t - x_0) / expand_sigma(sigma, x_t).to(x_t.dtype).clamp_min(sigma_floor)
+
+
+def target_u_a(x_0: torch.Tensor, noise: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
+    """Asymmetric velocity u_A = P noise - x_0 (Eq. 3), (B, N, D)."""
+    return project(noise, A) - x_0
+
+
+def target_u_a_cal(
+    x_0: torch.Tensor, noise: torch.Tensor, A: torch.Tensor, s: float | torch.Tensor = 1.0
+) -> torch.Tensor:
+    """Calibrated asymmetric velocity P noise - x_0 / s, in the coordinates of the input k x_t (Eq. 16), (B,
+    N, D).
+    """
+    return project(noise, A) - x_0 / s
+
+
+def recover_u(
+    u_a_cal: torch.Tensor,
+    x_t: torch.Tensor,
+    sigma: torch.Tensor,
+    A: torch.Tensor,
+    s: float | torch.Tensor = 1.0,
+    sigma_floor: float = 1e-4,
+) -> torch.Tensor:
+    """Full velocity u (B, N, D) from the calibrated asymmetric one (Eq. 17; Eq. 5 when s = 1).
+
+    Where sigma divides, it is clamped below by `sigma_floor`; tau and k use sigma itself. One projection down
+    and one up: with y = (x_t + s u_A) / sigma the velocity is y outside the subspace and g = s k u_A + (1 - s
+    k) x_t / sigma inside, so u = y + P (g - y). Computed in at least float32, also under autocast: with A or
+    the sums in half precision the parts of size 1 / sigma that must cancel inside the subspace would not.
+    ValueError when the shapes do not fit.
+    """
+    if u_a_cal.shape != x_t.shape or u_a_cal.shape[-1] != A.shape[0]:
+        raise ValueError(
+            f"u_a_cal {tuple(u_a_cal.shape)} and x_t {tuple(x_t.shape)} must have one shape, with "
+            f"last dimension {A.shape[0]} as in A {tuple(A.shape)}"
+        )
+    result = torch.promote_types(u_a_cal.dtype, x_t.dtype)
+    dtype = torch.promote_types(result, torch.float32)
+    with torch.autocast(x_t.device.type, enabled=False):
+        u_a_cal, x_t = u_a_cal.to(dtype), x_t.to(dtype)
+        A = A.to(device=x_t.device, dtype=dtype)
+        if isinstance(s, torch.Tensor):
+            s = s.to(device=x_t.device, dtype=dtype)
+        sigma = expand_sigma(sigma, x_t).to(dtype)
+        _, k = calibrate(sigma, s)
+        inverse = 1 / sigma.clamp_min(sigma_floor)
+        # Sums are made in place: no backward pass needs the values that they overwrite, and a fresh tensor as
+        # large as x_t costs a CPU more than the arithmetic.
+        difference = (x_t * (-s * k * inverse)).addcmul_(u_a_cal, s * k - s * inverse)
+        coordinates = (difference @ A).flatten(0, -2)
+        del difference
+        u = (x_t * inverse).addcmul_(u_a_cal, s * inverse)
+        u = u.flatten(0, -2).addmm_(coordinates, A.T).view(x_t.shape)
+    return u.to(result)
+
+
+def lift(z_0: torch.Tensor, A: torch.Tensor, s: float | torch.Tensor = 1.0) -> torch.Tensor:
+    """Low-rank pixels x_0^L = s A z_0 (Eq. 11) for latent tokens z_0 (B, N, d); returns (B, N, D)."""
+    with torch.autocast(z_0.device.type, enabled=False):
+        return s * (z_0 @ A.to(device=z_0.device, dtype=z_0.dtype).T)
+
+
+def latent_input(
+    x_t: torch.Tensor, sigma: torch.Tensor, A: torch.Tensor, s: float | torch.Tensor = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a pretrained latent model sees of noisy pixels: z_tau = A^T (k x_t) (B, N, d) and tau (B,) (Eqs.
+    13-15).
+    """
+    tau, k = calibrate(sigma, s)
+    with torch.autocast(x_t.device.type, enabled=False):
+        return (expand_sigma(k, x_t).to(x_t.dtype) * x_t) @ A.to(device=x_t.device, dtype=x_t.dtype), tau
+
+
+def teacher_x_0_low_hat(
+    u_z_hat: torch.Tensor,
+    z_tau: torch.Tensor,
+    tau: torch.Tensor,
+    A: torch.Tensor,
+    s: float | torch.Tensor = 1.0,
+) -> torch.Tensor:
+    """The frozen latent model's clean prediction, lifted: s A (z_tau - tau u_z_hat) (Eq. 51, calibrated), (B,
+    N, D).
+
+    u_z_hat and z_tau are latent tokens (B, N, d). So x_0^L - x_0_low_hat = s A (z_0 - z_0_hat), and no
+    pixel-space copy of the teacher is needed.
+    """
+    return lift(x_0_from_u(u_z_hat, z_tau, tau), A, s)

@@ -1,0 +1,75 @@
+"""Images to patch tokens and back: the one place where the packing order is decided.
+
+Two orders are in use. "channel_first" packs a patch as (channel, row, column), as FLUX.2 latents and the
+released AsymFlow weights do; "channel_last" packs (row, column, channel), as JiT does. A basis A fitted in
+one order is silently meaningless in the other, which is why `Subspace` carries the name of its layout.
+"""
+
+import torch
+
+LAYOUTS = ("channel_first", "channel_last")
+
+
+def check_layout(layout: str) -> None:
+    """Raise ValueError unless `layout` is one of `LAYOUTS`."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; allowed: {', '.join(LAYOUTS)}")
+
+
+def _check_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
+    if patch_size < 1:
+        raise ValueError(f"patch_size is {patch_size}; it must be at least 1")
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"image size {height}x{width} is not a multiple of patch_size {patch_size} on both sides"
+        )
+    return height // patch_size, width // patch_size
+
+
+def patchify(images: torch.Tensor, patch_size: int, layout: str = "channel_first") -> torch.Tensor:
+    """Cut images (B, C, H, W) into tokens (B, N, C * patch_size**2), row by row over the grid of patches.
+
+    Raises ValueError for another number of dimensions, an unknown layout, or sides that the patch does not
+    divide.
+    """
+    check_layout(layout)
+    if images.dim() != 4:
+        raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, C, H, W)")
+    batch, channels, height, width = images.shape
+    rows, columns = _check_grid(height, width, patch_size)
+    grid = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    order = (0, 2, 4, 1, 3, 5) if layout == "channel_first" else (0, 2, 4, 3, 5, 1)
+    return grid.permute(order).reshape(batch, rows * columns, channels * patch_size * patch_size)
+
+
+def unpatchify(
+    tokens: torch.Tensor,
+    height: int,
+    width: int,
+    patch_size: int,
+    channels: int = 3,
+    layout: str = "channel_first",
+) -> torch.Tensor:
+    """Put tokens (B, N, channels * patch_size**2) back into images (B, channels, height, width).
+
+    The exact inverse of `patchify`. Raises ValueError where the token count or width does not fit the image.
+    """
+    check_layout(layout)
+    if tokens.dim() != 3:
+        raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected (B, N, D)")
+    rows, columns = _check_grid(height, width, patch_size)
+    batch, count, dim = tokens.shape
+    if (count, dim) != (rows * columns, channels * patch_size * patch_size):
+        raise ValueError(
+            f"tokens have N={count}, D={dim}; a {height}x{width} image of {channels} channels at patch_size "
+            f"{patch_size} needs N={rows * columns}, D={channels * patch_size * patch_size}"
+        )
+    if layout == "channel_first":
+        grid = tokens.reshape(batch, rows, columns, channels, patch_size, patch_size).permute(
+            0, 3, 1, 4, 2, 5
+        )
+    else:
+        grid = tokens.reshape(batch, rows, columns, patch_size, patch_size, channels).permute(
+            0, 5, 1, 3, 2, 4
+        )
+    return grid.reshape(batch, channels, height, width)

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from asymflow.schedule import (
+    calibrate,
+    expand_sigma,
+    sample_sigma,
+    sampling_shift,
+    sampling_sigmas,
+    shift_sigma,
+)
+
+ORACLES = Path(__file__).parents[1] / "data/oracles"
+SIGMA = torch.tensor([1e-3, 0.05, 0.37, 0.9, 1.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ["velocity", "velocity_small", "velocity_rank0", "velocity_full_rank"])
+def test_calibration_matches_reference_values(name):
+    reference = load_file(ORACLES / f"{name}.safetensors")
+    tau, k = calibrate(reference["sigma"], float(reference["s"]))
+    assert torch.allclose(tau, reference["tau"], rtol=1e-5)
+    assert torch.allclose(k, reference["k"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("s", [0.3, 1.0, 2.5])
+def test_calibration_keeps_the_signal_to_noise_ratio(s):
+    tau, k = calibrate(SIGMA, s)
+    assert torch.allclose((1 - tau) / tau, s * (1 - SIGMA) / SIGMA, rtol=1e-12)
+    assert torch.allclose(tau, SIGMA / (s * (1 - SIGMA) + SIGMA), rtol=1e-12)
+
+
+@pytest.mark.parametrize("s", [0.3, 1.0, 2.5])
+def test_calibration_gives_the_noise_its_size(s):
+    tau, k = calibrate(SIGMA, s)
+    assert torch.allclose(k * SIGMA, tau, rtol=1e-12)
+    assert torch.allclose(k * s * (1 - SIGMA), 1 - tau, rtol=1e-9)
+    with pytest.raises(ValueError, match="scale s is 0"):
+        calibrate(SIGMA, 0)
+
+
+def test_shift():
+    assert torch.equal(shift_sigma(SIGMA, 1.0), SIGMA)
+    assert float(shift_sigma(torch.tensor(1.0), 17.0)) == 1
+    shifted = shift_sigma(SIGMA[:-1], 17.0)
+    # Shifting divides the signal-to-noise ratio by the shift.
+    assert torch.allclose((1 - shifted) / shifted * 17, (1 - SIGMA[:-1]) / SIGMA[:-1])
+    with pytest.raises(ValueError, match="shift is 0"):
+        shift_sigma(SIGMA, 0.0)
+
+
+def test_sampling_shift():
+    assert sampling_shift(1024 * 1024) == 17
+    assert sampling_shift(2048 * 2048) == 34
+    assert sampling_shift(1536 * 1536) == pytest.approx(25.5)
+    assert sampling_shift(256 * 256) == 17 and sampling_shift(4096 * 4096) == 34
+    reference = load_file(ORACLES / "unipc_dynamic.safetensors")
+    assert sampling_shift(960 * 1280) == pytest.approx(float(reference["shift"]), rel=1e-6)
+    assert sampling_shift(2048 * 2048, base=3.0, law="constant") == 3
+    with pytest.raises(ValueError, match="'log'; allowed: sqrt, constant"):
+        sampling_shift(10, law="log")
+
+
+@pytest.mark.parametrize("name", ["unipc_shift17", "unipc_dynamic"])
+def test_sampling_sigmas_match_reference_values(name):
+    reference = load_file(ORACLES / f"{name}.safetensors")
+    sigmas = sampling_sigmas(int(reference["steps"]), float(reference["shift"]))
+    assert (sigmas - reference["sigmas"]).abs().max() < 1e-6
+
+
+def test_sample_sigma():
+    drawn = sample_sigma(20000, shift=17.0, mean=-0.4, std=0.8, generator=torch.Generator().manual_seed(1))
+    again = sample_sigma(20000, shift=17.0, mean=-0.4, std=0.8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(drawn, again) and drawn.shape == (20000,)
+    assert 0 < drawn.min() and drawn.max() < 1
+    # A shift adds its logarithm to the logit.
+    logit = torch.logit(drawn.double())
+    assert float(logit.mean()) == pytest.approx(-0.4 + 2.8332, abs=0.03)
+    assert float(logit.std()) == pytest.approx(0.8, abs=0.03)
+
+
+def test_expand_sigma():
+    assert expand_sigma(SIGMA, torch.zeros(5, 2, 3)).shape == (5, 1, 1)
+    assert expand_sigma(0.5, torch.zeros(5, 2, 3)).shape == ()
+    with pytest.raises(ValueError, match=r"\(5,\); expected \(4,\)"):
+        expand_sigma(SIGMA, torch.zeros(4, 2))
