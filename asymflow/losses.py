@@ -133,7 +133,5 @@ def total_loss(
 
 
 def repa_loss(features: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-    """Representation alignment: 1 - cosine similarity of (B, N, C) features and frozen targets, 0 when
-    aligned.
-    """
+    """Representation alignment: 1 - cosine similarity of (B, N, C) features and frozen targets."""
     return _reduce(1 - F.cosine_similarity(features, targets.detach(), dim=-1), reduction)

@@ -91,8 +91,7 @@ class ChannelMoments:
 
 
 class PatchMoments:
-    """Second moments of pixel tokens X, and of their pairs with latent tokens Z (columns of X and Z are
-    patches).
+    """Second moments of pixel tokens X and of their pairs with latent tokens Z; a column is a patch.
 
     pixel_gram = X X^T (D, D); cross_gram = X Z^T (D, d) and latent_norm_sq = ||Z||_F^2, both only with
     `latent_dim`; count = number of patches. Uncentred, as Eqs. 8-12 want them. Everything float64. The sums

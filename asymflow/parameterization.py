@@ -37,9 +37,7 @@ def target_u_a(x_0: torch.Tensor, noise: torch.Tensor, A: torch.Tensor) -> torch
 def target_u_a_cal(
     x_0: torch.Tensor, noise: torch.Tensor, A: torch.Tensor, s: float | torch.Tensor = 1.0
 ) -> torch.Tensor:
-    """Calibrated asymmetric velocity P noise - x_0 / s, in the coordinates of the input k x_t (Eq. 16), (B,
-    N, D).
-    """
+    """Calibrated target P noise - x_0 / s, in the coordinates of the input k x_t (Eq. 16)."""
     return project(noise, A) - x_0 / s
 
 
@@ -93,9 +91,7 @@ def lift(z_0: torch.Tensor, A: torch.Tensor, s: float | torch.Tensor = 1.0) -> t
 def latent_input(
     x_t: torch.Tensor, sigma: torch.Tensor, A: torch.Tensor, s: float | torch.Tensor = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a pretrained latent model sees of noisy pixels: z_tau = A^T (k x_t) (B, N, d) and tau (B,) (Eqs.
-    13-15).
-    """
+    """What the latent model sees of x_t: z_tau = A^T (k x_t) (B, N, d), and tau (B,) (Eqs. 13-15)."""
     tau, k = calibrate(sigma, s)
     with torch.autocast(x_t.device.type, enabled=False):
         return (expand_sigma(k, x_t).to(x_t.dtype) * x_t) @ A.to(device=x_t.device, dtype=x_t.dtype), tau
@@ -108,8 +104,7 @@ def teacher_x_0_low_hat(
     A: torch.Tensor,
     s: float | torch.Tensor = 1.0,
 ) -> torch.Tensor:
-    """The frozen latent model's clean prediction, lifted: s A (z_tau - tau u_z_hat) (Eq. 51, calibrated), (B,
-    N, D).
+    """The latent model's clean prediction, lifted: s A (z_tau - tau u_z_hat), (B, N, D) (Eq. 51, calibrated).
 
     u_z_hat and z_tau are latent tokens (B, N, d). So x_0^L - x_0_low_hat = s A (z_0 - z_0_hat), and no
     pixel-space copy of the teacher is needed.

@@ -79,9 +79,7 @@ def heun(
     transform_x_0: Transform = None,
     callback: Callback = None,
 ) -> torch.Tensor:
-    """Second-order solver; 2 steps - 1 evaluations, the last step being Euler's since nothing is known at
-    sigma 0.
-    """
+    """Second-order solver; 2 steps - 1 evaluations. The last step is Euler's: sigma 0 has no velocity."""
     sigmas, x_t = sampling_sigmas(steps, shift), noise
     for i in range(steps):
         x_0, u = _denoise(velocity, x_t, sigmas[i], transform_x_0)

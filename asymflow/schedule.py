@@ -37,9 +37,7 @@ def calibrate(sigma: torch.Tensor, s: float | torch.Tensor) -> tuple[torch.Tenso
 
 
 def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
-    """Move noise levels towards 1: shift sigma / (1 + (shift - 1) sigma). Keeps 0 and 1; shift 1 is the
-    identity.
-    """
+    """Move noise levels towards 1: shift sigma / (1 + (shift - 1) sigma). 0, 1 and shift 1 change nothing."""
     if shift <= 0:
         raise ValueError(f"shift is {shift}; it must be above 0")
     return shift * sigma / (1 + (shift - 1) * sigma)
@@ -80,8 +78,9 @@ def sample_sigma(
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Draw n training noise levels (n,): the sigmoid of a normal (mean, std), then shifted. On the
-    generator's device.
+    """Draw n training noise levels (n,): the sigmoid of a normal (mean, std), then shifted.
+
+    They are on the device of the generator.
     """
     device = generator.device if generator is not None else None
     normal = torch.randn(n, generator=generator, dtype=dtype, device=device)

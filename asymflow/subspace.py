@@ -23,18 +23,14 @@ _HOW_TO_GET_ONE = "make one with `python jobs/basis.py CONFIG.yaml`"
 
 
 def project(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
-    """P x = A A^T x for tokens x (..., D) and A (D, r), at the cost of two thin products; P is never built
-    (Eq. 23).
-    """
+    """P x = A A^T x for tokens x (..., D) and A (D, r) by two thin products; P is never built (Eq. 23)."""
     with torch.autocast(x.device.type, enabled=False):
         A = A.to(device=x.device, dtype=x.dtype)
         return (x @ A) @ A.T
 
 
 def _fix_signs(basis: torch.Tensor) -> torch.Tensor:
-    """Make the largest entry of every column positive: eigenvectors are defined up to sign, files should not
-    be.
-    """
+    """Make the largest entry of each column positive: an eigenvector has no sign, a file should have one."""
     if basis.shape[1] == 0:
         return basis
     largest = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
@@ -94,9 +90,7 @@ def _norm_sq(value: torch.Tensor | float, name: str) -> float:
 
 
 def fit_scale(A: torch.Tensor, pixel_gram: torch.Tensor, latent_norm_sq: torch.Tensor | float) -> float:
-    """Scale s = ||A^T X||_F / ||Z||_F from X X^T and ||Z||_F^2 (Eq. 12): the lift s A Z is then as large as P
-    X.
-    """
+    """Scale s = ||A^T X||_F / ||Z||_F from X X^T and ||Z||_F^2 (Eq. 12), so that s A Z is as large as P X."""
     A, gram = A.to(torch.float64), _check_finite(pixel_gram, "pixel_gram").to(A.device)
     projected = float(((gram @ A) * A).sum())
     return math.sqrt(_norm_sq(projected, "||A^T X||^2") / _norm_sq(latent_norm_sq, "latent_norm_sq"))

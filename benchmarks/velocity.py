@@ -61,7 +61,7 @@ def seconds(call: Callable[[], object], device: str, repeats: int) -> float:
 
 
 def high_water_mark() -> int:
-    """Largest resident size so far (Linux). Unlike getrusage's, it is not inherited from the parent process."""
+    """Largest resident size so far (Linux). Unlike getrusage's, it does not start at the parent's."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 

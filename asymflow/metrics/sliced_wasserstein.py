@@ -10,9 +10,7 @@ import torch.nn.functional as F
 
 
 def high_pass(images: torch.Tensor) -> torch.Tensor:
-    """Images (B, C, H, W) minus their blur by the 5x5 binomial kernel (about a Gaussian of 1 pixel), same
-    shape.
-    """
+    """Images (B, C, H, W) minus their blur by the 5x5 binomial kernel, about a Gaussian of 1 pixel."""
     taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=images.dtype, device=images.device) / 16
     channels = images.shape[1]
     padded = F.pad(images, (2, 2, 2, 2), mode="reflect")
@@ -41,9 +39,7 @@ def patches_of(
 
 
 def _pairing(n: int, m: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Indices into sorted samples of sizes n and m, and weights, so that sum w |a - b| is their exact W1
-    distance.
-    """
+    """Indices into sorted samples of sizes n and m, and weights w: sum w |a - b| is their exact distance."""
     # Quantile levels in units of 1 / (n m), as integers: i m and j n, without rounding.
     levels = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique()
     start = levels[:-1]

@@ -11,9 +11,7 @@ _LUMA = (0.2126, 0.7152, 0.0722)  # Rec. 709 weights, on gamma-coded values: lum
 
 
 def _power(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean power over the batch (H, W) and the frequency of each entry in cycles a pixel (H, W), both
-    float64.
-    """
+    """Float64 (H, W): the mean power over the batch, and each entry's frequency in cycles a pixel."""
     if images.dim() != 4 or images.shape[1] != 3:
         raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, 3, H, W)")
     height, width = images.shape[2:]
@@ -67,10 +65,9 @@ def spectrum_distance(fake: torch.Tensor, real: torch.Tensor) -> float:
 
 @torch.no_grad()
 def high_frequency_power_ratio(fake: torch.Tensor, real: torch.Tensor) -> float:
-    """Mean power of `fake` above half the Nyquist frequency (0.25 cycles a pixel, corners included) over that
-    of `real`.
+    """Mean power of `fake` above half the Nyquist frequency, over that of `real`.
 
-    1 is right, below is blur, above is noise.
+    That is above 0.25 cycles a pixel, corners included. 1 is right, below is blur, above is noise.
     """
     means = []
     for images in (fake, real):
