@@ -76,3 +76,9 @@ def test_space_is_plain_and_checked():
             OklabSpace(mean, std)
     with pytest.raises(ValueError, match="expected"):
         RELEASED.encode(torch.zeros(1, 4, 8, 8))
+
+
+def test_lightness_is_continuous_at_black():
+    greys = (torch.linspace(0, 6e-8, 200, dtype=torch.float64) - 1).expand(3, 1, 200)
+    steps = srgb_to_oklab(greys)[0, 0].diff()
+    assert (steps > 0).all() and steps.max() < 1e-4
