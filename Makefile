@@ -1,0 +1,50 @@
+# Everything from nothing: `make demo` and `make test` set up what they need first.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+# Compilers of one-off builds look for ninja on the PATH, and find it in an environment that nobody activated.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test check clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name about; do \
+		printf 'make %-7s %s\n' "$$name" "$$about"; done
+
+setup: $(READY) ## make .venv with exact versions and do the one-off builds
+
+# The stamp is the last thing written: an interrupted set-up is done again. A broken .venv is replaced, a good one
+# kept and brought up to date.
+$(READY): pyproject.toml constraints.txt
+	@if ! $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+		found=; for candidate in python3.11 python3; do \
+			if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+				found=$$candidate; break; fi; \
+		done; \
+		if [ -z "$$found" ]; then echo "error: Python 3.11 or newer is needed; neither python3.11 nor python3 is that" >&2; \
+			exit 1; fi; \
+		"$$found" -m venv --clear $(VENV); \
+	fi
+	$(PYTHON) -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(PYTHON) -m pipelines.prebuild
+	@touch $@
+
+demo: setup ## from pictures to a pixel model and its report, on two CPU cores
+	$(PYTHON) jobs/make_demo_data.py
+	$(PYTHON) jobs/workflow.py jobs/configs/demo.yaml
+
+test: setup ## run all tests; ARGS="-k curate" for some
+	$(PYTHON) -m pytest --timeout 600 $(ARGS)
+
+check: setup ## ruff and mypy
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+clean: ## remove .venv and caches; data, runs and models stay
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
