@@ -52,3 +52,4 @@ def train_flow(
         return flow_matching_loss(noise - z_0, u_hat)
 
     return train("flow", model, loss_of, folder, steps, lr=1e-3, report=dict)
+

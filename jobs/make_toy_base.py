@@ -1,0 +1,28 @@
+"""Train the demo's tiny FLUX.2 klein and write it as a diffusers folder. Killed, it goes on from its checkpoints."""
+
+import argparse
+import json
+from pathlib import Path
+
+from pipelines.config import RunSettings
+from pipelines.curate import STEP, CurateSettings
+from pipelines.steps import run_step
+from pipelines.toy.base import Steps, make_toy_base
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--data", default="data/demo", help="folder written by make_demo_data.py")
+    parser.add_argument("--work", default=Path("runs/toy_base"), type=Path, help="checkpoints, logs, samples")
+    parser.add_argument("--out", default=Path("models/toy_klein"), type=Path, help="the pipeline folder to write")
+    for part, steps in vars(Steps()).items():
+        parser.add_argument(f"--{part.replace('_', '-')}-steps", default=steps, type=int, help="optimizer steps")
+    args = parser.parse_args()
+    curate = CurateSettings(source=args.data, run=RunSettings(storage=str(args.work)))
+    curated = run_step(STEP, curate).artifact
+    steps = Steps(**{part: getattr(args, f"{part}_steps") for part in vars(Steps())})
+    print(json.dumps(make_toy_base(curated, args.work, args.out, steps)))
+
+
+if __name__ == "__main__":
+    main()

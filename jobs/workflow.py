@@ -1,0 +1,31 @@
+"""Run the whole pipeline: whatever has no artifact yet, in order, under one MLflow run."""
+
+import json
+import sys
+
+from pipelines.config import ConfigError, describe, load_config
+from pipelines.tracking import tracking_uri
+from pipelines.workflow import STEPS, WorkflowSettings, run_workflow, table
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: python jobs/workflow.py CONFIG.yaml [dotted.key=value ...]\n\n{__doc__}\n")
+        print("\n".join(describe(WorkflowSettings)))
+        print(f"\nA section's settings: python jobs/STEP.py --help, STEP one of {', '.join(STEPS)}")
+        sys.exit(0 if arguments else 2)
+    try:
+        settings = load_config(WorkflowSettings, arguments[0], arguments[1:])
+        run_id, outcomes = run_workflow(settings)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    last = outcomes["evaluate"].artifact
+    print(f"\n{table(outcomes)}\n\npicture:   {last.file('before_and_after.png')}")
+    print(f"MLflow UI: .venv/bin/mlflow ui --backend-store-uri {tracking_uri(settings.run)}\n")
+    print(json.dumps({"artifact": last.uri, "mlflow_run": run_id, "metrics": last.manifest["metrics"]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Settings: typed, from YAML and `dotted.key=value`, refused in one readable line before anything starts."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticUndefined
+
+
+class ConfigError(Exception):
+    """A bad setting; the message names the key, the value and what is allowed. Exit status 2."""
+
+
+class Settings(BaseModel):
+    """Base of every section: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _not_empty(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return value
+
+
+Uri = Annotated[str, AfterValidator(_not_empty)]
+
+Layout = Literal["channel_first", "channel_last"]
+
+
+class RunSettings(Settings):
+    """Where a run happens and is written down. Not part of an artifact's identity."""
+
+    storage: Uri = "runs/default"
+    """Root of all artifacts: a local path or s3://bucket/prefix"""
+    tracking_uri: str = ""
+    """MLflow server or database; empty: a SQLite file in the storage, or MLFLOW_TRACKING_URI where set"""
+    experiment: str = "asymflow"
+    ray_address: str = ""
+    """Ray cluster to join; empty: RAY_ADDRESS where set, else a local Ray"""
+
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def load_config(model: type[C], path: str, overrides: list[str]) -> C:
+    """Read a YAML file, apply `dotted.key=value` overrides (values are YAML), validate. Raises ConfigError."""
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"config file {path!r} does not exist")
+    try:
+        tree = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold settings (key: value), it holds a {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    return validate(model, tree)
+
+
+def validate(model: type[C], tree: dict[str, Any]) -> C:
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_readable(e, model) for e in error.errors())) from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r} is not of the form dotted.key=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{key}: {parent} is a value, not a section")
+    try:
+        tree[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}={text!r} is not a YAML value") from None
+
+
+def _readable(error: Any, model: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "config"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key; allowed here: {', '.join(_keys_at(model, error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return f"{where}: missing, and it has no default"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}={error['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for a in getattr(annotation, "__args__", ()) for m in _sections(a)]
+
+
+def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        field = model.model_fields.get(str(part))
+        found = _sections(field.annotation) if field else []
+        if not found:
+            return ["?"]
+        model = found[0]
+    return sorted(model.model_fields)
+
+
+def describe(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """One line a setting, `dotted.key = default  # what it is`, for --help."""
+    lines = []
+    for name, field in model.model_fields.items():
+        inner = _sections(field.annotation)
+        if inner and not isinstance(field.default, (type(None), str)):
+            lines += describe(inner[0], f"{prefix}{name}.")
+            continue
+        default = field.get_default(call_default_factory=True)
+        shown = "(required)" if default is PydanticUndefined else repr(default)
+        note = f"  # {' '.join(field.description.split())}" if field.description else ""
+        lines.append(f"  {prefix}{name} = {shown}{note}")
+    return lines

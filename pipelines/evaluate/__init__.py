@@ -1,0 +1,165 @@
+"""Evaluate: sample before and after training, show the pictures, and measure their distance to real ones."""
+
+import io
+import json
+from functools import partial
+
+import pyarrow.parquet as pq
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from asymflow.metrics.sliced_wasserstein import image_sliced_wasserstein
+from asymflow.metrics.spectrum import high_frequency_power_ratio, spectrum_distance
+from pipelines import storage
+from pipelines.artifacts import Artifact
+from pipelines.config import ConfigError, Settings, Uri
+from pipelines.datasets import pixels_of, read_rows
+from pipelines.evaluate.generate import MODELS, Generator, Prompts, samples_file
+from pipelines.models import check_base
+from pipelines.pictures import side_by_side, to_pictures
+from pipelines.shards import map_items
+from pipelines.steps import Context, Step, StepSettings
+
+INPUTS = {"curated": "curate", "encoded": "encode", "basis": "basis", "finetuned": "finetune"}
+
+
+class Resources(Settings):
+    workers: int = Field(2, ge=1)
+    """Ray actors, each with a model"""
+    gpus_per_worker: float = Field(0, ge=0)
+    batch: int = Field(32, ge=1)
+    """Pictures sampled together"""
+
+
+class EvaluateSettings(StepSettings):
+    curated: Uri
+    """Artifact of the curate step: held-out real pictures"""
+    encoded: Uri
+    """Artifact of the encode step: the prompts"""
+    basis: Uri
+    """Artifact of the basis step"""
+    finetuned: Uri
+    """Artifact of the finetune step"""
+    base: Uri
+    """Folder of the latent model"""
+    samples: int = Field(128, ge=1)
+    """Pictures a seed and model; prompts are the first held-out captions"""
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    steps: int = Field(32, ge=2)
+    guidance: float = Field(4.0, ge=1)
+    orthogonal: bool = True
+    """APG: no guidance along the denoised sample"""
+    shift: float = Field(17.0, gt=0)
+    """Flow shift of pixel sampling"""
+    latent_shift: float = Field(7.0, gt=0)
+    """Flow shift of the latent model"""
+    shown: int = Field(10, ge=1)
+    """Rows of the picture"""
+    resources: Resources = Resources()
+
+
+def check(settings: EvaluateSettings, inputs: dict[str, Artifact]) -> None:
+    check_base(settings.base, ("transformer", "vae"))
+    available = _held_out_rows(inputs["curated"])
+    if settings.samples > available:
+        raise ConfigError(f"samples={settings.samples}: only {available} held-out pictures and captions stand")
+    if settings.shown > settings.samples:
+        raise ConfigError(f"shown={settings.shown}: must be at most samples={settings.samples}")
+
+
+def _held_out_rows(curated: Artifact) -> int:
+    rows = 0
+    for uri in curated.files("held_out", ".parquet"):
+        filesystem, path = storage.open_filesystem(uri)
+        rows += pq.read_metadata(path, filesystem=filesystem).num_rows
+    return rows
+
+
+def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
+    prompts = Prompts(
+        curated=context.inputs["curated"].files("held_out", ".parquet"),
+        encoded=context.inputs["encoded"].files("held_out", ".parquet"),
+        count=settings.samples,
+    )
+    size = settings.resources.batch
+    items = {
+        f"{model}-{seed}-{start}": json.dumps([model, seed, start, min(start + size, settings.samples)])
+        for model in MODELS
+        for seed in settings.seeds
+        for start in range(0, settings.samples, size)
+    }
+    inputs = dict(context.inputs)
+    make_worker = partial(Generator, settings, inputs, prompts, context.folder)
+    resources = settings.resources
+    summaries = map_items(
+        items, make_worker, context.folder, resources.workers, num_gpus=resources.gpus_per_worker
+    )
+    made: dict[tuple[str, int], list[Tensor]] = {}
+    for summary in summaries:
+        model, seed, start, _ = json.loads(summary["item"])
+        images = pictures_in(samples_file(context.folder, model, seed, start))
+        made.setdefault((model, seed), []).append(images)
+    samples = {key: torch.cat(parts) for key, parts in made.items()}
+    real = torch.cat([images for images in prompts.images()])[: settings.samples]
+    show(settings, context, prompts, real, samples)
+    return measure(settings, context, real, samples)
+
+
+def pictures_in(uri: str) -> Tensor:
+    """(B, 3, H, W) in [-1, 1], from a samples file."""
+    return torch.cat([pixels_of(rows["image"]) for rows in read_rows(uri, ["image"])])
+
+
+def distances(images: Tensor, real: Tensor) -> dict[str, float]:
+    """The weight-free distances of pictures in [-1, 1] to as many real ones."""
+    wasserstein = image_sliced_wasserstein(images, real)
+    return {
+        "sliced_wasserstein": wasserstein["raw"],
+        "sliced_wasserstein_high_pass": wasserstein["high_pass"],
+        "spectrum": spectrum_distance(images, real),
+        "high_frequency_power": high_frequency_power_ratio(images, real),
+    }
+
+
+def measure(
+    settings: EvaluateSettings, context: Context, real: Tensor, samples: dict[tuple[str, int], Tensor]
+) -> dict[str, float]:
+    """Distances by model and seed, written as a table; the metrics are means over seeds."""
+    rows = []
+    for (model, seed), images in samples.items():
+        rows.append({"model": model, "seed": seed, **distances(images, real)})
+    halves = real.chunk(2)
+    rows.append({"model": "real", "seed": -1, **distances(halves[0], halves[1][: len(halves[0])])})
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    context.tracker.log_table("distances", columns)
+    storage.write_bytes(context.file("distances.json"), json.dumps(rows, indent=1).encode())
+    means: dict[str, float] = {}
+    names = [n for n in rows[0] if n not in ("model", "seed")]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        for name in names:
+            values = [row[name] for row in rows if row["model"] == model]
+            means[f"{model}/{name}"] = sum(values) / len(values)
+    return means
+
+
+def show(
+    settings: EvaluateSettings,
+    context: Context,
+    prompts: Prompts,
+    real: Tensor,
+    samples: dict[tuple[str, int], Tensor],
+) -> None:
+    """The picture: real | decoded latent sample | lifted, before training | after, for the same captions and noise."""
+    seed, n = settings.seeds[0], settings.shown
+    titles = {"latent": "decoded latent", "lifted": "lifted, untrained", "trained": "trained"}
+    columns = {"real": to_pictures(real[:n])}
+    columns |= {title: to_pictures(samples[model, seed][:n]) for model, title in titles.items()}
+    sheet = side_by_side(columns, prompts.captions()[:n], scale=2)
+    context.tracker.log_picture("before_and_after", sheet)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    storage.write_bytes(context.file("before_and_after.png"), buffer.getvalue())
+
+
+STEP = Step("evaluate", EvaluateSettings, build, inputs=INPUTS, check=check, contents=("base",))

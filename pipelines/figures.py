@@ -1,0 +1,50 @@
+"""Figures of the pipeline: bases, spectra, losses."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from asymflow.oklab import OklabSpace
+from asymflow.patches import unpatchify
+from pipelines.pictures import grid_of, to_pictures
+
+matplotlib.use("Agg")
+
+
+def basis_tiles(A: Tensor, patch_size: int, layout: str, space: OklabSpace, columns: int = 16) -> Image.Image:
+    """Each basis vector as a patch, drawn around the mean colour and scaled to be seen."""
+    vectors = A.mT.float()[:, None, :]
+    patches = unpatchify(vectors, patch_size, patch_size, patch_size, layout=layout)
+    patches = 2.0 * patches / patches.abs().amax((1, 2, 3), keepdim=True)
+    return grid_of(to_pictures(space.decode(patches)), columns=columns, scale=2)
+
+
+def spectrum_figure(gram: Tensor, A: Tensor) -> Figure:
+    """Eigenvalues of the patch Gram matrix, and the energy along the columns of A."""
+    eigenvalues = torch.linalg.eigvalsh(gram.double()).flip(0).clamp_min(1e-12)
+    energy = torch.einsum("dr,de,er->r", A.double(), gram.double(), A.double()).sort(descending=True).values
+    figure = Figure(figsize=(6, 4))
+    axes = figure.subplots()
+    total = eigenvalues.sum()
+    axes.loglog(range(1, len(eigenvalues) + 1), eigenvalues / total, label="eigenvalues")
+    axes.loglog(range(1, len(energy) + 1), energy / total, label="energy along A")
+    axes.set(xlabel="direction", ylabel="share of energy", title="Pixel patches")
+    axes.legend()
+    return figure
+
+
+def curves_figure(x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str, log: bool = False) -> Figure:
+    """One panel a curve, over a shared axis."""
+    figure = Figure(figsize=(6, 2.2 * len(curves)), layout="constrained")
+    panels = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, y) in zip(panels, curves.items(), strict=True):
+        axes.plot(x, y)
+        axes.set_ylabel(name)
+        if log:
+            axes.set_yscale("log")
+    panels[-1].set_xlabel(xlabel)
+    return figure

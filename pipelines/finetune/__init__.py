@@ -1,0 +1,95 @@
+"""Finetune: the lifted model on real pixels, by Ray Train and DeepSpeed (Sec. 5.2, appendices A.3, A.4, B.2)."""
+
+import json
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from pipelines import storage
+from pipelines.artifacts import Artifact
+from pipelines.basis import load_subspace
+from pipelines.config import ConfigError
+from pipelines.encode import load_unconditional
+from pipelines.figures import curves_figure
+from pipelines.finetune.config import FinetuneSettings
+from pipelines.finetune.loop import RECORD, train_loop
+from pipelines.finetune.perceptual import check_perceptual
+from pipelines.finetune.record import Record
+from pipelines.models import check_base
+from pipelines.steps import Context, Step
+
+INPUTS = {"curated": "curate", "encoded": "encode", "basis": "basis"}
+
+
+def check(settings: FinetuneSettings, inputs: dict[str, Artifact]) -> None:
+    """What can be known before anything starts: the base, the judge's weights, a basis that fits the model."""
+    check_base(settings.base, ("transformer",))
+    if settings.loss.kind == "variance_reduced" and settings.loss.perceptual:
+        check_perceptual(settings.loss.perceptual)
+    subspace, pixels = load_subspace(inputs["basis"]), settings.pixels
+    if subspace.layout != pixels.layout:
+        raise ConfigError(f"basis: its patches are {subspace.layout}, pixels.layout={pixels.layout!r} asks otherwise")
+    if subspace.patch_dim != 3 * pixels.patch_size**2:
+        raise ConfigError(
+            f"basis: patches of {subspace.patch_dim} values; pixels.patch_size={pixels.patch_size} needs "
+            f"{3 * pixels.patch_size**2}"
+        )
+    mean, std = subspace.space.mean, subspace.space.std
+    if pixels.mean is not None and tuple(pixels.mean) != tuple(mean):
+        raise ConfigError(f"basis: made for an Oklab mean of {mean}, pixels.mean={pixels.mean} asks otherwise")
+    if pixels.std is not None and pixels.std != std:
+        raise ConfigError(f"basis: made for an Oklab std of {std}, pixels.std={pixels.std} asks otherwise")
+    if inputs["encoded"].manifest["inputs"]["curated"] != inputs["curated"].id:
+        raise ConfigError("encoded: made from another curated artifact than `curated`; run the encode step on it")
+
+
+def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
+    unconditional, latent_width = load_unconditional(context.inputs["encoded"])
+    resources = settings.resources
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={
+            "settings": settings.model_dump(mode="json"),
+            "tracker": vars(context.tracker),
+            "folder": context.folder,
+            "subspace": context.inputs["basis"].file("subspace.safetensors"),
+            "curated": context.inputs["curated"].files("train", ".parquet"),
+            "encoded": context.inputs["encoded"].files("train", ".parquet"),
+            "unconditional": unconditional.tolist(),
+            "latent_width": latent_width,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.use_gpu,
+            resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})},
+        ),
+        # one name for one artifact: run again, Ray Train finds the last checkpoint and goes on
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=storage.join(context.folder, ".train"),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+        ),
+    )
+    trainer.fit()
+    record = Record.from_json(storage.read_bytes(context.file(RECORD)).decode())
+    draw(record, context)
+    tail = slice(-min(100, len(record.steps)), None)
+    return {name: sum(c[tail]) / len(c[tail]) for name, c in record.curves.items()} | {"steps": len(record.steps)}
+
+
+def draw(record: Record, context: Context) -> None:
+    """Loss curves by step, and each term by noise level."""
+    curves = {name: values for name, values in record.curves.items() if name != "sigma"}
+    context.tracker.log_figure("curves", curves_figure(record.steps, curves, "step"))
+    by_sigma = {name: record.means_by_sigma(name) for name in curves}
+    centres = record.means_by_sigma("sigma")[0]
+    figure = curves_figure(centres, {name: means for name, (_, means) in by_sigma.items()}, "sigma")
+    context.tracker.log_figure("by_noise_level", figure)
+    for name, (places, means) in by_sigma.items():
+        for place, mean in zip(places, means, strict=True):
+            context.tracker.log_metrics({f"by_sigma/{name}": mean}, step=round(100 * place))
+    storage.write_bytes(context.file("summary.json"), json.dumps({"by_sigma": by_sigma}).encode())
+
+
+STEP = Step("finetune", FinetuneSettings, build, inputs=INPUTS, check=check, contents=("base",))

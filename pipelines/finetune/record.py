@@ -1,0 +1,47 @@
+"""The history of a training: each step's loss and terms, and the same by noise level."""
+
+import json
+
+import torch
+from torch import Tensor
+
+BINS = 10
+
+
+class Record:
+    """Means of every term by step, and over the whole run by tenth of sigma."""
+
+    def __init__(self, batch: int):
+        self.batch = batch
+        self.steps: list[int] = []
+        self.curves: dict[str, list[float]] = {}
+        self.by_sigma: dict[str, list[float]] = {}
+        self.counts = [0] * BINS
+
+    def add(self, step: int, terms: dict[str, Tensor]) -> None:
+        """`terms` are (B,) over the global batch, `sigma` among them."""
+        bins = (terms["sigma"] * BINS).long().clamp(0, BINS - 1)
+        counts = torch.bincount(bins, minlength=BINS)
+        self.counts = [a + b for a, b in zip(self.counts, counts.tolist(), strict=True)]
+        self.steps.append(step)
+        for name, values in terms.items():
+            self.curves.setdefault(name, []).append(float(values.double().mean()))
+            sums = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, values.double()).tolist()
+            self.by_sigma[name] = [a + b for a, b in zip(self.by_sigma.get(name, [0.0] * BINS), sums, strict=True)]
+
+    def last(self) -> dict[str, float]:
+        return {name: values[-1] for name, values in self.curves.items()}
+
+    def means_by_sigma(self, name: str) -> tuple[list[float], list[float]]:
+        """Centres of the noise-level bins that were seen, and the term's mean in each."""
+        seen = [i for i in range(BINS) if self.counts[i]]
+        return [(i + 0.5) / BINS for i in seen], [self.by_sigma[name][i] / self.counts[i] for i in seen]
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Record":
+        record = cls(0)
+        vars(record).update(json.loads(text))
+        return record

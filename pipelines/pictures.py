@@ -1,0 +1,51 @@
+"""Pictures for people: grids with captions, and figures."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+
+def to_pictures(images: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) sRGB in [-1, 1] -> PIL pictures."""
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(p) for p in pixels]
+
+
+def grid_of(pictures: Sequence[Image.Image], columns: int, scale: int = 1, gap: int = 2) -> Image.Image:
+    """Pictures of one size row by row on white; `scale` enlarges by whole pixels."""
+    width, height = pictures[0].width * scale, pictures[0].height * scale
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
+    for i, picture in enumerate(pictures):
+        row, column = divmod(i, columns)
+        place = (gap + column * (width + gap), gap + row * (height + gap))
+        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), place)
+    return sheet
+
+
+def side_by_side(
+    columns: dict[str, Sequence[Image.Image]], captions: Sequence[str], scale: int = 2
+) -> Image.Image:
+    """One row a caption, one titled column a source."""
+    names = list(columns)
+    flat = [columns[name][row] for row in range(len(captions)) for name in names]
+    grid = grid_of(flat, columns=len(names), scale=scale)
+    cell = grid.width // len(names)
+    text_width = 260
+    sheet = Image.new("RGB", (grid.width + text_width, grid.height + 20), "white")
+    sheet.paste(grid, (0, 20))
+    draw = ImageDraw.Draw(sheet)
+    for i, name in enumerate(names):
+        draw.text((i * cell + 4, 4), name, fill="black")
+    row_height = grid.height / len(captions)
+    for i, caption in enumerate(captions):
+        draw.multiline_text((grid.width + 8, 20 + i * row_height + 8), _wrap(caption, 40), fill="black")
+    return sheet
+
+
+def _wrap(text: str, width: int) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width))

@@ -1,0 +1,78 @@
+"""One item in, one result out, on Ray Data: the shape of every step over a data set.
+
+Each item's summary is written last; a rerun does only the items without one. Memory does not grow with their number.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy
+from tqdm import tqdm
+
+from pipelines import storage
+
+Worker = Callable[[str], dict[str, Any]]
+
+
+def shard_name(uri: str) -> str:
+    """A file's name without its endings."""
+    return PurePosixPath(uri).name.split(".")[0]
+
+
+def by_name(files: list[str]) -> dict[str, str]:
+    """Files as items, named FOLDER-NAME. ValueError where two share a name: their results would overwrite."""
+    items = {f"{PurePosixPath(f).parent.name}-{shard_name(f)}": f for f in files}
+    if len(items) != len(files):
+        raise ValueError("two shards have one name; results would overwrite each other")
+    return items
+
+
+class _Task:
+    """Makes the worker once an actor, and keeps each item's summary."""
+
+    def __init__(self, make_worker: Callable[[], Worker], summaries: str):
+        self.worker = make_worker()
+        self.summaries = summaries
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        summary = {"item": row["item"], **self.worker(row["item"])}
+        storage.write_bytes(_summary_file(self.summaries, row["name"]), json.dumps(summary).encode())
+        return {"name": row["name"]}
+
+
+def map_items(
+    items: Mapping[str, str],
+    make_worker: Callable[[], Worker],
+    folder: str,
+    workers: int = 1,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+) -> Iterator[dict[str, Any]]:
+    """Apply a worker to every item that has no summary in `folder/.done` yet; yields all summaries, in order.
+
+    `items` is {name: what the worker is called with}. `make_worker()` is called once an actor: that is where models
+    are loaded. A worker writes its own outputs atomically, named after the item, so that doing an item again (a lost
+    task, a killed run) changes nothing.
+    """
+    summaries = storage.join(folder, ".done")
+    done = {shard_name(uri) for uri in storage.list_files(summaries, ".json")}
+    todo = [{"name": name, "item": item} for name, item in items.items() if name not in done]
+    if todo:
+        data = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
+            _Task,
+            fn_constructor_args=(make_worker, summaries),
+            compute=ActorPoolStrategy(size=min(workers, len(todo))),
+            num_cpus=num_cpus,
+            num_gpus=num_gpus or None,
+        )
+        for _ in tqdm(data.iter_rows(), total=len(todo), desc=PurePosixPath(folder).parent.name, unit="shard"):
+            pass
+    for name in items:
+        yield json.loads(storage.read_bytes(_summary_file(summaries, name)))
+
+
+def _summary_file(summaries: str, name: str) -> str:
+    return storage.join(summaries, f"{name}.json")

@@ -1,0 +1,129 @@
+"""What a step is, and how one runs: found again by its identity, gone on with, or made new."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines import artifacts, storage
+from pipelines.artifacts import Artifact, MissingArtifact
+from pipelines.config import ConfigError, RunSettings, Settings
+from pipelines.tracking import Tracker, open_run, tracking_uri
+
+
+class StepSettings(Settings):
+    """Base of every step's settings."""
+
+    run: RunSettings = RunSettings()
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step is given besides its settings."""
+
+    folder: str
+    """URI of the artifact being made; what an interrupted run left there may be gone on from"""
+    inputs: Mapping[str, Artifact]
+    tracker: Tracker
+
+    def file(self, *parts: str) -> str:
+        return storage.join(self.folder, *parts)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the pipeline: settings and input artifacts in, one artifact out.
+
+    `inputs` names the settings that hold artifact URIs, and which step makes each; an empty URI means "none".
+    `check` looks for what would fail later (missing weights, inputs that do not fit) and raises ConfigError;
+    it runs before Ray starts. `build` does the work and returns the numbers to report. `contents` names the settings
+    that hold folders from outside (models, raw data): where they are local, what lies in them belongs to the step's
+    identity.
+    """
+
+    name: str
+    settings: type[StepSettings]
+    build: Callable[[Any, Context], dict[str, float]]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    check: Callable[[Any, Mapping[str, Artifact]], None] = lambda settings, inputs: None
+    contents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A step's artifact, the MLflow run that made it, and whether it stood already."""
+
+    artifact: Artifact
+    mlflow_run: str
+    seconds: float
+    reused: bool
+
+
+def find_inputs(step: Step, settings: StepSettings) -> dict[str, Artifact]:
+    found = {}
+    for name, made_by in step.inputs.items():
+        if uri := getattr(settings, name):
+            try:
+                found[name] = artifacts.load_artifact(uri, made_by)
+            except MissingArtifact as error:
+                raise ConfigError(f"{name}: {error}") from None
+    return found
+
+
+def identify(step: Step, settings: StepSettings, inputs: Mapping[str, Artifact]) -> str:
+    """The artifact's ID: where inputs and folders lie does not matter, what they are does."""
+    content = {k: v for k, v in artifacts.settings_of(settings).items() if k not in step.inputs}
+    for name in step.contents:
+        if os.path.isdir(content[name]):
+            content[name] = artifacts.folder_fingerprint(content[name])
+    return artifacts.artifact_id(step.name, content, {name: a.id for name, a in inputs.items()})
+
+
+def run_step(step: Step, settings: StepSettings, parent_run: str | None = None) -> Outcome:
+    """Run one step, unless its artifact stands. Raises ConfigError before Ray starts."""
+    started = time.monotonic()
+    inputs = find_inputs(step, settings)
+    tracking_uri(settings.run)
+    identity = identify(step, settings, inputs)
+    folder = storage.join(storage.absolute(settings.run.storage), step.name, identity)
+    state = storage.join(folder, ".run.json")
+    known = json.loads(storage.read_bytes(state)) if storage.exists(state) else {}
+    if storage.exists(storage.join(folder, artifacts.MANIFEST)):
+        artifact = artifacts.load_artifact(folder, step.name)
+        return Outcome(artifact, known.get("mlflow_run", ""), time.monotonic() - started, reused=True)
+    step.check(settings, inputs)
+    start_ray(settings.run)
+    with open_run(settings.run, step.name, known.get("mlflow_run"), parent_run) as tracker:
+        storage.write_bytes(state, json.dumps({"mlflow_run": tracker.run_id}).encode())
+        tracker.log_params(settings.model_dump(mode="json"))
+        for artifact in inputs.values():
+            tracker.log_input(artifact)
+        metrics = step.build(settings, Context(folder, inputs, tracker))
+        ids = {name: a.id for name, a in inputs.items()}
+        artifact = artifacts.finish(folder, step.name, identity, settings, ids, metrics)
+        tracker.log_metrics(metrics)
+        tracker.set_tag("artifact", artifact.uri)
+    return Outcome(artifact, tracker.run_id, time.monotonic() - started, reused=False)
+
+
+def start_ray(run: RunSettings) -> None:
+    """Join the named cluster, else start a local Ray; a no-op when one is already connected."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    address = run.ray_address or os.environ.get("RAY_ADDRESS", "")
+    if address:
+        ray.init(address=address, log_to_driver=True)
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token file appears in the home folder
+        ray.init(address="local", include_dashboard=False, object_store_memory=512 << 20, logging_level="warning")
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # `map_items` shows one bar a step instead of a page of operators
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -1,0 +1,96 @@
+"""The toy's parts put together: a genuine diffusers folder of a tiny FLUX.2 klein, trained on the demo pictures."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
+from safetensors.torch import save_file
+from torch import Tensor
+
+from asymflow.models.autoencoder import decode_latents, encode_images
+from asymflow.models.text import encode_captions
+from pipelines.artifacts import Artifact
+from pipelines.datasets import read_images
+from pipelines.pictures import grid_of, to_pictures
+from pipelines.sampling import Guidance, latent_noise, sample_latents
+from pipelines.toy.autoencoder import psnr, to_unit, train_autoencoder
+from pipelines.toy.flow import SHIFT, train_flow
+from pipelines.toy.perceptual import train_backbone
+from pipelines.toy.text_encoder import train_text_encoder, train_tokenizer
+
+BACKBONE_FILE = "perceptual_squeeze.safetensors"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimizer steps of each part. The defaults made the shipped weights: about two hours on two cores."""
+
+    autoencoder: int = 7000
+    text_encoder: int = 1500
+    backbone: int = 1500
+    flow: int = 8000
+
+
+def load_pictures(files: list[str]) -> tuple[Tensor, list[str]]:
+    """(N, 3, 64, 64) uint8 and captions; the demo's few thousand small pictures fit in memory."""
+    batches = [rows for file in files for rows in read_images(file)]
+    images = torch.cat([((rows.images + 1) * 127.5).round().to(torch.uint8) for rows in batches])
+    return images, [caption for rows in batches for caption in rows.captions]
+
+
+def make_toy_base(curated: Artifact, work: Path, out: Path, steps: Steps) -> dict[str, float]:
+    """Train what `work` does not hold yet, write the pipeline folder `out`, and return its measures.
+
+    `work` keeps checkpoints, logs and sample pictures: look at those before believing the numbers.
+    """
+    images, captions = load_pictures(curated.files("train", ".parquet"))
+    held_out, held_out_captions = load_pictures(curated.files("held_out", ".parquet"))
+    grid = (images.shape[2] // 16, images.shape[3] // 16)
+
+    autoencoder = train_autoencoder(images, held_out, work, steps.autoencoder).eval()
+    tokenizer = train_tokenizer(captions)
+    text_encoder = train_text_encoder(tokenizer, captions, work, steps.text_encoder).eval()
+    backbone = train_backbone(images, captions, work, steps.backbone)
+
+    latents = torch.cat([encode_images(autoencoder, to_unit(batch)) for batch in images.split(256)])
+    embeddings = [
+        e for i in range(0, len(captions), 256) for e in encode_captions(text_encoder, tokenizer, captions[i : i + 256])
+    ]
+    unconditional = encode_captions(text_encoder, tokenizer, [""])[0]
+    transformer = train_flow(latents, embeddings, unconditional, grid, work, steps.flow).eval()
+
+    pipeline = Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+    shown = held_out_captions[:32]
+    text = encode_captions(text_encoder, tokenizer, shown)
+    noise = latent_noise(0, range(len(shown)), grid)
+    guidance = Guidance(scale=3.0, orthogonal=False)
+    z_0 = sample_latents(transformer, noise, text, unconditional, grid, guidance, steps=32, shift=SHIFT)
+    decoded = decode_latents(autoencoder, z_0, grid)
+    grid_of(to_pictures(decoded), columns=8, scale=2).save(work / "samples.png")
+    x = to_unit(held_out)
+    with torch.no_grad():
+        x_hat = autoencoder.decode(autoencoder.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
+    grid_of(to_pictures(torch.cat([x[:8], x_hat[:8]])), columns=8, scale=2).save(work / "reconstructions.png")
+    measures = {"psnr_held_out": psnr(x_hat, x)}
+    _write(pipeline, backbone.state_dict(), measures, out)
+    return measures
+
+
+def _write(pipeline: Flux2KleinPipeline, backbone: dict[str, Tensor], measures: dict[str, float], out: Path) -> None:
+    """Half precision on disk; the folder appears whole or not at all."""
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipeline.to(torch.float16).save_pretrained(partial)
+    save_file({k: v.half().contiguous() for k, v in backbone.items()}, partial / BACKBONE_FILE)
+    (partial / "measures.json").write_text(json.dumps(measures, indent=1))
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)

@@ -1,0 +1,38 @@
+"""A small backbone for the perceptual term where no published weights can be had: SqueezeNet, one of lpips'
+architectures, taught to read the captions' words off the demo pictures."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import squeezenet1_1
+
+from pipelines.toy.autoencoder import to_unit
+from pipelines.toy.training import train
+
+WORDS = 256
+
+
+def words_of(captions: list[str]) -> Tensor:
+    """(N, 256) float: which of the 256 most frequent words of all captions stand in each."""
+    split = [set(c.replace(",", "").split()) for c in captions]
+    common = Counter(w for words in split for w in words).most_common(WORDS)
+    return torch.tensor([[float(word in words) for word, _ in common] for words in split])
+
+
+def train_backbone(images: Tensor, captions: list[str], folder: Path, steps: int) -> nn.Module:
+    """Multi-label classification of (N, 3, 64, 64) uint8 pictures; returns the features `lpips` builds on."""
+    torch.manual_seed(3)
+    model = squeezenet1_1(num_classes=WORDS, dropout=0.0)
+    targets = words_of(captions)
+
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(images), (64,), generator=generator)
+        x = to_unit(images[index])
+        x = torch.where(torch.rand(64, 1, 1, 1, generator=generator) < 0.5, x, x.flip(-1))
+        x = x + 0.1 * torch.rand(64, 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)
+        return F.binary_cross_entropy_with_logits(model(x), targets[index]) * WORDS
+
+    return train("backbone", model, loss_of, folder, steps, lr=1e-3, report=dict).features

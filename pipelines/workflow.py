@@ -1,0 +1,81 @@
+"""The workflow: every step in order, each with the artifacts of those before it, under one MLflow run.
+
+That is all there is to it: a step whose artifact stands is not run again.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import Field
+
+from pipelines import basis, color_stats, curate, encode, evaluate, finetune, storage
+from pipelines.config import RunSettings, Settings, Uri, validate
+from pipelines.steps import Outcome, Step, run_step
+from pipelines.tracking import open_run, tracking_uri
+
+STEPS: dict[str, Step] = {
+    step.name: step
+    for step in (curate.STEP, color_stats.STEP, basis.STEP, encode.STEP, finetune.STEP, evaluate.STEP)
+}
+
+
+class WorkflowSettings(Settings):
+    """One section a step, holding that step's settings but for `run`, `base` and its inputs, which are filled in."""
+
+    name: str = "workflow"
+    run: RunSettings = RunSettings()
+    base: Uri
+    """Folder of the latent model, a diffusers pipeline"""
+    curate: dict[str, Any] = Field(default_factory=dict)
+    color_stats: dict[str, Any] = Field(default_factory=dict)
+    basis: dict[str, Any] = Field(default_factory=dict)
+    encode: dict[str, Any] = Field(default_factory=dict)
+    finetune: dict[str, Any] = Field(default_factory=dict)
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+
+
+def step_settings(step: Step, settings: WorkflowSettings, made: dict[str, str]) -> Any:
+    """A step's settings, with the artifacts made so far as inputs. Raises ConfigError."""
+    section = getattr(settings, step.name)
+    filled = {"run": settings.run.model_dump(), **{field: made[by] for field, by in step.inputs.items()}}
+    if "base" in step.settings.model_fields:
+        filled["base"] = settings.base
+    return validate(step.settings, {**section, **filled})
+
+
+def check_all(settings: WorkflowSettings) -> None:
+    """Validate every section before the first step runs."""
+    for step in STEPS.values():
+        step_settings(step, settings, dict.fromkeys(STEPS, "not made yet"))
+
+
+def run_workflow(settings: WorkflowSettings) -> tuple[str, dict[str, Outcome]]:
+    """Run what has no artifact yet; returns the parent run's ID and each step's outcome."""
+    check_all(settings)
+    tracking_uri(settings.run)
+    identity = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
+    state = storage.join(storage.absolute(settings.run.storage), ".workflows", f"{identity}.json")
+    known = json.loads(storage.read_bytes(state)) if storage.exists(state) else {}
+    outcomes: dict[str, Outcome] = {}
+    with open_run(settings.run, settings.name, known.get("mlflow_run")) as tracker:
+        storage.write_bytes(state, json.dumps({"mlflow_run": tracker.run_id}).encode())
+        tracker.log_params(settings.model_dump(mode="json"))
+        for step in STEPS.values():
+            made = {name: outcome.artifact.uri for name, outcome in outcomes.items()}
+            outcomes[step.name] = outcome = run_step(step, step_settings(step, settings, made), tracker.run_id)
+            tracker.log_input(outcome.artifact)
+            tracker.log_metrics({f"{step.name}/{k}": v for k, v in outcome.artifact.manifest["metrics"].items()})
+    return tracker.run_id, outcomes
+
+
+def table(outcomes: dict[str, Outcome]) -> str:
+    """What each step made, and how long it took."""
+    rows = [("step", "seconds", "made", "artifact")]
+    for name, outcome in outcomes.items():
+        metrics = list(outcome.artifact.manifest["metrics"].items())[:3]
+        made = ", ".join(f"{k} {v:.4g}" for k, v in metrics)
+        seconds = "stands" if outcome.reused else f"{outcome.seconds:.0f}"
+        rows.append((name, seconds, made, outcome.artifact.id))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
