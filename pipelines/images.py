@@ -2,12 +2,15 @@
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 # A 1 MP target never needs more; larger headers are bombs or scans that would fill a worker's memory.
 MAX_PIXELS = 100_000_000
+# What web crawls hold. PIL reads much more, some of it through outside programs, and none of that is wanted here.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
 class BadImage(ValueError):
@@ -19,35 +22,42 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Raises BadImage with a short reason: `not an image`, `too many pixels`, `truncated or corrupt`.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
-            image = Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError:
-        raise BadImage("too many pixels") from None
-    except Exception:
-        raise BadImage("not an image") from None
-    if image.width * image.height > max_pixels:
-        raise BadImage("too many pixels")
-    try:
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
-    except Exception:
-        raise BadImage("truncated or corrupt") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of size, where the limit is ours, and of garbled EXIF, which is common
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Image.DecompressionBombError:
+            raise BadImage("too many pixels") from None
+        except Exception:
+            raise BadImage("not an image") from None
+        if image.width * image.height > max_pixels:
+            raise BadImage("too many pixels")
+        try:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+        except Exception:
+            raise BadImage("truncated or corrupt") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "I;16", "I;16B"):  # 16-bit greyscale, which `convert` would clip at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    profile = image.info.get("icc_profile")
+        whole = image.convert("RGBA")
+        colours = _to_srgb(image.convert("L") if image.mode == "LA" else whole.convert("RGB"), image.info)
+        return Image.composite(colours, Image.new("RGB", image.size, "white"), whole.getchannel("A"))
+    return _to_srgb(image.convert("RGB") if image.mode == "P" else image, image.info)
+
+
+def _to_srgb(image: Image.Image, info: dict[Any, Any]) -> Image.Image:
+    """Apply the colour profile, if there is one; without one pixels are sRGB."""
+    profile = info.get("icc_profile")
     if profile and image.mode in ("RGB", "L", "CMYK"):
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        except ImageCms.PyCMSError:
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return converted or image.convert("RGB")
+        except (ImageCms.PyCMSError, OSError):
             pass  # a broken profile says nothing about the pixels: read them as sRGB
     return image.convert("RGB")
 
