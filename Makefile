@@ -30,6 +30,7 @@ $(READY): pyproject.toml constraints.txt
 			exit 1; fi; \
 		"$$found" -m venv --clear $(VENV); \
 	fi
+	@echo "installing into $(VENV): some minutes the first time"
 	$(PYTHON) -m pip install --quiet -c constraints.txt -e '.[dev]'
 	$(PYTHON) -m pipelines.prebuild
 	@touch $@
