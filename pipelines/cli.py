@@ -10,11 +10,12 @@ from pipelines.steps import Step, run_step
 def main(step: Step, about: str) -> None:
     """`python jobs/STEP.py CONFIG.yaml [dotted.key=value ...]`; exits 0, 2 for a bad setting, 1 otherwise."""
     arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
+    asked = "-h" in arguments or "--help" in arguments
+    if asked or not arguments:
         print(f"usage: python jobs/{step.name}.py CONFIG.yaml [dotted.key=value ...]\n\n{(about or '').strip()}\n")
         print("settings and their defaults:")
         print("\n".join(describe(step.settings)))
-        sys.exit(0 if arguments else 2)
+        sys.exit(0 if asked else 2)
     try:
         settings = load_config(step.settings, arguments[0], arguments[1:])
         outcome = run_step(step, settings)

@@ -18,13 +18,16 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-def _not_empty(value: str) -> str:
+def _uri(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
+    scheme, separator, rest = value.partition("://")
+    if separator and (scheme != "s3" or not rest.strip("/")):
+        raise ValueError("must be a local path or s3://bucket/prefix")
     return value
 
 
-Uri = Annotated[str, AfterValidator(_not_empty)]
+Uri = Annotated[str, AfterValidator(_uri)]
 
 Layout = Literal["channel_first", "channel_last"]
 
@@ -50,9 +53,10 @@ def load_config(model: type[C], path: str, overrides: list[str]) -> C:
     if not file.is_file():
         raise ConfigError(f"config file {path!r} does not exist")
     try:
-        tree = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as error:
+        tree = yaml.safe_load(file.read_text("utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold settings (key: value), it holds a {type(tree).__name__}")
     for override in overrides:
@@ -73,11 +77,13 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r} is not of the form dotted.key=value")
     *parents, last = key.split(".")
     for parent in parents:
-        tree = tree.setdefault(parent, {})
+        if tree.get(parent) is None:  # absent, or a heading with nothing under it
+            tree[parent] = {}
+        tree = tree[parent]
         if not isinstance(tree, dict):
             raise ConfigError(f"{key}: {parent} is a value, not a section")
     try:
-        tree[last] = yaml.safe_load(text)
+        tree[last] = yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
         raise ConfigError(f"{key}={text!r} is not a YAML value") from None
 
@@ -85,7 +91,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _readable(error: Any, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "config"
     if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key; allowed here: {', '.join(_keys_at(model, error['loc'][:-1]))}"
+        return f"{where}={error['input']!r}: unknown key; allowed here: {', '.join(_keys_at(model, error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"{where}: missing, and it has no default"
     message = error["msg"].removeprefix("Value error, ")
