@@ -5,6 +5,7 @@ renaming, on S3 because an object does.
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +71,7 @@ def put_file(local: Path, uri: str) -> None:
     if is_local(uri):
         partial = f"{uri}.{uuid4().hex}.partial"
         Path(uri).parent.mkdir(parents=True, exist_ok=True)
-        pafs.copy_files(str(local), partial, source_filesystem=pafs.LocalFileSystem())
+        shutil.copyfile(local, partial)
         os.replace(partial, uri)
     else:
         filesystem, path = open_filesystem(uri)

@@ -1,0 +1,136 @@
+import threading
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from pipelines import storage
+
+
+@pytest.fixture(scope="module")
+def s3_server():
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """URI of an empty bucket; endpoint and credentials come from the environment alone."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="bucket")
+    yield "s3://bucket/some/prefix"
+    for item in client.list_objects_v2(Bucket="bucket").get("Contents", []):
+        client.delete_object(Bucket="bucket", Key=item["Key"])
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request, tmp_path):
+    return str(tmp_path / "a folder %41") if request.param == "local" else request.getfixturevalue("s3")
+
+
+def test_bytes_round_trip(root):
+    uri = storage.join(root, "deep", "file.bin")
+    assert not storage.exists(uri)
+    storage.write_bytes(uri, b"one")
+    storage.write_bytes(uri, b"second")
+    assert storage.exists(uri) and storage.exists(root)
+    assert storage.read_bytes(uri) == b"second"
+
+
+def test_missing_file_raises(root):
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(storage.join(root, "absent"))
+
+
+def test_files_round_trip(root, tmp_path):
+    uri = storage.join(root, "deep", "table.parquet")
+    storage.write_file(uri, lambda path: path.write_bytes(b"table"))
+    assert storage.read_file(uri, lambda path: (path.suffix, path.read_bytes())) == (".parquet", b"table")
+    local = tmp_path / "local"
+    local.write_bytes(b"other")
+    storage.put_file(local, uri)
+    assert storage.read_bytes(uri) == b"other" and local.exists()
+
+
+def test_list_is_sorted_and_leaves_out_hidden_and_unfinished(root):
+    for name in ("b.tar", "a/2.tar", "a/1.parquet", ".done/a.tar", "a/.hidden.tar", "c.tar.0123.partial", ".x.partial"):
+        storage.write_bytes(storage.join(root, name), b"x")
+    base = storage.absolute(root)
+    assert storage.list_files(root) == [f"{base}/{name}" for name in ("a/1.parquet", "a/2.tar", "b.tar")]
+    assert storage.list_files(root, ".tar") == [f"{base}/a/2.tar", f"{base}/b.tar"]
+    assert storage.list_files(storage.join(root, ".done"), ".tar") == [f"{base}/.done/a.tar"]
+    assert storage.list_files(f"{root}/") == storage.list_files(root)
+
+
+def test_list_of_nothing_is_empty(root):
+    assert storage.list_files(storage.join(root, "absent")) == []
+
+
+def test_delete_folder(root):
+    storage.write_bytes(storage.join(root, "gone", "file"), b"x")
+    storage.write_bytes(storage.join(root, "gone2", "file"), b"x")
+    storage.delete_folder(storage.join(root, "gone"))
+    storage.delete_folder(storage.join(root, "gone"))
+    assert [uri.rpartition("/prefix/")[2].rpartition("%41/")[2] for uri in storage.list_files(root)] == ["gone2/file"]
+
+
+def test_failed_write_leaves_nothing(root):
+    uri = storage.join(root, "half")
+
+    def write(path):
+        path.write_bytes(b"half")
+        raise RuntimeError("full disk")
+
+    with pytest.raises(RuntimeError, match="full disk"):
+        storage.write_file(uri, write)
+    assert not storage.exists(uri) and storage.list_files(root) == []
+
+
+@pytest.mark.parametrize("put", ["write_bytes", "put_file"])
+def test_reader_never_sees_half_a_file(tmp_path, put):
+    uri, size = str(tmp_path / "file"), 2 << 20
+    contents = [bytes([digit]) * size for digit in b"ab"]
+    sources = []
+    for index, content in enumerate(contents):
+        sources.append(tmp_path / f"source{index}")
+        sources[-1].write_bytes(content)
+    storage.write_bytes(uri, contents[0])
+    stop = threading.Event()
+
+    def rewrite():
+        for turn in range(60):
+            if put == "write_bytes":
+                storage.write_bytes(uri, contents[turn % 2])
+            else:
+                storage.put_file(sources[turn % 2], uri)
+        stop.set()
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    seen = []
+    while not stop.is_set():
+        data = storage.read_bytes(uri)
+        seen.append(len(data) == size and len(set(data[:: size // 64])) == 1 and data[0] == data[-1])
+    writer.join()
+    assert seen and all(seen)
+
+
+def test_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("runs/x/") == str(tmp_path / "runs/x")
+    assert storage.absolute("s3://bucket/x/") == "s3://bucket/x"
+
+
+def test_other_schemes_are_refused():
+    with pytest.raises(ValueError, match="local path or s3://bucket/prefix"):
+        storage.open_filesystem("ftp://host/x")
