@@ -51,7 +51,7 @@ def build(settings: ColorStatsSettings, context: Context) -> dict[str, float]:
     total = ChannelMoments()
     worker = partial(ShardMoments, context.folder)
     for summary in map_items(by_name(shards), worker, context.folder, settings.resources.workers):
-        partial_sums = load(storage.read_bytes(partial_file(context.folder, summary["shard"])))
+        partial_sums = load(storage.read_bytes(partial_file(context.folder, summary["item"])))
         total.merge(ChannelMoments.from_state_dict(partial_sums))
     stats = {
         "mean": total.mean.tolist(),
