@@ -12,6 +12,7 @@ import sysconfig
 import time
 from pathlib import Path
 
+PROCESSES = Path("/proc")
 _FRESH_SECONDS = 300  # a build takes about a minute
 
 
@@ -29,7 +30,7 @@ def main() -> None:
     builder = ShareMemCommBuilder()
     if not builder.is_compatible():
         return
-    print(f"building {builder.NAME} (once, about a minute)", flush=True)
+    print(f"building {builder.NAME} unless it stands (about a minute)", flush=True)
     started = time.monotonic()
     builder.load(verbose=False)
     print(f"{builder.NAME} stands after {time.monotonic() - started:.0f} s")
@@ -52,14 +53,13 @@ def remove_stale_locks(folder: Path) -> list[Path]:
 
 def _is_held(lock: Path) -> bool:
     """A build keeps its lock open; where open files cannot be listed, a young lock counts as held."""
-    processes = Path("/proc")
-    if not (processes / "self/fd").is_dir():
+    if not (PROCESSES / "self/fd").is_dir():
         try:
             return time.time() - lock.stat().st_mtime < _FRESH_SECONDS
         except FileNotFoundError:
             return False
     target = str(lock.resolve())
-    for descriptor in processes.glob("[0-9]*/fd/*"):
+    for descriptor in PROCESSES.glob("[0-9]*/fd/*"):
         try:
             if os.readlink(descriptor) == target:
                 return True
