@@ -24,7 +24,7 @@ from pipelines.config import ConfigError, Settings, Uri
 from pipelines.datasets import RowWriter, read_rows
 from pipelines.images import BadImage, decode_image, encode_png, fit_to_size
 from pipelines.pictures import grid_of
-from pipelines.shards import by_name, map_items, shard_name
+from pipelines.shards import by_name, item_name, map_items
 from pipelines.split import is_held_out
 from pipelines.steps import Context, Step, StepSettings
 
@@ -36,6 +36,9 @@ SCHEMA = pa.schema(
     }
 )  # fmt: skip
 REJECTED = pa.schema({"key": pa.string(), "reason": pa.string()})
+
+
+_LARGEST = 1e9  # of a believable score
 
 
 class Filters(Settings):
@@ -73,7 +76,7 @@ class Rejected(Exception):
 
 def build(settings: CurateSettings, context: Context) -> dict[str, float]:
     shards = storage.list_files(settings.source, ".tar")
-    duplicates = repeated_pictures([s.removesuffix(".tar") + ".parquet" for s in shards])
+    duplicates = repeated_pictures([metadata_of(shard) for shard in shards])
     make_worker = partial(ShardCurator, settings, context.folder, duplicates)
     reasons: Counter[str] = Counter()
     kept: Counter[str] = Counter()
@@ -98,9 +101,18 @@ def check(settings: CurateSettings, inputs: dict[str, Artifact]) -> None:
             f"source={settings.source!r}: no .tar shards there; point it at img2dataset output, or make the demo's "
             "with `python jobs/make_demo_data.py`"
         )
+    try:
+        by_name(shards)
+    except ValueError as error:
+        raise ConfigError(f"source={settings.source!r}: {error}") from None
+    metadata = set(storage.list_files(settings.source, ".parquet"))
     for shard in shards:
-        if not storage.exists(shard.removesuffix(".tar") + ".parquet"):
-            raise ConfigError(f"source: {shard} has no metadata parquet beside it")
+        if metadata_of(shard) not in metadata:
+            raise ConfigError(f"source={settings.source!r}: {shard} has no metadata parquet beside it")
+
+
+def metadata_of(shard: str) -> str:
+    return shard.removesuffix(".tar") + ".parquet"
 
 
 def repeated_pictures(metadata: list[str]) -> dict[str, str]:
@@ -122,12 +134,13 @@ class ShardCurator:
         self.settings, self.folder, self.duplicates = settings, folder, duplicates
 
     def __call__(self, shard: str) -> dict[str, Any]:
-        name = shard_name(shard)
-        rejected = failed_downloads(shard.removesuffix(".tar") + ".parquet")
+        name = item_name(shard)
+        rejected, promised = read_metadata(metadata_of(shard))
         kept: Counter[str] = Counter()
         with ExitStack() as stack, tempfile.TemporaryDirectory() as scratch:
             writers: dict[str, RowWriter] = {}
             for key, members in read_samples(shard):
+                promised.discard(key)
                 try:
                     row = self.curate(key, members)
                 except (Rejected, BadImage) as reason:
@@ -140,6 +153,7 @@ class ShardCurator:
                     writers[target] = stack.enter_context(RowWriter(path, SCHEMA))
                 writers[target].add(row)
                 kept[split] += 1
+            rejected += [{"key": key, "reason": "not in the tar"} for key in sorted(promised)]
             stack.close()
             for target, writer in writers.items():
                 storage.put_file(writer.path, storage.join(self.folder, target))
@@ -162,12 +176,15 @@ class ShardCurator:
         try:
             record = json.loads(members["json"])
             caption = members["txt"].decode().strip()
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, RecursionError):
             raise Rejected("no readable metadata") from None
+        if not isinstance(record, dict):
+            raise Rejected("no readable metadata")
         if not caption:
             raise Rejected("empty caption")
         self.judge(record)
-        sha256 = hashlib.sha256(data).hexdigest()
+        # img2dataset hashes what it downloaded, before it encodes anew: only its own hash finds repeated pictures.
+        sha256 = str(record.get("sha256") or hashlib.sha256(data).hexdigest())
         if self.duplicates.get(sha256, key) != key:
             raise Rejected("duplicate")
         image = decode_image(data)
@@ -193,7 +210,7 @@ class ShardCurator:
         }
         for name, (low, high) in limits.items():
             score = record.get(name)
-            if not isinstance(score, (int, float)) or math.isnan(score):
+            if not isinstance(score, float | int) or not -_LARGEST < score < _LARGEST:  # NaN is no number either
                 raise Rejected(f"no {name} score")
             if not low <= score <= high:
                 raise Rejected(f"{name} {'below' if score < low else 'above'} the threshold")
@@ -204,40 +221,47 @@ def best_bucket(width: int, height: int, buckets: list[tuple[int, int]]) -> tupl
     return min(buckets, key=lambda b: abs(math.log(b[0] / b[1]) - math.log(width / height)))
 
 
-def failed_downloads(metadata: str) -> list[dict[str, str]]:
-    """Rows that img2dataset could not fetch: they have metadata and no picture."""
+def read_metadata(metadata: str) -> tuple[list[dict[str, str]], set[str]]:
+    """(rejections of the rows that img2dataset could not fetch, keys of those that the tar must hold)."""
     filesystem, path = storage.open_filesystem(metadata)
     rows = pq.read_table(path, columns=["key", "status"], filesystem=filesystem).to_pylist()
-    return [{"key": r["key"], "reason": "failed download"} for r in rows if r["status"] != "success"]
+    failed = [{"key": r["key"], "reason": "failed download"} for r in rows if r["status"] != "success"]
+    return failed, {r["key"] for r in rows if r["status"] == "success"}
 
 
 def read_samples(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Stream a webdataset tar (plain or compressed): (key, {extension: bytes}) for adjacent members of one key.
 
     Nothing is ever unpacked to disk. A name that leads out of the tar yields a sample {"unsafe path": b""}; a tar
-    cut off in the middle ends with a sample {"cut off": b""}.
+    cut off in the middle ends with a sample {"cut off": b""}. A store that fails raises: its pictures are not lost.
     """
     filesystem, path = storage.open_filesystem(shard)
-    current, members = None, {}
+    current: str | None = None
+    members: dict[str, bytes] = {}
     with filesystem.open_input_stream(path, compression=None) as stream:
         try:
             with tarfile.open(fileobj=io.BufferedReader(stream), mode="r|*") as tar:
                 for member in tar:
                     if member.name.startswith("/") or ".." in member.name.split("/") or not member.isreg():
                         if not member.isdir():
-                            yield member.name, {"unsafe path": b""}
+                            yield _printable(member.name), {"unsafe path": b""}
                         continue
-                    key, _, extension = member.name.rpartition("/")[2].partition(".")
+                    key, _, extension = _printable(member.name).rpartition("/")[2].partition(".")
                     if key != current and current is not None:
                         yield current, members
                         members = {}
                     file = tar.extractfile(member)
                     current = key
                     members[extension.lower()] = file.read() if file else b""
-        except (tarfile.TarError, EOFError, OSError):
-            members = {**members, "cut off": b""}
+        except (tarfile.TarError, EOFError):
+            current, members = current or item_name(shard), {**members, "cut off": b""}
     if current is not None:
         yield current, members
+
+
+def _printable(name: str) -> str:
+    """Names in a tar are bytes; those that are not UTF-8 cannot be written to parquet as they are."""
+    return name.encode("utf-8", "replace").decode()
 
 
 STEP = Step("curate", CurateSettings, build, check=check, contents=("source",))

@@ -22,9 +22,14 @@ def shard_name(uri: str) -> str:
     return PurePosixPath(uri).name.split(".")[0]
 
 
+def item_name(uri: str) -> str:
+    """FOLDER-NAME of a file: crawls number the shards of every part from 0."""
+    return f"{PurePosixPath(uri).parent.name}-{shard_name(uri)}"
+
+
 def by_name(files: list[str]) -> dict[str, str]:
-    """Files as items, named FOLDER-NAME. ValueError where two share a name: their results would overwrite."""
-    items = {f"{PurePosixPath(f).parent.name}-{shard_name(f)}": f for f in files}
+    """Files as items, by `item_name`. ValueError where two share a name: their results would overwrite."""
+    items = {item_name(f): f for f in files}
     if len(items) != len(files):
         raise ValueError("two shards have one name; results would overwrite each other")
     return items
