@@ -1,0 +1,134 @@
+"""Bad settings: exit status 2 and one readable line, before Ray starts. Most run in this process, for speed."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
+STEPS = ("curate", "color_stats", "basis", "encode", "finetune", "evaluate")
+
+
+@pytest.fixture
+def job(monkeypatch, capsys):
+    """Run a job's file as `python jobs/NAME.py ARGUMENTS`: (exit status, stdout, stderr). Starting Ray is an error."""
+
+    def no_ray(run):
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("pipelines.steps.start_ray", no_ray)
+
+    def run(name, *arguments):
+        path = ROOT / "jobs" / f"{name}.py"
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(path), run_name="__main__")
+        return stopped.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(tree):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_help(job, name):
+    status, out, err = job(name, "--help")
+    assert status == 0 and "usage: " in out and err == ""
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_help_shows_settings_with_defaults(job, name, config):
+    status, out, _ = job(name, config({}), "--help")
+    assert status == 0
+    assert "  run.storage = 'runs/default'  # Root of all artifacts" in out and "(required)" in out
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_no_arguments(job, name):
+    assert job(name)[0] == 2
+
+
+@pytest.mark.parametrize("name", [*STEPS, "workflow"])
+def test_missing_file(job, name, tmp_path):
+    status, out, err = job(name, tmp_path / "absent.yaml")
+    assert status == 2 and "artifact" not in out
+    assert err == f"error: config file '{tmp_path}/absent.yaml' does not exist\n"
+
+
+@pytest.mark.parametrize(
+    ("tree", "overrides", "parts"),
+    [
+        ({"sorce": "x"}, [], ["sorce='x'", "unknown key", "allowed here: ", "source"]),
+        ({}, ["filters.min_side=tall"], ["filters.min_side='tall'", "valid integer"]),
+        ({}, ["filters.min_sides=3"], ["filters.min_sides=3", "unknown key", "min_side"]),
+        ({}, ["resources.workers=0"], ["resources.workers=0", "greater than or equal to 1"]),
+        ({}, ["buckets=[[64, 60]]"], ["buckets: 64x60", "multiples of 16"]),
+        ({}, ["source=absent"], ["source='absent'", "no .tar shards there"]),
+        ({}, ["run.storage=ftp://host/x"], ["run.storage='ftp://host/x'", "local path or s3://bucket/prefix"]),
+        ({}, ["run.tracking_uri=mlruns"], ["run.tracking_uri='mlruns'", "sqlite:///PATH"]),
+        ({}, ["source"], ["override 'source'", "dotted.key=value"]),
+    ],
+)
+def test_bad_settings(job, config, tmp_path, make_shards, make_pictures, tree, overrides, parts):
+    base = {"source": str(make_shards(make_pictures(3))), "run": {"storage": str(tmp_path / "runs")}}
+    status, out, err = job("curate", config({**base, **tree}), *overrides)
+    assert status == 2 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+    for part in parts:
+        assert part in err
+
+
+@pytest.mark.parametrize("name", ["color_stats", "basis", "encode", "finetune"])
+def test_input_that_was_not_made(job, config, tmp_path, name):
+    tree = {"curated": str(tmp_path / "absent"), "run": {"storage": str(tmp_path / "runs")}}
+    if name != "color_stats":
+        tree |= {"color_stats": str(tmp_path / "absent"), "base": str(tmp_path)}
+    status, _, err = job(name, config(tree))
+    assert status == 2 and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_person_at_the_command_line(tmp_path):
+    """Whole process: status, the one line, and no trace of Ray in its folder."""
+    path = tmp_path / "config.yaml"
+    path.write_text("source: data\nfilter: {}\n")
+    command = [sys.executable, "jobs/curate.py", str(path), f"run.storage={tmp_path / 'runs'}"]
+    environment = {**os.environ, "RAY_TMPDIR": str(tmp_path / "ray")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        "error: filter={}: unknown key; allowed here: buckets, filters, held_out_every, resources, run, source\n"
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml"]
+
+
+@pytest.mark.ray
+def test_last_line_is_the_artifact(local_ray, monkeypatch, capsys, config, tmp_path, make_shards, make_pictures):
+    tree = {"source": str(make_shards(make_pictures(40))), "run": {"storage": str(tmp_path / "runs")}}
+    monkeypatch.setattr(sys, "argv", ["jobs/curate.py", str(config(tree)), "held_out_every=4"])
+    lines = []
+    for _ in range(2):  # made, then found
+        runpy.run_path(str(ROOT / "jobs/curate.py"), run_name="__main__")
+        lines.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert lines[0] == lines[1] and set(lines[0]) == {"artifact", "mlflow_run", "metrics"}
+    assert (Path(lines[0]["artifact"]) / "manifest.json").exists() and len(lines[0]["mlflow_run"]) == 32
+    assert lines[0]["metrics"]["kept_train"] + lines[0]["metrics"]["kept_held_out"] == 40
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_jobs_are_thin(name):
+    assert len((ROOT / "jobs" / f"{name}.py").read_text().splitlines()) <= 40

@@ -1,0 +1,139 @@
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipelines.toy.data import (
+    GROUNDS,
+    PHOTOGRAPHS,
+    Picture,
+    _emoji_pictures,
+    _faulty_pictures,
+    _photo_pictures,
+    emoji_caption,
+    emoji_stems,
+    write_img2dataset,
+)
+
+COLUMNS = {  # what img2dataset writes for LAION, with LAION's own columns kept
+    "key", "caption", "url", "status", "error_message", "width", "height", "original_width", "original_height",
+    "sha256", "aesthetic", "punsafe", "pwatermark", "similarity",
+}  # fmt: skip
+
+
+def test_captions_come_from_unicode_names():
+    assert emoji_caption("1F431") == "cat face"
+    assert emoji_caption("1F431-200D-1F680") == "cat face rocket"
+    assert emoji_caption("2764-FE0F") == "heavy black heart"
+    assert emoji_caption("E000") is None  # OpenMoji's own, which Unicode does not name
+
+
+def test_emoji_are_many_and_no_near_duplicates():
+    stems = emoji_stems()
+    assert 1000 < len(stems) == len(set(stems)) and stems == sorted(stems)
+    assert not [s for s in stems if s.startswith("1F1") or any(f"-1F3F{tone}" in s for tone in "BCDEF")]
+
+
+def test_every_emoji_lies_on_two_grounds_that_its_captions_name():
+    pictures = _emoji_pictures("1F431", 0)
+    grounds = [p.caption.removeprefix("an emoji of cat face on ") for p in pictures]
+    assert len(set(grounds)) == 2 and set(grounds) <= set(GROUNDS)
+    for picture, ground in zip(pictures, grounds, strict=True):
+        image = Image.open(io.BytesIO(picture.image))
+        assert image.format == "JPEG" and image.size == (128, 128)
+        wanted = bytes.fromhex(GROUNDS[ground].removeprefix("#"))
+        assert max(abs(a - b) for a, b in zip(image.getpixel((1, 1)), wanted, strict=True)) < 8
+
+
+@pytest.mark.parametrize("name", ["camera.png", "china.jpg"])  # one package each
+def test_photographs_are_cropped(name):
+    pictures = _photo_pictures(name, 6, 0)
+    assert len({p.image for p in pictures}) == 6
+    for picture in pictures:
+        assert picture.caption.startswith(f"a photo of {PHOTOGRAPHS[name]}, ") and picture.caption.endswith(" view")
+        width, height = Image.open(io.BytesIO(picture.image)).size
+        assert width == height and 64 <= width <= 160
+
+
+def test_same_seed_same_pictures():
+    assert _emoji_pictures("1F680", 0) == _emoji_pictures("1F680", 0) != _emoji_pictures("1F680", 1)
+    assert _photo_pictures("moon.png", 2, 0) == _photo_pictures("moon.png", 2, 0) != _photo_pictures("moon.png", 2, 1)
+
+
+def test_faulty_rows_each_have_their_own_fault():
+    """What each is rejected for is held by test_curate; here, that none is given twice."""
+    pictures = _faulty_pictures()
+    assert len({p.caption for p in pictures}) == len(pictures) == 13
+    assert sum(p.image is None for p in pictures) == 1 and sum(p.aesthetic != p.aesthetic for p in pictures) == 1
+
+
+@pytest.fixture
+def folder(make_shards, make_pictures):
+    rows = [*make_pictures(5), Picture("never arrived", None, 6.0), Picture("drawn", b"\x89PNG", 6.0, extension="png")]
+    return make_shards(rows, shard_size=4)
+
+
+def test_layout_is_img2datasets(folder):
+    names = ["00000.parquet", "00000.tar", "00000_stats.json", "00001.parquet", "00001.tar", "00001_stats.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert json.loads((folder / "00001_stats.json").read_text()) == {"count": 3, "successes": 2}
+    with tarfile.open(folder / "00001.tar") as tar:
+        assert [m.name for m in tar] == [
+            "000010000.jpg", "000010000.txt", "000010000.json", "000010002.png", "000010002.txt", "000010002.json",
+        ]  # fmt: skip
+    with tarfile.open(folder / "00000.tar") as tar:
+        assert tar.getnames()[-1] == "../../outside.jpg"
+
+
+def test_records_agree_with_the_parquet(folder):
+    table = pq.read_table(folder / "00001.parquet")
+    assert set(table.column_names) == COLUMNS
+    rows = {row["key"]: row for row in table.to_pylist()}
+    assert Counter(row["status"] for row in rows.values()) == {"success": 2, "failed_to_download": 1}
+    lost = rows["000010001"]
+    assert (lost["sha256"], lost["width"], lost["error_message"]) == (None, None, "404")
+    with tarfile.open(folder / "00001.tar") as tar:
+        record = json.loads(tar.extractfile("000010000.json").read())
+        assert record == rows["000010000"]
+        assert tar.extractfile("000010000.txt").read().decode() == record["caption"] == "picture 4"
+        image = Image.open(io.BytesIO(tar.extractfile("000010000.jpg").read()))
+    assert image.size == (record["width"], record["height"]) == (96, 80)
+
+
+def test_folder_appears_whole_or_not_at_all(tmp_path, make_pictures):
+    def break_off():
+        yield from make_pictures(3)
+        raise RuntimeError("killed")
+
+    folder = tmp_path / "demo"
+    with pytest.raises(RuntimeError, match="killed"):
+        write_img2dataset(break_off(), folder)
+    assert not folder.exists()
+    assert write_img2dataset(iter(make_pictures(3)), folder) == 3 and [p.name for p in tmp_path.iterdir()] == ["demo"]
+    (folder / "stale.tar").touch()
+    write_img2dataset(iter(make_pictures(3)), folder)
+    assert not (folder / "stale.tar").exists()
+
+
+def test_data_set_depends_on_the_seed_alone(tmp_path):
+    """The whole of `demo_pictures` with few sources, in a process without the threads of other tests: it forks."""
+    script = (
+        "import sys; from pathlib import Path; import pipelines.toy.data as data\n"
+        "data.emoji_stems = lambda: ['1F431', '1F680', '1F600']\n"
+        "data.PHOTOGRAPHS = {'moon.png': 'the moon', 'flower.jpg': 'a red flower'}\n"
+        "for folder, seed in (('a', 0), ('b', 0), ('c', 1)):\n"
+        "    data.write_img2dataset(data.demo_pictures(6, seed), Path(sys.argv[1], folder), 15)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, timeout=300)
+    a, b, c = ({p.name: p.read_bytes() for p in (tmp_path / folder).iterdir()} for folder in "abc")
+    assert a == b and a.keys() == c.keys() and a["00000.tar"] != c["00000.tar"]
+    rows = [row for file in sorted((tmp_path / "a").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    assert len(rows) == 3 * 2 + 6 + 13 + 1
+    hashes = Counter(row["sha256"] for row in rows if row["caption"].startswith(("an emoji", "a photo")))
+    assert sorted(hashes.values()) == [1] * 11 + [2]
