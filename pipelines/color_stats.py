@@ -53,7 +53,7 @@ def build(settings: ColorStatsSettings, context: Context) -> dict[str, float]:
     for summary in map_items(by_name(shards), worker, context.folder, settings.resources.workers):
         partial_sums = load(storage.read_bytes(partial_file(context.folder, summary["item"])))
         total.merge(ChannelMoments.from_state_dict(partial_sums))
-    stats = {
+    stats: dict[str, Any] = {
         "mean": total.mean.tolist(),
         "std": total.shared_std,
         "std_per_channel": total.std.tolist(),

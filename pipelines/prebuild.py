@@ -7,7 +7,6 @@ that was left by a killed build makes every later start wait for ever, silently,
 """
 
 import os
-import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -76,4 +75,4 @@ def _put_ninja_on_path() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

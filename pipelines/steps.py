@@ -48,7 +48,7 @@ class Step:
     settings: type[StepSettings]
     build: Callable[[Any, Context], dict[str, float]]
     inputs: Mapping[str, str] = field(default_factory=dict)
-    check: Callable[[Any, Mapping[str, Artifact]], None] = lambda settings, inputs: None
+    check: Callable[[Any, dict[str, Artifact]], None] = lambda settings, inputs: None
     contents: tuple[str, ...] = ()
 
 
@@ -122,7 +122,7 @@ def start_ray(run: RunSettings) -> None:
         ray.init(address=address, log_to_driver=True)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token file appears in the home folder
-        ray.init(address="local", include_dashboard=False, object_store_memory=512 << 20, logging_level="warning")
+        ray.init(address="local", include_dashboard=False, object_store_memory=512 << 20, logging_level=logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # `map_items` shows one bar a step instead of a page of operators
     context.print_on_execution_start = False

@@ -74,7 +74,8 @@ class Tracker:
 
     def log_input(self, artifact: Artifact) -> None:
         source = resolve_dataset_source(artifact.uri)
-        dataset = MetaDataset(source=source, name=artifact.step, digest=artifact.id)
+        # MLflow makes such objects itself, though it leaves `profile` abstract.
+        dataset = MetaDataset(source=source, name=artifact.step, digest=artifact.id)  # type: ignore[abstract]
         self.client.log_inputs(self.run_id, [DatasetInput(dataset._to_mlflow_entity())])
 
     def log_picture(self, name: str, image: Image.Image) -> None:
