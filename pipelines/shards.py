@@ -69,7 +69,7 @@ def map_items(
         data = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
             _Task,  # type: ignore[arg-type]  # a class becomes an actor; Ray's signature knows functions only
             fn_constructor_args=(make_worker, summaries),
-            compute=ActorPoolStrategy(size=min(workers, len(todo))),
+            compute=ActorPoolStrategy(min_size=1, max_size=min(workers, len(todo))),  # a small cluster still works
             num_cpus=num_cpus,
             num_gpus=num_gpus or None,
         )

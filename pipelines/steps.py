@@ -126,4 +126,4 @@ def start_ray(run: RunSettings) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # `map_items` shows one bar a step instead of a page of operators
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from deepspeed.utils import (
+    lazy_init_hp_params_optimizer_state,
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
@@ -34,10 +35,12 @@ class TrainableState:
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         """Adam's two moments. A collective call."""
+        self._link_moments()
         return {key: {name: self._get_moment(p, key) for name, p in self.parameters.items()} for key in MOMENTS}
 
     def restore(self, values: dict[str, Tensor], moments: dict[str, dict[str, Tensor]], step: int) -> None:
         """Set values and moments. The optimizer's state must exist: take one step of zero length first."""
+        self._link_moments()
         for name, p in self.parameters.items():
             value = values[name].to(p.device)
             if self.sharded:
@@ -53,6 +56,15 @@ class TrainableState:
         for state in optimizer.state.values():
             if "step" in state:
                 state["step"] = torch.full_like(torch.as_tensor(state["step"]), step)
+
+    def _link_moments(self) -> None:
+        """ZeRO-1 and 2 link parameters to their moments after the first group's first step, and find none yet for the
+        groups after it (DeepSpeed 0.19): link them again."""
+        sharded = self.engine.optimizer
+        for group, flat in zip(
+            getattr(sharded, "bit16_groups", []), getattr(sharded, "single_partition_of_fp32_groups", []), strict=True
+        ):
+            lazy_init_hp_params_optimizer_state(group, flat, sharded.optimizer.state)
 
     def _partitioned(self, p: nn.Parameter) -> bool:
         return hasattr(p, "ds_id")

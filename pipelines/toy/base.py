@@ -28,10 +28,10 @@ BACKBONE_FILE = "perceptual_squeeze.safetensors"
 class Steps:
     """Optimizer steps of each part. The defaults made the shipped weights: about two hours on two cores."""
 
-    autoencoder: int = 7000
-    text_encoder: int = 1500
-    backbone: int = 1500
-    flow: int = 8000
+    autoencoder: int = 5500
+    text_encoder: int = 800
+    flow: int = 3500
+    backbone: int = 1000
 
 
 def load_pictures(files: list[str]) -> tuple[Tensor, list[str]]:
@@ -53,7 +53,6 @@ def make_toy_base(curated: Artifact, work: Path, out: Path, steps: Steps) -> dic
     autoencoder = train_autoencoder(images, held_out, work, steps.autoencoder).eval()
     tokenizer = train_tokenizer(captions)
     text_encoder = train_text_encoder(tokenizer, captions, work, steps.text_encoder).eval()
-    backbone = train_backbone(images, captions, work, steps.backbone)
 
     latents = torch.cat([encode_images(autoencoder, to_unit(batch)) for batch in images.split(256)])
     embeddings = [
@@ -61,6 +60,7 @@ def make_toy_base(curated: Artifact, work: Path, out: Path, steps: Steps) -> dic
     ]
     unconditional = encode_captions(text_encoder, tokenizer, [""])[0]
     transformer = train_flow(latents, embeddings, unconditional, grid, work, steps.flow).eval()
+    backbone = train_backbone(images, captions, work, steps.backbone)
 
     pipeline = Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),

@@ -12,7 +12,7 @@ from asymflow.models.text import pad_embeddings
 from asymflow.schedule import sample_sigma
 from pipelines.toy.training import train
 
-BATCH = 64
+BATCH = 48
 UNCONDITIONAL = 0.1  # share of captions dropped, for guidance
 SHIFT = 1.5  # 64 x 64 pictures need little more noise than their 16 tokens already get
 
@@ -27,7 +27,7 @@ def new_transformer(text_width: int) -> Flux2Transformer2DModel:
         num_attention_heads=4,
         joint_attention_dim=text_width,
         timestep_guidance_channels=256,
-        mlp_ratio=2.0,
+        mlp_ratio=1.75,
         axes_dims_rope=(16, 16, 16, 16),
         guidance_embeds=False,
     )
