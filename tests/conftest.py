@@ -54,3 +54,67 @@ def local_ray():
         start_ray(RunSettings())
         yield ray
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Path:
+    """A FLUX.2 klein folder of the real classes with random weights, in seconds; the token geometry is the true one."""
+    import torch
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+
+    from pipelines.toy.text_encoder import new_text_encoder, train_tokenizer
+
+    tokenizer = train_tokenizer([f"picture {i}" for i in range(100)])
+    torch.manual_seed(0)
+    transformer = Flux2Transformer2DModel(
+        in_channels=128, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=96, timestep_guidance_channels=16, mlp_ratio=1.0, axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )  # fmt: skip
+    autoencoder = AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, sample_size=32
+    )
+    folder = tmp_path_factory.mktemp("base") / "tiny_klein"
+    Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=autoencoder,
+        text_encoder=new_text_encoder(len(tokenizer)),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_workflow(tmp_path_factory, tiny_base, make_pictures, local_ray):
+    """The whole workflow once, on 80 small pictures: its settings, parent run and outcomes."""
+    from pipelines.config import validate
+    from pipelines.workflow import WorkflowSettings, run_workflow
+
+    folder = tmp_path_factory.mktemp("workflow")
+    write_img2dataset(iter(make_pictures(80)), folder / "shards", 40)
+    settings = validate(
+        WorkflowSettings,
+        {
+            "run": {"storage": str(folder / "runs")},
+            "base": str(tiny_base),
+            "curate": {"source": str(folder / "shards"), "buckets": [[32, 32]], "held_out_every": 4,
+                       "filters": {"min_side": 32}},
+            "finetune": {
+                "optim": {"batch": 4, "steps": 6, "warmup_steps": 2, "lr": 1e-3},
+                "lora": {"rank": 4, "dropout": 0.0},
+                "time": {"shift": 3.0},
+                "loss": {"perceptual": {"net": "squeeze", "weights": "random"}},
+                "ema": {"start_step": 2},
+                "checkpoint_every": 3,
+            },
+            "evaluate": {"samples": 6, "seeds": [0], "steps": 3, "shown": 2, "resources": {"batch": 4}},
+        },
+    )  # fmt: skip
+    run_id, outcomes = run_workflow(settings)
+    return settings, run_id, outcomes

@@ -12,7 +12,7 @@ from pipelines.toy.training import train
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK = ("<think>", "</think>")
-CHAT_TEMPLATE = (  # Qwen3's user turn alone: the empty answer it would add says nothing, and costs a third of the tokens
+CHAT_TEMPLATE = (  # Qwen3's user turn alone: the empty answer that follows it would cost a third of the tokens
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
 )
 

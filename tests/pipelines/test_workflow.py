@@ -1,0 +1,82 @@
+import json
+
+import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from pipelines import storage
+from pipelines.config import ConfigError, validate
+from pipelines.tracking import PARENT, tracking_uri
+from pipelines.workflow import STEPS, WorkflowSettings, run_workflow, step_settings, table
+
+pytestmark = pytest.mark.ray
+
+
+def test_every_step_made_an_artifact_under_one_parent_run(tiny_workflow):
+    settings, parent, outcomes = tiny_workflow
+    assert list(outcomes) == list(STEPS) and not any(o.reused for o in outcomes.values())
+    client = MlflowClient(tracking_uri(settings.run))
+    for outcome in outcomes.values():
+        run = client.get_run(outcome.mlflow_run)
+        assert run.data.tags[PARENT] == parent and run.info.status == "FINISHED"
+        made_from = {i.dataset.digest for i in run.inputs.dataset_inputs}
+        assert made_from == set(outcome.artifact.manifest["inputs"].values())
+    finetune = client.get_metric_history(outcomes["finetune"].mlflow_run, "lambda")
+    assert sorted({m.step for m in finetune}) == [0, 1, 2, 3, 4, 5, 6]  # each step, and the mean at the end
+
+
+def test_a_second_run_finds_everything_and_keeps_the_parent(tiny_workflow):
+    settings, parent, outcomes = tiny_workflow
+    again, second = run_workflow(settings)
+    assert again == parent and all(o.reused for o in second.values())
+    assert "stands" in table(second) and {o.artifact.id for o in second.values()} == {
+        o.artifact.id for o in outcomes.values()
+    }
+
+
+def test_the_picture_and_the_distances_are_there(tiny_workflow):
+    artifact = tiny_workflow[2]["evaluate"].artifact
+    picture = storage.read_file(artifact.file("before_and_after.png"), Image.open)
+    assert picture.width > 4 * 32 * 2
+    rows = json.loads(storage.read_bytes(artifact.file("distances.json")))
+    assert [row["model"] for row in rows] == ["latent", "lifted", "trained", "real"]
+    assert all(row["sliced_wasserstein"] > 0 for row in rows)
+
+
+def test_basis_and_encoding_say_what_they_are(tiny_workflow):
+    outcomes = tiny_workflow[2]
+    basis = json.loads(storage.read_bytes(outcomes["basis"].artifact.file("basis.json")))
+    assert 0 < basis["captured_procrustes"] <= basis["captured_pca"] <= 1
+    assert basis["convergence"][-1]["overlap"] <= 1 + 1e-9
+    assert outcomes["encode"].artifact.manifest["metrics"]["pictures"] == 80
+
+
+def test_a_bad_section_is_refused_before_the_first_step(tiny_workflow, tmp_path):
+    tree = tiny_workflow[0].model_dump() | {"run": {"storage": str(tmp_path / "none")}, "basis": {"pca_rank": 0}}
+    with pytest.raises(ConfigError, match="basis.pca_rank=0"):
+        run_workflow(validate(WorkflowSettings, tree))
+    assert not (tmp_path / "none" / "curate").exists()
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "message"),
+    [
+        ("basis", {"pca_rank": 769}, "pca_rank=769.*768"),
+        ("finetune", {"pixels": {"layout": "channel_last"}}, "patches are channel_first"),
+        ("finetune", {"pixels": {"mean": [0.56, 0.0, 0.01]}}, "Oklab mean"),
+        ("finetune", {"pixels": {"std": 0.16}}, "Oklab std"),
+        ("finetune", {"pixels": {"patch_size": 8}}, "patch_size=8 needs 192"),
+        ("finetune", {"base": "nowhere"}, "no such folder"),
+        ("finetune", {"basis": "nowhere"}, "jobs/basis.py"),
+        ("evaluate", {"samples": 10_000}, "held-out"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_before_ray(tiny_workflow, step, changes, message):
+    from pipelines.steps import find_inputs
+
+    settings, _, outcomes = tiny_workflow
+    made = {name: outcome.artifact.uri for name, outcome in outcomes.items()}
+    with pytest.raises(ConfigError, match=message):
+        step_config = step_settings(STEPS[step], settings, made)
+        changed = validate(STEPS[step].settings, step_config.model_dump() | changes)
+        STEPS[step].check(changed, find_inputs(STEPS[step], changed))
