@@ -64,11 +64,13 @@ def load_config(model: type[C], path: str, overrides: list[str]) -> C:
     return validate(model, tree)
 
 
-def validate(model: type[C], tree: dict[str, Any]) -> C:
+def validate(model: type[C], tree: dict[str, Any], section: str = "") -> C:
+    """Raises ConfigError; `section` is where the tree stands in its file, for the message."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("; ".join(_readable(e, model) for e in error.errors())) from None
+        prefix = f"{section}." if section else ""
+        raise ConfigError("; ".join(prefix + _readable(e, model) for e in error.errors())) from None
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -89,7 +91,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _readable(error: Any, model: type[BaseModel]) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "config"
+    where = ".".join(str(part) for part in error["loc"]) or "settings"
     if error["type"] == "extra_forbidden":
         return f"{where}={error['input']!r}: unknown key; allowed here: {', '.join(_keys_at(model, error['loc'][:-1]))}"
     if error["type"] == "missing":

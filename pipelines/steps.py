@@ -122,7 +122,13 @@ def start_ray(run: RunSettings) -> None:
         ray.init(address=address, log_to_driver=True)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token file appears in the home folder
-        ray.init(address="local", include_dashboard=False, object_store_memory=512 << 20, logging_level=logging.WARNING)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=512 << 20,
+            logging_level=logging.WARNING,
+            runtime_env={"worker_process_setup_hook": "pipelines.quiet.quiet_worker"},
+        )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # `map_items` shows one bar a step instead of a page of operators
     context.print_on_execution_start = False

@@ -5,6 +5,7 @@ path would make it log to a stray database.
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,7 +74,9 @@ class Tracker:
         self.client.log_batch(self.run_id, params=params)
 
     def log_input(self, artifact: Artifact) -> None:
-        source = resolve_dataset_source(artifact.uri)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # MLflow registers its local source twice, and says so
+            source = resolve_dataset_source(artifact.uri)
         # MLflow makes such objects itself, though it leaves `profile` abstract.
         dataset = MetaDataset(source=source, name=artifact.step, digest=artifact.id)  # type: ignore[abstract]
         self.client.log_inputs(self.run_id, [DatasetInput(dataset._to_mlflow_entity())])

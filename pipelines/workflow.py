@@ -41,7 +41,7 @@ def step_settings(step: Step, settings: WorkflowSettings, made: dict[str, str]) 
     filled = {"run": settings.run.model_dump(), **{field: made[by] for field, by in step.inputs.items()}}
     if "base" in step.settings.model_fields:
         filled["base"] = settings.base
-    return validate(step.settings, {**section, **filled})
+    return validate(step.settings, {**section, **filled}, step.name)
 
 
 def check_all(settings: WorkflowSettings) -> None:

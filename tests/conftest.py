@@ -10,10 +10,12 @@ from pipelines.toy.data import Picture, write_img2dataset
 
 
 def jpeg_bytes(seed: int, width: int = 96, height: int = 80) -> bytes:
-    """A small picture with some structure, another one for every seed."""
+    """A small picture with structure and grain (a basis needs patches of full rank), another one for every seed."""
     rng = random.Random(seed)
-    corners = bytes(rng.randrange(256) for _ in range(3 * 4 * 4))
-    image = Image.frombytes("RGB", (4, 4), corners).resize((width, height), Image.Resampling.BICUBIC)
+    corners = Image.frombytes("RGB", (4, 4), rng.randbytes(3 * 4 * 4))
+    grain = Image.frombytes("RGB", (width // 2, height // 2), rng.randbytes(3 * (width // 2) * (height // 2)))
+    smooth, rough = (i.resize((width, height), Image.Resampling.BICUBIC) for i in (corners, grain))
+    image = Image.blend(smooth, rough, 0.3)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
@@ -67,6 +69,7 @@ def tiny_base(tmp_path_factory) -> Path:
         Flux2Transformer2DModel,
     )
 
+    from pipelines.toy.autoencoder import set_whitening
     from pipelines.toy.text_encoder import new_text_encoder, train_tokenizer
 
     tokenizer = train_tokenizer([f"picture {i}" for i in range(100)])
@@ -79,6 +82,7 @@ def tiny_base(tmp_path_factory) -> Path:
     autoencoder = AutoencoderKLFlux2(
         block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, sample_size=32
     )
+    set_whitening(autoencoder, torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8))
     folder = tmp_path_factory.mktemp("base") / "tiny_klein"
     Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -92,12 +96,12 @@ def tiny_base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_workflow(tmp_path_factory, tiny_base, make_pictures, local_ray):
-    """The whole workflow once, on 80 small pictures: its settings, parent run and outcomes."""
+    """The whole workflow once, on 120 small pictures: its settings, parent run and outcomes."""
     from pipelines.config import validate
     from pipelines.workflow import WorkflowSettings, run_workflow
 
     folder = tmp_path_factory.mktemp("workflow")
-    write_img2dataset(iter(make_pictures(80)), folder / "shards", 40)
+    write_img2dataset(iter(make_pictures(120)), folder / "shards", 60)
     settings = validate(
         WorkflowSettings,
         {

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
-from safetensors.torch import load_file
 from torch import Tensor
 
 from asymflow.models.autoencoder import decode_latents
@@ -19,8 +17,7 @@ from pipelines.artifacts import Artifact
 from pipelines.basis import load_subspace
 from pipelines.datasets import RowWriter, read_images, read_rows
 from pipelines.encode import from_bf16_bytes, load_unconditional
-from pipelines.finetune.config import FinetuneSettings
-from pipelines.finetune.loop import AVERAGE, build_model
+from pipelines.finetune.model import load_finetuned
 from pipelines.images import encode_png
 from pipelines.pictures import to_pictures
 from pipelines.sampling import Guidance, pixel_noise, sample_latents, sample_pixels
@@ -116,10 +113,4 @@ class Generator:
         if name == "lifted":
             transformer = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer").float()
             return PixelFlux2.from_latent(transformer, subspace).to(self.device).eval()
-        finetuned = self.inputs["finetuned"]
-        model = build_model(FinetuneSettings.model_validate(finetuned.manifest["config"]), subspace)
-        average = storage.read_file(finetuned.file(AVERAGE), load_file)
-        with torch.no_grad():
-            for key, parameter in model.trainable().items():
-                parameter.copy_(average[key])
-        return model.to(self.device).eval()
+        return load_finetuned(self.inputs["finetuned"], subspace).to(self.device)

@@ -12,9 +12,8 @@ from pipelines.config import ConfigError
 from pipelines.encode import load_unconditional
 from pipelines.figures import curves_figure
 from pipelines.finetune.config import FinetuneSettings
-from pipelines.finetune.loop import RECORD, train_loop
 from pipelines.finetune.perceptual import check_perceptual
-from pipelines.finetune.record import Record
+from pipelines.finetune.record import RECORD, Record
 from pipelines.models import check_base
 from pipelines.steps import Context, Step
 
@@ -44,6 +43,8 @@ def check(settings: FinetuneSettings, inputs: dict[str, Artifact]) -> None:
 
 
 def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
+    from pipelines.finetune.loop import train_loop  # DeepSpeed takes seconds to import, and says so on stdout
+
     unconditional, latent_width = load_unconditional(context.inputs["encoded"])
     resources = settings.resources
     trainer = TorchTrainer(

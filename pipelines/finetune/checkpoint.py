@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 from deepspeed.utils import (
     lazy_init_hp_params_optimizer_state,
@@ -45,8 +46,8 @@ class TrainableState:
             value = values[name].to(p.device)
             if self.sharded:
                 safe_set_full_fp32_param(p, value)
-            if not self._partitioned(p):
-                p.data.copy_(value)
+            with deepspeed.zero.GatheredParameters([p], modifier_rank=0, enabled=self._partitioned(p)):
+                p.data.copy_(value)  # the working copy too: ZeRO refreshes it only after a step
             for key in MOMENTS:
                 if self.sharded:
                     safe_set_full_optimizer_state(p, moments[key][name].to(p.device), key)

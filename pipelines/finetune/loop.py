@@ -9,7 +9,7 @@ import deepspeed
 import ray.train
 import torch
 import torch.distributed as dist
-from diffusers import Flux2Transformer2DModel
+from ray.experimental import tqdm_ray
 from safetensors.torch import save
 
 from asymflow.ema import PowerEMA
@@ -19,25 +19,10 @@ from pipelines import storage
 from pipelines.finetune.batches import BatchReader, NoiseSettings, SampleOrder, list_row_groups
 from pipelines.finetune.checkpoint import TrainableState, read_checkpoint, write_checkpoint
 from pipelines.finetune.config import FinetuneSettings, Optim
+from pipelines.finetune.model import build_model
 from pipelines.finetune.objective import Objective
-from pipelines.finetune.record import Record
+from pipelines.finetune.record import AVERAGE, RECORD, TRAINABLE, Record
 from pipelines.tracking import Tracker
-
-TRAINABLE, AVERAGE, RECORD = "trainable.safetensors", "average.safetensors", "record.json"
-
-
-def build_model(settings: FinetuneSettings, subspace: Subspace) -> PixelFlux2:
-    """The lifted model with its adapters, the same on every worker."""
-    transformer = Flux2Transformer2DModel.from_pretrained(
-        settings.base, subfolder="transformer", torch_dtype=torch.bfloat16 if settings.resources.use_gpu else None
-    )
-    if not settings.resources.use_gpu:
-        transformer = transformer.float()
-    model = PixelFlux2.from_latent(transformer, subspace)
-    if settings.lora:
-        torch.manual_seed(settings.seed)
-        model.add_lora(settings.lora.rank, settings.lora.alpha, settings.lora.dropout)
-    return model
 
 
 def parameter_groups(model: PixelFlux2, optim: Optim) -> list[dict[str, Any]]:
@@ -102,6 +87,9 @@ def train_loop(config: dict[str, Any]) -> dict[str, float]:
 
     batches = reader.from_step(start, micro_batch)
     since = time.monotonic()
+    progress = tqdm_ray.tqdm(desc="finetune", total=settings.optim.steps, unit="step") if rank == 0 else None
+    if progress:
+        progress.update(start)
     for step in range(start + 1, settings.optim.steps + 1):
         set_learning_rates(optimizer, step, settings.optim)
         torch.manual_seed(1_000_003 * settings.seed + 8_191 * step + rank)  # LoRA's dropout, by the step alone too
@@ -111,8 +99,12 @@ def train_loop(config: dict[str, Any]) -> dict[str, float]:
         if rank == 0 and step > logged:
             seconds, since = time.monotonic() - since, time.monotonic()
             tracker.log_metrics({**record.last(), "seconds_per_step": seconds}, step)
+        if progress:
+            progress.update(1)
         if step % settings.checkpoint_every == 0 or step == settings.optim.steps:
             report_checkpoint(state, ema, record, step, rank)
+    if progress:
+        progress.close()
     if rank == 0:
         write_result(config["folder"], state, ema, record)
     else:

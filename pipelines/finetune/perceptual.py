@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import lpips
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -31,6 +30,8 @@ def check_perceptual(settings: Perceptual) -> None:
 
 def load_perceptual(settings: Perceptual) -> nn.Module:
     """Frozen; called with two batches (B, 3, H, W) in [-1, 1] it gives a distance (B, 1, H, W) a pixel."""
+    import lpips  # with torchvision, seconds: only training needs it
+
     published = settings.weights == "published"
     torch.manual_seed(0)  # for `random`: the same features on every worker
     model = lpips.LPIPS(

@@ -1,10 +1,11 @@
-"""The history of a training: each step's loss and terms, and the same by noise level."""
+"""The history of a training: each step's loss and terms, and the same by noise level. And the names of its files."""
 
 import json
 
 import torch
 from torch import Tensor
 
+TRAINABLE, AVERAGE, RECORD = "trainable.safetensors", "average.safetensors", "record.json"
 BINS = 10
 
 

@@ -48,7 +48,7 @@ def test_basis_and_encoding_say_what_they_are(tiny_workflow):
     basis = json.loads(storage.read_bytes(outcomes["basis"].artifact.file("basis.json")))
     assert 0 < basis["captured_procrustes"] <= basis["captured_pca"] <= 1
     assert basis["convergence"][-1]["overlap"] <= 1 + 1e-9
-    assert outcomes["encode"].artifact.manifest["metrics"]["pictures"] == 80
+    assert outcomes["encode"].artifact.manifest["metrics"]["pictures"] == 120
 
 
 def test_a_bad_section_is_refused_before_the_first_step(tiny_workflow, tmp_path):
