@@ -31,7 +31,7 @@ class Steps:
     autoencoder: int = 5500
     text_encoder: int = 800
     flow: int = 3500
-    backbone: int = 1000
+    backbone: int = 1500
 
 
 def load_pictures(files: list[str]) -> tuple[Tensor, list[str]]:

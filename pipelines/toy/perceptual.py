@@ -25,7 +25,9 @@ def words_of(captions: list[str]) -> Tensor:
 def train_backbone(images: Tensor, captions: list[str], folder: Path, steps: int) -> nn.Module:
     """Multi-label classification of (N, 3, 64, 64) uint8 pictures; returns the features `lpips` builds on."""
     torch.manual_seed(3)
-    model = squeezenet1_1(num_classes=WORDS, dropout=0.0)
+    features = squeezenet1_1().features
+    # a linear head of our own: SqueezeNet's ends in a ReLU, which cannot say that a word is absent
+    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, WORDS))
     targets = words_of(captions)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
@@ -35,4 +37,4 @@ def train_backbone(images: Tensor, captions: list[str], folder: Path, steps: int
         x = x + 0.1 * torch.rand(64, 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)
         return F.binary_cross_entropy_with_logits(model(x), targets[index]) * WORDS
 
-    return train("backbone", model, loss_of, folder, steps, lr=1e-3, report=dict).features
+    return train("backbone", model, loss_of, folder, steps, lr=1e-3, report=dict)[0]
