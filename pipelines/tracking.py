@@ -27,6 +27,7 @@ from pipelines.config import ConfigError, RunSettings
 
 PARENT = "mlflow.parentRunId"
 _PARAM_LENGTH = 5000
+_METRICS_A_REQUEST = 1000
 
 
 def tracking_uri(run: RunSettings) -> str:
@@ -62,6 +63,13 @@ class Tracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0, timestamp: int | None = None) -> None:
         when = mlflow.utils.time.get_current_time_millis() if timestamp is None else timestamp
         self.client.log_batch(self.run_id, [Metric(k, float(v), when, step) for k, v in metrics.items()])
+
+    def log_history(self, history: Mapping[int, Mapping[str, float]]) -> None:
+        """Metrics of several steps, {step: {name: value}}, in as few requests as may be."""
+        when = mlflow.utils.time.get_current_time_millis()
+        metrics = [Metric(k, float(v), when, step) for step, values in history.items() for k, v in values.items()]
+        for i in range(0, len(metrics), _METRICS_A_REQUEST):
+            self.client.log_batch(self.run_id, metrics[i : i + _METRICS_A_REQUEST])
 
     def last_step(self, metric: str) -> int:
         """The highest step logged for a metric, -1 where there is none."""

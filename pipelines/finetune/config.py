@@ -34,6 +34,8 @@ class Optim(Settings):
     """Pictures a step, over all workers and accumulated micro-batches"""
     steps: int = Field(15_000, ge=1)
     warmup_steps: int = Field(100, ge=0)
+    cooldown_steps: int = Field(0, ge=0)
+    """Last steps over which the rates fall to zero; the paper keeps them, short runs end cleaner with it"""
     clip: float = Field(200.0, gt=0)
     """Limit of the gradient norm"""
 

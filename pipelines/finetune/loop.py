@@ -24,6 +24,8 @@ from pipelines.finetune.objective import Objective
 from pipelines.finetune.record import AVERAGE, RECORD, TRAINABLE, Record
 from pipelines.tracking import Tracker
 
+LOG_EVERY = 20  # steps that go to MLflow together: a request costs as much as a small step
+
 
 def parameter_groups(model: PixelFlux2, optim: Optim) -> list[dict[str, Any]]:
     """`proj_out` learns at its own rate (appendix B.2)."""
@@ -86,22 +88,27 @@ def train_loop(config: dict[str, Any]) -> dict[str, float]:
     logged = tracker.last_step("loss") if rank == 0 else 0
 
     batches = reader.from_step(start, micro_batch)
-    since = time.monotonic()
     progress = tqdm_ray.tqdm(desc="finetune", total=settings.optim.steps, unit="step") if rank == 0 else None
     if progress:
         progress.update(start)
+    since = time.monotonic()
+    unlogged: dict[int, dict[str, float]] = {}
     for step in range(start + 1, settings.optim.steps + 1):
         set_learning_rates(optimizer, step, settings.optim)
         torch.manual_seed(1_000_003 * settings.seed + 8_191 * step + rank)  # LoRA's dropout, by the step alone too
         terms = train_step(engine, next(batches))
         ema.update(step, state.values())
         record.add(step, terms)
-        if rank == 0 and step > logged:
-            seconds, since = time.monotonic() - since, time.monotonic()
-            tracker.log_metrics({**record.last(), "seconds_per_step": seconds}, step)
+        at_checkpoint = step % settings.checkpoint_every == 0 or step == settings.optim.steps
         if progress:
+            seconds, since = time.monotonic() - since, time.monotonic()
+            if step > logged:
+                unlogged[step] = {**record.last(), "seconds_per_step": seconds}
+            if at_checkpoint or len(unlogged) == LOG_EVERY:
+                tracker.log_history(unlogged)
+                unlogged = {}
             progress.update(1)
-        if step % settings.checkpoint_every == 0 or step == settings.optim.steps:
+        if at_checkpoint:
             report_checkpoint(state, ema, record, step, rank)
     if progress:
         progress.close()
@@ -129,9 +136,11 @@ def make_reader(settings: FinetuneSettings, config: dict[str, Any], rank: int, w
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, optim: Optim) -> None:
-    warmth = min(1.0, step / optim.warmup_steps) if optim.warmup_steps else 1.0
+    """Warm-up, the peak, and a cool-down where one is set; a function of the step alone."""
+    rising = step / optim.warmup_steps if optim.warmup_steps else 1.0
+    falling = (optim.steps - step + 1) / optim.cooldown_steps if optim.cooldown_steps else 1.0
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * warmth
+        group["lr"] = group["peak"] * min(1.0, rising, falling)
 
 
 def train_step(engine: Any, micro_batches: list) -> dict[str, torch.Tensor]:
