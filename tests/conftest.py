@@ -1,4 +1,5 @@
 import io
+import os
 import random
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def tiny_workflow(tmp_path_factory, tiny_base, make_pictures, local_ray):
         WorkflowSettings,
         {
             "run": {"storage": str(folder / "runs")},
-            "base": str(tiny_base),
+            "base": os.path.relpath(tiny_base),  # workers have other working directories
             "curate": {"source": str(folder / "shards"), "buckets": [[32, 32]], "held_out_every": 4,
                        "filters": {"min_side": 32}},
             "finetune": {

@@ -113,4 +113,4 @@ class Generator:
         if name == "lifted":
             transformer = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer").float()
             return PixelFlux2.from_latent(transformer, subspace).to(self.device).eval()
-        return load_finetuned(self.inputs["finetuned"], subspace).to(self.device)
+        return load_finetuned(self.inputs["finetuned"], subspace, base).to(self.device)

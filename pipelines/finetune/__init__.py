@@ -1,6 +1,7 @@
 """Finetune: the lifted model on real pixels, by Ray Train and DeepSpeed (Sec. 5.2, appendices A.3, A.4, B.2)."""
 
 import json
+from pathlib import Path
 
 import ray.train
 from ray.train.torch import TorchTrainer
@@ -42,6 +43,16 @@ def check(settings: FinetuneSettings, inputs: dict[str, Artifact]) -> None:
         raise ConfigError("encoded: made from another curated artifact than `curated`; run the encode step on it")
 
 
+def with_absolute_paths(settings: FinetuneSettings) -> FinetuneSettings:
+    """For workers: Ray Train gives them another working directory."""
+    loss, judge = settings.loss, settings.loss.perceptual
+    if judge and Path(judge.weights).is_file():
+        judge = judge.model_copy(update={"weights": storage.absolute(judge.weights)})
+    return settings.model_copy(
+        update={"base": storage.absolute(settings.base), "loss": loss.model_copy(update={"perceptual": judge})}
+    )
+
+
 def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
     from pipelines.finetune.loop import train_loop  # DeepSpeed takes seconds to import, and says so on stdout
 
@@ -50,7 +61,7 @@ def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={
-            "settings": settings.model_dump(mode="json"),
+            "settings": with_absolute_paths(settings).model_dump(mode="json"),
             "tracker": vars(context.tracker),
             "folder": context.folder,
             "subspace": context.inputs["basis"].file("subspace.safetensors"),

@@ -26,9 +26,10 @@ def build_model(settings: FinetuneSettings, subspace: Subspace) -> PixelFlux2:
     return model
 
 
-def load_finetuned(artifact: Artifact, subspace: Subspace) -> PixelFlux2:
-    """The moving average of a finetune artifact, ready to sample from."""
-    model = build_model(FinetuneSettings.model_validate(artifact.manifest["config"]), subspace)
+def load_finetuned(artifact: Artifact, subspace: Subspace, base: str) -> PixelFlux2:
+    """The moving average of a finetune artifact on its base model's folder, ready to sample from."""
+    settings = FinetuneSettings.model_validate({**artifact.manifest["config"], "base": base})
+    model = build_model(settings, subspace)
     average = storage.read_file(artifact.file(AVERAGE), load_file)
     with torch.no_grad():
         for key, parameter in model.trainable().items():
