@@ -21,7 +21,7 @@ def main() -> None:
 
     if torch.cuda.is_available():
         return
-    _put_ninja_on_path()
+    put_ninja_on_path()
     for lock in remove_stale_locks(extensions_folder()):
         print(f"removed {lock}: a build that was killed had left it")
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
@@ -67,7 +67,7 @@ def _is_held(lock: Path) -> bool:
     return False
 
 
-def _put_ninja_on_path() -> None:
+def put_ninja_on_path() -> None:
     """torch calls `ninja` by name; it lies beside this Python, which may not be the activated one."""
     scripts = sysconfig.get_path("scripts")
     if scripts not in os.environ.get("PATH", "").split(os.pathsep):

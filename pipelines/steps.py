@@ -11,6 +11,7 @@ from typing import Any
 from pipelines import artifacts, storage
 from pipelines.artifacts import Artifact, MissingArtifact
 from pipelines.config import ConfigError, RunSettings, Settings
+from pipelines.prebuild import put_ninja_on_path
 from pipelines.tracking import Tracker, open_run, tracking_uri
 
 
@@ -122,6 +123,7 @@ def start_ray(run: RunSettings) -> None:
         ray.init(address=address, log_to_driver=True)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token file appears in the home folder
+        put_ninja_on_path()  # workers inherit it; DeepSpeed calls it at every start
         ray.init(
             address="local",
             include_dashboard=False,
