@@ -92,7 +92,7 @@ def build(settings: BasisSettings, context: Context) -> dict[str, float]:
         total = moments if total is None else total
         if total is not moments:
             total.merge(moments)
-        if index & (index - 1) == 0:
+        if index & (index - 1) == 0 and total.cross_gram is not None:
             growing.append((int(total.count), procrustes_basis(total.cross_gram)))
     assert total is not None  # curate refuses an empty result
     return report(settings, context, total, space, growing)
@@ -106,8 +106,9 @@ def report(
     growing: list[tuple[int, torch.Tensor]],
 ) -> dict[str, float]:
     """Write both bases and what is to be known of them."""
-    gram, norm_sq = moments.pixel_gram, moments.latent_norm_sq
-    A, pca = procrustes_basis(moments.cross_gram), pca_basis(gram, settings.pca_rank)
+    gram, cross, norm_sq = moments.pixel_gram, moments.cross_gram, moments.latent_norm_sq
+    assert cross is not None and norm_sq is not None  # every shard came with latents
+    A, pca = procrustes_basis(cross), pca_basis(gram, settings.pca_rank)
     s = fit_scale(A, gram, norm_sq)
     provenance = {"patches": int(moments.count), "base": settings.base}
     save_subspace(context, "subspace", A, s, settings.layout, space, {**provenance, "method": "procrustes"})
@@ -115,7 +116,7 @@ def report(
     overlaps = [(n, float((part.mT @ A).square().sum() / A.shape[1])) for n, part in growing]
     metrics = {
         "scale": s,
-        "residual": residual_ratio(A, s, gram, moments.cross_gram, norm_sq),
+        "residual": residual_ratio(A, s, gram, cross, norm_sq),
         "captured_procrustes": captured_energy(A, gram),
         "captured_pca": captured_energy(pca, gram),
         "patches": float(moments.count),

@@ -122,8 +122,8 @@ class PixelFlux2(nn.Module):
             raise ValueError(f"a patch of {patch_dim} values is no square of three colours")
         transformer.requires_grad_(False)
         latent_modules = nn.ModuleDict({name: getattr(transformer, name) for name in TRAINED_MODULES})
-        transformer.x_embedder = _fused(latent_modules["x_embedder"].weight, subspace.A, after=False)
-        transformer.proj_out = _fused(latent_modules["proj_out"].weight, subspace.A, after=True)
+        transformer.x_embedder = _fused(transformer.x_embedder.weight, subspace.A, after=False)
+        transformer.proj_out = _fused(transformer.proj_out.weight, subspace.A, after=True)
         transformer.norm_out = copy.deepcopy(latent_modules["norm_out"]).requires_grad_(True)
         return cls(transformer, latent_modules, subspace, patch_size, sigma_floor_sample)
 

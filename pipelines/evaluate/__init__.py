@@ -2,10 +2,13 @@
 
 import io
 import json
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
@@ -126,7 +129,7 @@ def measure(
     settings: EvaluateSettings, context: Context, real: Tensor, samples: dict[tuple[str, int], Tensor]
 ) -> dict[str, float]:
     """Distances by model and seed, written as a table; the metrics are means over seeds."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (model, seed), images in samples.items():
         rows.append({"model": model, "seed": seed, **distances(images, real)})
     halves = real.chunk(2)
@@ -153,7 +156,7 @@ def show(
     """The picture: real | decoded latent sample | lifted, before training | after, for the same captions and noise."""
     seed, n = settings.seeds[0], settings.shown
     titles = {"latent": "decoded latent", "lifted": "lifted, untrained", "trained": "trained"}
-    columns = {"real": to_pictures(real[:n])}
+    columns: dict[str, Sequence[Image.Image]] = {"real": to_pictures(real[:n])}
     columns |= {title: to_pictures(samples[model, seed][:n]) for model, title in titles.items()}
     sheet = side_by_side(columns, prompts.captions()[:n], scale=2)
     context.tracker.log_picture("before_and_after", sheet)

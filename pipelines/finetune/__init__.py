@@ -59,7 +59,7 @@ def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
     unconditional, latent_width = load_unconditional(context.inputs["encoded"])
     resources = settings.resources
     trainer = TorchTrainer(
-        train_loop,
+        train_loop,  # type: ignore[arg-type]  # Ray passes on what it returns, and its annotation forgets that
         train_loop_config={
             "settings": with_absolute_paths(settings).model_dump(mode="json"),
             "tracker": vars(context.tracker),

@@ -62,7 +62,8 @@ def train_autoencoder(train_images: Tensor, held_out: Tensor, folder: Path, step
 @torch.no_grad()
 def set_whitening(model: AutoencoderKLFlux2, images: Tensor) -> None:
     """Batch-norm mean and variance over the packed latents of `images`, in float64."""
-    total, square, count = 0.0, 0.0, 0
+    total = torch.zeros(model.bn.num_features, dtype=torch.float64)
+    square, count = torch.zeros_like(total), 0
     for batch in images.split(256):
         z = F.pixel_unshuffle(model.encode(to_unit(batch)).latent_dist.mode(), 2).double()
         total, square = total + z.sum((0, 2, 3)), square + z.square().sum((0, 2, 3))

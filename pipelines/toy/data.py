@@ -54,8 +54,8 @@ class Picture:
 def emoji_caption(stem: str) -> str | None:
     """'1F431-200D-1F680' -> 'cat face rocket'; None for names unicodedata of Python 3.11 does not know."""
     codes = [int(code, 16) for code in stem.split("-")]
-    names = [unicodedata.name(chr(code), None) for code in codes if code not in ZERO_WIDTH]
-    return None if None in names else " ".join(names).lower()
+    names = [unicodedata.name(chr(code), "") for code in codes if code not in ZERO_WIDTH]
+    return " ".join(names).lower() if all(names) else None
 
 
 def emoji_stems() -> list[str]:
@@ -179,7 +179,7 @@ def _record(row: Picture, key: str) -> dict:
         "key": key, "caption": row.caption, "url": f"https://example.com/{key}.{row.extension}",
         "status": "success" if found else "failed_to_download", "error_message": None if found else "404",
         "width": width, "height": height, "original_width": width, "original_height": height,
-        "sha256": hashlib.sha256(row.image).hexdigest() if found else None,
+        "sha256": hashlib.sha256(row.image).hexdigest() if row.image is not None else None,
         "aesthetic": row.aesthetic, "punsafe": row.punsafe, "pwatermark": row.pwatermark,
         "similarity": row.similarity,
     }  # fmt: skip

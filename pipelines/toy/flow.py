@@ -45,8 +45,8 @@ def train_flow(
         noise = torch.randn(z_0.shape, generator=generator)
         sigma = sample_sigma(BATCH, shift=SHIFT, generator=generator)
         dropped = torch.rand(BATCH, generator=generator) < UNCONDITIONAL
-        text = [unconditional if drop else embeddings[i] for i, drop in zip(index, dropped, strict=True)]
-        text, mask = pad_embeddings(text)
+        captions = [unconditional if drop else embeddings[i] for i, drop in zip(index, dropped, strict=True)]
+        text, mask = pad_embeddings(captions)
         z_t = (1 - sigma)[:, None, None] * z_0 + sigma[:, None, None] * noise
         u_hat = run_transformer(model, z_t, sigma, text, grid, mask)
         return flow_matching_loss(noise - z_0, u_hat)

@@ -37,4 +37,5 @@ def train_backbone(images: Tensor, captions: list[str], folder: Path, steps: int
         x = x + 0.1 * torch.rand(64, 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)
         return F.binary_cross_entropy_with_logits(model(x), targets[index]) * WORDS
 
-    return train("backbone", model, loss_of, folder, steps, lr=1e-3, report=dict)[0]
+    train("backbone", model, loss_of, folder, steps, lr=1e-3, report=dict)
+    return features
