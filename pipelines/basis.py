@@ -46,7 +46,7 @@ class BasisSettings(StepSettings):
     resources: Resources = Resources()
 
 
-def check(settings: BasisSettings, inputs: dict[str, Artifact]) -> None:
+def check(settings: BasisSettings) -> None:
     check_base(settings.base, ("vae",))
     patch_dim = 3 * settings.patch_size**2
     if settings.pca_rank > patch_dim:

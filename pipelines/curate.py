@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipelines import storage
-from pipelines.artifacts import Artifact
 from pipelines.config import ConfigError, Settings, Uri
 from pipelines.datasets import RowWriter, read_rows
 from pipelines.images import BadImage, decode_image, encode_png, fit_to_size
@@ -91,7 +90,7 @@ def build(settings: CurateSettings, context: Context) -> dict[str, float]:
     return {**{f"kept_{k}": n for k, n in kept.items()}, "rejected": sum(reasons.values()), "shards": len(shards)}
 
 
-def check(settings: CurateSettings, inputs: dict[str, Artifact]) -> None:
+def check(settings: CurateSettings) -> None:
     for width, height in settings.buckets:
         if width % 16 or height % 16 or width < 16 or height < 16:
             raise ConfigError(f"buckets: {width}x{height} is not made of multiples of 16")

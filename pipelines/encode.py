@@ -45,7 +45,7 @@ class EncodeSettings(StepSettings):
     resources: Resources = Resources()
 
 
-def check(settings: EncodeSettings, inputs: dict[str, Artifact]) -> None:
+def check(settings: EncodeSettings) -> None:
     check_base(settings.base, ("vae", "text_encoder", "tokenizer"))
 
 

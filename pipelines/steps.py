@@ -39,17 +39,18 @@ class Step:
     """A step of the pipeline: settings and input artifacts in, one artifact out.
 
     `inputs` names the settings that hold artifact URIs, and which step makes each; an empty URI means "none".
-    `check` looks for what would fail later (missing weights, inputs that do not fit) and raises ConfigError;
-    it runs before Ray starts. `build` does the work and returns the numbers to report. `contents` names the settings
-    that hold folders from outside (models, raw data): where they are local, what lies in them belongs to the step's
-    identity.
+    `check` looks for what would fail later (missing weights, say) and `check_inputs` for inputs that do not fit; both
+    raise ConfigError, and run before Ray starts. `build` does the work and returns the numbers to report. `contents`
+    names the settings that hold folders from outside (models, raw data): where they are local, what lies in them belongs
+    to the step's identity.
     """
 
     name: str
     settings: type[StepSettings]
     build: Callable[[Any, Context], dict[str, float]]
     inputs: Mapping[str, str] = field(default_factory=dict)
-    check: Callable[[Any, dict[str, Artifact]], None] = lambda settings, inputs: None
+    check: Callable[[Any], None] = lambda settings: None
+    check_inputs: Callable[[Any, Mapping[str, Artifact]], None] = lambda settings, inputs: None
     contents: tuple[str, ...] = ()
 
 
@@ -95,7 +96,8 @@ def run_step(step: Step, settings: StepSettings, parent_run: str | None = None) 
     if storage.exists(storage.join(folder, artifacts.MANIFEST)):
         artifact = artifacts.load_artifact(folder, step.name)
         return Outcome(artifact, known.get("mlflow_run", ""), time.monotonic() - started, reused=True)
-    step.check(settings, inputs)
+    step.check(settings)
+    step.check_inputs(settings, inputs)
     start_ray(settings.run)
     with open_run(settings.run, step.name, known.get("mlflow_run"), parent_run) as tracker:
         storage.write_bytes(state, json.dumps({"mlflow_run": tracker.run_id}).encode())

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from pipelines import basis, color_stats, curate, encode, evaluate, finetune, storage
-from pipelines.config import RunSettings, Settings, Uri, validate
+from pipelines.config import ConfigError, RunSettings, Settings, Uri, validate
 from pipelines.steps import Outcome, Step, run_step
 from pipelines.tracking import open_run, tracking_uri
 
@@ -45,9 +45,13 @@ def step_settings(step: Step, settings: WorkflowSettings, made: dict[str, str]) 
 
 
 def check_all(settings: WorkflowSettings) -> None:
-    """Validate every section before the first step runs."""
+    """Validate every section, and look for what it needs from outside, before the first step runs."""
     for step in STEPS.values():
-        step_settings(step, settings, dict.fromkeys(STEPS, "not made yet"))
+        filled = step_settings(step, settings, dict.fromkeys(STEPS, "not made yet"))
+        try:
+            step.check(filled)
+        except ConfigError as error:
+            raise ConfigError(f"{step.name}.{error}") from None
 
 
 def run_workflow(settings: WorkflowSettings) -> tuple[str, dict[str, Outcome]]:

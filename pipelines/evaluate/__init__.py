@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -62,13 +62,16 @@ class EvaluateSettings(StepSettings):
     resources: Resources = Resources()
 
 
-def check(settings: EvaluateSettings, inputs: dict[str, Artifact]) -> None:
+def check(settings: EvaluateSettings) -> None:
     check_base(settings.base, ("transformer", "vae"))
+    if settings.shown > settings.samples:
+        raise ConfigError(f"shown={settings.shown}: must be at most samples={settings.samples}")
+
+
+def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> None:
     available = _held_out_rows(inputs["curated"])
     if settings.samples > available:
         raise ConfigError(f"samples={settings.samples}: only {available} held-out pictures and captions stand")
-    if settings.shown > settings.samples:
-        raise ConfigError(f"shown={settings.shown}: must be at most samples={settings.samples}")
 
 
 def _held_out_rows(curated: Artifact) -> int:
@@ -165,4 +168,12 @@ def show(
     storage.write_bytes(context.file("before_and_after.png"), buffer.getvalue())
 
 
-STEP = Step("evaluate", EvaluateSettings, build, inputs=INPUTS, check=check, contents=("base",))
+STEP = Step(
+    "evaluate",
+    EvaluateSettings,
+    build,
+    inputs=INPUTS,
+    check=check,
+    check_inputs=check_inputs,
+    contents=("base",),
+)

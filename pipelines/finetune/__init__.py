@@ -1,6 +1,7 @@
 """Finetune: the lifted model on real pixels, by Ray Train and DeepSpeed (Sec. 5.2, appendices A.3, A.4, B.2)."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray.train
@@ -21,11 +22,14 @@ from pipelines.steps import Context, Step
 INPUTS = {"curated": "curate", "encoded": "encode", "basis": "basis"}
 
 
-def check(settings: FinetuneSettings, inputs: dict[str, Artifact]) -> None:
-    """What can be known before anything starts: the base, the judge's weights, a basis that fits the model."""
+def check(settings: FinetuneSettings) -> None:
     check_base(settings.base, ("transformer",))
     if settings.loss.kind == "variance_reduced" and settings.loss.perceptual:
         check_perceptual(settings.loss.perceptual)
+
+
+def check_inputs(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> None:
+    """The basis fits the model, and the encoding the pictures."""
     subspace, pixels = load_subspace(inputs["basis"]), settings.pixels
     if subspace.layout != pixels.layout:
         raise ConfigError(f"basis: its patches are {subspace.layout}, pixels.layout={pixels.layout!r} asks otherwise")
@@ -104,4 +108,12 @@ def draw(record: Record, context: Context) -> None:
     storage.write_bytes(context.file("summary.json"), json.dumps({"by_sigma": by_sigma}).encode())
 
 
-STEP = Step("finetune", FinetuneSettings, build, inputs=INPUTS, check=check, contents=("base",))
+STEP = Step(
+    "finetune",
+    FinetuneSettings,
+    build,
+    inputs=INPUTS,
+    check=check,
+    check_inputs=check_inputs,
+    contents=("base",),
+)

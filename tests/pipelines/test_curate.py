@@ -222,7 +222,7 @@ def test_shards_of_one_number_in_two_folders_stay_apart(tmp_path, make_pictures)
     for part, first in (("a", 0), ("b", 30)):
         write_img2dataset(iter(make_pictures(20, first)), tmp_path / "in" / part)
     settings = CurateSettings(source=str(tmp_path / "in"))
-    check(settings, {})
+    check(settings)
     for part in "ab":
         ShardCurator(settings, str(tmp_path / "out"), {})(str(tmp_path / "in" / part / "00000.tar"))
     tables = [pq.read_table(file) for file in storage.list_files(str(tmp_path / "out/train"))]
@@ -240,10 +240,10 @@ def test_shards_of_one_number_in_two_folders_stay_apart(tmp_path, make_pictures)
 def test_sources_that_cannot_be_read_are_refused(make_shards, make_pictures, change, message):
     folder = make_shards(make_pictures(3))
     settings = CurateSettings(source=str(folder))
-    check(settings, {})
+    check(settings)
     change(folder)
     with pytest.raises(ConfigError, match=message):
-        check(settings, {})
+        check(settings)
 
 
 def write_twice(folder):
@@ -256,7 +256,7 @@ def write_twice(folder):
 def test_buckets_are_whole_patches(make_shards, make_pictures, size):
     settings = CurateSettings(source=str(make_shards(make_pictures(3))), buckets=[size])
     with pytest.raises(ConfigError, match=f"buckets: {size[0]}x{size[1]} is not made of multiples of 16"):
-        check(settings, {})
+        check(settings)
 
 
 @pytest.fixture(scope="module")

@@ -51,9 +51,10 @@ def test_basis_and_encoding_say_what_they_are(tiny_workflow):
     assert outcomes["encode"].artifact.manifest["metrics"]["pictures"] == 120
 
 
-def test_a_bad_section_is_refused_before_the_first_step(tiny_workflow, tmp_path):
-    tree = tiny_workflow[0].model_dump() | {"run": {"storage": str(tmp_path / "none")}, "basis": {"pca_rank": 0}}
-    with pytest.raises(ConfigError, match="basis.pca_rank=0"):
+@pytest.mark.parametrize("rank", [0, 769])
+def test_a_bad_section_is_refused_before_the_first_step(tiny_workflow, tmp_path, rank):
+    tree = tiny_workflow[0].model_dump() | {"run": {"storage": str(tmp_path / "none")}, "basis": {"pca_rank": rank}}
+    with pytest.raises(ConfigError, match=f"basis.pca_rank={rank}"):
         run_workflow(validate(WorkflowSettings, tree))
     assert not (tmp_path / "none" / "curate").exists()
 
@@ -79,4 +80,5 @@ def test_inputs_that_do_not_fit_are_refused_before_ray(tiny_workflow, step, chan
     with pytest.raises(ConfigError, match=message):
         step_config = step_settings(STEPS[step], settings, made)
         changed = validate(STEPS[step].settings, step_config.model_dump() | changes)
-        STEPS[step].check(changed, find_inputs(STEPS[step], changed))
+        STEPS[step].check(changed)
+        STEPS[step].check_inputs(changed, find_inputs(STEPS[step], changed))
