@@ -40,9 +40,9 @@ class Step:
 
     `inputs` names the settings that hold artifact URIs, and which step makes each; an empty URI means "none".
     `check` looks for what would fail later (missing weights, say) and `check_inputs` for inputs that do not fit; both
-    raise ConfigError, and run before Ray starts. `build` does the work and returns the numbers to report. `contents`
-    names the settings that hold folders from outside (models, raw data): where they are local, what lies in them belongs
-    to the step's identity.
+    raise ConfigError, and run before Ray starts. `build` does the work and returns the numbers to report.
+    `contents` names the settings that hold folders from outside (models, raw data): where they are local, what lies in
+    them belongs to the step's identity.
     """
 
     name: str
