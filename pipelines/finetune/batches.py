@@ -70,12 +70,12 @@ class SampleOrder:
         epoch, position = divmod(start, self.rows)
         number = start
         while True:
-            for window in self._windows(epoch):
+            for index, window in enumerate(self._windows(epoch)):
                 size = sum(g.rows for g in window)
                 if position >= size:
                     position -= size
                     continue
-                for group, row in self._shuffled(window, epoch)[position:]:
+                for group, row in self._shuffled(window, f"{epoch} {index}")[position:]:
                     yield Place(number, group, row)
                     number += 1
                 position = 0
@@ -87,9 +87,10 @@ class SampleOrder:
         for i in range(0, len(order), self.window):
             yield order[i : i + self.window]
 
-    def _shuffled(self, window: list[RowGroup], epoch: int) -> list[tuple[RowGroup, int]]:
+    def _shuffled(self, window: list[RowGroup], place: str) -> list[tuple[RowGroup, int]]:
+        """By the window's place in the epoch, not by its files' names: the same pictures elsewhere, the same run."""
         rows = [(g, row) for g in window for row in range(g.rows)]
-        random.Random(f"{self.seed} {epoch} {window[0].curated} {window[0].group}").shuffle(rows)
+        random.Random(f"{self.seed} {place}").shuffle(rows)
         return rows
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from asymflow.losses import flow_matching_loss
 from asymflow.models.flux2 import run_transformer
@@ -12,8 +13,9 @@ from asymflow.models.text import pad_embeddings
 from asymflow.schedule import sample_sigma
 from pipelines.toy.training import train
 
-BATCH = 48
+BATCH = 64
 UNCONDITIONAL = 0.1  # share of captions dropped, for guidance
+LONGEST = 20  # tokens of text; the few longer captions count as dropped, or every batch would be padded for them
 SHIFT = 1.5  # 64 x 64 pictures need little more noise than their 16 tokens already get
 
 
@@ -45,11 +47,15 @@ def train_flow(
         noise = torch.randn(z_0.shape, generator=generator)
         sigma = sample_sigma(BATCH, shift=SHIFT, generator=generator)
         dropped = torch.rand(BATCH, generator=generator) < UNCONDITIONAL
-        captions = [unconditional if drop else embeddings[i] for i, drop in zip(index, dropped, strict=True)]
-        text, mask = pad_embeddings(captions)
+        captions = [embeddings[i] for i in index]
+        text, mask = pad_embeddings(
+            [unconditional if drop or len(e) > LONGEST else e for e, drop in zip(captions, dropped, strict=True)]
+        )
         z_t = (1 - sigma)[:, None, None] * z_0 + sigma[:, None, None] * noise
-        u_hat = run_transformer(model, z_t, sigma, text, grid, mask)
-        return flow_matching_loss(noise - z_0, u_hat)
+        # together twice the steps an hour: bf16 products, and plain attention, as 36 tokens are too few for tiles
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            u_hat = run_transformer(model, z_t, sigma, text, grid, mask)
+        return flow_matching_loss(noise - z_0, u_hat.float())
 
     return train("flow", model, loss_of, folder, steps, lr=1e-3, report=dict)
 

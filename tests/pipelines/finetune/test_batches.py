@@ -6,8 +6,8 @@ import torch
 from pipelines.finetune.batches import BatchReader, NoiseSettings, RowGroup, SampleOrder, list_row_groups
 
 
-def order(rows=(5, 3, 8, 2, 7), seed=0, window=2) -> SampleOrder:
-    return SampleOrder([RowGroup(f"c{i}", f"e{i}", 0, n) for i, n in enumerate(rows)], seed, window)
+def order(rows=(5, 3, 8, 2, 7), seed=0, window=2, folder="") -> SampleOrder:
+    return SampleOrder([RowGroup(f"{folder}c{i}", f"{folder}e{i}", 0, n) for i, n in enumerate(rows)], seed, window)
 
 
 def names(places) -> list[tuple[str, int]]:
@@ -31,6 +31,13 @@ def test_starting_anywhere_gives_the_sequence_from_there(start):
 def test_the_seed_and_nothing_else_decides():
     assert names(islice(order(seed=1).from_number(0), 25)) == names(islice(order(seed=1).from_number(0), 25))
     assert names(islice(order(seed=1).from_number(0), 25)) != names(islice(order(seed=2).from_number(0), 25))
+
+
+def test_where_the_files_lie_does_not_matter():
+    here, there = (names(islice(order(folder=f).from_number(0), 50)) for f in ("here/", "there/"))
+    assert [(name.removeprefix("here/"), row) for name, row in here] == [
+        (name.removeprefix("there/"), row) for name, row in there
+    ]
 
 
 def reader(outcomes, rank: int, workers: int, dropout: float = 0.0) -> BatchReader:
