@@ -17,18 +17,12 @@ from asymflow.subspace import Subspace, captured_energy, fit_scale, pca_basis, p
 from pipelines import storage
 from pipelines.artifacts import Artifact
 from pipelines.color_stats import load_space
-from pipelines.config import ConfigError, Layout, Settings, Uri
+from pipelines.config import ConfigError, Layout, Uri
 from pipelines.datasets import read_images
 from pipelines.figures import basis_tiles, spectrum_figure
 from pipelines.models import check_base
-from pipelines.shards import by_name, map_items, shard_name
+from pipelines.shards import ModelWorkers, by_name, map_items, shard_name
 from pipelines.steps import Context, Step, StepSettings
-
-
-class Resources(Settings):
-    workers: int = Field(2, ge=1)
-    """Ray actors, each with an autoencoder"""
-    gpus_per_worker: float = Field(0, ge=0)
 
 
 class BasisSettings(StepSettings):
@@ -43,7 +37,7 @@ class BasisSettings(StepSettings):
     """Order of values in a patch"""
     pca_rank: int = Field(128, ge=1)
     """Rank of the PCA basis (Procrustes has the rank of the latent tokens)"""
-    resources: Resources = Resources()
+    resources: ModelWorkers = ModelWorkers()
 
 
 def check(settings: BasisSettings) -> None:
@@ -58,7 +52,7 @@ class ShardMoments:
 
     def __init__(self, settings: BasisSettings, space: OklabSpace, folder: str):
         self.settings, self.space, self.folder = settings, space, folder
-        self.device = "cuda" if settings.resources.gpus_per_worker else "cpu"
+        self.device = settings.resources.device
         self.autoencoder = AutoencoderKLFlux2.from_pretrained(settings.base, subfolder="vae").to(self.device).eval()
 
     def __call__(self, shard: str) -> dict[str, Any]:
@@ -80,12 +74,9 @@ def build(settings: BasisSettings, context: Context) -> dict[str, float]:
     space = load_space(context.inputs["color_stats"])
     shards = context.inputs["curated"].files("train", ".parquet")
     make_worker = partial(ShardMoments, settings, space, context.folder)
-    resources = settings.resources
     total: PatchMoments | None = None
     growing: list[tuple[int, torch.Tensor]] = []  # the basis after 1, 2, 4, ... shards: how it converges
-    summaries = map_items(
-        by_name(shards), make_worker, context.folder, resources.workers, num_gpus=resources.gpus_per_worker
-    )
+    summaries = map_items(by_name(shards), make_worker, context.folder, settings.resources)
     for index, summary in enumerate(summaries, start=1):
         part = load(storage.read_bytes(partial_file(context.folder, summary["item"])))
         moments = PatchMoments.from_state_dict(part)

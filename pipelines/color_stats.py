@@ -4,28 +4,22 @@ import json
 from functools import partial
 from typing import Any
 
-from pydantic import Field
 from safetensors.torch import load, save
 
 from asymflow.moments import ChannelMoments
 from asymflow.oklab import OklabSpace, srgb_to_oklab
 from pipelines import storage
 from pipelines.artifacts import Artifact
-from pipelines.config import Settings, Uri
+from pipelines.config import Uri
 from pipelines.datasets import read_images
-from pipelines.shards import by_name, map_items, shard_name
+from pipelines.shards import Workers, by_name, map_items, shard_name
 from pipelines.steps import Context, Step, StepSettings
-
-
-class Resources(Settings):
-    workers: int = Field(2, ge=1)
-    """Ray actors, one CPU each"""
 
 
 class ColorStatsSettings(StepSettings):
     curated: Uri
     """Artifact of the curate step"""
-    resources: Resources = Resources()
+    resources: Workers = Workers()
 
 
 class ShardMoments:
@@ -50,7 +44,7 @@ def build(settings: ColorStatsSettings, context: Context) -> dict[str, float]:
     shards = context.inputs["curated"].files("train", ".parquet")
     total = ChannelMoments()
     worker = partial(ShardMoments, context.folder)
-    for summary in map_items(by_name(shards), worker, context.folder, settings.resources.workers):
+    for summary in map_items(by_name(shards), worker, context.folder, settings.resources):
         partial_sums = load(storage.read_bytes(partial_file(context.folder, summary["item"])))
         total.merge(ChannelMoments.from_state_dict(partial_sums))
     stats: dict[str, Any] = {

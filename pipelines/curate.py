@@ -23,7 +23,7 @@ from pipelines.config import ConfigError, Settings, Uri
 from pipelines.datasets import RowWriter, read_rows
 from pipelines.images import BadImage, decode_image, encode_png, fit_to_size
 from pipelines.pictures import grid_of
-from pipelines.shards import by_name, item_name, map_items
+from pipelines.shards import Workers, by_name, item_name, map_items
 from pipelines.split import is_held_out
 from pipelines.steps import Context, Step, StepSettings
 
@@ -53,11 +53,6 @@ class Filters(Settings):
     """Longer side over shorter side"""
 
 
-class Resources(Settings):
-    workers: int = Field(2, ge=1)
-    """Ray actors, one CPU each"""
-
-
 class CurateSettings(StepSettings):
     source: Uri
     """Folder of img2dataset shards (NAME.tar with NAME.parquet beside it), local or s3://"""
@@ -66,7 +61,7 @@ class CurateSettings(StepSettings):
     filters: Filters = Filters()
     held_out_every: int = Field(16, ge=2)
     """One picture in this many is kept out of training"""
-    resources: Resources = Resources()
+    resources: Workers = Workers()
 
 
 class Rejected(Exception):
@@ -79,7 +74,7 @@ def build(settings: CurateSettings, context: Context) -> dict[str, float]:
     make_worker = partial(ShardCurator, settings, context.folder, duplicates)
     reasons: Counter[str] = Counter()
     kept: Counter[str] = Counter()
-    for summary in map_items(by_name(shards), make_worker, context.folder, settings.resources.workers):
+    for summary in map_items(by_name(shards), make_worker, context.folder, settings.resources):
         reasons.update(summary["rejected"])
         kept.update(summary["kept"])
     if not kept["train"] or not kept["held_out"]:

@@ -20,20 +20,14 @@ from asymflow.models.autoencoder import encode_images
 from asymflow.models.text import encode_captions
 from pipelines import storage
 from pipelines.artifacts import Artifact
-from pipelines.config import Settings, Uri
+from pipelines.config import Uri
 from pipelines.datasets import RowWriter, read_images
 from pipelines.models import check_base
-from pipelines.shards import by_name, map_items
+from pipelines.shards import ModelWorkers, by_name, map_items
 from pipelines.steps import Context, Step, StepSettings
 
 SCHEMA = pa.schema({"key": pa.string(), "latents": pa.binary(), "text": pa.binary(), "text_tokens": pa.int32()})
 UNCONDITIONAL = "unconditional.safetensors"
-
-
-class Resources(Settings):
-    workers: int = Field(2, ge=1)
-    """Ray actors, each with an autoencoder and a text encoder"""
-    gpus_per_worker: float = Field(0, ge=0)
 
 
 class EncodeSettings(StepSettings):
@@ -42,7 +36,7 @@ class EncodeSettings(StepSettings):
     base: Uri
     """Folder of the latent model, a diffusers pipeline; its vae, text_encoder and tokenizer are used"""
     max_text_tokens: int = Field(512, ge=1)
-    resources: Resources = Resources()
+    resources: ModelWorkers = ModelWorkers()
 
 
 def check(settings: EncodeSettings) -> None:
@@ -63,7 +57,7 @@ class ShardEncoder:
 
     def __init__(self, settings: EncodeSettings, folder: str):
         self.settings, self.folder = settings, folder
-        self.device = "cuda" if settings.resources.gpus_per_worker else "cpu"
+        self.device = settings.resources.device
         self.autoencoder = AutoencoderKLFlux2.from_pretrained(settings.base, subfolder="vae").to(self.device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(settings.base, subfolder="tokenizer")
         text_encoder = Qwen3ForCausalLM.from_pretrained(settings.base, subfolder="text_encoder", dtype=torch.float32)
@@ -106,11 +100,8 @@ def build(settings: EncodeSettings, context: Context) -> dict[str, float]:
     curated = context.inputs["curated"]
     files = by_name(curated.files("train", ".parquet") + curated.files("held_out", ".parquet"))
     make_worker = partial(ShardEncoder, settings, context.folder)
-    resources = settings.resources
     rows = tokens = 0
-    for summary in map_items(
-        files, make_worker, context.folder, resources.workers, num_gpus=resources.gpus_per_worker
-    ):
+    for summary in map_items(files, make_worker, context.folder, settings.resources):
         rows, tokens = rows + summary["rows"], tokens + summary["text_tokens"]
     return {"pictures": rows, "text_tokens_mean": tokens / rows}
 

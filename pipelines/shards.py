@@ -9,12 +9,30 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import ray
+from pydantic import Field
 from ray.data import ActorPoolStrategy
 from tqdm import tqdm
 
 from pipelines import storage
+from pipelines.config import Settings
 
 Worker = Callable[[str], dict[str, Any]]
+
+
+class Workers(Settings):
+    """The actors of a step, one CPU each."""
+
+    workers: int = Field(2, ge=1)
+
+
+class ModelWorkers(Workers):
+    """Actors that each hold a model."""
+
+    gpus_per_worker: float = Field(0, ge=0)
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus_per_worker else "cpu"
 
 
 def shard_name(uri: str) -> str:
@@ -52,9 +70,7 @@ def map_items(
     items: Mapping[str, str],
     make_worker: Callable[[], Worker],
     folder: str,
-    workers: int = 1,
-    num_cpus: float = 1,
-    num_gpus: float = 0,
+    resources: Workers,
 ) -> Iterator[dict[str, Any]]:
     """Apply a worker to every item that has no summary in `folder/.done` yet; yields all summaries, in order.
 
@@ -69,9 +85,10 @@ def map_items(
         data = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
             _Task,  # type: ignore[arg-type]  # a class becomes an actor; Ray's signature knows functions only
             fn_constructor_args=(make_worker, summaries),
-            compute=ActorPoolStrategy(min_size=1, max_size=min(workers, len(todo))),  # a small cluster still works
-            num_cpus=num_cpus,
-            num_gpus=num_gpus or None,
+            # from one actor on, so that a small cluster still works
+            compute=ActorPoolStrategy(min_size=1, max_size=min(resources.workers, len(todo))),
+            num_cpus=1,
+            num_gpus=getattr(resources, "gpus_per_worker", 0) or None,
         )
         for _ in tqdm(data.iter_rows(), total=len(todo), desc=PurePosixPath(folder).parent.name, unit="shard"):
             pass

@@ -16,21 +16,18 @@ from asymflow.metrics.sliced_wasserstein import image_sliced_wasserstein
 from asymflow.metrics.spectrum import high_frequency_power_ratio, spectrum_distance
 from pipelines import storage
 from pipelines.artifacts import Artifact
-from pipelines.config import ConfigError, Settings, Uri
+from pipelines.config import ConfigError, Uri
 from pipelines.datasets import pixels_of, read_rows
 from pipelines.evaluate.generate import MODELS, Generator, Prompts, samples_file
 from pipelines.models import check_base
 from pipelines.pictures import side_by_side, to_pictures
-from pipelines.shards import map_items
+from pipelines.shards import ModelWorkers, map_items
 from pipelines.steps import Context, Step, StepSettings
 
 INPUTS = {"curated": "curate", "encoded": "encode", "basis": "basis", "finetuned": "finetune"}
 
 
-class Resources(Settings):
-    workers: int = Field(2, ge=1)
-    """Ray actors, each with a model"""
-    gpus_per_worker: float = Field(0, ge=0)
+class Resources(ModelWorkers):
     batch: int = Field(32, ge=1)
     """Pictures sampled together"""
 
@@ -97,10 +94,7 @@ def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
     }
     inputs = dict(context.inputs)
     make_worker = partial(Generator, settings, inputs, prompts, context.folder)
-    resources = settings.resources
-    summaries = map_items(
-        items, make_worker, context.folder, resources.workers, num_gpus=resources.gpus_per_worker
-    )
+    summaries = map_items(items, make_worker, context.folder, settings.resources)
     made: dict[tuple[str, int], list[Tensor]] = {}
     for summary in summaries:
         model, seed, start, _ = json.loads(summary["item"])

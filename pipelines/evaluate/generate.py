@@ -56,7 +56,7 @@ class Generator:
 
     def __init__(self, settings: Any, inputs: dict[str, Artifact], prompts: Prompts, folder: str):
         self.settings, self.inputs, self.folder = settings, inputs, folder
-        self.device = "cuda" if settings.resources.gpus_per_worker else "cpu"
+        self.device = settings.resources.device
         self.unconditional, _ = load_unconditional(inputs["encoded"])
         self.captions = prompts.captions()
         self.embeddings = prompts.embeddings(self.unconditional.shape[-1])

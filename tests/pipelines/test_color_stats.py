@@ -7,11 +7,12 @@ from PIL import Image
 
 from asymflow.oklab import srgb_to_oklab
 from pipelines import artifacts, storage
-from pipelines.color_stats import STEP, ColorStatsSettings, Resources, load_space
+from pipelines.color_stats import STEP, ColorStatsSettings, load_space
 from pipelines.config import ConfigError, RunSettings
 from pipelines.curate import SCHEMA, CurateSettings
 from pipelines.datasets import RowWriter, read_images
 from pipelines.images import encode_png
+from pipelines.shards import Workers
 from pipelines.steps import run_step
 
 
@@ -34,7 +35,7 @@ def curated(tmp_path_factory):
 
 
 def run(curated, storage_root, workers=2):
-    resources = Resources(workers=workers)
+    resources = Workers(workers=workers)
     settings = ColorStatsSettings(
         curated=curated.uri, run=RunSettings(storage=str(storage_root)), resources=resources
     )

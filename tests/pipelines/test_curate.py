@@ -19,7 +19,6 @@ from pipelines.curate import (
     STEP,
     CurateSettings,
     Filters,
-    Resources,
     ShardCurator,
     best_bucket,
     check,
@@ -27,6 +26,7 @@ from pipelines.curate import (
     repeated_pictures,
 )
 from pipelines.images import decode_image
+from pipelines.shards import Workers
 from pipelines.split import is_held_out
 from pipelines.steps import run_step
 from pipelines.toy.data import _faulty_pictures, write_img2dataset
@@ -345,7 +345,7 @@ def test_killed_half_way_does_only_the_rest(outcome, settings):
 @pytest.mark.ray
 def test_number_of_workers_changes_nothing(outcome, settings, tmp_path):
     run = RunSettings(storage=str(tmp_path))
-    alone = run_step(STEP, settings.model_copy(update={"run": run, "resources": Resources(workers=1)}))
+    alone = run_step(STEP, settings.model_copy(update={"run": run, "resources": Workers(workers=1)}))
     assert alone.artifact.id == outcome.artifact.id
     assert alone.artifact.manifest["files"] == outcome.artifact.manifest["files"]
 
