@@ -28,7 +28,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError:
             raise BadImage("too many pixels") from None
-        except Exception:
+        except Exception:  # decoders raise whatever their parsing runs into: struct.error, SyntaxError, KeyError, ...
             raise BadImage("not an image") from None
         if image.width * image.height > max_pixels:
             raise BadImage("too many pixels")
@@ -56,9 +56,10 @@ def _to_srgb(image: Image.Image, info: dict[Any, Any]) -> Image.Image:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-            return converted or image.convert("RGB")
         except (ImageCms.PyCMSError, OSError):
-            pass  # a broken profile says nothing about the pixels: read them as sRGB
+            converted = None  # a broken profile says nothing about the pixels: read them as sRGB
+        if converted:
+            return converted
     return image.convert("RGB")
 
 

@@ -30,8 +30,8 @@ class Steps:
 
     autoencoder: int = 5500
     text_encoder: int = 800
-    flow: int = 3500
-    backbone: int = 1500
+    flow: int = 16_000
+    backbone: int = 2000
 
 
 def load_pictures(files: list[str]) -> tuple[Tensor, list[str]]:

@@ -1,5 +1,5 @@
 """A small backbone for the perceptual term where no published weights can be had: SqueezeNet, one of lpips'
-architectures, taught to read the captions' words off the demo pictures."""
+architectures, taught to read the captions' words, and how much noise was added, off the demo pictures."""
 
 from collections import Counter
 from pathlib import Path
@@ -23,19 +23,25 @@ def words_of(captions: list[str]) -> Tensor:
 
 
 def train_backbone(images: Tensor, captions: list[str], folder: Path, steps: int) -> nn.Module:
-    """Multi-label classification of (N, 3, 64, 64) uint8 pictures; returns the features `lpips` builds on."""
+    """Words and noise level of (N, 3, 64, 64) uint8 pictures; returns the features `lpips` builds on.
+
+    Features that only name things learn to look past noise, and a perceptual term on those invites it.
+    """
     torch.manual_seed(3)
     features = squeezenet1_1().features
     # a linear head of our own: SqueezeNet's ends in a ReLU, which cannot say that a word is absent
-    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, WORDS))
+    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, WORDS + 1))
     targets = words_of(captions)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(images), (64,), generator=generator)
         x = to_unit(images[index])
         x = torch.where(torch.rand(64, 1, 1, 1, generator=generator) < 0.5, x, x.flip(-1))
-        x = x + 0.1 * torch.rand(64, 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)
-        return F.binary_cross_entropy_with_logits(model(x), targets[index]) * WORDS
+        level = (0.3 * torch.rand(64, generator=generator) - 0.1).clamp(min=0)  # a third stays clean
+        x = x + level[:, None, None, None] * torch.randn(x.shape, generator=generator)
+        words, noisiness = model(x).split([WORDS, 1], dim=1)
+        read = F.binary_cross_entropy_with_logits(words, targets[index]) * WORDS
+        return read + F.mse_loss(noisiness.flatten(), 30 * level)
 
     train("backbone", model, loss_of, folder, steps, lr=1e-3, report=dict)
     return features

@@ -49,17 +49,14 @@ def plain(tiny_workflow, tmp_path_factory):
     return run_step(STEP, settings_for(tiny_workflow, tmp_path_factory.mktemp("plain"), zero_stage=0)).artifact
 
 
-TWO_WORKERS = pytest.mark.xfail(strict=False, reason="passed alone, failed in one whole run of the suite: to be found")
-
-
 @pytest.mark.parametrize(
     "resources",
     [
         {"zero_stage": 2},
         {"zero_stage": 3},
-        pytest.param({"zero_stage": 2, "workers": 2}, marks=TWO_WORKERS),
-        pytest.param({"zero_stage": 3, "workers": 2}, marks=TWO_WORKERS),
-        pytest.param({"zero_stage": 0, "workers": 2, "micro_batch": 1}, marks=TWO_WORKERS),
+        {"zero_stage": 2, "workers": 2},
+        {"zero_stage": 3, "workers": 2},
+        {"zero_stage": 0, "workers": 2, "micro_batch": 1},
     ],
     ids=lambda r: " ".join(f"{k}={v}" for k, v in r.items()),
 )
