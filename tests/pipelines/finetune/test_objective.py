@@ -1,6 +1,5 @@
 import pytest
 import torch
-from diffusers import Flux2Transformer2DModel
 
 from asymflow.losses import perceptual_loss, vr_loss
 from asymflow.models.flux2 import PixelFlux2
@@ -12,15 +11,11 @@ from pipelines.finetune.config import Loss, Perceptual
 from pipelines.finetune.objective import Objective
 
 
-def tiny_model() -> PixelFlux2:
+@pytest.fixture
+def model(tiny_transformer) -> PixelFlux2:
     torch.manual_seed(0)
-    transformer = Flux2Transformer2DModel(
-        in_channels=128, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=8, timestep_guidance_channels=16, mlp_ratio=1.0, axes_dims_rope=(4, 4, 4, 4),
-        guidance_embeds=False,
-    )  # fmt: skip
     A = torch.linalg.qr(torch.randn(768, 128)).Q
-    model = PixelFlux2.from_latent(transformer, Subspace(A, 1.7, "channel_first", RELEASED, {}))
+    model = PixelFlux2.from_latent(tiny_transformer(8), Subspace(A, 1.7, "channel_first", RELEASED, {}))
     model.add_lora(rank=2, dropout=0.0)
     return model
 
@@ -37,8 +32,8 @@ def batch() -> Batch:
     )
 
 
-def test_flow_matching_is_the_squared_velocity_error():
-    model, data = tiny_model(), batch()
+def test_flow_matching_is_the_squared_velocity_error(model):
+    data = batch()
     loss, terms = Objective(model, Loss(kind="flow_matching", loss_scale=5.0))(data)
     x_0 = RELEASED.encode(data.images)
     sigma = data.sigma[:, None, None, None]
@@ -48,8 +43,8 @@ def test_flow_matching_is_the_squared_velocity_error():
 
 
 @pytest.mark.parametrize("granularity", ["patch", "patch_channel"])
-def test_the_variance_reduced_loss_is_that_of_the_equations(granularity):
-    model, data = tiny_model(), batch()
+def test_the_variance_reduced_loss_is_that_of_the_equations(model, granularity):
+    data = batch()
     judge = Perceptual(net="squeeze", weights="random", weight=0.2)
     objective = Objective(model, Loss(granularity=granularity, perceptual=judge))
     loss, terms = objective(data)
@@ -74,6 +69,6 @@ def test_the_variance_reduced_loss_is_that_of_the_equations(granularity):
     assert frozen and all(p.grad is None for p in frozen)
 
 
-def test_the_judge_is_no_part_of_the_trained_module():
-    objective = Objective(tiny_model(), Loss(perceptual=Perceptual(net="squeeze", weights="random")))
+def test_the_judge_is_no_part_of_the_trained_module(model):
+    objective = Objective(model, Loss(perceptual=Perceptual(net="squeeze", weights="random")))
     assert all(name.startswith("model.") for name, _ in objective.named_parameters())
