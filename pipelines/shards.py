@@ -24,6 +24,10 @@ class Workers(Settings):
 
     workers: int = Field(2, ge=1)
 
+    @property
+    def gpus(self) -> float:
+        return 0
+
 
 class ModelWorkers(Workers):
     """Actors that each hold a model."""
@@ -31,8 +35,12 @@ class ModelWorkers(Workers):
     gpus_per_worker: float = Field(0, ge=0)
 
     @property
+    def gpus(self) -> float:
+        return self.gpus_per_worker
+
+    @property
     def device(self) -> str:
-        return "cuda" if self.gpus_per_worker else "cpu"
+        return "cuda" if self.gpus else "cpu"
 
 
 def shard_name(uri: str) -> str:
@@ -88,7 +96,7 @@ def map_items(
             # from one actor on, so that a small cluster still works
             compute=ActorPoolStrategy(min_size=1, max_size=min(resources.workers, len(todo))),
             num_cpus=1,
-            num_gpus=getattr(resources, "gpus_per_worker", 0) or None,
+            num_gpus=resources.gpus or None,
         )
         for _ in tqdm(data.iter_rows(), total=len(todo), desc=PurePosixPath(folder).parent.name, unit="shard"):
             pass

@@ -75,7 +75,7 @@ class SampleOrder:
                 if position >= size:
                     position -= size
                     continue
-                for group, row in self._shuffled(window, f"{epoch} {index}")[position:]:
+                for group, row in self._shuffled(window, epoch, index)[position:]:
                     yield Place(number, group, row)
                     number += 1
                 position = 0
@@ -87,10 +87,10 @@ class SampleOrder:
         for i in range(0, len(order), self.window):
             yield order[i : i + self.window]
 
-    def _shuffled(self, window: list[RowGroup], place: str) -> list[tuple[RowGroup, int]]:
+    def _shuffled(self, window: list[RowGroup], epoch: int, index: int) -> list[tuple[RowGroup, int]]:
         """By the window's place in the epoch, not by its files' names: the same pictures elsewhere, the same run."""
         rows = [(g, row) for g in window for row in range(g.rows)]
-        random.Random(f"{self.seed} {place}").shuffle(rows)
+        random.Random(f"{self.seed} {epoch} {index}").shuffle(rows)
         return rows
 
 

@@ -26,7 +26,7 @@ BACKBONE_FILE = "perceptual_squeeze.safetensors"
 
 @dataclass(frozen=True)
 class Steps:
-    """Optimizer steps of each part. The defaults are the shipped weights': about an hour and a half on two cores."""
+    """Optimizer steps of each part. The defaults are the shipped weights': about an hour and a quarter on two cores."""
 
     autoencoder: int = 5500
     text_encoder: int = 800
