@@ -4,6 +4,8 @@ import json
 import sys
 
 from pipelines.config import ConfigError, describe, load_config
+from pipelines.shards import ItemsFailed
+from pipelines.storage import StorageError
 from pipelines.tracking import tracking_uri
 from pipelines.workflow import STEPS, WorkflowSettings, run_workflow, table
 
@@ -18,9 +20,9 @@ def main() -> None:
     try:
         settings = load_config(WorkflowSettings, arguments[0], arguments[1:])
         run_id, outcomes = run_workflow(settings)
-    except ConfigError as error:
+    except (ConfigError, ItemsFailed, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
     last = outcomes["evaluate"].artifact
     print(f"\n{table(outcomes)}\n\npicture:   {last.file('before_and_after.png')}")
     print(f"MLflow UI: .venv/bin/mlflow ui --backend-store-uri {tracking_uri(settings.run)}\n")

@@ -93,9 +93,8 @@ def finish(
 
 
 def _describe(uri: str) -> dict[str, Any]:
-    filesystem, path = storage.open_filesystem(uri)
     digest, size = hashlib.sha256(), 0
-    with filesystem.open_input_stream(path) as stream:
+    with storage.open_file(uri) as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
             size += len(chunk)

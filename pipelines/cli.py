@@ -4,7 +4,9 @@ import json
 import sys
 
 from pipelines.config import ConfigError, describe, load_config
+from pipelines.shards import ItemsFailed
 from pipelines.steps import Step, run_step
+from pipelines.storage import StorageError
 
 
 def main(step: Step, about: str) -> None:
@@ -19,8 +21,8 @@ def main(step: Step, about: str) -> None:
     try:
         settings = load_config(step.settings, arguments[0], arguments[1:])
         outcome = run_step(step, settings)
-    except ConfigError as error:
+    except (ConfigError, ItemsFailed, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
     metrics = outcome.artifact.manifest["metrics"]
     print(json.dumps({"artifact": outcome.artifact.uri, "mlflow_run": outcome.mlflow_run, "metrics": metrics}))

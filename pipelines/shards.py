@@ -1,22 +1,41 @@
 """One item in, one result out, on Ray Data: the shape of every step over a data set.
 
-Each item's summary is written last; a rerun does only the items without one. Memory does not grow with their number.
+Each item's summary is written last; a rerun does only the items without one. An item that fails does not stop the
+others. Memory does not grow with their number.
 """
 
 import json
+import logging
+import textwrap
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import quote, unquote
 
 import ray
 from pydantic import Field
 from ray.data import ActorPoolStrategy
+from ray.exceptions import RayError
+from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
 from pipelines import storage
 from pipelines.config import Settings
 
+LOGGER = logging.getLogger(__name__)
+MAX_FAILED = 10
+"""More failed items than these are a bug, not bad luck: a step stops early"""
+_SHOWN = 3
+_READERS = 8
+
 Worker = Callable[[str], dict[str, Any]]
+
+
+class ItemsFailed(RuntimeError):
+    """Some items of a step have no result; the message names them."""
 
 
 class Workers(Settings):
@@ -69,9 +88,14 @@ class _Task:
         self.summaries = summaries
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        summary = {"item": row["item"], **self.worker(row["item"])}
-        storage.write_bytes(_summary_file(self.summaries, row["name"]), json.dumps(summary).encode())
-        return {"name": row["name"]}
+        name, item = row["name"], row["item"]
+        try:
+            summary = {"item": item, **self.worker(item)}
+            storage.write_bytes(_summary_file(self.summaries, name), json.dumps(summary).encode())
+        except Exception as error:  # of any kind: the other items go on
+            LOGGER.exception("item %s failed", name)
+            return {"name": name, "error": f"{type(error).__name__}: {error}"}
+        return {"name": name, "error": ""}
 
 
 def map_items(
@@ -79,30 +103,96 @@ def map_items(
     make_worker: Callable[[], Worker],
     folder: str,
     resources: Workers,
+    *,
+    stage: str = "",
 ) -> Iterator[dict[str, Any]]:
-    """Apply a worker to every item that has no summary in `folder/.done` yet; yields all summaries, in order.
+    """Apply a worker to every item that has no summary yet; yields all summaries, in order.
 
     `items` is {name: what the worker is called with}. `make_worker()` is called once an actor: that is where models
     are loaded. A worker writes its own outputs atomically, named after the item, so that doing an item again (a lost
-    task, a killed run) changes nothing.
+    task, a killed run) changes nothing. Summaries lie in `folder/.done`, or in a folder of it for each stage of a step
+    that calls this more than once. Raises ItemsFailed after the last item, or once more than MAX_FAILED have failed.
     """
-    summaries = storage.join(folder, ".done")
-    done = {shard_name(uri) for uri in storage.list_files(summaries, ".json")}
-    todo = [{"name": name, "item": item} for name, item in items.items() if name not in done]
+    summaries = storage.join(folder, ".done", *filter(None, [stage]))
+    done = _names_done(summaries)
+    todo = {name: item for name, item in items.items() if name not in done}
     if todo:
-        data = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
+        label = " ".join(filter(None, [PurePosixPath(folder).parent.name, stage]))
+        _do(todo, make_worker, summaries, resources, label)
+    yield from _read_summaries(_summary_file(summaries, name) for name in items)
+
+
+def _do(
+    todo: Mapping[str, str], make_worker: Callable[[], Worker], summaries: str, resources: Workers, label: str
+) -> None:
+    """Do all items. Raises ItemsFailed."""
+    missing = dict.fromkeys(todo, "its worker died each time (out of memory?)")
+    failed: dict[str, str] = {}
+    rows = _start(todo, make_worker, summaries, resources).iter_rows()
+    try:
+        for row in tqdm(rows, total=len(todo), desc=label, unit="shard"):
+            del missing[row["name"]]
+            if row["error"]:
+                failed[row["name"]] = row["error"]
+            if len(failed) > MAX_FAILED:
+                raise ItemsFailed(f"{label}: stopped early, for {_describe(failed, len(todo))}")
+    except RayError as error:  # more workers died than MAX_FAILED, or one could not even start
+        raise ItemsFailed(f"{label}: workers died: {_one_line(str(error).splitlines()[-1])}") from error
+    if failed := failed | missing:
+        raise ItemsFailed(f"{label}: {_describe(failed, len(todo))}")
+
+
+def _start(
+    todo: Mapping[str, str], make_worker: Callable[[], Worker], summaries: str, resources: Workers
+) -> ray.data.Dataset:
+    """Rows {name, error} of all items as they are done; none of those whose worker died with each attempt."""
+    items = [{"name": name, "item": item} for name, item in todo.items()]
+    with warnings.catch_warnings():
+        # Ray will drop `max_task_retries` and has no successor yet: without it, what kills workers is tried for ever
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        data = ray.data.from_items(items, override_num_blocks=len(items)).map(
             _Task,  # type: ignore[arg-type]  # a class becomes an actor; Ray's signature knows functions only
             fn_constructor_args=(make_worker, summaries),
-            # from one actor on, so that a small cluster still works
-            compute=ActorPoolStrategy(min_size=1, max_size=min(resources.workers, len(todo))),
+            # from one actor on, so that a small cluster still works; one item each, so that none dies of another
+            compute=ActorPoolStrategy(
+                min_size=1, max_size=min(resources.workers, len(items)), max_tasks_in_flight_per_actor=1
+            ),
             num_cpus=1,
             num_gpus=resources.gpus or None,
+            max_task_retries=2,
         )
-        for _ in tqdm(data.iter_rows(), total=len(todo), desc=PurePosixPath(folder).parent.name, unit="shard"):
-            pass
-    for name in items:
-        yield json.loads(storage.read_bytes(_summary_file(summaries, name)))
+    data.context.max_errored_blocks = MAX_FAILED
+    return data
+
+
+def _describe(failed: Mapping[str, str], count: int) -> str:
+    shown = "; ".join(f"{name}: {_one_line(error)}" for name, error in list(failed.items())[:_SHOWN])
+    more = f"; and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
+    return f"{len(failed)} of {count} items failed ({shown}{more}); running again does only what is missing"
+
+
+def _one_line(text: str) -> str:
+    return textwrap.shorten(text, 200, placeholder=" ...")
+
+
+def _names_done(summaries: str) -> set[str]:
+    start = len(storage.absolute(summaries)) + 1
+    files = (uri[start:] for uri in storage.list_files(summaries, ".json"))
+    return {unquote(file.removesuffix(".json")) for file in files if "/" not in file}  # other stages' lie in folders
 
 
 def _summary_file(summaries: str, name: str) -> str:
-    return storage.join(summaries, f"{name}.json")
+    """Names may hold what file names cannot: slashes, and a dot at the beginning, which would hide the file."""
+    return storage.join(summaries, quote(name, safe="").replace(".", "%2E") + ".json")
+
+
+def _read_summaries(uris: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """Read some ahead, and yield in order."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        ahead: deque[Future[bytes]] = deque()
+        for uri in uris:
+            ahead.append(pool.submit(storage.read_bytes, uri))
+            if len(ahead) > _READERS:
+                yield json.loads(ahead.popleft().result())
+        while ahead:
+            yield json.loads(ahead.popleft().result())

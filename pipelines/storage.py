@@ -1,9 +1,11 @@
-"""Where artifacts live: a local folder or s3://bucket/prefix, through pyarrow's file systems.
+"""Where artifacts live: a local folder or s3://bucket/prefix.
 
 Endpoint and credentials of S3 come from the usual AWS variables. A file appears whole or not at all: locally by
-renaming, on S3 because an object does.
+renaming, on S3 because an object does. What is absent raises FileNotFoundError; what S3 refuses, or still fails to do
+when tried again, StorageError with the URI.
 """
 
+import io
 import os
 import shutil
 import tempfile
@@ -13,6 +15,9 @@ from typing import TypeVar
 from uuid import uuid4
 
 import pyarrow.fs as pafs
+
+from pipelines import object_store
+from pipelines.object_store import StorageError as StorageError
 
 T = TypeVar("T")
 
@@ -34,8 +39,7 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """(file system, path in it). Raises ValueError for a scheme that is not supported."""
     if is_local(uri):
         return pafs.LocalFileSystem(), absolute(uri)
-    if not uri.startswith("s3://"):
-        raise ValueError(f"{uri!r}: storage is a local path or s3://bucket/prefix")
+    object_store.place(uri)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     options = {}
     if endpoint:
@@ -46,20 +50,24 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     return pafs.S3FileSystem(**options), uri.removeprefix("s3://").rstrip("/")
 
 
+def open_file(uri: str) -> io.BufferedReader:
+    """A seekable file for reading, as tarfile, pyarrow and the like take it."""
+    if is_local(uri):
+        return open(absolute(uri), "rb")
+    return io.BufferedReader(object_store.ObjectFile(uri), object_store.CHUNK)
+
+
 def read_bytes(uri: str) -> bytes:
-    filesystem, path = open_filesystem(uri)
-    with filesystem.open_input_file(path) as file:
+    with open_file(uri) as file:
         return file.read()
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a whole file atomically, making its folder."""
-    filesystem, path = open_filesystem(uri)
     if not is_local(uri):
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(data)
+        object_store.write(uri, lambda: io.BytesIO(data))
         return
-    target = Path(path)
+    target = Path(absolute(uri))
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid4().hex}.partial")
     partial.write_bytes(data)
@@ -74,23 +82,25 @@ def put_file(local: Path, uri: str) -> None:
         shutil.copyfile(local, partial)
         os.replace(partial, uri)
     else:
-        filesystem, path = open_filesystem(uri)
-        pafs.copy_files(str(local), path, pafs.LocalFileSystem(), filesystem)
+        object_store.write(uri, lambda: open(local, "rb"))
 
 
 def exists(uri: str) -> bool:
-    filesystem, path = open_filesystem(uri)
-    return filesystem.get_file_info(path).type != pafs.FileType.NotFound
+    """Whether there is such a file or folder; S3 has no empty folders."""
+    return Path(absolute(uri)).exists() if is_local(uri) else object_store.exists(uri)
 
 
 def list_files(uri: str, suffix: str = "") -> list[str]:
     """URIs of all files below a folder, sorted; hidden and unfinished ones left out. Empty where there is none."""
-    filesystem, path = open_filesystem(uri)
-    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-    found = [i.path for i in filesystem.get_file_info(selector) if i.type == pafs.FileType.File]
-    names = [p[len(path) + 1 :] for p in found]
-    good = [n for n in names if n.endswith(suffix) and not n.endswith(".partial") and not _hidden(n)]
-    return [join(absolute(uri), name) for name in sorted(good)]
+    base = absolute(uri)
+    if is_local(uri):
+        selector = pafs.FileSelector(base, recursive=True, allow_not_found=True)
+        infos = pafs.LocalFileSystem().get_file_info(selector)
+        names = [info.path[len(base) + 1 :] for info in infos if info.type == pafs.FileType.File]
+    else:
+        names = [f"s3://{object_store.place(uri)['Bucket']}/{key}"[len(base) + 1 :] for key in object_store.keys(uri)]
+    good = [n for n in names if n.endswith(suffix) and not n.endswith((".partial", "/")) and not _hidden(n)]
+    return [join(base, name) for name in sorted(good)]
 
 
 def _hidden(name: str) -> bool:
@@ -98,9 +108,10 @@ def _hidden(name: str) -> bool:
 
 
 def delete_folder(uri: str) -> None:
-    filesystem, path = open_filesystem(uri)
-    if exists(uri):
-        filesystem.delete_dir(path)
+    if not is_local(uri):
+        object_store.delete_folder(uri)
+    elif exists(uri):
+        shutil.rmtree(absolute(uri))
 
 
 def write_file(uri: str, write: Callable[[Path], None]) -> None:
@@ -117,5 +128,6 @@ def read_file(uri: str, read: Callable[[Path], T]) -> T:
         return read(Path(uri))
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch) / uri.rpartition("/")[2]
-        local.write_bytes(read_bytes(uri))
+        with open_file(uri) as source, local.open("wb") as target:
+            shutil.copyfileobj(source, target)
         return read(local)

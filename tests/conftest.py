@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from s3_faults import serve
+from tenacity import stop_after_attempt, wait_none
 
 import asymflow as asymflow  # its torchvision remedy must come before tests import diffusers or lpips
+from pipelines import object_store
 from pipelines.toy.data import Picture, write_img2dataset
 
 
@@ -42,6 +45,41 @@ def make_shards(tmp_path):
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """moto's server, without faults unless a test adds them: a FaultyServer."""
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """URI of a folder in an empty bucket; endpoint and credentials come from the environment alone."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key-id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret-key")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    client = object_store.client()
+    client.create_bucket(Bucket="bucket")
+    yield "s3://bucket/some/prefix"
+    s3_server.clear()
+    for item in client.list_objects_v2(Bucket="bucket").get("Contents", []):
+        client.delete_object(Bucket="bucket", Key=item["Key"])
+
+
+@pytest.fixture
+def faulty_s3(s3, s3_server, monkeypatch):
+    """(URI, FaultyServer): an operation is given up after four attempts, without waits; see `s3_faults`."""
+    retries = object_store.RETRIES.copy(wait=wait_none(), stop=stop_after_attempt(4))
+    monkeypatch.setattr(object_store, "RETRIES", retries)
+    s3_server.clear()
+    return s3, s3_server
 
 
 @pytest.fixture(scope="session")
