@@ -79,6 +79,22 @@ def srgb_to_oklab(images: torch.Tensor) -> torch.Tensor:
     return _mix(_LAB_FROM_LMS, _cube_root(_mix(_LMS_FROM_RGB, linear)))
 
 
+def srgb8_to_oklab(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """8-bit sRGB images (..., 3, H, W) to Oklab: as `srgb_to_oklab(images / 127.5 - 1)`, several times faster.
+
+    The transfer curve is a table of 256 values. In pieces that a processor's cache holds (256 patches of 16 x 16,
+    say) it is faster still.
+    """
+    _check_channels(images)
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype}; expected uint8")
+    with torch.autocast(images.device.type, enabled=False):
+        table = srgb_to_linear(torch.arange(256, dtype=torch.float64) / 255).to(images.device, dtype)
+        linear = table.index_select(0, images.reshape(-1).int()).view(*images.shape[:-2], -1)
+        cones = (_LMS_FROM_RGB.to(linear) @ linear).pow_(1 / 3)
+        return (_LAB_FROM_LMS.to(linear) @ cones).view(images.shape)
+
+
 def oklab_to_srgb(oklab: torch.Tensor, clamp: bool = True) -> torch.Tensor:
     """Oklab (..., 3, H, W) to sRGB in [-1, 1].
 
@@ -104,8 +120,8 @@ class OklabSpace:
     std: float | tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        mean = tuple(float(v) for v in torch.as_tensor(self.mean).flatten().tolist())
-        std = tuple(float(v) for v in torch.as_tensor(self.std).flatten().tolist())
+        mean = tuple(float(v) for v in torch.as_tensor(self.mean, dtype=torch.float64).flatten().tolist())
+        std = tuple(float(v) for v in torch.as_tensor(self.std, dtype=torch.float64).flatten().tolist())
         if len(mean) != 3:
             raise ValueError(f"OklabSpace mean has {len(mean)} values; expected 3")
         if len(std) not in (1, 3):
@@ -125,6 +141,12 @@ class OklabSpace:
         """sRGB images (..., 3, H, W) in [-1, 1] to normalised Oklab of the same shape."""
         mean, std = self._shift_and_scale(images)
         return (srgb_to_oklab(images) - mean) / std
+
+    def encode8(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """8-bit sRGB images (..., 3, H, W) to normalised Oklab of the same shape; see `srgb8_to_oklab`."""
+        oklab = srgb8_to_oklab(images, dtype)
+        mean, std = self._shift_and_scale(oklab)
+        return oklab.sub_(mean).div_(std)
 
     def decode(self, x: torch.Tensor, clamp: bool = True) -> torch.Tensor:
         """Normalised Oklab (..., 3, H, W) to sRGB; `clamp` as in `oklab_to_srgb`."""

@@ -73,3 +73,10 @@ def unpatchify(
             0, 5, 1, 3, 2, 4
         )
     return grid.reshape(batch, channels, height, width)
+
+
+def layout_order(patch_size: int, source: str, target: str, channels: int = 3) -> torch.Tensor:
+    """Indices (D,) that bring a token of one packing order into another: `target_token = source_token[order]`."""
+    places = torch.arange(channels * patch_size**2)
+    image = unpatchify(places[None, None], patch_size, patch_size, patch_size, channels, source)
+    return patchify(image, patch_size, target).flatten()

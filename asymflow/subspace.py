@@ -29,6 +29,16 @@ def project(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
         return (x @ A) @ A.T
 
 
+def _in_order(file: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: the library writes them in any order, and the same basis should
+    be the same bytes."""
+    size = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return file[:8] + text.ljust(size) + file[8 + size :]
+
+
 def _fix_signs(basis: torch.Tensor) -> torch.Tensor:
     """Make the largest entry of each column positive: an eigenvector has no sign, a file should have one."""
     if basis.shape[1] == 0:
@@ -181,7 +191,7 @@ class Subspace:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
             with open(temporary, "wb") as file:
-                file.write(save(tensors, metadata))
+                file.write(_in_order(save(tensors, metadata)))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

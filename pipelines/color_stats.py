@@ -4,16 +4,21 @@ import json
 from functools import partial
 from typing import Any
 
+import torch
 from safetensors.torch import load, save
 
-from asymflow.moments import ChannelMoments
-from asymflow.oklab import OklabSpace, srgb_to_oklab
+from asymflow.moments import ChannelHistogram, ChannelMoments
+from asymflow.oklab import RELEASED, OklabSpace, srgb8_to_oklab
 from pipelines import storage
 from pipelines.artifacts import Artifact
 from pipelines.config import Uri
-from pipelines.datasets import read_images
-from pipelines.shards import Workers, by_name, map_items, shard_name
+from pipelines.datasets import Piece, cut_into_pieces, read_images
+from pipelines.figures import histogram_figure
+from pipelines.shards import Workers, map_items
 from pipelines.steps import Context, Step, StepSettings
+
+CHANNELS = ("L", "a", "b")
+_STRIP = 1 << 14  # pixels that a processor's cache holds through the colour conversion
 
 
 class ColorStatsSettings(StepSettings):
@@ -22,43 +27,61 @@ class ColorStatsSettings(StepSettings):
     resources: Workers = Workers()
 
 
-class ShardMoments:
-    """One curated file to its ChannelMoments, written as `partial/NAME.safetensors`; see `map_items`."""
+class PieceColors:
+    """One piece of a curated file to its sums and histogram, `partial/NAME.safetensors`; see `map_items`."""
 
     def __init__(self, folder: str):
         self.folder = folder
 
-    def __call__(self, shard: str) -> dict[str, Any]:
-        moments = ChannelMoments()
-        for rows in read_images(shard):
-            moments.update(srgb_to_oklab(rows.images))
-        storage.write_bytes(partial_file(self.folder, shard), save(moments.state_dict()))
-        return {}
+    def __call__(self, item: str) -> dict[str, Any]:
+        piece = Piece.from_json(item)
+        moments, histogram = ChannelMoments(), new_histogram()
+        for pictures in read_images(piece.uri, piece.groups):
+            for strip in pictures.pixels.flatten(2).split(_STRIP, dim=2):
+                oklab = srgb8_to_oklab(strip[..., None], torch.float64)
+                moments.update(oklab)
+                histogram.update(oklab)
+        sums = moments.state_dict() | {"histogram": histogram.counts}
+        storage.write_bytes(partial_file(self.folder, piece.name), save(sums))
+        return {"name": piece.name}
 
 
-def partial_file(folder: str, shard: str) -> str:
-    return storage.join(folder, "partial", f"{shard_name(shard)}.safetensors")
+def new_histogram() -> ChannelHistogram:
+    return ChannelHistogram(low=(0.0, -0.4, -0.4), high=(1.0, 0.4, 0.4))
+
+
+def partial_file(folder: str, name: str) -> str:
+    return storage.join(folder, "partial", f"{name}.safetensors")
 
 
 def build(settings: ColorStatsSettings, context: Context) -> dict[str, float]:
-    shards = context.inputs["curated"].files("train", ".parquet")
-    total = ChannelMoments()
-    worker = partial(ShardMoments, context.folder)
-    for summary in map_items(by_name(shards), worker, context.folder, settings.resources):
-        partial_sums = load(storage.read_bytes(partial_file(context.folder, summary["item"])))
-        total.merge(ChannelMoments.from_state_dict(partial_sums))
+    pieces = cut_into_pieces(context.inputs["curated"].files("train", ".parquet"))
+    items = {piece.name: piece.to_json() for piece in pieces}
+    total, histogram = ChannelMoments(), new_histogram()
+    worker = partial(PieceColors, context.folder)
+    for summary in map_items(items, worker, context.folder, settings.resources):
+        sums = load(storage.read_bytes(partial_file(context.folder, summary["name"])))
+        total.merge(ChannelMoments.from_state_dict(sums))
+        histogram.merge(sums["histogram"])
+    edges = [
+        torch.linspace(low, high, histogram.bins + 1, dtype=torch.float64).tolist()
+        for low, high in zip(histogram.low, histogram.high, strict=True)
+    ]
     stats: dict[str, Any] = {
         "mean": total.mean.tolist(),
         "std": total.shared_std,
         "std_per_channel": total.std.tolist(),
         "pixels": int(total.count),
         "convention": "Oklab of sRGB; std is the root of the mean of the three channels' variances",
+        "released": {"mean": RELEASED.mean, "std": RELEASED.std},
+        "histogram": {"edges": edges, "counts": histogram.counts.tolist()},
     }
     storage.write_bytes(context.file("color_stats.json"), json.dumps(stats, indent=1).encode())
-    names = ("L", "a", "b")
+    context.tracker.log_figure("colors", histogram_figure(edges, histogram.counts, CHANNELS))
     return {
-        **{f"mean_{n}": m for n, m in zip(names, stats["mean"], strict=True)},
+        **{f"mean_{n}": m for n, m in zip(CHANNELS, stats["mean"], strict=True)},
         "std": stats["std"],
+        **{f"std_{n}": v for n, v in zip(CHANNELS, stats["std_per_channel"], strict=True)},
         "pixels": stats["pixels"],
     }
 

@@ -23,17 +23,38 @@ def basis_tiles(A: Tensor, patch_size: int, layout: str, space: OklabSpace, colu
     return grid_of(to_pictures(space.decode(patches)), columns=columns, scale=2)
 
 
-def spectrum_figure(gram: Tensor, A: Tensor) -> Figure:
-    """Eigenvalues of the patch Gram matrix, and the energy along the columns of A."""
+def spectrum_figure(gram: Tensor, bases: Mapping[str, Tensor]) -> Figure:
+    """Eigenvalues of the patch Gram matrix, and the energy along the columns of each basis."""
     eigenvalues = torch.linalg.eigvalsh(gram.double()).flip(0).clamp_min(1e-12)
-    energy = torch.einsum("dr,de,er->r", A.double(), gram.double(), A.double()).sort(descending=True).values
     figure = Figure(figsize=(6, 4))
     axes = figure.subplots()
     total = eigenvalues.sum()
     axes.loglog(range(1, len(eigenvalues) + 1), eigenvalues / total, label="eigenvalues")
-    axes.loglog(range(1, len(energy) + 1), energy / total, label="energy along A")
+    for name, A in bases.items():
+        energy = torch.einsum("dr,de,er->r", A.double(), gram.double(), A.double()).sort(descending=True).values
+        axes.loglog(range(1, len(energy) + 1), energy / total, label=f"along {name}", linestyle="--")
     axes.set(xlabel="direction", ylabel="share of energy", title="Pixel patches")
     axes.legend()
+    return figure
+
+
+def convergence_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> Figure:
+    """What is still missing of each basis's space, by the number of patches it was computed from."""
+    figure = Figure(figsize=(6, 4))
+    axes = figure.subplots()
+    for name in names:
+        axes.loglog([row["patches"] for row in rows], [max(1 - row[name], 1e-12) for row in rows], "o-", label=name)
+    axes.set(xlabel="patches", ylabel="1 - overlap with the whole data's", title="Convergence of the bases")
+    axes.legend()
+    return figure
+
+
+def histogram_figure(edges: Sequence[Sequence[float]], counts: Tensor, names: Sequence[str]) -> Figure:
+    """One panel a channel of counts (C, bins)."""
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    for axes, name, edge, count in zip(figure.subplots(1, len(names)), names, edges, counts, strict=True):
+        axes.stairs(count / count.sum(), edge, fill=True)
+        axes.set(xlabel=name, yscale="log")
     return figure
 
 

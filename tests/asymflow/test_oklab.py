@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from asymflow.oklab import RELEASED, OklabSpace, oklab_to_srgb, srgb_to_oklab
+from asymflow.oklab import RELEASED, OklabSpace, oklab_to_srgb, srgb8_to_oklab, srgb_to_oklab
 
 REFERENCE = load_file(Path(__file__).parents[1] / "data/oracles/oklab.safetensors")
 
@@ -82,3 +82,24 @@ def test_lightness_is_continuous_at_black():
     greys = (torch.linspace(0, 6e-8, 200, dtype=torch.float64) - 1).expand(3, 1, 200)
     steps = srgb_to_oklab(greys)[0, 0].diff()
     assert (steps > 0).all() and steps.max() < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 5, 3, 4, 16), (1, 3, 100, 1)])
+def test_bytes_take_the_short_way_to_the_same_colours(shape):
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
+    exact = srgb_to_oklab(images.double() / 127.5 - 1)
+    assert (srgb8_to_oklab(images, torch.float64) - exact).abs().max() < 1e-12
+    assert (srgb8_to_oklab(images) - exact).abs().max() < 1e-6
+    space = OklabSpace((0.5, 0.1, -0.2), (0.2, 0.3, 0.4))
+    assert (space.encode8(images) - space.encode(images.double() / 127.5 - 1)).abs().max() < 1e-5
+
+
+def test_bytes_of_every_grey():
+    greys = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
+    assert srgb8_to_oklab(greys)[0, 0, 0] == 0 and srgb8_to_oklab(greys)[0, 0, 255] == pytest.approx(1, abs=1e-6)
+    with pytest.raises(ValueError, match="expected uint8"):
+        srgb8_to_oklab(greys.float())
+
+
+def test_numbers_are_kept_as_they_were_given():
+    assert RELEASED == OklabSpace((0.56, 0.0, 0.01), 0.16) and (RELEASED.mean, RELEASED.std) == ((0.56, 0.0, 0.01), 0.16)

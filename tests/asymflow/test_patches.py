@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from asymflow.patches import patchify, unpatchify
+from asymflow.patches import LAYOUTS, layout_order, patchify, unpatchify
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +43,10 @@ def test_packing_orders():
 def test_errors_are_readable(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize(("source", "target"), [(a, b) for a in LAYOUTS for b in LAYOUTS])
+def test_layout_order_brings_one_packing_into_another(source, target):
+    images = torch.rand(2, 3, 8, 12)
+    order = layout_order(4, source, target)
+    assert torch.equal(patchify(images, 4, source)[..., order], patchify(images, 4, target))

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from asymflow.moments import PatchMoments
-from asymflow.oklab import RELEASED
+from asymflow.oklab import RELEASED, OklabSpace
 from asymflow.subspace import (
     Subspace,
     captured_energy,
@@ -175,3 +175,12 @@ def test_load_without_a_whole_file(tmp_path):
     path.write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         Subspace.load(path)
+
+
+def test_same_subspace_is_the_same_bytes(tmp_path):
+    A = torch.linalg.qr(torch.randn(12, 4, dtype=torch.float64)).Q.float()
+    for number in range(8):
+        provenance = {"method": "pca", "note": "ä"}
+        Subspace(A, 1.5, "channel_last", OklabSpace((0.5, 0, 0), 0.2), provenance).save(tmp_path / str(number))
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
+    assert Subspace.load(tmp_path / "0").provenance == provenance

@@ -1,0 +1,97 @@
+"""Duplicates over a whole crawl, from an index of 36 bytes a picture: repeated keys, equal files, look-alikes.
+
+Only pictures that passed the filters are compared, so that a bad copy never displaces a good one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+REASONS = ("", "repeated key", "duplicate", "near duplicate")
+_BITS = 64
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is known of every staged picture, in the order of the crawl."""
+
+    key_hash: NDArray[np.uint64]
+    sha256: NDArray[np.uint64]
+    phash: NDArray[np.uint64]
+    pixels: NDArray[np.int64]
+    """Of the original, before resizing"""
+
+
+def find_duplicates(index: Index, near_bits: int | None) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """(place in REASONS of why each row is dropped, 0 where it is kept; the kept row it repeats, -1 where kept).
+
+    Of rows with one key the first stays; of equal files and of pictures whose perceptual hashes differ in at most
+    `near_bits` bits (None: not compared) the one with the most pixels, then the first. No chains: a row is dropped
+    only for a row that stays.
+    """
+    reason = np.zeros(len(index.pixels), np.uint8)
+    keeper = np.full(len(index.pixels), -1, np.int64)
+    in_order = np.arange(len(index.pixels))
+    _drop_equal(index.key_hash, in_order, 1, reason, keeper)
+    best_first = np.lexsort((in_order, -index.pixels))
+    _drop_equal(index.sha256, best_first, 2, reason, keeper)
+    if near_bits is not None:
+        _drop_equal(index.phash, best_first, 3, reason, keeper)
+        _drop_near(index.phash, best_first, near_bits, reason, keeper)
+        _follow(reason, keeper)
+    return reason, keeper
+
+
+def _drop_equal(values: NDArray, order: NDArray, why: int, reason: NDArray, keeper: NDArray) -> None:
+    """Of the kept rows with one value, keep the first in `order`."""
+    order = order[reason[order] == 0]
+    _, first, group = np.unique(values[order], return_index=True, return_inverse=True)
+    winners = order[first][group]
+    losers = winners != order
+    reason[order[losers]], keeper[order[losers]] = why, winners[losers]
+
+
+def _drop_near(phash: NDArray, order: NDArray, near_bits: int, reason: NDArray, keeper: NDArray) -> None:
+    """Greedy, best first. Hashes that differ in k bits agree in at least one of k + 1 bands, so only rows that
+    share a band are compared."""
+    order = order[reason[order] == 0]
+    rank = np.empty(len(phash), np.int64)
+    rank[order] = np.arange(len(order))
+    pairs = [_near_pairs(phash, order, shift, width, near_bits) for shift, width in _bands(near_bits + 1)]
+    found = np.unique(np.concatenate(pairs), axis=0) if pairs else np.empty((0, 2), np.int64)
+    by_loser = found[np.lexsort((rank[found[:, 0]], rank[found[:, 1]]))]
+    for winner, loser in by_loser.tolist():
+        if not reason[winner] and not reason[loser]:
+            reason[loser], keeper[loser] = 3, winner
+
+
+def _bands(count: int) -> list[tuple[int, int]]:
+    """(first bit, bits) of `count` bands of almost equal width."""
+    edges = [_BITS * i // count for i in range(count + 1)]
+    return [(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def _near_pairs(phash: NDArray, order: NDArray, shift: int, width: int, near_bits: int) -> NDArray[np.int64]:
+    """Pairs (better, worse) of rows in `order` (best first) that share a band and differ in at most `near_bits`."""
+    band = (phash[order] >> np.uint64(shift)) & np.uint64(2**width - 1)
+    by_band = np.argsort(band, kind="stable")
+    sorted_band, rows = band[by_band], order[by_band]
+    found = [np.empty((0, 2), np.int64)]
+    distance = 1
+    # each row against its neighbours at distance 1, 2, ... within the band's run, all rows at once
+    same = np.arange(len(rows) - 1)
+    while len(same := same[sorted_band[same] == sorted_band[np.minimum(same + distance, len(rows) - 1)]]):
+        a, b = rows[same], rows[same + distance]
+        near = np.bitwise_count(phash[a] ^ phash[b]) <= near_bits
+        found.append(np.stack([a[near], b[near]], axis=1))
+        distance += 1
+        same = same[same + distance < len(rows)]
+    return np.concatenate(found)
+
+
+def _follow(reason: NDArray, keeper: NDArray) -> None:
+    """A row dropped for one that was dropped later points to the one that stays."""
+    lost = np.flatnonzero(reason)
+    while len(lost := lost[reason[keeper[lost]] > 0]):
+        keeper[lost] = keeper[keeper[lost]]

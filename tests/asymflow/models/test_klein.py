@@ -1,0 +1,88 @@
+import json
+import sys
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+import torch
+
+from asymflow.models import klein, latent
+from asymflow.models.autoencoder import decode_latents, encode_images
+from asymflow.models.latent import family_of
+from asymflow.models.text import encode_captions
+
+CAPTIONS = ["picture 1", "picture 1 of a picture, and of more than one", ""]
+
+
+@pytest.fixture(scope="module")
+def images_encoder(tiny_base):
+    return family_of(tiny_base).load_image_encoder(str(tiny_base), "cpu", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def text_encoder(tiny_base):
+    return family_of(tiny_base).load_text_encoder(str(tiny_base), "cpu", torch.float32, 512)
+
+
+def index(folder, text):
+    (folder / "model_index.json").write_text(text)
+    return folder
+
+
+def test_a_folder_is_of_the_family_that_its_index_names(tiny_base):
+    assert family_of(tiny_base) is klein.FAMILY
+    assert all((tiny_base / part).is_dir() for part in (*klein.FAMILY.image_parts, *klein.FAMILY.text_parts))
+
+
+def test_an_unknown_or_missing_pipeline_class_is_refused_with_what_is_known(tmp_path):
+    with pytest.raises(ValueError, match="no model_index.json.*known: Flux2KleinPipeline"):
+        family_of(tmp_path)
+    with pytest.raises(ValueError, match="'StableDiffusion3Pipeline'; known: Flux2KleinPipeline"):
+        family_of(index(tmp_path, json.dumps({"_class_name": "StableDiffusion3Pipeline"})))
+    with pytest.raises(ValueError, match="pipeline None; known"):
+        family_of(index(tmp_path, "{}"))
+
+
+def test_another_family_is_one_module(tmp_path, monkeypatch):
+    module = ModuleType("another")
+    module.FAMILY = replace(klein.FAMILY, pipelines=("AnotherPipeline",))
+    monkeypatch.setitem(sys.modules, "another", module)
+    monkeypatch.setattr(latent, "MODULES", (*latent.MODULES, "another"))
+    assert family_of(index(tmp_path, json.dumps({"_class_name": "AnotherPipeline"}))) is module.FAMILY
+
+
+def test_pictures_become_one_token_a_square_and_pictures_again(images_encoder):
+    images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    side = images_encoder.pixels_per_token
+    assert side == klein.FAMILY.pixels_per_token
+    tokens = images_encoder.encode(images)
+    assert tokens.shape == (2, (32 // side) * (48 // side), images_encoder.token_width)
+    assert torch.equal(tokens, encode_images(images_encoder.autoencoder, images))
+    decoded = images_encoder.decode(tokens, (2, 3))
+    assert decoded.shape == images.shape and decoded.abs().max() <= 1
+    assert torch.equal(decoded, decode_latents(images_encoder.autoencoder, tokens, (2, 3)))
+
+
+def test_half_precision_comes_near(tiny_base, images_encoder):
+    half = family_of(tiny_base).load_image_encoder(str(tiny_base), "cpu", torch.bfloat16)
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    tokens, expected = half.encode(images), images_encoder.encode(images)
+    assert tokens.dtype == torch.bfloat16 and half.decode(tokens, (2, 2)).dtype == torch.float32
+    assert (tokens.float() - expected).norm() < 0.1 * expected.norm()
+
+
+def test_an_embedding_is_its_captions_alone_to_the_last_bit(text_encoder):
+    together = text_encoder.encode(CAPTIONS)
+    assert [e.shape[1] for e in together] == 3 * [text_encoder.width]
+    assert len({len(e) for e in together}) == 3
+    for caption, embedding in zip(CAPTIONS, together, strict=True):
+        assert torch.equal(embedding, text_encoder.encode([caption])[0])
+    padded = encode_captions(text_encoder.text_encoder, text_encoder.tokenizer, CAPTIONS)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(together, padded, strict=True))
+
+
+def test_longer_captions_are_cut(tiny_base, text_encoder):
+    short = family_of(tiny_base).load_text_encoder(str(tiny_base), "cpu", torch.float32, 5)
+    cut, whole = short.encode(CAPTIONS[1:2])[0], text_encoder.encode(CAPTIONS[1:2])[0]
+    assert len(cut) == 5 < len(whole)
+    torch.testing.assert_close(cut, whole[:5], atol=1e-4, rtol=1e-4)  # it reads from left to right
