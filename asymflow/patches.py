@@ -42,6 +42,16 @@ def patchify(images: torch.Tensor, patch_size: int, layout: str = "channel_first
     return grid.permute(order).reshape(batch, rows * columns, channels * patch_size * patch_size)
 
 
+def take_patches(images: torch.Tensor, places: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Some of the tokens of `patchify(images, patch_size)`: images (B, C, H, W) and places (B, n) in the grid, counted
+    row by row, to (B, n, C * patch_size**2), channel first. No other patch is touched."""
+    batch, _, height, width = images.shape
+    rows, columns = _check_grid(height, width, patch_size)
+    grid = images.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size)).permute(0, 2, 4, 1, 3, 5)
+    which = torch.arange(batch, device=images.device)[:, None]
+    return grid[which, places // columns, places % columns].flatten(2)
+
+
 def unpatchify(
     tokens: torch.Tensor,
     height: int,

@@ -18,7 +18,7 @@ from pipelines.images import decode_image, to_array
 from pipelines.shards import item_name
 
 ROW_GROUP = 64
-MOST_PIXELS = 1 << 22  # decoded at once: 12 MiB as bytes, 48 MiB as float32
+MOST_PIXELS = 1 << 21  # decoded at once: 6 MiB as bytes, 24 MiB as float32
 
 
 def read_rows(uri: str, columns: list[str], groups: range | None = None) -> Iterator[dict[str, list[Any]]]:

@@ -80,7 +80,8 @@ def fit_to_size(image: Image.Image, width: int, height: int, linear_light: bool 
         return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     light = _LIGHT[to_array(image)]
     channels = [Image.fromarray(np.ascontiguousarray(light[..., c])) for c in range(3)]
-    fitted = np.stack([ImageOps.fit(c, (width, height), Image.Resampling.LANCZOS) for c in channels], axis=-1)
+    resized = [np.asarray(ImageOps.fit(c, (width, height), Image.Resampling.LANCZOS)) for c in channels]
+    fitted = np.stack(resized, axis=-1)
     return Image.fromarray(_CODE[(fitted.clip(0, 1) * (len(_CODE) - 1)).round().astype(np.uint16)])
 
 
@@ -95,12 +96,12 @@ def encode_png(image: Image.Image) -> bytes:
 
 def encode_image(image: Image.Image, format: str, quality: int = 95) -> bytes:
     """`png` and `webp` without loss, `jpeg` of a quality (1 to 100) without subsampling of colour."""
-    options: dict[str, Any] = {
+    options: dict[str, dict[str, Any]] = {
         # run lengths only: on photographs smaller and twice as fast as zlib's own search for repeats
         "png": {"compress_level": 1, "compress_type": zlib.Z_RLE},
         "webp": {"lossless": True, "method": 0, "quality": 0},  # here quality is effort
         "jpeg": {"quality": quality, "subsampling": "4:4:4"},
-    }[format]
+    }
     buffer = io.BytesIO()
-    image.save(buffer, format.upper(), **options)
+    image.save(buffer, format.upper(), **options[format])
     return buffer.getvalue()

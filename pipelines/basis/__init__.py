@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from asymflow.moments import PatchMoments
-from asymflow.oklab import OklabSpace
+from asymflow.oklab import RELEASED, OklabSpace
 from asymflow.patches import LAYOUTS, layout_order
 from asymflow.subspace import Subspace
 from pipelines import storage
@@ -30,6 +30,8 @@ INPUTS = {"curated": "curate", "color_stats": "color_stats", "encoded": "encode"
 
 
 def check(settings: BasisSettings) -> None:
+    if settings.space == "released" and settings.color_stats:
+        raise ConfigError("space='released': its constants are fixed; leave color_stats out, or set space=measured")
     if settings.base:
         check_base(settings.base, images=True)
     patch_dim = 3 * settings.patch_size**2
@@ -44,9 +46,14 @@ def check_inputs(settings: BasisSettings, inputs: Mapping[str, Artifact]) -> Non
 
 def build(settings: BasisSettings, context: Context) -> dict[str, float]:
     groups, pictures = take_moments(settings, context)
-    stats = context.inputs.get("color_stats")
-    space = load_space(stats) if stats else own_space(merged(groups))
+    space = space_for(settings, context.inputs.get("color_stats"), groups)
     return write_bases(settings, context, [in_space(group, space) for group in groups], space, pictures)
+
+
+def space_for(settings: BasisSettings, stats: Artifact | None, groups: list[PatchMoments]) -> OklabSpace:
+    if settings.space == "released":
+        return RELEASED
+    return load_space(stats) if stats else own_space(merged(groups))
 
 
 def take_moments(settings: BasisSettings, context: Context) -> tuple[list[PatchMoments], int]:

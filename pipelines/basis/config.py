@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from pipelines.config import Layout, Uri
+from pipelines.config import Layout, OptionalUri, Uri
 from pipelines.shards import ModelWorkers
 from pipelines.steps import StepSettings
 
@@ -12,11 +12,13 @@ from pipelines.steps import StepSettings
 class BasisSettings(StepSettings):
     curated: Uri
     """Artifact of the curate step"""
-    color_stats: Uri = ""
+    color_stats: OptionalUri = ""
     """Artifact of the color_stats step; empty: the statistics of the same pass over the same patches"""
-    encoded: Uri = ""
+    space: Literal["measured", "released"] = "measured"
+    """Colour space of the bases: by those statistics, or by the constants inside the released weights"""
+    encoded: OptionalUri = ""
     """Artifact of the encode step, for its latent tokens; empty: the pictures are encoded here"""
-    base: Uri = ""
+    base: OptionalUri = ""
     """Folder of the latent model, a diffusers pipeline; without it and without `encoded` only the PCA is made"""
     patch_size: int = Field(16, ge=1)
     layout: Layout = "channel_first"

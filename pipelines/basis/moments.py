@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asymflow.moments import PatchMoments
 from asymflow.oklab import RELEASED, OklabSpace
-from asymflow.patches import patchify
+from asymflow.patches import patchify, take_patches
 from pipelines import storage
 from pipelines.basis.config import BasisSettings
 from pipelines.datasets import Pictures, Piece, read_images
@@ -70,15 +70,17 @@ class PieceMoments:
 
     def choose(self, pictures: Pictures, latents: Tensor | None) -> tuple[Tensor, Tensor | None, float]:
         """(uint8 patches (B, n, D), latent tokens (B, n, d), patches that each stands for)."""
-        tokens = patchify(pictures.pixels, self.settings.patch_size)
-        wanted, patches = self.settings.patches_per_image, tokens.shape[1]
+        size, wanted = self.settings.patch_size, self.settings.patches_per_image
+        height, width = pictures.pixels.shape[-2:]
+        patches = (height // size) * (width // size)
         if latents is not None and latents.shape[1] != patches:
             raise ValueError(f"a picture has {patches} patches but {latents.shape[1]} latent tokens: see patch_size")
         if wanted == "all" or wanted >= patches:
-            return tokens, latents, 1
-        chosen = torch.stack([choose_patches(key, patches, wanted) for key in pictures.keys])[..., None]
-        tokens = tokens.take_along_dim(chosen, 1)
-        latents = None if latents is None else latents.take_along_dim(chosen.to(latents.device), 1)
+            return patchify(pictures.pixels, size), latents, 1
+        chosen = torch.stack([choose_patches(key, patches, wanted) for key in pictures.keys])
+        tokens = take_patches(pictures.pixels, chosen, size)
+        if latents is not None:
+            latents = latents[torch.arange(len(chosen))[:, None], chosen.to(latents.device)]
         return tokens, latents, patches / wanted
 
     def normalised(self, tokens: Tensor) -> Tensor:
@@ -105,7 +107,7 @@ def read_with_latents(piece: Piece, encoded: str) -> Iterator[tuple[Pictures, Te
                 part = slice(row, row := row + len(pictures.keys))
                 if codes["key"][part] != pictures.keys:
                     raise ValueError(f"{piece.uri}: the encoded rows are others; encode the curated artifact again")
-                yield pictures, codes["latents"][part].float()  # type: ignore[attr-defined]
+                yield pictures, codes["latents"][part]  # type: ignore[misc]  # a Tensor
 
 
 def choose_patches(key: str, patches: int, wanted: int) -> Tensor:

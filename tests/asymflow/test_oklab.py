@@ -102,4 +102,4 @@ def test_bytes_of_every_grey():
 
 
 def test_numbers_are_kept_as_they_were_given():
-    assert RELEASED == OklabSpace((0.56, 0.0, 0.01), 0.16) and (RELEASED.mean, RELEASED.std) == ((0.56, 0.0, 0.01), 0.16)
+    assert (RELEASED.mean, RELEASED.std) == ((0.56, 0.0, 0.01), 0.16)

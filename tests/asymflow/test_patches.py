@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from asymflow.patches import LAYOUTS, layout_order, patchify, unpatchify
+from asymflow.patches import LAYOUTS, layout_order, patchify, take_patches, unpatchify
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +50,10 @@ def test_layout_order_brings_one_packing_into_another(source, target):
     images = torch.rand(2, 3, 8, 12)
     order = layout_order(4, source, target)
     assert torch.equal(patchify(images, 4, source)[..., order], patchify(images, 4, target))
+
+
+def test_some_patches_are_those_of_all():
+    images = torch.randint(0, 256, (3, 8, 12, 3), dtype=torch.uint8).permute(0, 3, 1, 2)  # as decoders lay them out
+    places = torch.stack([torch.randperm(6)[:4] for _ in images])
+    expected = patchify(images, 4).take_along_dim(places[..., None], 1)
+    assert torch.equal(take_patches(images, places, 4), expected)

@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
-STEPS = ("curate", "color_stats", "basis", "encode", "finetune", "evaluate")
+STEPS = ("curate", "caption", "color_stats", "basis", "encode", "finetune", "evaluate")
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_missing_file(job, name, tmp_path):
         ({}, ["filters.min_sides=3"], ["filters.min_sides=3", "unknown key", "min_side"]),
         ({}, ["resources.workers=0"], ["resources.workers=0", "greater than or equal to 1"]),
         ({}, ["buckets=[[64, 60]]"], ["buckets: 64x60", "multiples of 16"]),
-        ({}, ["source=absent"], ["source='absent'", "no .tar shards there"]),
+        ({}, ["source=absent"], ["source='absent'", "no .tar or .parquet shards there"]),
         ({}, ["run.storage=ftp://host/x"], ["run.storage='ftp://host/x'", "local path or s3://bucket/prefix"]),
         ({}, ["run.tracking_uri=mlruns"], ["run.tracking_uri='mlruns'", "sqlite:///PATH"]),
         ({}, ["source"], ["override 'source'", "dotted.key=value"]),
@@ -111,7 +111,8 @@ def test_a_person_at_the_command_line(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == (
-        "error: filter={}: unknown key; allowed here: buckets, filters, held_out_every, resources, run, source\n"
+        "error: filter={}: unknown key; allowed here: buckets, columns, encoding, filters, held_out_every, "
+        "linear_light, near_duplicate_bits, resources, rows_per_file, run, source\n"
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml"]
 

@@ -23,7 +23,7 @@ from pipelines.steps import identify, run_step
 
 FILES = {"train/a-64x64": (64, 64), "train/b-96x48": (96, 48), "held_out/a-64x64": (64, 64)}
 ROWS = 10
-CONFIG = Path(__file__).parents[2] / "jobs/configs/caption.yaml"
+CONFIG = Path(__file__).parents[2] / "jobs/configs/laion_caption.yaml"
 
 
 @pytest.fixture(scope="module")

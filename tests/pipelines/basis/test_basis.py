@@ -11,7 +11,7 @@ from asymflow.oklab import RELEASED, OklabSpace, srgb_to_oklab
 from asymflow.patches import patchify
 from asymflow.subspace import captured_energy, fit_scale, pca_basis, procrustes_basis
 from pipelines import artifacts, storage
-from pipelines.basis import STEP, BasisSettings, load_subspace
+from pipelines.basis import STEP, BasisSettings, load_subspace, space_for
 from pipelines.basis.moments import PieceMoments, choose_patches, in_space, own_space, read_partial
 from pipelines.basis.report import convergence, merged, standard_errors
 from pipelines.config import ConfigError, RunSettings
@@ -192,6 +192,16 @@ def test_without_a_latent_model_there_is_a_pca(curated, local_ray, tmp_path):
     assert load_subspace(artifact, "pca").rank == 16 and "scale" not in artifact.manifest["metrics"]
     with pytest.raises(ValueError, match="there is no subspace file"):
         load_subspace(artifact)
+
+
+def test_space_of_the_released_weights(curated, tmp_path):
+    """The basis that a finetune with their constants asks for; and what the groups hold of it."""
+    settings = settings_for(curated, tmp_path, space="released")
+    groups = moments_of(curated, tmp_path, patches_per_image="all")
+    assert space_for(settings, None, groups) == RELEASED
+    assert torch.allclose(in_space(groups[0], RELEASED).pixel_gram, groups[0].pixel_gram)
+    with pytest.raises(ConfigError, match="space='released': its constants are fixed; leave color_stats out"):
+        STEP.check(settings.model_copy(update={"color_stats": "somewhere"}))
 
 
 def test_rank_beyond_the_patch(curated, tmp_path):

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines import storage
 from pipelines.config import ConfigError
 from pipelines.curate import crawl
 from pipelines.curate.crawl import Columns, check_columns, key_prefix, list_shards, read_members, read_shard
@@ -282,3 +283,23 @@ def test_metadata_is_streamed_with_json_numbers(tmp_path):
     path = tmp_path / "00000.tar"
     path.write_bytes(tar_of([("a.jpg", b"x"), ("a.txt", b"t"), ("a.json", json.dumps({"punsafe": 0.5}).encode())]))
     assert next(read_shard(str(path), Columns())).record == {"punsafe": 0.5}
+
+
+def test_crawl_on_a_store_that_fails_now_and_then(faulty_s3, make_shards, make_pictures, monkeypatch):
+    """503 to every third request, and bodies cut: the same samples, each once."""
+    uri, server = faulty_s3
+    monkeypatch.setattr("pipelines.object_store.CHUNK", 1 << 14)
+    folder = make_shards(make_pictures(12), 4)
+    for tar in sorted(folder.glob("*.tar"))[1:]:
+        (folder / f"{tar.name}.gz").write_bytes(gzip.compress(tar.read_bytes()))
+        tar.unlink()
+    table = {"key": [f"p{i}" for i in range(50)], "jpg": [os.urandom(5000)] * 50, "caption": ["x"] * 50}
+    pq.write_table(pa.table(table), folder / "table.parquet", row_group_size=20)
+    for path in folder.iterdir():
+        storage.put_file(path, f"{uri}/{path.name}")
+    local = [s for shard in list_shards(str(folder)).values() for s in read_shard(shard, Columns())]
+    refused = server.slow_down("GET", every=3)
+    cut = server.cut(1000, "GET", every=4)
+    far = [s for shard in list_shards(uri).values() for s in read_shard(shard, Columns())]
+    assert far == local and len(far) == 12 + 50 + 1
+    assert refused.struck > 3 and cut.struck > 3
