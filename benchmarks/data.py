@@ -11,6 +11,7 @@ import io
 import json
 import multiprocessing
 import os
+import platform
 import random
 import shutil
 import subprocess
@@ -38,6 +39,7 @@ from asymflow.patches import patchify
 from pipelines import storage
 from pipelines.basis import BasisSettings
 from pipelines.basis.moments import PieceMoments
+from pipelines.color_stats import PieceColors
 from pipelines.curate import CurateSettings
 from pipelines.curate.compact import FileWriter, plan_files
 from pipelines.curate.config import Encoding
@@ -147,6 +149,16 @@ def file_writer(folder: str) -> Callable[[str], int]:
 
 def summer(patches: int | str, curated: str, encoded: str, folder: str) -> Callable[[str], int]:
     worker = PieceMoments(BasisSettings(curated=curated, patches_per_image=patches), encoded, folder)
+
+    def add(item: str) -> int:
+        worker(item)
+        return Piece.from_json(item).rows
+
+    return add
+
+
+def colour_summer(folder: str) -> Callable[[str], int]:
+    worker = PieceColors(folder)
 
     def add(item: str) -> int:
         worker(item)
@@ -272,7 +284,7 @@ def job(name: str, storage_root: Path, **settings: Any) -> list[str]:
 
 
 def measure_memory(shards: dict[str, Path], curation: dict[str, Any], folder: Path) -> dict[str, tuple[float, float]]:
-    """{what: MiB of the curate job, MiB of the color_stats job}."""
+    """{what: MiB of the curate job, MiB of the basis job}."""
     found = {}
     for name, source in shards.items():
         root = folder / "memory" / name.replace(" ", "_")
@@ -317,6 +329,7 @@ def run(args: argparse.Namespace, patches: int, folder: Path) -> None:
         jobs = [(n, args.images // SHARDS, args.size, crawl) for n in range(SHARDS)]
         pool.starmap(make_shard, jobs)
     size = sum(p.stat().st_size for p in crawl.rglob("*.tar")) / args.images / 1e3
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors; torch {torch.__version__}")
     print(f"{args.images} JPEG of {args.size} to {1.4 * args.size:.0f} pixels a side, {size:.0f} kB each; "
           f"{args.workers} workers; curated to {args.size}x{args.size}, {args.format}")  # fmt: skip
 
@@ -345,6 +358,7 @@ def run(args: argparse.Namespace, patches: int, folder: Path) -> None:
     pieces = [piece.to_json() for piece in cut_into_pieces(curated, 4 * SHARDS)]
     decoding = rates(decoder, (), pieces)
     sampled = rates(summer, (256, out, encoded, str(folder / "sampled")), pieces)
+    colours = rates(colour_summer, (str(folder / "colours"),), pieces)
     every = rates(summer, ("all", out, encoded, str(folder / "every")), pieces)
     some = [data for rows in islice(read_rows(curated[0], ["image"]), 4) for data in rows["image"]]
     plain = plain_loop(some, patches, args.workers)
@@ -360,6 +374,7 @@ def run(args: argparse.Namespace, patches: int, folder: Path) -> None:
         ("(c) one pass, every patch", every, f"{every / plain:.1f} x (d); bar 3"),
         ("    its Gram matrices", every, f"{every * gram:.0f} GFLOP/s, {share:.2f} of the rate; bar 0.5"),
         ("(d) the plain loop, float64", plain, ""),
+        ("color_stats: exact, every pixel in float64", colours, f"{colours / decoding:.2f} of (a)"),
     ]  # fmt: skip
     for name, rate, note in rows:
         print(f"{name:54s} {rate:8.1f} images/s   {note}")

@@ -28,6 +28,8 @@ def _uri(value: str) -> str:
 
 
 Uri = Annotated[str, AfterValidator(_uri)]
+OptionalUri = Annotated[str, AfterValidator(lambda value: value and _uri(value))]
+"""Empty: none"""
 
 Layout = Literal["channel_first", "channel_last"]
 

@@ -28,6 +28,13 @@ def read_rows(uri: str, columns: list[str], groups: range | None = None) -> Iter
             yield file.read_row_group(group, columns).to_pydict()
 
 
+def rows_by_group(uri: str) -> list[int]:
+    """How many rows each row group of a parquet file has."""
+    with storage.open_file(uri) as source:
+        metadata = pq.read_metadata(source)
+    return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+
+
 class RowWriter:
     """A parquet file filled row by row, holding one row group in memory."""
 
@@ -120,8 +127,7 @@ def cut_into_pieces(files: list[str], at_least: int = 16) -> list[Piece]:
     order as good as random that depends on the names alone."""
     pieces = []
     for uri in files:
-        with storage.open_file(uri) as source, pq.ParquetFile(source) as file:
-            rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        rows = rows_by_group(uri)
         count = min(len(rows), -(-at_least // len(files)))
         edges = [len(rows) * i // count for i in range(count + 1)] if count else [0]
         pieces += [Piece(uri, range(a, b), sum(rows[a:b])) for a, b in zip(edges, edges[1:], strict=False)]

@@ -1,115 +1,217 @@
-"""Encode: curated pictures to latent tokens and text embeddings, row for row, so that training loads no encoder.
+"""Encode: curated pictures to latent tokens, captions to text embeddings, so that training loads no encoder.
 
-Each output file has the name, the rows and the order of a curated file. Numbers are bf16, stored as raw bytes;
-text embeddings are stored without padding.
+Row for row like the curated files: `latents/SPLIT/NAME.parquet` holds key and latents (N, d), `text/SPLIT/NAME.parquet`
+key, caption and text (T, E) without padding; see `pipelines.tensors` for how any reader gets at the numbers. Each kind
+is a pass of its own over the files, by a pool of its own size.
 """
 
-from functools import partial
-from pathlib import PurePosixPath
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property, partial
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import pyarrow as pa
 import torch
-from diffusers import AutoencoderKLFlux2
 from pydantic import Field
 from safetensors.torch import load, save
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen3ForCausalLM
 
-from asymflow.models.autoencoder import encode_images
-from asymflow.models.text import encode_captions
+from asymflow.models.latent import TextEncoder, family_of
 from pipelines import storage
 from pipelines.artifacts import Artifact
-from pipelines.config import Uri
-from pipelines.datasets import RowWriter, read_images
-from pipelines.models import check_base
+from pipelines.config import ConfigError, OptionalUri, Settings, Uri
+from pipelines.datasets import read_images, read_rows, rows_by_group
+from pipelines.models import check_base, load_image_encoder, load_text_encoder
 from pipelines.shards import ModelWorkers, by_name, map_items
 from pipelines.steps import Context, Step, StepSettings
+from pipelines.tensors import open_writer, ragged_field, tensor_field, to_ragged_array, to_tensor_array
 
-SCHEMA = pa.schema({"key": pa.string(), "latents": pa.binary(), "text": pa.binary(), "text_tokens": pa.int32()})
+KEY, CAPTION = pa.field("key", pa.string()), pa.field("caption", pa.string())
 UNCONDITIONAL = "unconditional.safetensors"
+
+
+class Resources(Settings):
+    """Two pools, one after the other."""
+
+    latents: ModelWorkers = ModelWorkers()
+    text: ModelWorkers = ModelWorkers()
 
 
 class EncodeSettings(StepSettings):
     curated: Uri
     """Artifact of the curate step"""
+    captions: OptionalUri = ""
+    """Artifact of the caption step; empty: the captions of the curated pictures"""
     base: Uri
-    """Folder of the latent model, a diffusers pipeline; its vae, text_encoder and tokenizer are used"""
+    """Folder of the latent model, a diffusers pipeline; its encoders of pictures and captions are used"""
     max_text_tokens: int = Field(512, ge=1)
-    resources: ModelWorkers = ModelWorkers()
+    """Longer captions are cut"""
+    text: Literal["stored", "on_the_fly"] = "stored"
+    """on_the_fly: only captions are stored, and encoded while training: 3M long ones would fill many terabytes"""
+    resources: Resources = Resources()
 
 
 def check(settings: EncodeSettings) -> None:
-    check_base(settings.base, ("vae", "text_encoder", "tokenizer"))
+    check_base(settings.base, images=True, text=True)
 
 
-def to_bf16_bytes(values: Tensor) -> bytes:
-    return values.to(torch.bfloat16).contiguous().cpu().view(torch.uint8).numpy().tobytes()
+def check_inputs(settings: EncodeSettings, inputs: Mapping[str, Artifact]) -> None:
+    """The pictures divide into tokens, and the captions are those of these pictures."""
+    curated, captions = inputs["curated"], inputs.get("captions")
+    side = family_of(settings.base).pixels_per_token
+    for width, height in curated.manifest["config"]["buckets"]:
+        if width % side or height % side:
+            raise ConfigError(f"curated: its buckets hold {width}x{height}; tokens of this base are {side}x{side}")
+    if captions and captions.manifest["inputs"]["curated"] != curated.id:
+        raise ConfigError("captions: made from another curated artifact than `curated`; run the caption step on it")
 
 
-def from_bf16_bytes(data: bytes, width: int) -> Tensor:
-    """(N, width) float32."""
-    return torch.frombuffer(bytearray(data), dtype=torch.bfloat16).view(-1, width).float()
+def output_file(folder: str, kind: str, shard: str) -> str:
+    """The file of `kind` (latents, text) that belongs to a curated one."""
+    path = PurePosixPath(shard)
+    return storage.join(folder, kind, path.parent.name, path.name)
 
 
-class ShardEncoder:
-    """One curated file to `SPLIT/NAME.parquet`; see `map_items`."""
+def write_tables(uri: str, tables: Iterator[pa.Table]) -> dict[str, int]:
+    """A parquet file with a row group a table; its numbers of rows and bytes. Raises ValueError without a table."""
+    counts = {"rows": 0, "bytes": 0}
+
+    def write(local: Path) -> None:
+        first = next(tables, None)
+        if first is None:
+            raise ValueError(f"{uri}: no rows to write")
+        with open_writer(local, first.schema) as writer:
+            for table in chain([first], tables):
+                writer.write_table(table, row_group_size=table.num_rows)
+                counts["rows"] += table.num_rows
+        counts["bytes"] = local.stat().st_size
+
+    storage.write_file(uri, write)
+    return counts
+
+
+class LatentWorker:
+    """One curated file to its file of latents; see `map_items`."""
 
     def __init__(self, settings: EncodeSettings, folder: str):
-        self.settings, self.folder = settings, folder
-        self.device = settings.resources.device
-        self.autoencoder = AutoencoderKLFlux2.from_pretrained(settings.base, subfolder="vae").to(self.device).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(settings.base, subfolder="tokenizer")
-        text_encoder = Qwen3ForCausalLM.from_pretrained(settings.base, subfolder="text_encoder", dtype=torch.float32)
-        self.text_encoder = text_encoder.to(self.device).eval()
+        self.folder = folder
+        self.encoder = load_image_encoder(settings.base, settings.resources.latents.device)
 
-    def encode_text(self, captions: list[str]) -> list[Tensor]:
-        return encode_captions(self.text_encoder, self.tokenizer, captions, self.settings.max_text_tokens)
+    def __call__(self, shard: str) -> dict[str, int]:
+        return write_tables(output_file(self.folder, "latents", shard), self.tables(shard))
 
-    def __call__(self, shard: str) -> dict[str, Any]:
+    def tables(self, shard: str) -> Iterator[pa.Table]:
+        """A row group at a time."""
+        for group in range(len(rows_by_group(shard))):
+            keys: list[str] = []
+            parts: list[Tensor] = []
+            for pictures in read_images(shard, range(group, group + 1)):
+                keys += pictures.keys
+                parts.append(self.encode(pictures.images, shard))
+            z_0 = torch.cat(parts)
+            schema = pa.schema([KEY, tensor_field("latents", z_0.shape[1:])])
+            yield pa.table([keys, to_tensor_array(z_0)], schema=schema)
+
+    def encode(self, images: Tensor, shard: str) -> Tensor:
+        """(B, 3, H, W) -> (B, N, d) bfloat16, off the device. Raises ValueError for sizes that do not divide."""
+        height, width = images.shape[-2:]
+        side = self.encoder.pixels_per_token
+        if height % side or width % side:
+            raise ValueError(f"{shard}: pictures of {width}x{height} do not divide into tokens of {side}x{side}")
+        return self.encoder.encode(images).to("cpu", torch.bfloat16)
+
+
+class TextWorker:
+    """One curated file to its file of captions and, unless they are to be encoded on the fly, their embeddings.
+
+    The item UNCONDITIONAL is the embedding of the empty caption. See `map_items`.
+    """
+
+    def __init__(self, settings: EncodeSettings, captions: str, folder: str):
+        self.settings, self.captions, self.folder = settings, captions, folder
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """Loaded when it is needed: on the fly, one actor encodes the empty caption and the others nothing."""
+        settings = self.settings
+        return load_text_encoder(settings.base, settings.resources.text.device, settings.max_text_tokens)
+
+    def __call__(self, item: str) -> dict[str, int]:
+        if item == UNCONDITIONAL:
+            empty = {"text": self.encoder.encode([""])[0].to("cpu", torch.bfloat16)}
+            storage.write_bytes(storage.join(self.folder, UNCONDITIONAL), save(empty))
+            return {}
+        self.tokens = 0
+        return {**write_tables(output_file(self.folder, "text", item), self.tables(item)), "tokens": self.tokens}
+
+    def tables(self, shard: str) -> Iterator[pa.Table]:
+        """A row group at a time."""
+        for keys, captions in self.rows(shard):
+            if self.settings.text == "on_the_fly":
+                yield pa.table([keys, captions], schema=pa.schema([KEY, CAPTION]))
+                continue
+            embeddings = self.encoder.encode(captions)
+            self.tokens += sum(len(e) for e in embeddings)
+            schema = pa.schema([KEY, CAPTION, ragged_field("text", self.encoder.width)])
+            yield pa.table([keys, captions, to_ragged_array(embeddings)], schema=schema)
+
+    def rows(self, shard: str) -> Iterator[tuple[list[str], list[str]]]:
+        """Keys and captions of the curated row groups. Raises ValueError where the captions are of other rows."""
+        if not self.captions:
+            yield from ((rows["key"], rows["caption"]) for rows in read_rows(shard, ["key", "caption"]))
+            return
         path = PurePosixPath(shard)
-        counts = {"rows": 0, "text_tokens": 0}
-
-        def write(local) -> None:
-            with RowWriter(local, SCHEMA) as writer:
-                for rows in read_images(shard):
-                    latents = encode_images(self.autoencoder, rows.images.to(self.device))
-                    text = self.encode_text(rows.captions)
-                    for key, z_0, embedding in zip(rows.keys, latents, text, strict=True):
-                        writer.add(
-                            {
-                                "key": key,
-                                "latents": to_bf16_bytes(z_0),
-                                "text": to_bf16_bytes(embedding),
-                                "text_tokens": len(embedding),
-                            }
-                        )
-                        counts["rows"] += 1
-                        counts["text_tokens"] += len(embedding)
-
-        storage.write_file(storage.join(self.folder, path.parent.name, path.name), write)
-        unconditional = storage.join(self.folder, UNCONDITIONAL)
-        if not storage.exists(unconditional):  # every actor would write the same
-            empty = self.encode_text([""])[0].cpu().contiguous()
-            latent_width = torch.tensor(4 * self.autoencoder.config.latent_channels)
-            storage.write_bytes(unconditional, save({"text": empty, "latent_width": latent_width}))
-        return counts
+        file = storage.join(self.captions, path.parent.name, path.name)
+        written = (row for g in read_rows(file, ["key", "caption"]) for row in zip(g["key"], g["caption"], strict=True))
+        for group in read_rows(shard, ["key"]):  # the other file may be cut into groups elsewhere
+            rows = list(islice(written, len(group["key"])))
+            if [key for key, _ in rows] != group["key"]:
+                raise ValueError(f"{file}: its rows are not those of {shard}; run the caption step again")
+            yield group["key"], [caption for _, caption in rows]
+        if next(written, None):
+            raise ValueError(f"{file}: it has more rows than {shard}; run the caption step again")
 
 
 def build(settings: EncodeSettings, context: Context) -> dict[str, float]:
-    curated = context.inputs["curated"]
+    curated, captions = context.inputs["curated"], context.inputs.get("captions")
     files = by_name(curated.files("train", ".parquet") + curated.files("held_out", ".parquet"))
-    make_worker = partial(ShardEncoder, settings, context.folder)
-    rows = tokens = 0
-    for summary in map_items(files, make_worker, context.folder, settings.resources):
-        rows, tokens = rows + summary["rows"], tokens + summary["text_tokens"]
-    return {"pictures": rows, "text_tokens_mean": tokens / rows}
+    folder, pools = context.folder, settings.resources
+    make_worker = partial(LatentWorker, settings, folder)
+    latents = total(map_items(files, make_worker, folder, pools.latents, stage="latents"))
+    items = {"unconditional": UNCONDITIONAL, **files}
+    make_text_worker = partial(TextWorker, settings, captions.uri if captions else "", folder)
+    text = total(map_items(items, make_text_worker, folder, pools.text, stage="text"))
+    metrics = {
+        "pictures": latents["rows"],
+        "latent_bytes_per_picture": latents["bytes"] / latents["rows"],
+        "text_bytes_per_picture": text["bytes"] / text["rows"],
+    }
+    if settings.text == "stored":
+        metrics["text_tokens_mean"] = text["tokens"] / text["rows"]
+    return metrics
 
 
-def load_unconditional(artifact: Artifact) -> tuple[Tensor, int]:
-    """The embedding (T, E) of the empty caption, and the width of a latent token."""
-    tensors = load(storage.read_bytes(artifact.file(UNCONDITIONAL)))
-    return tensors["text"].float(), int(tensors["latent_width"])
+def total(summaries: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """Sums of the workers' numbers."""
+    sums: Counter[str] = Counter()
+    for summary in summaries:
+        sums.update({name: number for name, number in summary.items() if name != "item"})
+    return sums
 
 
-STEP = Step("encode", EncodeSettings, build, inputs={"curated": "curate"}, check=check, contents=("base",))
+def load_unconditional(artifact: Artifact) -> Tensor:
+    """The embedding (T, E) of the empty caption, bfloat16."""
+    return load(storage.read_bytes(artifact.file(UNCONDITIONAL)))["text"]
+
+
+STEP = Step(
+    "encode",
+    EncodeSettings,
+    build,
+    inputs={"curated": "curate", "captions": "caption"},
+    check=check,
+    check_inputs=check_inputs,
+    contents=("base",),
+)

@@ -35,21 +35,6 @@ def is_local(uri: str) -> bool:
     return "://" not in uri
 
 
-def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """(file system, path in it). Raises ValueError for a scheme that is not supported."""
-    if is_local(uri):
-        return pafs.LocalFileSystem(), absolute(uri)
-    object_store.place(uri)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    options = {}
-    if endpoint:
-        scheme, _, host = endpoint.rpartition("://")
-        options = {"endpoint_override": host, "scheme": scheme or "https"}
-    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
-        options["region"] = region
-    return pafs.S3FileSystem(**options), uri.removeprefix("s3://").rstrip("/")
-
-
 def open_file(uri: str) -> io.BufferedReader:
     """A seekable file for reading, as tarfile, pyarrow and the like take it."""
     if is_local(uri):

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
@@ -17,7 +16,7 @@ from pipelines import storage
 from pipelines.basis.config import BasisSettings
 from pipelines.datasets import Pictures, Piece, read_images
 from pipelines.models import load_image_encoder
-from pipelines.tensors import to_columns
+from pipelines.tensors import read_group
 
 # Sums are taken here, near zero mean and unit size, and brought into the space that is asked for afterwards.
 SPACE = RELEASED
@@ -95,19 +94,15 @@ class PieceMoments:
 
 def read_with_latents(piece: Piece, encoded: str) -> Iterator[tuple[Pictures, Tensor]]:
     """The pictures of a piece with the latent tokens that stand at the same rows of the encoded file."""
-    split, _, name = piece.uri.rpartition("/")
-    with (
-        storage.open_file(storage.join(encoded, "latents", split.rpartition("/")[2], name)) as source,
-        pq.ParquetFile(source) as file,
-    ):
-        for group in piece.groups:
-            codes = to_columns(file.read_row_group(group, ["key", "latents"]))
-            row = 0
-            for pictures in read_images(piece.uri, range(group, group + 1)):
-                part = slice(row, row := row + len(pictures.keys))
-                if codes["key"][part] != pictures.keys:
-                    raise ValueError(f"{piece.uri}: the encoded rows are others; encode the curated artifact again")
-                yield pictures, codes["latents"][part]  # type: ignore[misc]  # a Tensor
+    latents = storage.join(encoded, "latents", *piece.uri.split("/")[-2:])
+    for group in piece.groups:
+        codes = read_group(latents, group, ["key", "latents"])
+        row = 0
+        for pictures in read_images(piece.uri, range(group, group + 1)):
+            part = slice(row, row := row + len(pictures.keys))
+            if codes["key"][part] != pictures.keys:
+                raise ValueError(f"{latents}: its rows are not those of {piece.uri}; encode the curated artifact again")
+            yield pictures, codes["latents"][part]
 
 
 def choose_patches(key: str, patches: int, wanted: int) -> Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from pydantic import Field
@@ -17,7 +16,8 @@ from asymflow.metrics.spectrum import high_frequency_power_ratio, spectrum_dista
 from pipelines import storage
 from pipelines.artifacts import Artifact
 from pipelines.config import ConfigError, Uri
-from pipelines.datasets import pixels_of, read_rows
+from pipelines.datasets import pixels_of, read_rows, rows_by_group
+from pipelines.embeddings import is_stored
 from pipelines.evaluate.generate import MODELS, Generator, Prompts, samples_file
 from pipelines.models import check_base
 from pipelines.pictures import side_by_side, to_pictures
@@ -60,7 +60,7 @@ class EvaluateSettings(StepSettings):
 
 
 def check(settings: EvaluateSettings) -> None:
-    check_base(settings.base, ("transformer", "vae"))
+    check_base(settings.base, ("transformer",), images=True)
     if settings.shown > settings.samples:
         raise ConfigError(f"shown={settings.shown}: must be at most samples={settings.samples}")
 
@@ -69,20 +69,18 @@ def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> 
     available = _held_out_rows(inputs["curated"])
     if settings.samples > available:
         raise ConfigError(f"samples={settings.samples}: only {available} held-out pictures and captions stand")
+    if not is_stored(inputs["encoded"]):
+        check_base(settings.base, text=True)
 
 
 def _held_out_rows(curated: Artifact) -> int:
-    rows = 0
-    for uri in curated.files("held_out", ".parquet"):
-        filesystem, path = storage.open_filesystem(uri)
-        rows += pq.read_metadata(path, filesystem=filesystem).num_rows
-    return rows
+    return sum(sum(rows_by_group(uri)) for uri in curated.files("held_out", ".parquet"))
 
 
 def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
     prompts = Prompts(
         curated=context.inputs["curated"].files("held_out", ".parquet"),
-        encoded=context.inputs["encoded"].files("held_out", ".parquet"),
+        text=context.inputs["encoded"].files("text/held_out", ".parquet"),
         count=settings.samples,
     )
     size = settings.resources.batch

@@ -3,24 +3,28 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+import torch
+from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
-from asymflow.models.autoencoder import decode_latents
 from asymflow.models.flux2 import PixelFlux2
+from asymflow.models.latent import family_of
 from asymflow.patches import patchify
 from pipelines import storage
 from pipelines.artifacts import Artifact
 from pipelines.basis import load_subspace
-from pipelines.datasets import RowWriter, read_images, read_rows
-from pipelines.encode import from_bf16_bytes, load_unconditional
+from pipelines.datasets import RowWriter, read_images, rows_by_group
+from pipelines.embeddings import TextSource, text_here
+from pipelines.encode import load_unconditional
 from pipelines.finetune.model import load_finetuned
 from pipelines.images import encode_png
 from pipelines.pictures import to_pictures
 from pipelines.sampling import Guidance, pixel_noise, sample_latents, sample_pixels
+from pipelines.tensors import read_group
 
 MODELS = ("latent", "lifted", "trained")
 SCHEMA = pa.schema({"index": pa.int32(), "seed": pa.int32(), "caption": pa.string(), "image": pa.binary()})
@@ -31,15 +35,20 @@ class Prompts:
     """The first held-out rows: captions, their embeddings, and the real pictures."""
 
     curated: list[str]
-    encoded: list[str]
+    text: list[str]
+    """The encode step's files of the same rows"""
     count: int
 
     def captions(self) -> list[str]:
-        return [c for f in self.curated for rows in read_rows(f, ["caption"]) for c in rows["caption"]][: self.count]
+        return list(self._column("caption"))
 
-    def embeddings(self, width: int) -> list[Tensor]:
-        data = [t for f in self.encoded for rows in read_rows(f, ["text"]) for t in rows["text"]][: self.count]
-        return [from_bf16_bytes(d, width) for d in data]
+    def embeddings(self, source: TextSource) -> list[Tensor]:
+        """(T_i, E) float32"""
+        return [source.ask({source.column: value})().float() for value in self._column(source.column)]
+
+    def _column(self, name: str) -> Iterator[Any]:
+        groups = ((file, group) for file in self.text for group in range(len(rows_by_group(file))))
+        return islice((value for place in groups for value in read_group(*place, [name])[name]), self.count)
 
     def images(self) -> Iterator[Tensor]:
         for file in self.curated:
@@ -57,9 +66,9 @@ class Generator:
     def __init__(self, settings: Any, inputs: dict[str, Artifact], prompts: Prompts, folder: str):
         self.settings, self.inputs, self.folder = settings, inputs, folder
         self.device = settings.resources.device
-        self.unconditional, _ = load_unconditional(inputs["encoded"])
+        self.unconditional = load_unconditional(inputs["encoded"]).float()
         self.captions = prompts.captions()
-        self.embeddings = prompts.embeddings(self.unconditional.shape[-1])
+        self.embeddings = prompts.embeddings(text_here(inputs["encoded"], settings.base, self.device))
         first = next(prompts.images())
         self.height, self.width = first.shape[-2:]
         self.loaded: tuple[str, Any] = ("", None)
@@ -88,14 +97,14 @@ class Generator:
             return sample_pixels(
                 model, noise, text, self.unconditional, guidance, settings.steps, settings.shift
             ).cpu()
-        transformer, autoencoder, subspace = model
+        transformer, encoder, subspace = model
         size = round((subspace.patch_dim / 3) ** 0.5)
         grid = (self.height // size, self.width // size)
         tokens = patchify(noise, size, subspace.layout) @ subspace.A.to(self.device)
         z_0 = sample_latents(
             transformer, tokens, text, self.unconditional, grid, guidance, settings.steps, settings.latent_shift
         )
-        return decode_latents(autoencoder, z_0, grid).cpu()
+        return encoder.decode(z_0, grid).cpu()
 
     def model(self, name: str) -> Any:
         """One model at a time is held."""
@@ -108,8 +117,8 @@ class Generator:
         base, subspace = self.settings.base, load_subspace(self.inputs["basis"])
         if name == "latent":
             transformer = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer").float()
-            autoencoder = AutoencoderKLFlux2.from_pretrained(base, subfolder="vae").float()
-            return transformer.to(self.device).eval(), autoencoder.to(self.device).eval(), subspace
+            encoder = family_of(base).load_image_encoder(base, self.device, torch.float32)
+            return transformer.to(self.device).eval(), encoder, subspace
         if name == "lifted":
             transformer = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer").float()
             return PixelFlux2.from_latent(transformer, subspace).to(self.device).eval()

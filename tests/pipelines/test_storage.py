@@ -103,7 +103,7 @@ def test_absolute(tmp_path, monkeypatch):
     assert storage.absolute("s3://bucket/x/") == "s3://bucket/x"
 
 
-@pytest.mark.parametrize("use", [storage.read_bytes, storage.exists, storage.list_files, storage.open_filesystem])
+@pytest.mark.parametrize("use", [storage.read_bytes, storage.exists, storage.list_files, storage.open_file])
 def test_other_schemes_are_refused(use):
     with pytest.raises(ValueError, match="local path or s3://bucket/prefix"):
         use("ftp://host/x")

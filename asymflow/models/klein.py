@@ -1,0 +1,64 @@
+"""FLUX.2 klein as a latent family: its whitened autoencoder, and the Qwen3 that reads its captions."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKLFlux2
+from torch import Tensor
+from transformers import AutoTokenizer, Qwen3ForCausalLM
+
+from asymflow.models.autoencoder import decode_latents, encode_images
+from asymflow.models.latent import LatentFamily
+from asymflow.models.text import HIDDEN_STATES, encode_captions
+
+PIXELS_PER_TOKEN = 16  # eight by the autoencoder, two by packing
+
+
+class KleinImages:
+    """An ImageEncoder; d is 128."""
+
+    pixels_per_token = PIXELS_PER_TOKEN
+
+    def __init__(self, autoencoder: AutoencoderKLFlux2):
+        self.autoencoder = autoencoder
+        self.token_width = 4 * autoencoder.config.latent_channels
+
+    @classmethod
+    def load(cls, folder: str, device: str, dtype: torch.dtype) -> "KleinImages":
+        autoencoder = AutoencoderKLFlux2.from_pretrained(folder, subfolder="vae", dtype=dtype)
+        return cls(autoencoder.to(device).eval())
+
+    def encode(self, images: Tensor) -> Tensor:
+        return encode_images(self.autoencoder, images.to(self.autoencoder.device, self.autoencoder.dtype))
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        tokens = tokens.to(self.autoencoder.device, self.autoencoder.dtype)
+        return decode_latents(self.autoencoder, tokens, grid).float()
+
+
+class KleinText:
+    """A TextEncoder; E is 12,288 in the 9B model."""
+
+    def __init__(self, text_encoder: Qwen3ForCausalLM, tokenizer, max_tokens: int):
+        self.text_encoder, self.tokenizer, self.max_tokens = text_encoder, tokenizer, max_tokens
+        self.width = len(HIDDEN_STATES) * text_encoder.config.hidden_size
+
+    @classmethod
+    def load(cls, folder: str, device: str, dtype: torch.dtype, max_tokens: int) -> "KleinText":
+        text_encoder = Qwen3ForCausalLM.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        return cls(text_encoder.to(device).eval(), tokenizer, max_tokens)
+
+    def encode(self, captions: Sequence[str]) -> list[Tensor]:
+        # one at a time: among others, padded, the last digit of an embedding depends on how many and how long they are
+        return [encode_captions(self.text_encoder, self.tokenizer, [c], self.max_tokens)[0] for c in captions]
+
+
+FAMILY = LatentFamily(
+    pipelines=("Flux2KleinPipeline",),
+    pixels_per_token=PIXELS_PER_TOKEN,
+    image_parts=("vae",),
+    text_parts=("text_encoder", "tokenizer"),
+    load_image_encoder=KleinImages.load,
+    load_text_encoder=KleinText.load,
+)

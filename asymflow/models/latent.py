@@ -1,0 +1,71 @@
+"""What the method asks of a latent model besides its transformer: an encoder of pictures and one of captions.
+
+A family of models is a file like `klein.py` that defines FAMILY, and its name in MODULES.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+MODULES = ("asymflow.models.klein",)
+
+
+class ImageEncoder(Protocol):
+    """Pictures to latent tokens and back. Inputs may lie on any device, outputs lie on the encoder's."""
+
+    token_width: int
+    """d"""
+    pixels_per_token: int
+    """Side of the square that a token stands for; H and W are multiples of it"""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) sRGB in [-1, 1] -> (B, N, d) tokens z_0, row by row of the grid."""
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, hw, d) tokens on a grid (h, w) -> (B, 3, H, W) sRGB in [-1, 1], float32."""
+
+
+class TextEncoder(Protocol):
+    """Captions to embeddings. To the last bit, an embedding depends on no caption but its own."""
+
+    width: int
+    """E"""
+
+    def encode(self, captions: Sequence[str]) -> list[Tensor]:
+        """One (T_i, E) embedding a caption, without padding, on the encoder's device."""
+
+
+@dataclass(frozen=True)
+class LatentFamily:
+    """A family of latent models, each a diffusers pipeline folder."""
+
+    pipelines: tuple[str, ...]
+    """Names of pipeline classes in the folders' model_index.json"""
+    pixels_per_token: int
+    image_parts: tuple[str, ...]
+    """Sub-folders that the image encoder needs"""
+    text_parts: tuple[str, ...]
+    """Sub-folders that the text encoder needs"""
+    load_image_encoder: Callable[[str, str, torch.dtype], ImageEncoder]
+    """(folder, device, dtype)"""
+    load_text_encoder: Callable[[str, str, torch.dtype, int], TextEncoder]
+    """(folder, device, dtype, max_tokens): longer captions are cut"""
+
+
+def family_of(folder: str | Path) -> LatentFamily:
+    """The family of a pipeline folder. Raises ValueError where there is no model_index.json, or one of no family."""
+    families: list[LatentFamily] = [import_module(name).FAMILY for name in MODULES]
+    known = {pipeline: family for family in families for pipeline in family.pipelines}
+    index = Path(folder) / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"it has no model_index.json, which names the pipeline; known: {', '.join(known)}")
+    pipeline = json.loads(index.read_text("utf-8")).get("_class_name")
+    if pipeline not in known:
+        raise ValueError(f"its model_index.json names the pipeline {pipeline!r}; known: {', '.join(known)}")
+    return known[pipeline]
