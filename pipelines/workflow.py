@@ -9,14 +9,16 @@ from typing import Any
 
 from pydantic import Field
 
-from pipelines import basis, color_stats, curate, encode, evaluate, finetune, storage
+from pipelines import basis, caption, color_stats, curate, encode, evaluate, finetune, storage
 from pipelines.config import ConfigError, RunSettings, Settings, Uri, validate
 from pipelines.steps import Outcome, Step, run_step
 from pipelines.tracking import open_run, tracking_uri
 
 STEPS: dict[str, Step] = {
     step.name: step
-    for step in (curate.STEP, color_stats.STEP, basis.STEP, encode.STEP, finetune.STEP, evaluate.STEP)
+    for step in (
+        curate.STEP, caption.STEP, color_stats.STEP, basis.STEP, encode.STEP, finetune.STEP, evaluate.STEP
+    )  # fmt: skip
 }
 
 
@@ -28,6 +30,8 @@ class WorkflowSettings(Settings):
     base: Uri
     """Folder of the latent model, a diffusers pipeline"""
     curate: dict[str, Any] = Field(default_factory=dict)
+    caption: dict[str, Any] | None = None
+    """Left out unless given: the captions of the crawl are kept"""
     color_stats: dict[str, Any] = Field(default_factory=dict)
     basis: dict[str, Any] = Field(default_factory=dict)
     encode: dict[str, Any] = Field(default_factory=dict)
@@ -38,16 +42,23 @@ class WorkflowSettings(Settings):
 def step_settings(step: Step, settings: WorkflowSettings, made: dict[str, str]) -> Any:
     """A step's settings, with the artifacts made so far as inputs. Raises ConfigError."""
     section = getattr(settings, step.name)
-    filled = {"run": settings.run.model_dump(), **{field: made[by] for field, by in step.inputs.items()}}
+    filled = {"run": settings.run.model_dump(), **{field: made[by] for field, by in step.inputs.items() if by in made}}
     if "base" in step.settings.model_fields:
         filled["base"] = settings.base
     return validate(step.settings, {**section, **filled}, step.name)
 
 
+def steps_of(settings: WorkflowSettings) -> list[Step]:
+    """Those that have a section."""
+    return [step for step in STEPS.values() if getattr(settings, step.name) is not None]
+
+
 def check_all(settings: WorkflowSettings) -> None:
     """Validate every section, and look for what it needs from outside, before the first step runs."""
-    for step in STEPS.values():
-        filled = step_settings(step, settings, dict.fromkeys(STEPS, "not made yet"))
+    made: dict[str, str] = {}
+    for step in steps_of(settings):
+        filled = step_settings(step, settings, made)
+        made[step.name] = "not made yet"
         try:
             step.check(filled)
         except ConfigError as error:
@@ -65,7 +76,7 @@ def run_workflow(settings: WorkflowSettings) -> tuple[str, dict[str, Outcome]]:
     with open_run(settings.run, settings.name, known.get("mlflow_run")) as tracker:
         storage.write_bytes(state, json.dumps({"mlflow_run": tracker.run_id}).encode())
         tracker.log_params(settings.model_dump(mode="json"))
-        for step in STEPS.values():
+        for step in steps_of(settings):
             made = {name: outcome.artifact.uri for name, outcome in outcomes.items()}
             outcomes[step.name] = outcome = run_step(step, step_settings(step, settings, made), tracker.run_id)
             tracker.log_input(outcome.artifact)

@@ -1,8 +1,10 @@
 """Finetune: the lifted model on real pixels, by Ray Train and DeepSpeed (Sec. 5.2, appendices A.3, A.4, B.2)."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ray.train
 from ray.train.torch import TorchTrainer
@@ -11,6 +13,7 @@ from pipelines import storage
 from pipelines.artifacts import Artifact
 from pipelines.basis import load_subspace
 from pipelines.config import ConfigError
+from pipelines.embeddings import is_stored, text_actors
 from pipelines.encode import load_unconditional
 from pipelines.figures import curves_figure
 from pipelines.finetune.config import FinetuneSettings
@@ -29,7 +32,7 @@ def check(settings: FinetuneSettings) -> None:
 
 
 def check_inputs(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> None:
-    """The basis fits the model, and the encoding the pictures."""
+    """The basis fits the model, the encoding the pictures; and the base can encode the text that is left to it."""
     subspace, pixels = load_subspace(inputs["basis"]), settings.pixels
     if subspace.layout != pixels.layout:
         raise ConfigError(f"basis: its patches are {subspace.layout}, pixels.layout={pixels.layout!r} asks otherwise")
@@ -45,6 +48,25 @@ def check_inputs(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> 
         raise ConfigError(f"basis: made for an Oklab std of {std}, pixels.std={pixels.std} asks otherwise")
     if inputs["encoded"].manifest["inputs"]["curated"] != inputs["curated"].id:
         raise ConfigError("encoded: made from another curated artifact than `curated`; run the encode step on it")
+    if not is_stored(inputs["encoded"]):
+        check_base(settings.base, text=True)
+    sizes = inputs["curated"].manifest["config"]["buckets"]
+    if len(sizes) > 1:
+        raise ConfigError(f"curated: its pictures have {len(sizes)} sizes and a batch has one; curate into one bucket")
+    check_processors(settings, 0 if is_stored(inputs["encoded"]) else settings.resources.text_encoders.workers)
+
+
+def check_processors(settings: FinetuneSettings, encoders: int) -> None:
+    """A local Ray would wait for ever for processors that the machine does not have."""
+    if settings.run.ray_address or os.environ.get("RAY_ADDRESS"):
+        return
+    resources, found = settings.resources, len(os.sched_getaffinity(0))
+    needed = resources.workers * resources.cpus_per_worker + encoders
+    if needed > found:
+        raise ConfigError(
+            f"resources: workers x cpus_per_worker ({resources.workers} x {resources.cpus_per_worker}) and {encoders} "
+            f"text encoders need {needed} processors, this machine has {found}; ask for fewer, or join a cluster"
+        )
 
 
 def with_absolute_paths(settings: FinetuneSettings) -> FinetuneSettings:
@@ -58,21 +80,33 @@ def with_absolute_paths(settings: FinetuneSettings) -> FinetuneSettings:
 
 
 def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
+    settings, resources = with_absolute_paths(settings), settings.resources
+    encoded = context.inputs["encoded"]
+    with text_actors(encoded, settings.base, resources.text_encoders, resources.max_failures) as encoders:
+        make_trainer(settings, context, encoders).fit()
+    record = Record.from_json(storage.read_bytes(context.file(RECORD)).decode())
+    draw(record, context)
+    tail = slice(-min(100, len(record.steps)), None)
+    return {name: sum(c[tail]) / len(c[tail]) for name, c in record.curves.items()} | {"steps": len(record.steps)}
+
+
+def make_trainer(settings: FinetuneSettings, context: Context, text_encoders: list[Any]) -> TorchTrainer:
+    """`text_encoders` are actors that embed captions; none where the embeddings are stored."""
     from pipelines.finetune.loop import train_loop  # DeepSpeed takes seconds to import, and says so on stdout
 
-    unconditional, latent_width = load_unconditional(context.inputs["encoded"])
-    resources = settings.resources
-    trainer = TorchTrainer(
+    encoded, resources = context.inputs["encoded"], settings.resources
+    return TorchTrainer(
         train_loop,  # type: ignore[arg-type]  # Ray passes on what it returns, and its annotation forgets that
         train_loop_config={
-            "settings": with_absolute_paths(settings).model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json"),
             "tracker": vars(context.tracker),
             "folder": context.folder,
             "subspace": context.inputs["basis"].file("subspace.safetensors"),
             "curated": context.inputs["curated"].files("train", ".parquet"),
-            "encoded": context.inputs["encoded"].files("train", ".parquet"),
-            "unconditional": unconditional.tolist(),
-            "latent_width": latent_width,
+            "latents": encoded.files("latents/train", ".parquet"),
+            "text": encoded.files("text/train", ".parquet"),
+            "text_encoders": text_encoders,
+            "unconditional": load_unconditional(encoded),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
@@ -87,11 +121,6 @@ def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
         ),
     )
-    trainer.fit()
-    record = Record.from_json(storage.read_bytes(context.file(RECORD)).decode())
-    draw(record, context)
-    tail = slice(-min(100, len(record.steps)), None)
-    return {name: sum(c[tail]) / len(c[tail]) for name, c in record.curves.items()} | {"steps": len(record.steps)}
 
 
 def draw(record: Record, context: Context) -> None:

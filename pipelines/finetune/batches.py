@@ -3,50 +3,45 @@
 So a run that was stopped goes on with the very sample it would have had next, and the content of a global batch
 does not depend on the number of workers. Row groups are shuffled each epoch, and the rows inside windows of them:
 a worker holds one window, whatever the size of the data set. Nothing is dropped at the end of an epoch; a batch
-reaches into the next one.
+reaches into the next one. Rows are read, and their embeddings asked for, a step ahead.
 """
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from asymflow.models.text import pad_embeddings
 from asymflow.samplers import noise_for
 from asymflow.schedule import shift_sigma
-from pipelines import storage
-from pipelines.datasets import pixels_of
-from pipelines.encode import from_bf16_bytes
+from pipelines.datasets import pixels_of, rows_by_group
+from pipelines.embeddings import Promise, TextSource
+from pipelines.tensors import read_group
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Rows of one parquet row group, the same in the curated and in the encoded file."""
+    """Rows of one parquet row group, the same in the curated file and in those of latents and of text."""
 
     curated: str
-    encoded: str
+    latents: str
+    text: str
     group: int
     rows: int
 
 
-def list_row_groups(curated: list[str], encoded: list[str]) -> list[RowGroup]:
-    """The row groups of two lists of files that match row for row. Raises ValueError where they do not."""
+def list_row_groups(curated: list[str], latents: list[str], text: list[str]) -> list[RowGroup]:
+    """The row groups of lists of files that match row for row. Raises ValueError where they do not."""
     groups = []
-    for pictures, codes in zip(curated, encoded, strict=True):
-        a, b = _metadata(pictures), _metadata(codes)
-        rows = [a.row_group(i).num_rows for i in range(a.num_row_groups)]
-        if rows != [b.row_group(i).num_rows for i in range(b.num_row_groups)]:
-            raise ValueError(f"{pictures} and {codes} have other rows: encode the curated artifact again")
-        groups += [RowGroup(pictures, codes, i, n) for i, n in enumerate(rows)]
+    for files in zip(curated, latents, text, strict=True):
+        rows, *others = (rows_by_group(file) for file in files)
+        if others != [rows, rows]:
+            raise ValueError(f"{', '.join(files)} have other rows: encode the curated artifact again")
+        groups += [RowGroup(*files, i, n) for i, n in enumerate(rows)]
     return groups
-
-
-def _metadata(uri: str) -> pq.FileMetaData:
-    filesystem, path = storage.open_filesystem(uri)
-    return pq.read_metadata(path, filesystem=filesystem)
 
 
 @dataclass(frozen=True)
@@ -125,6 +120,17 @@ class NoiseSettings:
     caption_dropout: float
 
 
+@dataclass(frozen=True)
+class Sample:
+    """One row, read but not decoded."""
+
+    number: int
+    image: bytes
+    z_0: Tensor
+    """(N, d) bfloat16"""
+    text: Promise
+
+
 class BatchReader:
     """A worker's batches from a step on."""
 
@@ -134,69 +140,70 @@ class BatchReader:
         batch: int,
         rank: int,
         workers: int,
-        latent_width: int,
+        text: TextSource,
         unconditional: Tensor,
         noise: NoiseSettings,
     ):
         self.order, self.batch, self.rank, self.share = order, batch, rank, batch // workers
-        self.latent_width, self.unconditional, self.noise = latent_width, unconditional, noise
-        self.cache: dict[tuple[str, int], tuple[dict, dict]] = {}
+        self.text, self.unconditional, self.noise = text, unconditional, noise
+        self.cache: dict[tuple[str, int], dict[str, Any]] = {}
 
     def from_step(self, step: int, micro_batch: int) -> Iterator[list[Batch]]:
         """For each step its micro-batches: this worker's rows of the global batch, in order."""
         places = self.order.from_number(step * self.batch)
+        ahead = self._next_samples(places)
         while True:
-            everyone = [next(places) for _ in range(self.batch)]
-            mine = everyone[self.rank * self.share : (self.rank + 1) * self.share]
-            self._forget_all_but(everyone)
-            yield [self._read(mine[i : i + micro_batch]) for i in range(0, self.share, micro_batch)]
+            samples, ahead = ahead, self._next_samples(places)
+            yield [self._decode(samples[i : i + micro_batch]) for i in range(0, self.share, micro_batch)]
 
-    def _read(self, places: list[Place]) -> Batch:
-        rows = [self._row(place) for place in places]
-        images = pixels_of([row["image"] for row in rows])
+    def _next_samples(self, places: Iterator[Place]) -> list[Sample]:
+        everyone = [next(places) for _ in range(self.batch)]
+        self._forget_all_but(everyone)
+        return [self._read(place) for place in everyone[self.rank * self.share : (self.rank + 1) * self.share]]
+
+    def _read(self, place: Place) -> Sample:
+        group = self._group(place.group)
+        row = {name: column[place.row] for name, column in group.items()}
+        # even where the caption will be dropped: to know that takes the whole noise
+        return Sample(place.number, row["image"], row["latents"], self.text.ask(row))
+
+    def _decode(self, samples: list[Sample]) -> Batch:
+        images = pixels_of([sample.image for sample in samples])
         embeddings, levels, noises = [], [], []
-        for place, row in zip(places, rows, strict=True):
-            generator = noise_for(self.order.seed, place.number, (2 + images[0].numel(),))
+        for sample in samples:
+            generator = noise_for(self.order.seed, sample.number, (2 + images[0].numel(),))
             level, drop, noise = generator[0], generator[1], generator[2:]
             dropped = 0.5 * (1 + torch.erf(drop / 2**0.5)) < self.noise.caption_dropout
-            width = self.unconditional.shape[-1]
-            embeddings.append(self.unconditional if dropped else from_bf16_bytes(row["text"], width))
+            embeddings.append((self.unconditional if dropped else sample.text()).float())
             levels.append(level)
             noises.append(noise.view_as(images[0]))
         text, mask = pad_embeddings(embeddings)
         sigma = torch.sigmoid(self.noise.mean + self.noise.std * torch.stack(levels))
         return Batch(
             images=images,
-            z_0=torch.stack([from_bf16_bytes(row["latents"], self.latent_width) for row in rows]),
+            z_0=torch.stack([sample.z_0 for sample in samples]).float(),
             text=text,
             text_mask=mask,
             noise=torch.stack(noises),
             sigma=shift_sigma(sigma, self.noise.shift),
         )
 
-    def _row(self, place: Place) -> dict:
-        pictures, codes = self._group(place.group)
-        if pictures["key"][place.row] != codes["key"][place.row]:
-            raise ValueError(f"{place.group.encoded}: its rows are not those of {place.group.curated}")
-        return {"image": pictures["image"][place.row], **{k: codes[k][place.row] for k in ("latents", "text")}}
-
-    def _group(self, group: RowGroup) -> tuple[dict, dict]:
-        key = (group.curated, group.group)
-        if key not in self.cache:
-            self.cache[key] = (
-                _read_group(group.curated, group.group, ["key", "image"]),
-                _read_group(group.encoded, group.group, ["key", "latents", "text"]),
-            )
-        return self.cache[key]
+    def _group(self, group: RowGroup) -> dict[str, Any]:
+        """The columns of a row group, by name."""
+        place = (group.curated, group.group)
+        if place not in self.cache:
+            files = {"image": group.curated, "latents": group.latents, self.text.column: group.text}
+            columns: dict[str, Any] = {}
+            for name, file in files.items():
+                read = read_group(file, group.group, ["key", name])
+                if read["key"] != columns.setdefault("key", read["key"]):
+                    raise ValueError(f"{file}: its rows are not those of {group.curated}")
+                columns[name] = read[name]
+            self.cache[place] = columns
+        return self.cache[place]
 
     def _forget_all_but(self, places: list[Place]) -> None:
         """Keep at most two windows: the one being read and, across an epoch's or window's end, the next."""
         if len(self.cache) > 2 * self.order.window:
             needed = {(p.group.curated, p.group.group) for p in places}
             self.cache = {key: value for key, value in self.cache.items() if key in needed}
-
-
-def _read_group(uri: str, group: int, columns: list[str]) -> dict:
-    filesystem, path = storage.open_filesystem(uri)
-    with filesystem.open_input_file(path) as source, pq.ParquetFile(source) as file:
-        return file.read_row_group(group, columns).to_pydict()

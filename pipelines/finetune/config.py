@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipelines.config import Layout, Settings, Uri
+from pipelines.shards import ModelWorkers
 from pipelines.steps import StepSettings
 
 
@@ -78,6 +79,12 @@ class Ema(Settings):
     start_step: int = Field(100, ge=1)
 
 
+class TextEncoders(ModelWorkers):
+    """Actors beside the training's workers that encode captions a step ahead, where the encode step left it to them."""
+
+    workers: int = Field(1, ge=1)
+
+
 class Resources(Settings):
     """On what the training runs. Another choice gives the same run."""
 
@@ -89,6 +96,7 @@ class Resources(Settings):
     """Pictures a worker holds at once; empty: its whole share of the batch"""
     max_failures: int = Field(3, ge=0)
     """Restarts after a worker is lost"""
+    text_encoders: TextEncoders = TextEncoders()
 
 
 class FinetuneSettings(StepSettings):

@@ -16,6 +16,7 @@ from asymflow.ema import PowerEMA
 from asymflow.models.flux2 import PixelFlux2
 from asymflow.subspace import Subspace
 from pipelines import storage
+from pipelines.embeddings import RemoteText, StoredText
 from pipelines.finetune.batches import BatchReader, NoiseSettings, SampleOrder, list_row_groups
 from pipelines.finetune.checkpoint import TrainableState, read_checkpoint, write_checkpoint
 from pipelines.finetune.config import FinetuneSettings, Optim
@@ -52,7 +53,7 @@ def deepspeed_config(settings: FinetuneSettings, micro_batch: int, accumulation:
 
 
 def train_loop(config: dict[str, Any]) -> dict[str, float]:
-    """Ray Train's entry point; `config` holds plain data. Returns the last metrics."""
+    """Ray Train's entry point; `config` holds plain data, and the actors that encode text. Returns the last metrics."""
     settings = FinetuneSettings.model_validate(config["settings"])
     tracker = Tracker(**config["tracker"])
     rank, workers = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
@@ -120,7 +121,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, float]:
 
 
 def make_reader(settings: FinetuneSettings, config: dict[str, Any], rank: int, workers: int) -> BatchReader:
-    groups = list_row_groups(config["curated"], config["encoded"])
+    groups = list_row_groups(config["curated"], config["latents"], config["text"])
+    encoders = config["text_encoders"]
     noise = NoiseSettings(
         settings.time.mean, settings.time.std, settings.time.shift, settings.loss.caption_dropout
     )
@@ -129,8 +131,8 @@ def make_reader(settings: FinetuneSettings, config: dict[str, Any], rank: int, w
         settings.optim.batch,
         rank,
         workers,
-        config["latent_width"],
-        torch.tensor(config["unconditional"]),
+        RemoteText(encoders, rank) if encoders else StoredText(),
+        config["unconditional"],
         noise,
     )
 

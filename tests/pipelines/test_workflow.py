@@ -14,7 +14,8 @@ pytestmark = pytest.mark.ray
 
 def test_every_step_made_an_artifact_under_one_parent_run(tiny_workflow):
     settings, parent, outcomes = tiny_workflow
-    assert list(outcomes) == list(STEPS) and not any(o.reused for o in outcomes.values())
+    assert list(outcomes) == [name for name in STEPS if name != "caption"]  # which has no section
+    assert not any(o.reused for o in outcomes.values())
     client = MlflowClient(tracking_uri(settings.run))
     for outcome in outcomes.values():
         run = client.get_run(outcome.mlflow_run)
@@ -47,7 +48,7 @@ def test_basis_and_encoding_say_what_they_are(tiny_workflow):
     outcomes = tiny_workflow[2]
     basis = json.loads(storage.read_bytes(outcomes["basis"].artifact.file("basis.json")))
     assert 0 < basis["captured_procrustes"] <= basis["captured_pca"] <= 1
-    assert basis["convergence"][-1]["overlap"] <= 1 + 1e-9
+    assert 0.3 < basis["convergence"][-1]["subspace"] <= 1 + 1e-9
     assert outcomes["encode"].artifact.manifest["metrics"]["pictures"] == 120
 
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipelines import storage
+from pipelines import encode, storage
 from pipelines.finetune import STEP
 from pipelines.finetune.record import Record
 from pipelines.steps import run_step
@@ -71,6 +71,17 @@ def test_zero_stages_and_workers_give_the_same_loss_curve(tiny_workflow, tmp_pat
         # value by value Adam turns the rounding of a vanishing gradient into a whole step: compare as vectors
         a, b = (torch.cat([tensors[k].flatten() for k in sorted(theirs)]) for tensors in (ours, theirs))
         assert (a - b).norm() < 1e-3 * b.norm()
+
+
+def test_text_encoded_on_the_fly_gives_the_same_loss_curve(tiny_workflow, tmp_path, plain):
+    settings, _, outcomes = tiny_workflow
+    made = {name: outcome.artifact.uri for name, outcome in outcomes.items()}
+    captions_only = step_settings(encode.STEP, settings, made).model_copy(update={"text": "on_the_fly"})
+    encoded = run_step(encode.STEP, captions_only).artifact
+    finetune = settings_for(tiny_workflow, tmp_path, zero_stage=0).model_copy(update={"encoded": encoded.uri})
+    artifact = run_step(STEP, finetune).artifact
+    assert artifact.manifest["inputs"]["encoded"] == encoded.id != plain.manifest["inputs"]["encoded"]
+    assert curve(artifact) == pytest.approx(curve(plain), rel=1e-6)
 
 
 @pytest.mark.parametrize("zero_stage", [2, 3])
