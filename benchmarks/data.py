@@ -1,4 +1,4 @@
-"""Speed and memory of the data steps, in one run: python benchmarks/data.py [--images 4096] [--size 512] [--help]
+"""Speed and memory of the data steps, in one run of half an hour: python benchmarks/data.py [--size 512] [--help]
 
 Rates are of two processes with a thread each (`--workers`), after their start, on the steps' own workers:
 (a) decoding alone, (b) curation, (c) colour statistics + PCA + Procrustes sums in one pass over curated pictures and
@@ -313,7 +313,7 @@ def merge_shards(parts: list[Path], target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4096, help="default: %(default)s")
-    parser.add_argument("--size", type=int, default=512, help="side of the curated pictures (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=1024, help="side of the curated pictures (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--format", default="webp", help="of curated pictures: png, webp, jpeg (default: %(default)s)")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory of whole jobs out")
@@ -347,7 +347,7 @@ def run(args: argparse.Namespace, patches: int, folder: Path) -> None:
     )  # fmt: skip
     shards = list_shards(str(crawl))
     source = rates(source_decoder, (), list(shards.values()))
-    reading = rates(curator, (settings, out), [f"{name}={uri}" for name, uri in shards.items()])
+    reading = rates(curator, (settings, out), [json.dumps([name, uri]) for name, uri in shards.items()])
     plan = plan_files(out, list(shards), None, 256)
     items = [json.dumps([name, segments]) for name, segments in plan["files"].items()]
     writing = rates(file_writer, (out,), items)

@@ -37,7 +37,7 @@ def build(settings: CurateSettings, context: Context) -> dict[str, float]:
     shards = list_shards(settings.source)
     reasons: Counter[str] = Counter()
     histograms = Histograms()
-    items = {name: f"{name}={shard}" for name, shard in shards.items()}
+    items = {name: json.dumps([name, shard]) for name, shard in shards.items()}
     read = partial(ShardCurator, settings, context.folder)
     for summary in map_items(items, read, context.folder, settings.resources, stage="read"):
         reasons.update(summary["rejected"])

@@ -125,12 +125,12 @@ def _sample_of(key: str, members: dict[str, bytes], columns: Columns) -> Sample:
         return Sample(key, problem="no picture")
     try:
         record = json.loads(members["json"])
-        caption = members["txt"].decode() if "txt" in members else record[columns.caption]
-    except (KeyError, TypeError, ValueError, RecursionError):
+        caption = members["txt"].decode() if "txt" in members else record.get(columns.caption)
+    except (KeyError, AttributeError, ValueError, RecursionError):
         return Sample(key, problem="no readable metadata")
-    if not isinstance(record, dict) or not isinstance(caption, str):
+    if not isinstance(record, dict):
         return Sample(key, problem="no readable metadata")
-    return Sample(key, image, caption, record)
+    return Sample(key, image, caption if isinstance(caption, str) else "", record)
 
 
 _PROBLEMS = {"unsafe path": "unsafe path in tar", "cut off": "tar cut off", "too large": "file too large"}

@@ -1,4 +1,4 @@
-"""Duplicates over a whole crawl, from an index of 36 bytes a picture: repeated keys, equal files, look-alikes.
+"""Duplicates over a whole crawl, from an index of 32 bytes a picture: repeated keys, equal files, look-alikes.
 
 Only pictures that passed the filters are compared, so that a bad copy never displaces a good one.
 """

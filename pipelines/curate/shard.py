@@ -1,6 +1,7 @@
 """The first pass: one shard of a crawl to resized pictures by size, an index of their hashes, and the rejected."""
 
 import hashlib
+import json
 import tempfile
 from collections import Counter
 from contextlib import ExitStack
@@ -48,13 +49,13 @@ def index_file(folder: str, name: str) -> str:
 
 
 class ShardCurator:
-    """One shard to staged files, their index, and `rejected/NAME.parquet`; see `map_items`. Items are NAME=URI."""
+    """One shard to staged files, their index, and `rejected/NAME.parquet`; see `map_items`. Items: JSON [NAME, URI]."""
 
     def __init__(self, settings: CurateSettings, folder: str):
         self.settings, self.folder = settings, folder
 
     def __call__(self, item: str) -> dict[str, Any]:
-        name, _, shard = item.partition("=")
+        name, shard = json.loads(item)
         kept: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
         histograms = Histograms()

@@ -179,8 +179,9 @@ def test_metadata_beside_a_tar_is_not_needed(make_shards, make_pictures):
         ({"json": b"[" * 100_000}, "no readable metadata"),
         ({"json": None}, "no readable metadata"),
         ({"txt": b"\xff\xfe"}, "no readable metadata"),
-        ({"txt": None}, "no readable metadata"),
-        ({"txt": None, "json": b'{"caption": 3}'}, "no readable metadata"),
+        ({"txt": None}, ""),
+        ({"txt": None, "json": b"[]"}, "no readable metadata"),
+        ({"txt": None, "json": b'{"caption": 3}'}, ""),
         ({"txt": None, "json": b'{"caption": "of the json"}'}, ""),
         ({"jpg": None}, "no picture"),
         ({"jpg": None, "webp": b"x"}, ""),
@@ -265,6 +266,14 @@ def test_shards_are_tars_and_the_parquet_that_is_no_metadata(tmp_path):
     (tmp_path / "1-00000.tar").touch()
     with pytest.raises(ConfigError, match="two shards have one name"):
         list_shards(str(tmp_path))
+
+
+def test_caption_is_that_of_the_text_or_of_the_json(tmp_path):
+    path = tmp_path / "00000.tar"
+    json_caption = {"json": b'{"caption": "json"}'}
+    texts = {"a": {"txt": b"text", **json_caption}, "b": json_caption, "c": {"json": b"{}"}}
+    path.write_bytes(tar_of([(f"{k}.{e}", d) for k, m in texts.items() for e, d in {"jpg": b"x", **m}.items()]))
+    assert [s.caption for s in read_shard(str(path), Columns())] == ["text", "json", ""]
 
 
 def test_no_shards(tmp_path):
