@@ -18,7 +18,8 @@ def main() -> None:
     for part, steps in vars(Steps()).items():
         parser.add_argument(f"--{part.replace('_', '-')}-steps", default=steps, type=int, help="optimizer steps")
     args = parser.parse_args()
-    curate = CurateSettings(source=args.data, run=RunSettings(storage=str(args.work)))
+    run = RunSettings(storage=str(args.work))
+    curate = CurateSettings(source=args.data, near_duplicate_bits=None, run=run)
     curated = run_step(STEP, curate).artifact
     steps = Steps(**{part: getattr(args, f"{part}_steps") for part in vars(Steps())})
     print(json.dumps(make_toy_base(curated, args.work, args.out, steps)))
