@@ -27,7 +27,7 @@ class CurateSettings(StepSettings):
     buckets: list[tuple[int, int]] = Field([(64, 64)], min_length=1)
     """Sizes (width, height), multiples of 16; each picture goes to the one that crops it least"""
     filters: Filters = Filters()
-    near_duplicate_bits: int | None = Field(3, ge=0, le=16)
+    near_duplicate_bits: int | None = Field(3, ge=0, le=5)
     """Pictures whose 64-bit perceptual hashes differ in at most so many bits are duplicates; null: not compared"""
     linear_light: bool = False
     """Resize light rather than sRGB values: fine bright detail keeps its brightness, at several times the cost"""

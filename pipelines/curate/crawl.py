@@ -130,7 +130,7 @@ def _sample_of(key: str, members: dict[str, bytes], columns: Columns) -> Sample:
         return Sample(key, problem="no readable metadata")
     if not isinstance(record, dict):
         return Sample(key, problem="no readable metadata")
-    return Sample(key, image, caption if isinstance(caption, str) else "", record)
+    return Sample(key, image, _text(caption), record)
 
 
 _PROBLEMS = {"unsafe path": "unsafe path in tar", "cut off": "tar cut off", "too large": "file too large"}
@@ -186,9 +186,13 @@ class _Header(tarfile.TarInfo):
             raise
 
 
-def _printable(name: str) -> str:
-    """Names in a tar are bytes; those that are not UTF-8 cannot be written to parquet as they are."""
-    return name.encode("utf-8", "replace").decode()
+def _printable(text: str) -> str:
+    """Names in a tar are bytes, and json may hold half a surrogate pair: not all of it is UTF-8, as parquet wants."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _text(value: Any) -> str:
+    return _printable(value) if isinstance(value, str) else ""
 
 
 def read_parquet(shard: str, columns: Columns) -> Iterator[Sample]:
@@ -197,11 +201,12 @@ def read_parquet(shard: str, columns: Columns) -> Iterator[Sample]:
     with storage.open_file(shard) as stream:
         try:
             file = pq.ParquetFile(stream, buffer_size=1 << 20)  # a row group may be gigabytes: read it by pages
-        except pa.ArrowInvalid:
+            found = set(file.schema_arrow.names)
+        except _DAMAGE as error:
+            _raise_if_of_store(error)
             yield Sample(name, problem="no readable shard")
             return
-        missing = {columns.key, columns.image, columns.caption} - set(file.schema_arrow.names)
-        if missing:
+        if missing := {columns.key, columns.image, columns.caption} - found:
             yield Sample(name, problem=f"shard without column {min(missing)}")
             return
         yield from _rows_of(file, name, columns)
@@ -209,22 +214,27 @@ def read_parquet(shard: str, columns: Columns) -> Iterator[Sample]:
 
 def _rows_of(file: pq.ParquetFile, name: str, columns: Columns) -> Iterator[Sample]:
     """Group by group, so that one whose pages are damaged costs its own rows only."""
+    wanted = [c for c in (*columns.model_dump().values(), "status") if c in file.schema_arrow.names]
     for group in range(file.num_row_groups):
         read, rows = 0, file.metadata.row_group(group).num_rows
         try:
-            for batch in file.iter_batches(_ROWS, row_groups=[group]):
+            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=wanted):
                 for row in batch.to_pylist():
                     yield _sample_of_row(row, f"{name}-{group}-{read}", columns)
                     read += 1
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and not isinstance(error, pa.ArrowException) and not _damaged(error):
-                raise
+        except _DAMAGE as error:
+            _raise_if_of_store(error)
             yield from (Sample(f"{name}-{group}-{i}", problem="damaged shard") for i in range(read, rows))
 
 
-def _damaged(error: OSError) -> bool:
-    """pyarrow reports damaged pages as OSError too; a store's own errors carry an errno or name the store."""
-    return error.errno is None and "AWS" not in str(error)
+# What readers of damaged bytes run into; a text that is not UTF-8 is a ValueError.
+_DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+
+
+def _raise_if_of_store(error: BaseException) -> None:
+    """A shard that cannot be had is not a damaged one. (pyarrow's own OSErrors carry no errno.)"""
+    if isinstance(error, storage.StorageError) or (isinstance(error, OSError) and error.errno is not None):
+        raise error
 
 
 def _sample_of_row(row: dict[str, Any], number: str, columns: Columns) -> Sample:
@@ -237,4 +247,4 @@ def _sample_of_row(row: dict[str, Any], number: str, columns: Columns) -> Sample
         return Sample(str(key), problem="no picture")
     if len(image) > LARGEST_FILE:
         return Sample(str(key), problem="file too large")
-    return Sample(str(key), image, caption if isinstance(caption, str) else "", row)
+    return Sample(str(key), image, _text(caption), row)

@@ -104,7 +104,8 @@ class ShardCurator:
         width, height = best_bucket(image.width, image.height, settings.buckets)
         fitted = fit_to_size(image, width, height, settings.linear_light)
         # img2dataset hashes what it downloaded, before it encodes anew: only its own hash finds repeated pictures.
-        sha256 = str(sample.record.get(settings.columns.sha256) or hashlib.sha256(sample.image).hexdigest())
+        given = sample.record.get(settings.columns.sha256)
+        sha256 = given if isinstance(given, str) and given.isalnum() else hashlib.sha256(sample.image).hexdigest()
         split = "held_out" if is_held_out(sample.key, settings.held_out_every) else "train"
         row = {
             "key": sample.key, "image": encode_image(fitted, settings.encoding.format, settings.encoding.quality),

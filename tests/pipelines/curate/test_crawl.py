@@ -3,7 +3,9 @@ import hashlib
 import io
 import json
 import os
+import random
 import tarfile
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -312,3 +314,53 @@ def test_crawl_on_a_store_that_fails_now_and_then(faulty_s3, make_shards, make_p
     far = [s for shard in list_shards(uri).values() for s in read_shard(shard, Columns())]
     assert far == local and len(far) == 12 + 50 + 1
     assert refused.struck > 3 and cut.struck > 3
+
+
+def test_shard_that_cannot_be_had_is_not_a_damaged_one(faulty_s3, tmp_path, monkeypatch):
+    uri, server = faulty_s3
+    monkeypatch.setattr("pipelines.object_store.CHUNK", 1 << 14)
+    rows = {"key": [str(i) for i in range(60)], "jpg": [os.urandom(5000) for _ in range(60)], "caption": ["x"] * 60}
+    pq.write_table(pa.table(rows), tmp_path / "00000.parquet", row_group_size=20)
+    storage.put_file(tmp_path / "00000.parquet", f"{uri}/00000.parquet")
+    samples = read_shard(f"{uri}/00000.parquet", Columns())
+    assert next(samples).key == "0"
+    server.slow_down("GET")
+    with pytest.raises(storage.StorageError):
+        list(samples)
+    with pytest.raises(storage.StorageError):
+        list(read_shard(f"{uri}/00000.parquet", Columns()))
+
+
+@pytest.mark.parametrize("name", ["00000.parquet", "00000.tar", "00000.tar.gz"])
+def test_hundreds_of_damaged_shards(tmp_path, name):
+    """Whatever happens to the bytes, reading ends, names no key twice among the good, and invents none."""
+    rng = random.Random(0)
+    keys = [f"{i:03d}" for i in range(40)]
+    if name.endswith("parquet"):
+        rows = table_of(keys, jpg=[noise(640)] * 40, aesthetic=[5.0] * 40)
+        pq.write_table(rows, tmp_path / name, row_group_size=10)
+    else:
+        members = [(f"{k}.{e}", d) for k in keys for e, d in {"jpg": noise(640), "txt": b"c", "json": b"{}"}.items()]
+        data = tar_of(members)
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    whole = (tmp_path / name).read_bytes()
+    outcomes = Counter()
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(rng.randint(1, 8)):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        if rng.random() < 0.3:
+            del data[rng.randrange(len(data)) :]
+        (tmp_path / name).write_bytes(data)
+        samples = list(read_shard(str(tmp_path / name), Columns()))
+        outcomes[any(s.problem for s in samples)] += 1
+        assert samples and all(isinstance(s.key, str) and s.key.encode() for s in samples)
+        assert len(samples) <= 3 * 40 + 1
+    assert outcomes[True] > 30
+
+
+def test_text_that_is_not_unicode_can_be_written_down(tmp_path):
+    path = tmp_path / "00000.tar"
+    path.write_bytes(tar_of([("a.jpg", b"x"), ("a.json", b'{"caption": "half \\ud83d a pair"}')]))
+    (found,) = read_shard(str(path), Columns())
+    assert pa.array([found.caption]).to_pylist() == ["half ? a pair"]
