@@ -1,6 +1,6 @@
 """Embeddings of captions, read from the encode step's files or made when they are needed: for a reader the same.
 
-Either way an embedding is its caption's alone and rounded to bfloat16, so that nobody can tell them apart.
+Either way an embedding is its caption's alone and rounded to bfloat16, of which the last bit may differ.
 """
 
 from collections.abc import Callable, Iterator, Mapping

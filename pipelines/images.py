@@ -3,6 +3,7 @@
 import io
 import warnings
 import zlib
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,6 @@ from asymflow.oklab import linear_to_srgb, srgb_to_linear
 MAX_PIXELS = 100_000_000
 # What web crawls hold. PIL reads much more, some of it through outside programs, and none of that is wanted here.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-
-# Light of each sRGB value, and the nearest sRGB value of 65,536 levels of light.
-_LIGHT = srgb_to_linear(torch.arange(256) / 255).numpy()
-_CODE = (linear_to_srgb(torch.arange(65536) / 65535) * 255).round().to(torch.uint8).numpy()
-
 
 class BadImage(ValueError):
     """Bytes that are no usable picture; the message is the reason written to `rejected/`."""
@@ -78,11 +74,23 @@ def fit_to_size(image: Image.Image, width: int, height: int, linear_light: bool 
     """
     if not linear_light:
         return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    light = _LIGHT[to_array(image)]
+    light_of, code_of = _light_tables()
+    light = light_of[to_array(image)]
     channels = [Image.fromarray(np.ascontiguousarray(light[..., c])) for c in range(3)]
     resized = [np.asarray(ImageOps.fit(c, (width, height), Image.Resampling.LANCZOS)) for c in channels]
     fitted = np.stack(resized, axis=-1)
-    return Image.fromarray(_CODE[(fitted.clip(0, 1) * (len(_CODE) - 1)).round().astype(np.uint16)])
+    return Image.fromarray(code_of[(fitted.clip(0, 1) * (len(code_of) - 1)).round().astype(np.uint16)])
+
+
+@cache
+def _light_tables() -> tuple[np.ndarray, np.ndarray]:
+    """Light of each sRGB value, and the nearest sRGB value of 65,536 levels of light.
+
+    Not made at import: a parallel loop of torch in a worker's main thread costs its training thread a third of its
+    speed, since OpenMP then counts more threads than processors and no longer waits for work actively.
+    """
+    light = srgb_to_linear(torch.arange(256) / 255).numpy()
+    return light, (linear_to_srgb(torch.arange(65536) / 65535) * 255).round().to(torch.uint8).numpy()
 
 
 def to_array(image: Image.Image) -> np.ndarray:

@@ -12,6 +12,7 @@ from asymflow.models.latent import LatentFamily
 from asymflow.models.text import HIDDEN_STATES, encode_captions
 
 PIXELS_PER_TOKEN = 16  # eight by the autoencoder, two by packing
+_TOGETHER = 16  # captions; enough to keep a GPU busy
 
 
 class KleinImages:
@@ -50,8 +51,14 @@ class KleinText:
         return cls(text_encoder.to(device).eval(), tokenizer, max_tokens)
 
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
-        # one at a time: among others, padded, the last digit of an embedding depends on how many and how long they are
-        return [encode_captions(self.text_encoder, self.tokenizer, [c], self.max_tokens)[0] for c in captions]
+        embeddings: dict[int, Tensor] = {}
+        by_length = sorted(range(len(captions)), key=lambda i: len(captions[i]))  # so that little of a batch is padding
+        for start in range(0, len(by_length), _TOGETHER):
+            places = by_length[start : start + _TOGETHER]
+            texts = [captions[i] for i in places]
+            found = encode_captions(self.text_encoder, self.tokenizer, texts, self.max_tokens)
+            embeddings.update(zip(places, found, strict=True))
+        return [embeddings[i] for i in range(len(captions))]
 
 
 FAMILY = LatentFamily(

@@ -32,7 +32,7 @@ class ImageEncoder(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Captions to embeddings. To the last bit, an embedding depends on no caption but its own."""
+    """Captions to embeddings. But for rounding, an embedding depends on no caption but its own."""
 
     width: int
     """E"""

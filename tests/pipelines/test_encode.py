@@ -113,7 +113,8 @@ def test_text_has_no_padding_and_is_that_of_each_caption_alone(encoded, curated,
     rows = list(zip(captions, table["text"].to_pylist(), strict=True))
     assert len({len(text) for _, text in rows}) > 1
     for caption, text in rows[:6] + rows[-6:]:
-        assert torch.equal(numbers(text), text_encoder.encode([caption])[0].bfloat16().float())
+        expected = text_encoder.encode([caption])[0]
+        torch.testing.assert_close(numbers(text), expected, rtol=2**-7, atol=1e-4)  # bfloat16, and others beside it
     assert torch.equal(load_unconditional(encoded), text_encoder.encode([""])[0].bfloat16())
 
 

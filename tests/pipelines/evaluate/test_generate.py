@@ -21,4 +21,6 @@ def test_embeddings_of_held_out_captions_are_the_same_from_files_and_from_the_en
     made = text_here(Artifact(encoded.uri, manifest), str(tiny_base), "cpu")
     assert isinstance(stored, StoredText) and isinstance(made, EncodedText)
     ours, theirs = prompts.embeddings(made), prompts.embeddings(stored)
-    assert len(ours) == 5 and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert len(ours) == 5
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=2**-7, atol=1e-3)

@@ -85,14 +85,17 @@ def test_dropped_captions_become_the_empty_one(tiny_workflow):
     assert torch.equal(batch.text, empty.expand(8, -1, -1)) and batch.text_mask.all()
 
 
-def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
+def assert_same(ours: list[Batch], theirs: list[Batch], text_tolerance: float = 0) -> None:
     for a, b in zip(ours, theirs, strict=True):
-        assert all(torch.equal(value, vars(b)[name]) for name, value in vars(a).items())
+        for name, value in vars(a).items():
+            tolerance = text_tolerance if name == "text" else 0
+            torch.testing.assert_close(value, vars(b)[name], rtol=tolerance, atol=tolerance / 10)
 
 
 @pytest.mark.ray
 def test_text_encoded_on_the_fly_gives_the_same_batches_though_its_actors_die(tiny_workflow, tiny_base):
-    """An encode artifact that stores embeddings holds the captions too: here they are encoded anew."""
+    """An encode artifact that stores embeddings holds the captions too: here they are encoded anew, one at a time, so
+    that the last bit of bfloat16 may differ."""
     outcomes = tiny_workflow[2]
     encoded = outcomes["encode"].artifact
     manifest = {**encoded.manifest, "config": {**encoded.manifest["config"], "text": "on_the_fly"}}
@@ -101,11 +104,11 @@ def test_text_encoded_on_the_fly_gives_the_same_batches_though_its_actors_die(ti
     with text_actors(captions_only, str(tiny_base), ModelWorkers(workers=2), restarts=1) as actors:
         source = RemoteText(actors, first=1)
         encoding = reader(outcomes, 1, 2, dropout=0.3, text=source).from_step(5, 2)
-        assert_same(next(encoding), next(stored))
+        assert_same(next(encoding), next(stored), text_tolerance=2**-7)
         for actor in actors:
             ray.kill(actor, no_restart=False)
         for _ in range(3):
-            assert_same(next(encoding), next(stored))
+            assert_same(next(encoding), next(stored), text_tolerance=2**-7)
         for actor in actors:
             ray.kill(actor, no_restart=False)
         with pytest.raises(ray.exceptions.ActorDiedError):  # restarted too often

