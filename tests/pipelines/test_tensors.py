@@ -4,13 +4,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipelines.datasets import rows_by_group
 from pipelines.tensors import (
     from_ragged_array,
     from_tensor_array,
     open_writer,
     ragged_field,
     read_group,
-    rows_by_group,
     tensor_field,
     to_ragged_array,
     to_tensor_array,
