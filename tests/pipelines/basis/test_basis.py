@@ -181,7 +181,7 @@ def test_latents_of_other_pictures_are_refused(curated, encoded, tmp_path):
     path.write_bytes((path.parent / "b-48x32.parquet").read_bytes())
     worker = PieceMoments(settings_for(curated, tmp_path), encoded.uri, str(tmp_path))
     pieces = [p for p in cut_into_pieces(curated.files("train", ".parquet")) if p.uri.endswith("/a-48x32.parquet")]
-    with pytest.raises(ValueError, match="the encoded rows are others"):
+    with pytest.raises(ValueError, match="its rows are not those of .*; encode the curated artifact again"):
         worker(pieces[0].to_json())
     path.write_bytes(kept)
 
