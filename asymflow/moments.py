@@ -216,7 +216,8 @@ class PatchMoments:
     def affine(self, scale: torch.Tensor, shift: torch.Tensor) -> "PatchMoments":
         """The moments of the pixel tokens `scale * x + shift` (both (D,)), without another look at the data."""
         scale, shift = scale.to(self.pixel_sum), shift.to(self.pixel_sum)
-        moments = self._copy()
+        moments = PatchMoments(self.patch_dim, self.latent_dim, self.products)
+        moments.count, moments._sums = self.count, {name: total.clone() for name, total in self._sums.items()}
         scaled_sum = scale * self.pixel_sum
         crossed = torch.outer(scaled_sum, shift)
         outer = torch.outer(shift, shift)
@@ -227,26 +228,12 @@ class PatchMoments:
             moments._sums["cross_gram"] = scale[:, None] * self.cross_gram + torch.outer(shift, self.latent_sum)
         return moments
 
-    def reordered(self, order: torch.Tensor) -> "PatchMoments":
-        """The moments of the pixel tokens `x[order]`, in another packing order, say."""
-        moments = self._copy()
-        moments._sums["pixel_gram"] = self.pixel_gram[order][:, order]
-        moments._sums["pixel_sum"] = self.pixel_sum[order]
-        if self.cross_gram is not None:
-            moments._sums["cross_gram"] = self.cross_gram[order]
-        return moments
-
     def channels(self, channels: int = 3) -> ChannelMoments:
         """Colour statistics of the same pixels; the tokens must be packed channel first."""
         moments = ChannelMoments(channels)
         moments.count = self.count * (self.patch_dim // channels)
         moments.sum = self.pixel_sum.view(channels, -1).sum(1).cpu()
         moments.sum_squares = self.pixel_gram.diagonal().reshape(channels, -1).sum(1).cpu()
-        return moments
-
-    def _copy(self) -> "PatchMoments":
-        moments = PatchMoments(self.patch_dim, self.latent_dim, self.products)
-        moments.count, moments._sums = self.count, {name: total.clone() for name, total in self._sums.items()}
         return moments
 
     def state_dict(self) -> dict[str, torch.Tensor]:

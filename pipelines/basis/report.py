@@ -1,7 +1,6 @@
 """From moments to bases, and what is to be known of them: energies, residual, errors, convergence."""
 
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any
 
 import torch
@@ -33,13 +32,11 @@ def measure(moments: PatchMoments, pca_rank: int) -> dict[str, float]:
 
 
 def merged(groups: Sequence[PatchMoments]) -> PatchMoments:
-    first = groups[0].affine(torch.ones(groups[0].patch_dim), torch.zeros(groups[0].patch_dim))
-
-    def add(total: PatchMoments, more: PatchMoments) -> PatchMoments:
-        total.merge(more)
-        return total
-
-    return reduce(add, groups[1:], first)
+    """The sum of some, which stay as they are."""
+    total = PatchMoments(groups[0].patch_dim, groups[0].latent_dim)
+    for group in groups:
+        total.merge(group)
+    return total
 
 
 def standard_errors(

@@ -20,7 +20,7 @@ Segment = tuple[str, int, int, list[int]]
 
 def plan_files(folder: str, names: list[str], near_bits: int | None, rows_per_file: int) -> dict[str, Any]:
     """{"files": {SPLIT/NAME: segments}, "dropped": counts by reason, "kept": counts by target}. Made once; the rows
-    that it leaves out are written to `rejected/duplicates.parquet`."""
+    that it leaves out are written below `rejected/duplicates`, where no shard's rejected rows can lie."""
     place = storage.join(folder, STAGED, "plan.json")
     if storage.exists(place):
         return json.loads(storage.read_bytes(place))
@@ -28,7 +28,7 @@ def plan_files(folder: str, names: list[str], near_bits: int | None, rows_per_fi
     columns = [np.concatenate([part[i] for part in parts]) for i in range(4)]
     reason, keeper = find_duplicates(Index(*columns), near_bits)
     storage.write_file(
-        storage.join(folder, "rejected", "duplicates.parquet"),
+        storage.join(folder, "rejected", "duplicates", "00000.parquet"),
         lambda path: _write_dropped(path, folder, names, reason, keeper),
     )
     starts = np.cumsum([0, *(len(part[0]) for part in parts)])

@@ -55,7 +55,7 @@ def test_plan_and_files_hold_every_picture_once(staged):
     assert {key.partition("/")[0] for key in rows["key"].to_pylist()} == {"a", "b"}
     lengths = [len(t) for f, t in zip(files, tables, strict=True) if "/train/" in f]
     assert max(lengths) <= 10 and max(lengths) - min(lengths) <= 1
-    (dropped,) = pq.read_table(storage.join(folder, "rejected", "duplicates.parquet")).to_pylist()
+    (dropped,) = pq.read_table(storage.join(folder, "rejected", "duplicates", "00000.parquet")).to_pylist()
     assert dropped == {"key": "a/000010014", "reason": "duplicate", "duplicate_of": "a/000000003"}
 
 
