@@ -5,7 +5,15 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from safetensors.torch import load_file
 
-from asymflow.models.flux2 import LORA_TARGETS, PixelFlux2, pack_latents, run_transformer, unpack_latents
+from asymflow.models.flux2 import (
+    LORA_TARGETS,
+    LatentFlux2,
+    PixelFlux2,
+    fused,
+    pack_latents,
+    run_transformer,
+    unpack_latents,
+)
 from asymflow.oklab import RELEASED
 from asymflow.parameterization import recover_u
 from asymflow.patches import patchify
@@ -208,3 +216,26 @@ def test_patch_layout_is_that_of_the_subspace(reference):
     last = PixelFlux2.from_latent(latent_transformer(reference), subspace).eval()
     with torch.no_grad():
         assert_close(last(x_t, sigma, text), first(x_t, sigma, text))
+
+
+def test_the_latent_baseline_starts_as_the_latent_model_itself(reference):
+    subspace = Subspace(reference["A"], float(reference["s"]), "channel_first", RELEASED, {})
+    model = LatentFlux2.from_latent(latent_transformer(reference), subspace).eval()
+    model.add_lora(rank=4)
+    _, sigma, text = arguments(reference)
+    z_t = torch.randn(2, 6, 128)
+    with torch.no_grad():
+        expected = run_transformer(latent_transformer(reference), z_t, sigma, text, (2, 3))
+        assert torch.equal(model(z_t, sigma, text, grid=(2, 3)), expected)
+    with pytest.raises(ValueError, match="grid"):
+        model(z_t, sigma, text)
+    z_t = torch.randn(2, 4, 128)
+    assert torch.equal(model(z_t, sigma, text), model(z_t, sigma, text, grid=(2, 2)))
+
+
+def test_fused_layers_are_not_rounded_to_the_type_of_the_base():
+    weight, A = torch.randn(32, 128).bfloat16(), torch.linalg.qr(torch.randn(768, 128)).Q
+    layer = fused(weight, A, after=False)
+    assert layer.weight.dtype == torch.float32
+    assert torch.equal(layer.weight, (weight.double() @ A.double().T).float())
+    assert torch.equal(fused(weight.T, A, after=True).weight, (A.double() @ weight.T.double()).float())
