@@ -1,0 +1,284 @@
+"""The released adapter's file format, in and out: what finetuning changed of a FLUX.2 transformer, without its base.
+
+A folder holds
+- `diffusion_pytorch_model.safetensors`: the trained modules, LoRA, and the subspace (`proj_buffer`, `scale_buffer`);
+- `config.json`: what the model must be for them to fit;
+- `subspace.safetensors`: A and s in float32, for in bfloat16 A is off by 7e-4 in orthonormality.
+
+Trained values are float16, the subspace bfloat16. There are no alphas: a LoRA whose scale alpha / rank is not 1 has it
+multiplied into `lora_B`. Patches are packed channel first; a model that packs otherwise is reordered on its way out
+and in. The two baselines have files of the same style under class names of ours; the latent one has no subspace.
+"""
+
+import inspect
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import Flux2Transformer2DModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from asymflow.models.adapted import AdaptedFlux2
+from asymflow.models.ddt import DdtFlux2
+from asymflow.models.flux2 import LatentFlux2, PixelFlux2
+from asymflow.patches import layout_order
+from asymflow.subspace import Subspace
+
+Kind = Literal["asymflow", "latent", "ddt"]
+CLASSES: dict[Kind, type[AdaptedFlux2]] = {"asymflow": PixelFlux2, "latent": LatentFlux2, "ddt": DdtFlux2}
+CLASS_NAMES: dict[Kind, str] = {
+    "asymflow": "AsymFlux2Transformer2DModel",
+    "latent": "Flux2Transformer2DModelAdapter",
+    "ddt": "DdtFlux2Transformer2DModelAdapter",
+}
+WEIGHTS, CONFIG, SUBSPACE = "diffusion_pytorch_model.safetensors", "config.json", "subspace.safetensors"
+LAYOUT = "channel_first"
+BASE_KEYS = (
+    "num_layers",
+    "num_single_layers",
+    "num_attention_heads",
+    "attention_head_dim",
+    "joint_attention_dim",
+    "timestep_guidance_channels",
+    "axes_dims_rope",
+    "rope_theta",
+    "mlp_ratio",
+    "guidance_embeds",
+    "eps",
+)
+SAMPLING_KEYS = ("sigma_min",)
+"""Of config.json, but no property of the model: a model with another one takes the adapter"""
+PATCH_AXES = {
+    "x_embedder.weight": 1,
+    "proj_out.weight": 0,
+    "proj_buffer": 0,
+    "head.embed.weight": 1,
+    "head.proj_out.weight": 0,
+    "head.proj_out.bias": 0,
+}
+"""The axes along which a patch lies, where there is a subspace"""
+_SHOWN = 3
+
+
+def save_adapter(model: AdaptedFlux2, folder: str | os.PathLike) -> None:
+    """Write a model's trained values. The same values give the same bytes. Raises ValueError as `to_released` does."""
+    subspace = _subspace_of(model)
+    tensors = to_released(model.trainable(), subspace, _lora_scale(model))
+    write_adapter(folder, tensors, _config_of(model), subspace)
+
+
+@torch.no_grad()
+def load_adapter(model: AdaptedFlux2, folder: str | os.PathLike) -> None:
+    """Set a model's trained values; its A and s stay in float32. The model needs its LoRA already.
+
+    Raises:
+        ValueError: files are missing, or made for another model or basis. The model is then as it was.
+    """
+    tensors, config = read_adapter(folder)
+    try:
+        _check_config(config, _config_of(model))
+        trainable = model.trainable()
+        values = from_released(tensors, trainable, _subspace_of(model), _lora_scale(model))
+    except ValueError as error:
+        raise ValueError(f"the adapter in {folder} does not fit the model: {error}") from None
+    for name, parameter in trainable.items():
+        parameter.copy_(values[name])
+
+
+def released_name(name: str) -> str:
+    """A parameter's name in the file: no prefix, no `.default`."""
+    return name.removeprefix("transformer.").replace(".default.", ".")
+
+
+def to_released(values: Mapping[str, Tensor], subspace: Subspace | None, lora_scale: float = 1.0) -> dict[str, Tensor]:
+    """Values named as by `trainable()` -> the file's tensors. `subspace` is None for the latent baseline.
+
+    `lora_scale` is alpha / rank. Raises ValueError for a value that float16 cannot hold, with its tensor's name.
+    """
+    tensors = {}
+    for own_name, value in values.items():
+        name = released_name(own_name)
+        scale = lora_scale if ".lora_B." in name else 1.0
+        tensors[name] = _half(name, value.detach().float() * scale)
+    if subspace is not None:
+        tensors |= _buffers(subspace)
+        if subspace.layout != LAYOUT:
+            tensors = _repacked(tensors, subspace, subspace.layout, LAYOUT)
+    return tensors
+
+
+def from_released(
+    tensors: Mapping[str, Tensor], like: Mapping[str, Tensor], subspace: Subspace | None, lora_scale: float = 1.0
+) -> dict[str, Tensor]:
+    """The file's tensors -> float32 values named and shaped as `like`, a model's `trainable()`: undoes `to_released`.
+
+    Raises:
+        ValueError: missing or other tensors, other shapes, values that are not finite, or another basis.
+    """
+    own_names = {released_name(name): name for name in like}
+    buffers = {} if subspace is None else _buffers(subspace)
+    shapes = {name: like[own].shape for name, own in own_names.items()} | {n: b.shape for n, b in buffers.items()}
+    _check_shapes({name: tensor.shape for name, tensor in tensors.items()}, shapes)
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ValueError(f"{_some(broken)} hold NaN or infinite values")
+    if subspace is not None:
+        if subspace.layout != LAYOUT:
+            tensors = _repacked(tensors, subspace, LAYOUT, subspace.layout)
+        for name, buffer in buffers.items():
+            if not torch.equal(tensors[name].to("cpu", torch.bfloat16), buffer):
+                raise ValueError(f"its {name} is another basis than the model's: load it on the basis it was made with")
+    return {own: tensors[name].float() / (lora_scale if ".lora_B." in name else 1.0) for name, own in own_names.items()}
+
+
+def adapter_config(
+    kind: Kind,
+    base: Mapping[str, Any],
+    subspace: Subspace | None,
+    sigma_min: float = 1e-4,
+    head: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """The content of config.json. `base` is that of the latent transformer; what it leaves out has diffusers' default.
+
+    `subspace` is None for the latent baseline. `head` (blocks, heads, head_width) is the DDT baseline's.
+    """
+    defaults = {name: p.default for name, p in inspect.signature(Flux2Transformer2DModel.__init__).parameters.items()}
+    known = {**defaults, **base}
+    config: dict[str, Any] = {"_class_name": CLASS_NAMES[kind]}
+    if subspace is None:
+        config |= {name: known[name] for name in ("in_channels", "patch_size")}
+    else:
+        config |= {"in_channels": 3, "patch_size": _patch_size(subspace), "base_rank": subspace.rank}
+    config |= {name: known[name] for name in BASE_KEYS} | {"num_timesteps": 1}
+    config["axes_dims_rope"] = list(config["axes_dims_rope"])
+    if kind == "asymflow":
+        config["sigma_min"] = sigma_min
+    if kind == "ddt":
+        config["head"] = dict(head or {})
+    return config
+
+
+def write_adapter(
+    folder: str | os.PathLike, tensors: Mapping[str, Tensor], config: Mapping[str, Any], subspace: Subspace | None
+) -> None:
+    """Write the files of an adapter, each whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _whole(folder / WEIGHTS) as path:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    if subspace is not None:
+        subspace.save(folder / SUBSPACE)
+    with _whole(folder / CONFIG) as path:
+        path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def read_adapter(folder: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and config.json of an adapter. ValueError where they are missing or cannot be read."""
+    folder = Path(folder)
+    missing = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"there is no adapter in {folder}, it lacks {' and '.join(missing)}")
+    try:
+        return load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text("utf-8"))
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"the adapter in {folder} cannot be read: {error}") from error
+
+
+def _config_of(model: AdaptedFlux2) -> dict[str, Any]:
+    kind = next(kind for kind, cls in CLASSES.items() if isinstance(model, cls))
+    subspace, base = _subspace_of(model), model.transformer.config
+    if isinstance(model, DdtFlux2):
+        head_width = sum(model.head.positions.axes_dim)
+        heads = model.head.embed.out_features // head_width
+        head = {"blocks": len(model.head.blocks), "heads": heads, "head_width": head_width}
+        return adapter_config(kind, base, subspace, head=head)
+    return adapter_config(kind, base, subspace, getattr(model, "sigma_floor_sample", 0.0))
+
+
+def _subspace_of(model: AdaptedFlux2) -> Subspace | None:
+    """That of the model's computation; the latent baseline's is only its teacher's."""
+    return None if isinstance(model, LatentFlux2) else model.subspace
+
+
+def _lora_scale(model: AdaptedFlux2) -> float:
+    adapters = getattr(model.transformer, "peft_config", {})
+    return adapters["default"].lora_alpha / adapters["default"].r if adapters else 1.0
+
+
+def _patch_size(subspace: Subspace) -> int:
+    return round((subspace.patch_dim / 3) ** 0.5)
+
+
+def _buffers(subspace: Subspace) -> dict[str, Tensor]:
+    """A (D, r) in the subspace's own layout and s (), as they stand in the file."""
+    A = subspace.A.detach().to("cpu", torch.float32)
+    return {"proj_buffer": A.bfloat16(), "scale_buffer": torch.tensor(subspace.s, dtype=torch.bfloat16)}
+
+
+def _repacked(tensors: Mapping[str, Tensor], subspace: Subspace, source: str, target: str) -> dict[str, Tensor]:
+    """Tensors whose patches are packed in the layout `source`, brought into `target`."""
+    order = layout_order(_patch_size(subspace), source, target)
+    return {
+        name: tensor.index_select(PATCH_AXES[name], order.to(tensor.device)) if name in PATCH_AXES else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _half(name: str, value: Tensor) -> Tensor:
+    """Rounded to float16; a meta tensor, which has a shape only, is not looked at."""
+    rounded = value.to(torch.float16)
+    if not value.is_meta and not torch.isfinite(rounded).all():
+        raise ValueError(f"{name} holds values that float16 cannot: its largest is {float(value.abs().max()):g}")
+    return rounded
+
+
+def _check_config(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    wrong = [
+        f"{name} is {found.get(name)!r}, the model's {value!r}"
+        for name, value in expected.items()
+        if name not in SAMPLING_KEYS and found.get(name) != value
+    ]
+    if wrong:
+        raise ValueError(f"it was made for another one: {_some(wrong, '; ')}")
+
+
+def _check_shapes(found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> None:
+    """Raise one ValueError with all that is wrong: how many, and the first few."""
+    wrong = [
+        f"{name} is {list(found[name])}, not {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    parts = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "not the model's": sorted(found.keys() - expected.keys()),
+        "of another shape": wrong,
+    }
+    problems = [f"{len(names)} tensors are {what}: {_some(names)}" for what, names in parts.items() if names]
+    if any(".lora_" in name for name in found) and not any(".lora_" in name for name in expected):
+        problems.append("the model has no LoRA: call add_lora first")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _some(items: Iterable[str], separator: str = ", ") -> str:
+    listed = list(items)
+    return separator.join([*listed[:_SHOWN], *(["..."] if len(listed) > _SHOWN else [])])
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A path to write to; the file then appears whole, or not at all."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
