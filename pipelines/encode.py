@@ -2,7 +2,7 @@
 
 Row for row like the curated files: `latents/SPLIT/NAME.parquet` holds key and latents (N, d), `text/SPLIT/NAME.parquet`
 key, caption and text (T, E) without padding; see `pipelines.tensors` for how any reader gets at the numbers. Each kind
-is a pass of its own over the files, by a pool of its own size.
+is a pass of its own over the files, by a pool of its own size. Either may be left to the training's own encoders.
 """
 
 from collections import Counter
@@ -48,6 +48,8 @@ class EncodeSettings(StepSettings):
     """Folder of the latent model, a diffusers pipeline; its encoders of pictures and captions are used"""
     max_text_tokens: int = Field(512, ge=1)
     """Longer captions are cut"""
+    latents: Literal["stored", "on_the_fly"] = "stored"
+    """on_the_fly: none are stored; the curated pictures are encoded while training"""
     text: Literal["stored", "on_the_fly"] = "stored"
     """on_the_fly: only captions are stored, and encoded while training: 3M long ones would fill many terabytes"""
     resources: Resources = Resources()
@@ -178,18 +180,16 @@ def build(settings: EncodeSettings, context: Context) -> dict[str, float]:
     curated, captions = context.inputs["curated"], context.inputs.get("captions")
     files = by_name(curated.files("train", ".parquet") + curated.files("held_out", ".parquet"))
     folder, pools = context.folder, settings.resources
-    make_worker = partial(LatentWorker, settings, folder)
-    latents = total(map_items(files, make_worker, folder, pools.latents, stage="latents"))
     items = {"unconditional": UNCONDITIONAL, **files}
     make_text_worker = partial(TextWorker, settings, captions.uri if captions else "", folder)
     text = total(map_items(items, make_text_worker, folder, pools.text, stage="text"))
-    metrics = {
-        "pictures": latents["rows"],
-        "latent_bytes_per_picture": latents["bytes"] / latents["rows"],
-        "text_bytes_per_picture": text["bytes"] / text["rows"],
-    }
+    metrics = {"pictures": text["rows"], "text_bytes_per_picture": text["bytes"] / text["rows"]}
     if settings.text == "stored":
         metrics["text_tokens_mean"] = text["tokens"] / text["rows"]
+    if settings.latents == "stored":
+        make_worker = partial(LatentWorker, settings, folder)
+        latents = total(map_items(files, make_worker, folder, pools.latents, stage="latents"))
+        metrics["latent_bytes_per_picture"] = latents["bytes"] / latents["rows"]
     return metrics
 
 

@@ -1,6 +1,6 @@
 """Pictures for people: grids with captions, and figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image, ImageDraw
@@ -26,7 +26,7 @@ def grid_of(pictures: Sequence[Image.Image], columns: int, scale: int = 1, gap: 
 
 
 def side_by_side(
-    columns: dict[str, Sequence[Image.Image]], captions: Sequence[str], scale: int = 2
+    columns: Mapping[str, Sequence[Image.Image]], captions: Sequence[str], scale: int = 2
 ) -> Image.Image:
     """One row a caption, one titled column a source."""
     names = list(columns)

@@ -8,9 +8,14 @@ from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
 from asymflow.guidance import guide
-from asymflow.models.flux2 import PixelFlux2, run_transformer
+from asymflow.models.adapted import run_transformer
+from asymflow.models.ddt import DdtFlux2
+from asymflow.models.flux2 import PixelFlux2
 from asymflow.models.text import pad_embeddings
 from asymflow.samplers import noise_for, unipc
+
+Predict = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(x_t, sigma, text, mask) -> velocity"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ def latent_noise(seed: int, indices: Iterable[int], grid: tuple[int, int], width
 
 
 def guided(
-    predict: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    predict: Predict,
     text: list[Tensor],
     unconditional: Tensor,
     guidance: Guidance,
@@ -53,28 +58,33 @@ def guided(
     return velocity
 
 
+def latent_velocity(transformer: Flux2Transformer2DModel, grid: tuple[int, int]) -> Predict:
+    """The latent model's, in the transformer's own precision."""
+    dtype = transformer.context_embedder.weight.dtype
+
+    def predict(z_t: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        return run_transformer(transformer, z_t.to(dtype), sigma, text.to(dtype), grid, mask).float()
+
+    return predict
+
+
 @torch.no_grad()
 def sample_latents(
-    transformer: Flux2Transformer2DModel,
+    predict: Predict,
     noise: Tensor,
     text: list[Tensor],
     unconditional: Tensor,
-    grid: tuple[int, int],
     guidance: Guidance,
     steps: int,
     shift: float,
 ) -> Tensor:
     """z_0 tokens (B, hw, d) from noise of that shape, one text embedding (T_i, E) each; UniPC."""
-
-    def predict(z_t: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        return run_transformer(transformer, z_t, sigma, text, grid, mask)
-
     return unipc(guided(predict, text, unconditional, guidance), noise, steps, shift=shift)
 
 
 @torch.no_grad()
 def sample_pixels(
-    model: PixelFlux2,
+    model: PixelFlux2 | DdtFlux2,
     noise: Tensor,
     text: list[Tensor],
     unconditional: Tensor,

@@ -19,6 +19,7 @@ from pipelines.basis.report import bases_of, convergence, measure, merged, stand
 from pipelines.color_stats import load_space
 from pipelines.config import ConfigError
 from pipelines.datasets import cut_into_pieces
+from pipelines.embeddings import are_latents_stored
 from pipelines.figures import basis_tiles, convergence_figure, spectrum_figure
 from pipelines.models import check_base
 from pipelines.shards import map_items
@@ -42,6 +43,11 @@ def check(settings: BasisSettings) -> None:
 def check_inputs(settings: BasisSettings, inputs: Mapping[str, Artifact]) -> None:
     if "encoded" in inputs and inputs["encoded"].manifest["inputs"]["curated"] != inputs["curated"].id:
         raise ConfigError("encoded: made from another curated artifact than `curated`; run the encode step on it")
+    if "encoded" in inputs and not are_latents_stored(inputs["encoded"]):
+        raise ConfigError(
+            "encoded: it stores no latents (latents=on_the_fly); leave it out and set `base`, so that the pictures are "
+            "encoded here"
+        )
 
 
 def build(settings: BasisSettings, context: Context) -> dict[str, float]:

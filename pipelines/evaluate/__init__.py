@@ -18,9 +18,10 @@ from pipelines.artifacts import Artifact
 from pipelines.config import ConfigError, Uri
 from pipelines.datasets import pixels_of, read_rows, rows_by_group
 from pipelines.embeddings import is_stored
-from pipelines.evaluate.generate import MODELS, Generator, Prompts, samples_file
+from pipelines.evaluate.generate import MODELS, Generator, samples_file
 from pipelines.models import check_base
 from pipelines.pictures import side_by_side, to_pictures
+from pipelines.prompts import Prompts
 from pipelines.shards import ModelWorkers, map_items
 from pipelines.steps import Context, Step, StepSettings
 

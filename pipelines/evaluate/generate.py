@@ -1,9 +1,9 @@
 """Generation by an actor pool: every chunk of samples is a file of its own, made once."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -11,53 +11,38 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
-from asymflow.models.flux2 import PixelFlux2
-from asymflow.models.latent import family_of
+from asymflow.models.flux2 import LatentFlux2, PixelFlux2
+from asymflow.models.latent import ImageEncoder, family_of
 from asymflow.patches import patchify
+from asymflow.subspace import Subspace
 from pipelines import storage
 from pipelines.artifacts import Artifact
 from pipelines.basis import load_subspace
-from pipelines.datasets import RowWriter, read_images, rows_by_group
-from pipelines.embeddings import TextSource, text_here
+from pipelines.datasets import RowWriter
+from pipelines.embeddings import text_here
 from pipelines.encode import load_unconditional
 from pipelines.finetune.model import load_finetuned
 from pipelines.images import encode_png
 from pipelines.pictures import to_pictures
-from pipelines.sampling import Guidance, pixel_noise, sample_latents, sample_pixels
-from pipelines.tensors import read_group
+from pipelines.prompts import Prompts
+from pipelines.sampling import Guidance, Predict, latent_velocity, pixel_noise, sample_latents, sample_pixels
 
 MODELS = ("latent", "lifted", "trained")
 SCHEMA = pa.schema({"index": pa.int32(), "seed": pa.int32(), "caption": pa.string(), "image": pa.binary()})
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """The first held-out rows: captions, their embeddings, and the real pictures."""
-
-    curated: list[str]
-    text: list[str]
-    """The encode step's files of the same rows"""
-    count: int
-
-    def captions(self) -> list[str]:
-        return list(self._column("caption"))
-
-    def embeddings(self, source: TextSource) -> list[Tensor]:
-        """(T_i, E) float32"""
-        return [source.ask({source.column: value})().float() for value in self._column(source.column)]
-
-    def _column(self, name: str) -> Iterator[Any]:
-        groups = ((file, group) for file in self.text for group in range(len(rows_by_group(file))))
-        return islice((value for place in groups for value in read_group(*place, [name])[name]), self.count)
-
-    def images(self) -> Iterator[Tensor]:
-        for file in self.curated:
-            for rows in read_images(file):
-                yield rows.images
-
-
 def samples_file(folder: str, model: str, seed: int, start: int) -> str:
     return storage.join(folder, "samples", model, f"{seed}-{start}.parquet")
+
+
+@dataclass(frozen=True)
+class LatentSampler:
+    """A model that samples latents, and what decodes them."""
+
+    predict: Callable[[tuple[int, int]], Predict]
+    """Its velocity on a grid (h, w)"""
+    encoder: ImageEncoder
+    subspace: Subspace
 
 
 class Generator:
@@ -93,18 +78,18 @@ class Generator:
         text = [self.embeddings[i] for i in indices]
         guidance = Guidance(settings.guidance, settings.orthogonal)
         model = self.model(name)
-        if name != "latent":
+        if not isinstance(model, LatentSampler):
             return sample_pixels(
                 model, noise, text, self.unconditional, guidance, settings.steps, settings.shift
             ).cpu()
-        transformer, encoder, subspace = model
+        subspace = model.subspace
         size = round((subspace.patch_dim / 3) ** 0.5)
         grid = (self.height // size, self.width // size)
         tokens = patchify(noise, size, subspace.layout) @ subspace.A.to(self.device)
         z_0 = sample_latents(
-            transformer, tokens, text, self.unconditional, grid, guidance, settings.steps, settings.latent_shift
+            model.predict(grid), tokens, text, self.unconditional, guidance, settings.steps, settings.latent_shift
         )
-        return encoder.decode(z_0, grid).cpu()
+        return model.encoder.decode(z_0, grid).cpu()
 
     def model(self, name: str) -> Any:
         """One model at a time is held."""
@@ -115,11 +100,17 @@ class Generator:
 
     def load(self, name: str) -> Any:
         base, subspace = self.settings.base, load_subspace(self.inputs["basis"])
+        if name == "trained":
+            model = load_finetuned(self.inputs["finetuned"], subspace, base).to(self.device)
+            if not isinstance(model, LatentFlux2):
+                return model
+            return LatentSampler(lambda grid: partial(model, grid=grid), self.image_encoder(), subspace)
+        transformer = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer").float()
         if name == "latent":
-            transformer = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer").float()
-            encoder = family_of(base).load_image_encoder(base, self.device, torch.float32)
-            return transformer.to(self.device).eval(), encoder, subspace
-        if name == "lifted":
-            transformer = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer").float()
-            return PixelFlux2.from_latent(transformer, subspace).to(self.device).eval()
-        return load_finetuned(self.inputs["finetuned"], subspace, base).to(self.device)
+            transformer = transformer.to(self.device).eval()
+            return LatentSampler(partial(latent_velocity, transformer), self.image_encoder(), subspace)
+        return PixelFlux2.from_latent(transformer, subspace).to(self.device).eval()
+
+    def image_encoder(self) -> ImageEncoder:
+        base = self.settings.base
+        return family_of(base).load_image_encoder(base, self.device, torch.float32)

@@ -15,7 +15,7 @@ from asymflow.models.text import encode_captions
 from pipelines.artifacts import Artifact
 from pipelines.datasets import read_images
 from pipelines.pictures import grid_of, to_pictures
-from pipelines.sampling import Guidance, latent_noise, sample_latents
+from pipelines.sampling import Guidance, latent_noise, latent_velocity, sample_latents
 from pipelines.toy.autoencoder import psnr, to_unit, train_autoencoder
 from pipelines.toy.flow import SHIFT, train_flow
 from pipelines.toy.perceptual import train_backbone
@@ -73,7 +73,8 @@ def make_toy_base(curated: Artifact, work: Path, out: Path, steps: Steps) -> dic
     text = encode_captions(text_encoder, tokenizer, shown)
     noise = latent_noise(0, range(len(shown)), grid)
     guidance = Guidance(scale=3.0, orthogonal=False)
-    z_0 = sample_latents(transformer, noise, text, unconditional, grid, guidance, steps=32, shift=SHIFT)
+    predict = latent_velocity(transformer, grid)
+    z_0 = sample_latents(predict, noise, text, unconditional, guidance, steps=32, shift=SHIFT)
     decoded = decode_latents(autoencoder, z_0, grid)
     grid_of(to_pictures(decoded), columns=8, scale=2).save(work / "samples.png")
     x = to_unit(held_out)

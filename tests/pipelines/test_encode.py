@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 
 from asymflow.models.latent import family_of
-from pipelines import artifacts, storage
+from pipelines import artifacts, basis, storage
 from pipelines.artifacts import Artifact
+from pipelines.basis import BasisSettings
 from pipelines.caption import CaptionSettings
 from pipelines.config import ConfigError, RunSettings
 from pipelines.curate import SCHEMA, CurateSettings
 from pipelines.datasets import RowWriter, read_images
+from pipelines.embeddings import EncodedLatents, are_latents_stored
 from pipelines.encode import STEP, EncodeSettings, LatentWorker, Resources, TextWorker, load_unconditional
 from pipelines.images import encode_png
 from pipelines.shards import ModelWorkers
@@ -147,6 +149,33 @@ def test_on_the_fly_only_captions_are_stored(on_the_fly, encoded):
 
 
 @pytest.mark.ray
+def test_with_both_on_the_fly_there_are_captions_alone(on_the_fly, curated, tiny_base, tmp_path):
+    settings = settings_for(curated, tiny_base, tmp_path, text="on_the_fly", latents="on_the_fly")
+    bare = run_step(STEP, settings).artifact
+    assert {name.partition("/")[0] for name in bare.manifest["files"]} == {"text", "unconditional.safetensors"}
+    for name in FILES:
+        text = f"text/{name}.parquet"
+        assert bare.manifest["files"][text] == on_the_fly.manifest["files"][text]
+    assert bare.manifest["metrics"].keys() == {"pictures", "text_bytes_per_picture"}
+    assert bare.manifest["metrics"]["pictures"] == ROWS * len(FILES)
+    assert not are_latents_stored(bare) and are_latents_stored(on_the_fly)
+    settings = BasisSettings(curated=curated.uri, encoded=bare.uri, run=RunSettings(storage=str(tmp_path)))
+    with pytest.raises(ConfigError, match="encoded: it stores no latents.*leave it out and set `base`"):
+        run_step(basis.STEP, settings)
+
+
+@pytest.mark.ray
+def test_latents_made_of_a_files_pictures_are_those_that_are_stored(encoded, curated, tiny_base):
+    source = EncodedLatents(str(tiny_base), "cpu")
+    for name in FILES:
+        pictures = pq.read_table(curated.file(f"{name}.parquet"))["image"].to_pylist()
+        stored = pq.read_table(encoded.file("latents", f"{name}.parquet"))["latents"].combine_chunks()
+        made = torch.stack(list(source.ask(pictures)()))
+        assert made.dtype == torch.bfloat16
+        torch.testing.assert_close(made.float(), numbers(stored.to_numpy_ndarray()), rtol=2**-7, atol=1e-3)
+
+
+@pytest.mark.ray
 def test_what_an_interrupted_run_finished_is_not_done_again(encoded, curated, tiny_base, tmp_path):
     """What kill -9 leaves: the summaries and files that were finished, and no manifest."""
     settings = settings_for(curated, tiny_base, tmp_path)
@@ -225,5 +254,6 @@ def test_sizes_that_do_not_divide_into_tokens_are_refused(tiny_base, tmp_path):
 
 def test_where_and_by_how_many_it_is_encoded_does_not_change_what_it_is(curated, tiny_base, tmp_path):
     a, b = (settings_for(curated, tiny_base, tmp_path, workers=n) for n in (1, 2))
-    kept = [artifacts.settings_of(s) for s in (a, b, a.model_copy(update={"text": "on_the_fly"}))]
-    assert kept[0] == kept[1] != kept[2]
+    others = [a.model_copy(update={kind: "on_the_fly"}) for kind in ("text", "latents")]
+    kept = [artifacts.settings_of(s) for s in (a, b, *others)]
+    assert kept[0] == kept[1] and kept[0] not in kept[2:] and kept[2] != kept[3]
