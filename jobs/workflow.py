@@ -5,6 +5,7 @@ import sys
 
 from pipelines.config import ConfigError, describe, load_config
 from pipelines.shards import ItemsFailed
+from pipelines.steps import StepFailed
 from pipelines.storage import StorageError
 from pipelines.tracking import tracking_uri
 from pipelines.workflow import STEPS, WorkflowSettings, run_workflow, table
@@ -20,7 +21,7 @@ def main() -> None:
     try:
         settings = load_config(WorkflowSettings, arguments[0], arguments[1:])
         run_id, outcomes = run_workflow(settings)
-    except (ConfigError, ItemsFailed, StorageError) as error:
+    except (ConfigError, ItemsFailed, StepFailed, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     last = outcomes["evaluate"].artifact

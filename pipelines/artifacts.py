@@ -1,7 +1,7 @@
 """Artifacts: a folder STEP/ID whose manifest, written last, makes it one.
 
 The ID is a hash of the step's settings and of its inputs' IDs: the same work is found again, changed work is other
-work. Sections `run` and `resources` say where and on what a step runs, not what it makes, and are left out.
+work. Sections that say where and on what a step runs, and how it is watched, not what it makes, are left out.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pipelines import storage
 
 MANIFEST = "manifest.json"
-UNHASHED = ("run", "resources")
+UNHASHED = ("run", "resources", "checkpoints", "validation", "watch", "export")
 VERSIONED = ("asymflow", "torch", "ray", "deepspeed", "diffusers", "transformers", "peft", "mlflow")
 _CHUNK = 1 << 20
 

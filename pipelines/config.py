@@ -99,6 +99,8 @@ def _readable(error: Any, model: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"{where}: missing, and it has no default"
     message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:  # about several settings, which it names
+        return message
     return f"{where}={error['input']!r}: {message[:1].lower()}{message[1:]}"
 
 

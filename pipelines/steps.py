@@ -15,6 +15,10 @@ from pipelines.prebuild import put_ninja_on_path
 from pipelines.tracking import Tracker, open_run, tracking_uri
 
 
+class StepFailed(RuntimeError):
+    """A step that came to no end; the message says why, and whether to run it again. Exit status 1."""
+
+
 class StepSettings(Settings):
     """Base of every step's settings."""
 

@@ -166,7 +166,8 @@ def tiny_workflow(tmp_path_factory, tiny_base, make_pictures, local_ray):
                 # small: its max-pools and ReLUs turn rounding into another gradient (1e-3 of it at the paper's 0.2)
                 "loss": {"perceptual": {"net": "squeeze", "weights": "random", "weight": 0.005}},
                 "ema": {"start_step": 2},
-                "checkpoint_every": 3,
+                "checkpoints": {"every": 3},
+                "validation": {"every": 3, "pictures": 2, "steps": 2},
             },
             "evaluate": {"samples": 6, "seeds": [0], "steps": 3, "shown": 2, "resources": {"batch": 4}},
         },

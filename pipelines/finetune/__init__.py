@@ -1,34 +1,45 @@
 """Finetune: the lifted model on real pixels, by Ray Train and DeepSpeed (Sec. 5.2, appendices A.3, A.4, B.2)."""
 
+import importlib.util
 import json
+import logging
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import ray.train
+from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
+from safetensors.torch import load_file
 
 from pipelines import storage
 from pipelines.artifacts import Artifact
 from pipelines.basis import load_subspace
 from pipelines.config import ConfigError
-from pipelines.embeddings import is_stored, text_actors
+from pipelines.datasets import rows_by_group
+from pipelines.embeddings import are_latents_stored, is_stored, latent_actors, text_actors
 from pipelines.encode import load_unconditional
 from pipelines.figures import curves_figure
+from pipelines.finetune.attempt import Attempt, stopping_on_sigterm
 from pipelines.finetune.config import FinetuneSettings
+from pipelines.finetune.export import check_export, export_adapter, register
 from pipelines.finetune.perceptual import check_perceptual
-from pipelines.finetune.record import RECORD, Record
+from pipelines.finetune.record import AVERAGE, RECORD, Record
 from pipelines.models import check_base
-from pipelines.steps import Context, Step
+from pipelines.steps import Context, Step, StepFailed
 
 INPUTS = {"curated": "curate", "encoded": "encode", "basis": "basis"}
 
 
 def check(settings: FinetuneSettings) -> None:
+    check_export(settings)
     check_base(settings.base, ("transformer",))
     if settings.loss.kind == "variance_reduced" and settings.loss.perceptual:
         check_perceptual(settings.loss.perceptual)
+    if settings.optim.optimizer == "adam8bit" and not importlib.util.find_spec("bitsandbytes"):
+        raise ConfigError("optim.optimizer=adam8bit: needs bitsandbytes: pip install 'asymflow[gpu]'")
 
 
 def check_inputs(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> None:
@@ -48,12 +59,18 @@ def check_inputs(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> 
         raise ConfigError(f"basis: made for an Oklab std of {std}, pixels.std={pixels.std} asks otherwise")
     if inputs["encoded"].manifest["inputs"]["curated"] != inputs["curated"].id:
         raise ConfigError("encoded: made from another curated artifact than `curated`; run the encode step on it")
-    if not is_stored(inputs["encoded"]):
-        check_base(settings.base, text=True)
-    sizes = inputs["curated"].manifest["config"]["buckets"]
-    if len(sizes) > 1:
-        raise ConfigError(f"curated: its pictures have {len(sizes)} sizes and a batch has one; curate into one bucket")
-    check_processors(settings, 0 if is_stored(inputs["encoded"]) else settings.resources.text_encoders.workers)
+    encoded, encoders = inputs["encoded"], settings.resources
+    check_base(settings.base, text=not is_stored(encoded), images=not are_latents_stored(encoded))
+    if settings.validation:
+        check_base(settings.base, images=settings.model == "latent")
+        found = sum(sum(rows_by_group(uri)) for uri in inputs["curated"].files("held_out", ".parquet"))
+        if found < settings.validation.pictures:
+            raise ConfigError(
+                f"validation.pictures={settings.validation.pictures}: only {found} held-out pictures and captions "
+                "stand; ask for fewer, or none with validation=null"
+            )
+    text = 0 if is_stored(encoded) else encoders.text_encoders.workers
+    check_processors(settings, text + (0 if are_latents_stored(encoded) else encoders.image_encoders.workers))
 
 
 def check_processors(settings: FinetuneSettings, encoders: int) -> None:
@@ -65,7 +82,7 @@ def check_processors(settings: FinetuneSettings, encoders: int) -> None:
     if needed > found:
         raise ConfigError(
             f"resources: workers x cpus_per_worker ({resources.workers} x {resources.cpus_per_worker}) and {encoders} "
-            f"text encoders need {needed} processors, this machine has {found}; ask for fewer, or join a cluster"
+            f"encoders need {needed} processors, this machine has {found}; ask for fewer, or join a cluster"
         )
 
 
@@ -80,44 +97,86 @@ def with_absolute_paths(settings: FinetuneSettings) -> FinetuneSettings:
 
 
 def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
-    settings, resources = with_absolute_paths(settings), settings.resources
-    encoded = context.inputs["encoded"]
-    with text_actors(encoded, settings.base, resources.text_encoders, resources.max_failures) as encoders:
-        make_trainer(settings, context, encoders).fit()
+    settings = with_absolute_paths(settings)
+    if not storage.exists(context.file(RECORD)):
+        train(settings, context)
     record = Record.from_json(storage.read_bytes(context.file(RECORD)).decode())
     draw(record, context)
-    tail = slice(-min(100, len(record.steps)), None)
-    return {name: sum(c[tail]) / len(c[tail]) for name, c in record.curves.items()} | {"steps": len(record.steps)}
+    average = storage.read_file(context.file(AVERAGE), load_file)
+    adapter = export_adapter(settings, load_subspace(context.inputs["basis"]), average, context.folder)
+    register(context.tracker, adapter, settings, context.folder, len(record.steps))
+    taken = [i for i, step in enumerate(record.steps) if step not in set(record.skipped)][-100:]
+    means = {name: sum(c[i] for i in taken) / len(taken) for name, c in record.curves.items() if taken}
+    return means | {"steps": len(record.steps), "skipped": len(record.skipped)}
 
 
-def make_trainer(settings: FinetuneSettings, context: Context, text_encoders: list[Any]) -> TorchTrainer:
-    """`text_encoders` are actors that embed captions; none where the embeddings are stored."""
+def train(settings: FinetuneSettings, context: Context) -> None:
+    """From the newest checkpoint to the end. Raises StepFailed where it does not come to it."""
+    encoded, resources = context.inputs["encoded"], settings.resources
+    attempt = Attempt.claim(context.folder)
+    with ExitStack() as stack:
+        restarts = resources.max_failures
+        text = stack.enter_context(text_actors(encoded, settings.base, resources.text_encoders, restarts))
+        images = stack.enter_context(latent_actors(encoded, settings.base, resources.image_encoders, restarts))
+        stack.enter_context(stopping_on_sigterm(attempt))
+        try:
+            result: Any = make_trainer(settings, context, attempt, text, images).fit()  # typed as the old Train's
+        except TrainingFailedError as error:
+            logging.getLogger(__name__).exception("training failed")
+            raise StepFailed(f"finetune: workers failed more than {restarts} times: {_cause(error)}") from None
+    ended = result.return_value or {}
+    again = "; the same command goes on from there"
+    match ended.get("ended"):
+        case "stopped":
+            raise StepFailed(f"finetune: stopped at step {ended['step']}, as asked; a checkpoint stands{again}")
+        case "fenced":
+            raise StepFailed(f"finetune: stopped at step {ended['step']}: a newer attempt at this run has taken over")
+        case "gave up":
+            raise StepFailed(f"finetune: {ended['message']}")
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of what a worker raised."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    return str(next(iter(failures.values()))).strip().splitlines()[-1]
+
+
+def make_trainer(
+    settings: FinetuneSettings, context: Context, attempt: Attempt, text_encoders: list[Any], image_encoders: list[Any]
+) -> TorchTrainer:
+    """The encoders are actors that make what the encode step left to them; none where it is stored."""
+    from pipelines.finetune.backend import StoppableTorch
     from pipelines.finetune.loop import train_loop  # DeepSpeed takes seconds to import, and says so on stdout
 
-    encoded, resources = context.inputs["encoded"], settings.resources
+    curated, encoded, resources = context.inputs["curated"], context.inputs["encoded"], settings.resources
+    pictures = curated.files("train", ".parquet")
     return TorchTrainer(
         train_loop,  # type: ignore[arg-type]  # Ray passes on what it returns, and its annotation forgets that
         train_loop_config={
             "settings": settings.model_dump(mode="json"),
             "tracker": vars(context.tracker),
             "folder": context.folder,
+            "attempt": attempt.name,
             "subspace": context.inputs["basis"].file("subspace.safetensors"),
-            "curated": context.inputs["curated"].files("train", ".parquet"),
-            "latents": encoded.files("latents/train", ".parquet"),
+            "curated": pictures,
+            "latents": encoded.files("latents/train", ".parquet") or [""] * len(pictures),
             "text": encoded.files("text/train", ".parquet"),
+            "held_out": curated.files("held_out", ".parquet"),
+            "held_out_text": encoded.files("text/held_out", ".parquet"),
             "text_encoders": text_encoders,
+            "image_encoders": image_encoders,
             "unconditional": load_unconditional(encoded),
         },
+        torch_config=StoppableTorch(timeout_s=round(120 * settings.watch.hang_minutes)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.use_gpu,
             resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})},
         ),
-        # one name for one artifact: run again, Ray Train finds the last checkpoint and goes on
+        # Ray's own state of an attempt; checkpoints are ours, and know nothing of it
         run_config=ray.train.RunConfig(
-            name="train",
-            storage_path=storage.join(context.folder, ".train"),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            name=attempt.name,
+            storage_path=storage.join(context.folder, ".train", "ray"),
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
         ),
     )
@@ -125,7 +184,7 @@ def make_trainer(settings: FinetuneSettings, context: Context, text_encoders: li
 
 def draw(record: Record, context: Context) -> None:
     """Loss curves by step, and each term by noise level."""
-    curves = {name: values for name, values in record.curves.items() if name != "sigma"}
+    curves = {name: values for name, values in record.curves.items() if name not in ("sigma", "omega")}
     context.tracker.log_figure("curves", curves_figure(record.steps, curves, "step"))
     by_sigma = {name: record.means_by_sigma(name) for name in curves}
     centres = record.means_by_sigma("sigma")[0]
@@ -133,7 +192,7 @@ def draw(record: Record, context: Context) -> None:
     context.tracker.log_figure("by_noise_level", figure)
     for name, (places, means) in by_sigma.items():
         for place, mean in zip(places, means, strict=True):
-            context.tracker.log_metrics({f"by_sigma/{name}": mean}, step=round(100 * place))
+            context.tracker.log_metrics({f"train/by_sigma/{name}": mean}, step=round(100 * place))
     storage.write_bytes(context.file("summary.json"), json.dumps({"by_sigma": by_sigma}).encode())
 
 

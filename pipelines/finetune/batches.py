@@ -1,97 +1,35 @@
-"""Which pictures a step trains on, and the noise they get: pure functions of the seed and the step.
+"""A worker's batches: its share of each step's pictures, decoded, with the latents, text and noise that belong to them.
 
-So a run that was stopped goes on with the very sample it would have had next, and the content of a global batch
-does not depend on the number of workers. Row groups are shuffled each epoch, and the rows inside windows of them:
-a worker holds one window, whatever the size of the data set. Nothing is dropped at the end of an epoch; a batch
-reaches into the next one. Rows are read, and their embeddings asked for, a step ahead.
+All of it is a pure function of the seed and the step: a run that was stopped goes on with the very sample it would have
+had next. It is made in the background: row groups are read several steps ahead, what encoders are to make is asked for
+two steps ahead, and the batches of the next step are put together while the present one is trained on.
 """
 
-import random
+import time
+import zlib
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from asymflow.models.text import pad_embeddings
 from asymflow.samplers import noise_for
 from asymflow.schedule import shift_sigma
-from pipelines.datasets import pixels_of, rows_by_group
-from pipelines.embeddings import Promise, TextSource
-from pipelines.tensors import read_group
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """Rows of one parquet row group, the same in the curated file and in those of latents and of text."""
-
-    curated: str
-    latents: str
-    text: str
-    group: int
-    rows: int
-
-
-def list_row_groups(curated: list[str], latents: list[str], text: list[str]) -> list[RowGroup]:
-    """The row groups of lists of files that match row for row. Raises ValueError where they do not."""
-    groups = []
-    for files in zip(curated, latents, text, strict=True):
-        rows, *others = (rows_by_group(file) for file in files)
-        if others != [rows, rows]:
-            raise ValueError(f"{', '.join(files)} have other rows: encode the curated artifact again")
-        groups += [RowGroup(*files, i, n) for i, n in enumerate(rows)]
-    return groups
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the sample with a global number lies."""
-
-    number: int
-    group: RowGroup
-    row: int
-
-
-class SampleOrder:
-    """The endless sequence of samples: number -> place. Epoch e holds numbers e N to (e + 1) N - 1, each row once."""
-
-    def __init__(self, groups: list[RowGroup], seed: int, window: int):
-        self.groups, self.seed, self.window = groups, seed, window
-        self.rows = sum(g.rows for g in groups)
-
-    def from_number(self, start: int) -> Iterator[Place]:
-        """Places from a sample number on. Reaching the start costs one shuffle of row groups, not a replay."""
-        epoch, position = divmod(start, self.rows)
-        number = start
-        while True:
-            for index, window in enumerate(self._windows(epoch)):
-                size = sum(g.rows for g in window)
-                if position >= size:
-                    position -= size
-                    continue
-                for group, row in self._shuffled(window, epoch, index)[position:]:
-                    yield Place(number, group, row)
-                    number += 1
-                position = 0
-            epoch += 1
-
-    def _windows(self, epoch: int) -> Iterator[list[RowGroup]]:
-        order = list(self.groups)
-        random.Random(f"{self.seed} {epoch}").shuffle(order)
-        for i in range(0, len(order), self.window):
-            yield order[i : i + self.window]
-
-    def _shuffled(self, window: list[RowGroup], epoch: int, index: int) -> list[tuple[RowGroup, int]]:
-        """By the window's place in the epoch, not by its files' names: the same pictures elsewhere, the same run."""
-        rows = [(g, row) for g in window for row in range(g.rows)]
-        random.Random(f"{self.seed} {epoch} {index}").shuffle(rows)
-        return rows
+from pipelines.embeddings import Promise, Source
+from pipelines.finetune.order import Place, SampleOrder, Share, share_of, slots_per_worker
+from pipelines.finetune.rows import ReadAhead
+from pipelines.images import BadImage, decode_image, to_array
 
 
 @dataclass
 class Batch:
-    """A worker's share of a global batch; tensors of B pictures."""
+    """A micro-batch of a worker: B pictures of one size. Some may be there only to fill it; their weight is 0."""
 
     images: Tensor
     """(B, 3, H, W) sRGB in [-1, 1]"""
@@ -105,9 +43,16 @@ class Batch:
     """(B, 3, H, W)"""
     sigma: Tensor
     """(B,)"""
+    weight: Tensor
+    """(B,); the mean of weight x loss over all that the workers hold in a step is the sum of its pictures' losses over
+    the batch size: every picture weighs the same, also in a bucket's last batch"""
+    keys: list[str]
+    key_sums: Tensor
+    """(B,) float64, CRC-32 of the key, 0 for what fills the batch; their sum tells what was trained on"""
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+        tensors: dict[str, Any] = {name: v for name, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -121,18 +66,21 @@ class NoiseSettings:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One row, read but not decoded."""
+class Asked:
+    """A share whose rows are read, not decoded, and whose latents and embeddings are asked for."""
 
-    number: int
-    image: bytes
-    z_0: Tensor
-    """(N, d) bfloat16"""
+    share: Share
+    keys: list[str]
+    images: list[bytes]
+    z_0: Promise
     text: Promise
 
 
 class BatchReader:
     """A worker's batches from a step on."""
+
+    waited = 0.0
+    """Seconds that the last batches were waited for"""
 
     def __init__(
         self,
@@ -140,70 +88,103 @@ class BatchReader:
         batch: int,
         rank: int,
         workers: int,
-        text: TextSource,
+        text: Source,
+        latents: Source,
         unconditional: Tensor,
         noise: NoiseSettings,
+        ahead: int = 8,
     ):
-        self.order, self.batch, self.rank, self.share = order, batch, rank, batch // workers
-        self.text, self.unconditional, self.noise = text, unconditional, noise
-        self.cache: dict[tuple[str, int], dict[str, Any]] = {}
+        """`ahead`: steps whose row groups are read early."""
+        self.order, self.batch, self.rank, self.workers, self.ahead = order, batch, rank, workers, ahead
+        self.text, self.latents, self.unconditional, self.noise = text, latents, unconditional, noise
 
     def from_step(self, step: int, micro_batch: int) -> Iterator[list[Batch]]:
-        """For each step its micro-batches: this worker's rows of the global batch, in order."""
-        places = self.order.from_number(step * self.batch)
-        ahead = self._next_samples(places)
-        while True:
-            samples, ahead = ahead, self._next_samples(places)
-            yield [self._decode(samples[i : i + micro_batch]) for i in range(0, self.share, micro_batch)]
+        """For each step, counted from 0, its micro-batches: this worker's share of the global batch.
 
-    def _next_samples(self, places: Iterator[Place]) -> list[Sample]:
-        everyone = [next(places) for _ in range(self.batch)]
-        self._forget_all_but(everyone)
-        return [self._read(place) for place in everyone[self.rank * self.share : (self.rank + 1) * self.share]]
+        What goes wrong in the background is raised at the step it belongs to. The background ends with the iterator.
+        """
+        slots = slots_per_worker(self.batch, self.workers, micro_batch)
+        shares = (self._share(s, slots) for s in count(step))
+        rows = ReadAhead(shares, ("image", self.latents.column, self.text.column), self.ahead)
+        background = ThreadPoolExecutor(1, "batches", initializer=use_one_processor)
+        try:
+            asked = deque(background.submit(self._ask, rows) for _ in range(2))
+            made = background.submit(self._make, asked.popleft(), micro_batch)
+            while True:
+                asked.append(background.submit(self._ask, rows))
+                ready, made = made, background.submit(self._make, asked.popleft(), micro_batch)
+                started = time.monotonic()
+                batches = ready.result()
+                self.waited = time.monotonic() - started
+                yield batches
+        finally:
+            background.shutdown(wait=False, cancel_futures=True)
+            rows.close()
 
-    def _read(self, place: Place) -> Sample:
-        group = self._group(place.group)
-        row = {name: column[place.row] for name, column in group.items()}
-        # even where the caption will be dropped: to know that takes the whole noise
-        return Sample(place.number, row["image"], row["latents"], self.text.ask(row))
+    def _share(self, step: int, slots: int) -> Share:
+        return share_of(self.order.batch_at(step, self.batch), self.rank, self.workers, slots)
 
-    def _decode(self, samples: list[Sample]) -> Batch:
-        images = pixels_of([sample.image for sample in samples])
-        embeddings, levels, noises = [], [], []
-        for sample in samples:
-            generator = noise_for(self.order.seed, sample.number, (2 + images[0].numel(),))
-            level, drop, noise = generator[0], generator[1], generator[2:]
-            dropped = 0.5 * (1 + torch.erf(drop / 2**0.5)) < self.noise.caption_dropout
-            embeddings.append((self.unconditional if dropped else sample.text()).float())
-            levels.append(level)
-            noises.append(noise.view_as(images[0]))
-        text, mask = pad_embeddings(embeddings)
-        sigma = torch.sigmoid(self.noise.mean + self.noise.std * torch.stack(levels))
-        return Batch(
-            images=images,
-            z_0=torch.stack([sample.z_0 for sample in samples]).float(),
-            text=text,
-            text_mask=mask,
-            noise=torch.stack(noises),
-            sigma=shift_sigma(sigma, self.noise.shift),
-        )
+    def _ask(self, rows: ReadAhead) -> Asked:
+        share, read = rows.take()
+        places = share.places
 
-    def _group(self, group: RowGroup) -> dict[str, Any]:
-        """The columns of a row group, by name."""
-        place = (group.curated, group.group)
-        if place not in self.cache:
-            files = {"image": group.curated, "latents": group.latents, self.text.column: group.text}
-            columns: dict[str, Any] = {}
-            for name, file in files.items():
-                read = read_group(file, group.group, ["key", name])
-                if read["key"] != columns.setdefault("key", read["key"]):
-                    raise ValueError(f"{file}: its rows are not those of {group.curated}")
-                columns[name] = read[name]
-            self.cache[place] = columns
-        return self.cache[place]
+        def column(name: str) -> list:
+            return [columns[name][place.row] for place, columns in zip(places, read, strict=True)]
 
-    def _forget_all_but(self, places: list[Place]) -> None:
-        """Keep at most two windows: the one being read and, across an epoch's or window's end, the next."""
-        if len(self.cache) > 2 * self.order.window:
-            needed = {(p.group.curated, p.group.group) for p in places}
-            self.cache = {key: value for key, value in self.cache.items() if key in needed}
+        # text even where it will be dropped: to know that takes the whole noise
+        z_0, text = self.latents.ask(column(self.latents.column)), self.text.ask(column(self.text.column))
+        return Asked(share, column("key"), column("image"), z_0, text)
+
+    def _make(self, asking: Future[Asked], micro_batch: int) -> list[Batch]:
+        asked = asking.result()
+        share, keys = asked.share, asked.keys
+        pixels = [decode(*item) for item in zip(asked.images, share.places, keys, strict=True)]
+        drawn = (self._draw(place.number, pixels[0].shape) for place in share.places)
+        noises, levels, dropped = zip(*drawn, strict=True)
+        given = zip(asked.text(), dropped, strict=True)
+        text = [(self.unconditional if drop else embedding).float() for embedding, drop in given]
+        z_0, sums = asked.z_0(), [zlib.crc32(key.encode()) for key in keys]
+        weight = share.slots * self.workers / self.batch
+        slots = share.fill()
+
+        def micro(part: list[tuple[int, bool]]) -> Batch:
+            chosen, real = [i for i, _ in part], torch.tensor([counts for _, counts in part])
+            padded, mask = pad_embeddings([text[i] for i in chosen])
+            sigma = torch.sigmoid(self.noise.mean + self.noise.std * torch.stack([levels[i] for i in chosen]))
+            return Batch(
+                images=torch.stack([pixels[i] for i in chosen]).float() / 127.5 - 1,
+                z_0=torch.stack([z_0[i] for i in chosen]).float(),
+                text=padded,
+                text_mask=mask,
+                noise=torch.stack([noises[i] for i in chosen]),
+                sigma=shift_sigma(sigma, self.noise.shift),
+                weight=weight * real.float(),
+                keys=[keys[i] for i in chosen],
+                key_sums=torch.tensor([sums[i] for i in chosen], dtype=torch.float64) * real,
+            )
+
+        return [micro(slots[i : i + micro_batch]) for i in range(0, share.slots, micro_batch)]
+
+    def _draw(self, number: int, shape: torch.Size) -> tuple[Tensor, Tensor, bool]:
+        """A sample's noise, the normal value that makes its noise level, and whether its caption is dropped."""
+        values = noise_for(self.order.seed, number, (2 + shape.numel(),))
+        level, drop, noise = values[0], values[1], values[2:].view(shape)
+        return noise, level, bool(0.5 * (1 + torch.erf(drop / 2**0.5)) < self.noise.caption_dropout)
+
+
+def decode(image: bytes, place: Place, key: str) -> Tensor:
+    """(3, H, W) uint8. Raises ValueError for damaged pictures and those of another size than their bucket's."""
+    width, height = place.group.size
+    try:
+        pixels = to_array(decode_image(image))
+    except BadImage as error:
+        raise ValueError(f"{place.group.curated}: the picture of {key!r} is damaged ({error}); curate again") from None
+    if pixels.shape != (height, width, 3):
+        found = f"{pixels.shape[1]}x{pixels.shape[0]}, its row says {width}x{height}"
+        raise ValueError(f"{place.group.curated}: the picture of {key!r} is {found}; curate again")
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def use_one_processor() -> None:
+    """In a background thread: parallel loops there would take the processors from the training's."""
+    torch.set_num_threads(1)

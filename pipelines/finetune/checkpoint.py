@@ -1,95 +1,144 @@
-"""What a training needs to go on, gathered whole: any number of workers and any ZeRO stage can read it.
+"""Checkpoints in the storage: folders of safetensors whose `state.json`, written last, makes them one.
 
-The trainable state is small (353M numbers for the 9B model); DeepSpeed's own checkpoints can only be read by as many
-ranks as wrote them.
+Nothing here depends on the number of workers or on a ZeRO stage: tensors are whole and have names. `state.json` has
+each file's size and SHA-256; a checkpoint that does not match is passed over for the one before it, and never deleted.
 """
 
+import hashlib
 import json
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import deepspeed
-import torch
-from deepspeed.utils import (
-    lazy_init_hp_params_optimizer_state,
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-)
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from pipelines import storage
+from pipelines.finetune.config import Checkpoints
 
+LOGGER = logging.getLogger(__name__)
+STATE = "state.json"
+_CHUNK = 1 << 22
 
-class TrainableState:
-    """The engine's trainable values and their Adam moments, by name, whatever the ZeRO stage."""
-
-    def __init__(self, engine: Any, parameters: dict[str, nn.Parameter]):
-        self.engine, self.parameters = engine, parameters
-        self.sharded = engine.zero_optimization()
-
-    def values(self) -> dict[str, Tensor]:
-        """Float32 values. A collective call: every rank makes it."""
-        return {name: self._get(p).detach() for name, p in self.parameters.items()}
-
-    def moments(self) -> dict[str, dict[str, Tensor]]:
-        """Adam's two moments. A collective call."""
-        self._link_moments()
-        return {key: {name: self._get_moment(p, key) for name, p in self.parameters.items()} for key in MOMENTS}
-
-    def restore(self, values: dict[str, Tensor], moments: dict[str, dict[str, Tensor]], step: int) -> None:
-        """Set values and moments. The optimizer's state must exist: take one step of zero length first."""
-        self._link_moments()
-        for name, p in self.parameters.items():
-            value = values[name].to(p.device)
-            if self.sharded:
-                safe_set_full_fp32_param(p, value)
-            with deepspeed.zero.GatheredParameters([p], modifier_rank=0, enabled=self._partitioned(p)):
-                p.data.copy_(value)  # the working copy too: ZeRO refreshes it only after a step
-            for key in MOMENTS:
-                if self.sharded:
-                    safe_set_full_optimizer_state(p, moments[key][name].to(p.device), key)
-                else:
-                    self.engine.optimizer.state[p][key].copy_(moments[key][name])
-        optimizer = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
-        for state in optimizer.state.values():
-            if "step" in state:
-                state["step"] = torch.full_like(torch.as_tensor(state["step"]), step)
-
-    def _link_moments(self) -> None:
-        """ZeRO-1 and 2 link parameters to their moments after the first group's first step, and find none yet for the
-        groups after it (DeepSpeed 0.19): link them again."""
-        sharded = self.engine.optimizer
-        for group, flat in zip(
-            getattr(sharded, "bit16_groups", []), getattr(sharded, "single_partition_of_fp32_groups", []), strict=True
-        ):
-            lazy_init_hp_params_optimizer_state(group, flat, sharded.optimizer.state)
-
-    def _partitioned(self, p: nn.Parameter) -> bool:
-        return hasattr(p, "ds_id")
-
-    def _get(self, p: nn.Parameter) -> Tensor:
-        if p.dtype == torch.float32 and not self._partitioned(p):
-            return p.data
-        return safe_get_full_fp32_param(p)
-
-    def _get_moment(self, p: nn.Parameter, key: str) -> Tensor:
-        return safe_get_full_optimizer_state(p, key) if self.sharded else self.engine.optimizer.state[p][key]
+Tensors = Mapping[str, Mapping[str, Tensor]]
+"""{file: {name: tensor}}: `trainable`, `average`, and one file for each part of the optimizer's state"""
 
 
-def write_checkpoint(
-    folder: Path, values: dict[str, Tensor], average: dict[str, Tensor], moments: dict[str, dict], record: dict
-) -> None:
-    """`record` is JSON: the step, the seed, the loss curve so far."""
-    for name, tensors in {"trainable": values, "average": average, **moments}.items():
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, folder / f"{name}.safetensors")
-    (folder / "record.json").write_text(json.dumps(record))
+class DamagedCheckpoint(ValueError):
+    """A file of a checkpoint is missing or has other bytes than were written."""
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, dict[str, Tensor]], dict]:
-    """(values, average, moments, record) as written."""
-    values, average = load_file(folder / "trainable.safetensors"), load_file(folder / "average.safetensors")
-    moments = {key: load_file(folder / f"{key}.safetensors") for key in MOMENTS}
-    return values, average, moments, json.loads((folder / "record.json").read_text())
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint: its folder and what `state.json` says, the `step` among it."""
+
+    uri: str
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.state["step"]
+
+    @property
+    def names(self) -> list[str]:
+        """Files of tensors, without their ending."""
+        return [file.removesuffix(".safetensors") for file in self.state["files"]]
+
+    def read(self, name: str) -> dict[str, Tensor]:
+        """One file's tensors. Raises DamagedCheckpoint."""
+        file = f"{name}.safetensors"
+
+        def load(path: Path) -> dict[str, Tensor]:
+            if _describe(path) != self.state["files"][file]:
+                raise DamagedCheckpoint(f"{self.uri}/{file} has other bytes than were written")
+            return load_file(path)
+
+        try:
+            return storage.read_file(storage.join(self.uri, file), load)
+        except FileNotFoundError:
+            raise DamagedCheckpoint(f"{self.uri}/{file} is missing") from None
+
+
+def folder_of(artifact: str) -> str:
+    """Where the checkpoints of a finetune artifact lie, finished or not."""
+    return storage.join(artifact, ".train", "checkpoints")
+
+
+def list_checkpoints(folder: str) -> list[Checkpoint]:
+    """All finished ones, the oldest first."""
+    files = storage.list_files(folder, f"/{STATE}")
+    return [Checkpoint(file.removesuffix(f"/{STATE}"), json.loads(storage.read_bytes(file))) for file in files]
+
+
+def load_newest(folder: str, names: list[str] | None = None) -> tuple[Checkpoint, dict[str, dict[str, Tensor]]] | None:
+    """The newest whole checkpoint and its tensors (all files, or those named); None where there is none."""
+    for checkpoint in reversed(list_checkpoints(folder)):
+        try:
+            return checkpoint, {name: checkpoint.read(name) for name in names or checkpoint.names}
+        except DamagedCheckpoint as error:
+            LOGGER.warning("%s; going on from the checkpoint before it", error)
+    return None
+
+
+def write_checkpoint(folder: str, tensors: Tensors, state: dict[str, Any], attempt: str) -> Checkpoint:
+    """`state` is JSON with the `step`. Attempts write beside each other, never into each other's files."""
+    uri = storage.join(folder, f"{state['step']:08}-{attempt}")
+    files = {}
+    with TemporaryDirectory() as scratch:
+        for name, content in tensors.items():
+            path = Path(scratch) / f"{name}.safetensors"
+            save_file(dict(content), path)
+            files[path.name] = _describe(path)
+            storage.put_file(path, storage.join(uri, path.name))
+            path.unlink()
+    state = {**state, "attempt": attempt, "files": files}
+    storage.write_bytes(storage.join(uri, STATE), json.dumps(state).encode())
+    return Checkpoint(uri, state)
+
+
+def prune(folder: str, settings: Checkpoints) -> None:
+    """Delete all but the last `keep_last` and those at multiples of `keep_every`."""
+    for checkpoint in list_checkpoints(folder)[: -settings.keep_last]:
+        if not settings.keep_every or checkpoint.step % settings.keep_every:
+            storage.delete_folder(checkpoint.uri)
+
+
+class Uploader:
+    """Writes checkpoints one after the other in a thread of its own. One that cannot be written is given up with a
+    warning: training goes on, and the next has all that it had."""
+
+    def __init__(self, write: Callable[[Tensors, dict[str, Any]], None]):
+        self._write = write
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._last: Future[None] | None = None
+        self.failed = 0
+
+    def submit(self, tensors: Tensors, state: dict[str, Any]) -> None:
+        """Waits for the one before, so that at most one copy is in memory. `tensors` may not change any more."""
+        self.wait()
+        self._last = self._pool.submit(self._write, tensors, state)
+
+    def wait(self) -> bool:
+        """Until nothing is being written; whether the last one was written."""
+        last, self._last = self._last, None
+        error = last.exception() if last else None
+        if error:
+            self.failed += 1
+            LOGGER.warning("a checkpoint could not be written, training goes on: %s: %s", type(error).__name__, error)
+        return error is None
+
+    def close(self) -> None:
+        self.wait()
+        self._pool.shutdown()
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return {"sha256": digest.hexdigest(), "bytes": path.stat().st_size}

@@ -26,9 +26,21 @@ class Lora(Settings):
     dropout: float = Field(0.05, ge=0, lt=1)
 
 
+class Ddt(Settings):
+    """The decoder head of `model: ddt`."""
+
+    blocks: int = Field(2, ge=1)
+    heads: int = Field(32, ge=1)
+    head_width: int = Field(192, ge=8, multiple_of=8)
+    """Values a head"""
+
+
 class Optim(Settings):
+    optimizer: Literal["adam", "adam8bit"] = "adam"
+    """adam8bit keeps its moments in 8 bits (bitsandbytes), whole on every worker: it needs resources.zero_stage=0"""
     lr: float = Field(1e-4, gt=0)
-    lr_proj_out: float = Field(1e-3, gt=0)
+    lr_proj_out: float | None = Field(1e-3, gt=0)
+    """Rate of proj_out; empty: the same as the others'"""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
     batch: int = Field(256, ge=1)
@@ -85,18 +97,73 @@ class TextEncoders(ModelWorkers):
     workers: int = Field(1, ge=1)
 
 
+class ImageEncoders(ModelWorkers):
+    """The same for pictures, where the encode step left the latents to them."""
+
+    workers: int = Field(1, ge=1)
+
+
 class Resources(Settings):
-    """On what the training runs. Another choice gives the same run."""
+    """On what the training runs. Another choice gives the same run, but for rounding."""
 
     workers: int = Field(1, ge=1)
     cpus_per_worker: float = Field(1, gt=0)
     use_gpu: bool = False
-    zero_stage: Literal[0, 2, 3] = 2
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the frozen base and of the products; what is trained is float32. auto: bfloat16 on GPUs, float32 elsewhere"""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What DeepSpeed shards over the workers: nothing, optimizer state, gradients too, weights too"""
     micro_batch: int | None = Field(None, ge=1)
     """Pictures a worker holds at once; empty: its whole share of the batch"""
+    gradient_checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping its activations"""
+    compile: bool = False
+    """torch.compile each block: minutes at the start, faster steps after"""
+    peak_tflops: float | None = Field(None, gt=0)
+    """Of one worker, for the share of it that is used (MFU); empty: known for common GPUs, else not logged"""
     max_failures: int = Field(3, ge=0)
-    """Restarts after a worker is lost"""
+    """Restarts after a worker is lost; those that a preemption takes are not counted"""
     text_encoders: TextEncoders = TextEncoders()
+    image_encoders: ImageEncoders = ImageEncoders()
+
+
+class Checkpoints(Settings):
+    every: int = Field(250, ge=1)
+    """Steps between checkpoints; one more is written when the job is asked to stop"""
+    keep_last: int = Field(2, ge=1)
+    keep_every: int | None = Field(None, ge=1)
+    """Keep those of multiples of this step for good"""
+
+
+class Validation(Settings):
+    """Pictures of the moving average, and the base's beside them, of the first held-out captions."""
+
+    every: int = Field(250, ge=1)
+    pictures: int = Field(8, ge=1)
+    seed: int = 0
+    steps: int = Field(32, ge=2)
+    guidance: float = Field(4.0, ge=1)
+    shift: float = Field(17.0, gt=0)
+    latent_shift: float = Field(7.0, gt=0)
+    """Of the base, and of `model: latent`"""
+
+
+class Watch(Settings):
+    """When to skip, to warn and to give up."""
+
+    skips: int = Field(10, ge=1)
+    """Stop after so many steps in a row whose loss or gradient is not finite; each of them is skipped"""
+    spike: float = Field(5.0, gt=1)
+    """Log a loss that is so many times the median of the last hundred"""
+    hang_minutes: float = Field(30.0, gt=0)
+    """A step that takes longer ends the worker, with the stacks of its threads in the log"""
+
+
+class Export(Settings):
+    model_name: str = ""
+    """Name in MLflow's model registry; empty: the experiment's"""
+    alias: str = Field("newest", pattern=r"^[a-zA-Z][\w-]*$")
+    """Points to the version that this run registers"""
 
 
 class FinetuneSettings(StepSettings):
@@ -109,25 +176,37 @@ class FinetuneSettings(StepSettings):
     base: Uri
     """Folder of the latent model, a diffusers pipeline; its `transformer` is trained"""
     seed: int = 0
+    model: Literal["asymflow", "latent", "ddt"] = "asymflow"
+    """asymflow: the paper's. Baselines: latent trains the latent model on the same data, ddt predicts u from pixels by
+    a decoder head"""
     pixels: Pixels = Pixels()
     lora: Lora | None = Lora()
+    ddt: Ddt = Ddt()
     optim: Optim = Optim()
     time: Time = Time()
     loss: Loss = Loss()
     ema: Ema = Ema()
     shuffle_window: int = Field(64, ge=1)
-    """Row groups (of 64 pictures) that are read and shuffled together"""
-    checkpoint_every: int = Field(250, ge=1)
-    """Steps between checkpoints"""
+    """Row groups (of 64 pictures) of one size that are read and shuffled together, shared out over the workers"""
+    checkpoints: Checkpoints = Checkpoints()
+    validation: Validation | None = Validation()
+    """Empty: none"""
+    watch: Watch = Watch()
+    export: Export = Export()
     resources: Resources = Resources()
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> "FinetuneSettings":
-        share, rest = divmod(self.optim.batch, self.resources.workers)
-        if rest:
-            raise ValueError(f"optim.batch={self.optim.batch} does not divide by {self.resources.workers} workers")
-        if self.resources.micro_batch and share % self.resources.micro_batch:
+    def _sound(self) -> "FinetuneSettings":
+        stage = self.resources.zero_stage
+        if self.optim.optimizer == "adam8bit" and stage:
             raise ValueError(
-                f"resources.micro_batch={self.resources.micro_batch} does not divide a worker's share of {share}"
+                f"optim.optimizer=adam8bit with resources.zero_stage={stage}: sharding cuts through the blocks of "
+                "values that share a scale, and no other number of workers could read the state; take zero_stage=0 "
+                "(its state is 2 bytes a trained value) or optimizer=adam"
+            )
+        if self.model != "asymflow" and self.loss.kind == "variance_reduced":
+            raise ValueError(
+                f"model={self.model} with loss.kind=variance_reduced: the frozen low-rank model is AsymFlow's own "
+                "initialization; take loss.kind=flow_matching"
             )
         return self

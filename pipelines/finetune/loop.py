@@ -1,194 +1,306 @@
-"""What each training worker runs: DeepSpeed over the objective, checkpoints, and one log."""
+"""What each training worker runs: from the newest checkpoint on, to the end or until it is told to stop."""
 
-import tempfile
+import logging
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-import deepspeed
 import ray.train
 import torch
 import torch.distributed as dist
 from ray.experimental import tqdm_ray
 from safetensors.torch import save
+from torch import Tensor
 
 from asymflow.ema import PowerEMA
-from asymflow.models.flux2 import PixelFlux2
 from asymflow.subspace import Subspace
 from pipelines import storage
-from pipelines.embeddings import RemoteText, StoredText
-from pipelines.finetune.batches import BatchReader, NoiseSettings, SampleOrder, list_row_groups
-from pipelines.finetune.checkpoint import TrainableState, read_checkpoint, write_checkpoint
-from pipelines.finetune.config import FinetuneSettings, Optim
+from pipelines.embeddings import RemoteLatents, RemoteText, Source, StoredLatents, StoredText
+from pipelines.finetune.attempt import TERMINATED, Attempt, Lookout, Order
+from pipelines.finetune.batches import Batch, BatchReader, NoiseSettings
+from pipelines.finetune.checkpoint import Tensors, Uploader, folder_of, load_newest, prune, write_checkpoint
+from pipelines.finetune.config import FinetuneSettings
+from pipelines.finetune.engine import backward_and_step, gradient_norm, make_engine, set_learning_rates, was_skipped
+from pipelines.finetune.log import Log, Tokens
 from pipelines.finetune.model import build_model
 from pipelines.finetune.objective import Objective
+from pipelines.finetune.order import SampleOrder, slots_per_worker
 from pipelines.finetune.record import AVERAGE, RECORD, TRAINABLE, Record
+from pipelines.finetune.rows import list_row_groups
+from pipelines.finetune.state import TrainableState, on_cpu
+from pipelines.finetune.validation import Validator
+from pipelines.finetune.watch import GiveUp, HangAlarm, Health
+from pipelines.prompts import Prompts
 from pipelines.tracking import Tracker
 
-LOG_EVERY = 20  # steps that go to MLflow together: a request costs as much as a small step
+LOGGER = logging.getLogger(__name__)
+ASK_EVERY = 10.0
+"""Seconds between looks for a preemption: each is a barrier of all workers"""
 
 
-def parameter_groups(model: PixelFlux2, optim: Optim) -> list[dict[str, Any]]:
-    """`proj_out` learns at its own rate (appendix B.2)."""
-    proj_out = {id(p) for p in model.transformer.proj_out.parameters()}
-    named = model.trainable().values()
-    return [
-        {"params": [p for p in named if id(p) not in proj_out], "lr": optim.lr, "peak": optim.lr},
-        {"params": [p for p in named if id(p) in proj_out], "lr": optim.lr_proj_out, "peak": optim.lr_proj_out},
-    ]
+class Leaving(RuntimeError):
+    """This worker's process was asked to end; a checkpoint stands, and Ray starts the workers again."""
 
 
-def deepspeed_config(settings: FinetuneSettings, micro_batch: int, accumulation: int) -> dict[str, Any]:
-    stage = settings.resources.zero_stage
-    return {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": settings.optim.clip,
-        "zero_optimization": {"stage": stage, "overlap_comm": settings.resources.use_gpu},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": settings.resources.use_gpu},
-        "steps_per_print": 10**9,
-    }
+def train_loop(config: dict[str, Any]) -> dict[str, Any]:
+    """Ray Train's entry point; `config` is plain data and actors. Returns {"ended": why, "step": where}."""
+    training = Training(config)
+    try:
+        return training.run()
+    except GiveUp as error:
+        return {"ended": "gave up", "step": training.step, "message": str(error)}
+    finally:
+        training.close()
 
 
-def train_loop(config: dict[str, Any]) -> dict[str, float]:
-    """Ray Train's entry point; `config` holds plain data, and the actors that encode text. Returns the last metrics."""
-    settings = FinetuneSettings.model_validate(config["settings"])
-    tracker = Tracker(**config["tracker"])
-    rank, workers = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    share = settings.optim.batch // workers
-    micro_batch = settings.resources.micro_batch or share
+class Training:
+    """One worker's part in a run."""
 
-    subspace = storage.read_file(config["subspace"], Subspace.load)
-    model = build_model(settings, subspace).train()
-    parameters = model.trainable()
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings.optim),
-        betas=settings.optim.betas,
-        weight_decay=settings.optim.weight_decay,
-    )
-    engine, optimizer, _, _ = deepspeed.initialize(
-        model=Objective(model, settings.loss),
-        optimizer=optimizer,
-        config=deepspeed_config(settings, micro_batch, share // micro_batch),
-    )
-    state = TrainableState(engine, parameters)
-    reader = make_reader(settings, config, rank, workers)
-    record = Record(settings.optim.batch)
-    ema = PowerEMA(state.values(), settings.ema.gamma, settings.ema.start_step)
+    def __init__(self, config: dict[str, Any]):
+        self.config = config
+        self.settings = settings = FinetuneSettings.model_validate(config["settings"])
+        context = ray.train.get_context()
+        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        self.folder: str = config["folder"]
+        self.attempt = Attempt(self.folder, config["attempt"])
+        self.alarm, self.health = HangAlarm(settings.watch), Health(settings.watch)
+        self.alarm.put_off()
+        self.step = 0
 
-    start = 0
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            values, average, moments, written = read_checkpoint(Path(folder))
-        start, record = written["step"], Record.from_json(written["record"])
-        _open_optimizer(engine, next(reader.from_step(start, micro_batch)), optimizer)
-        state.restore(values, moments, start)
-        ema.load_state_dict(average)
-    logged = tracker.last_step("loss") if rank == 0 else 0
+        self.micro_batch = settings.resources.micro_batch or slots_per_worker(settings.optim.batch, self.workers, 1)
+        slots = slots_per_worker(settings.optim.batch, self.workers, self.micro_batch)
+        subspace = storage.read_file(config["subspace"], Subspace.load)
+        self.model = build_model(settings, subspace)
+        objective = Objective(self.model, settings.loss)
+        self.engine, self.optimizer = make_engine(objective, settings, self.micro_batch, slots // self.micro_batch)
+        self.state = TrainableState(self.engine, self.model.trainable())
+        self.average = PowerEMA(self.state.values(), settings.ema.gamma, settings.ema.start_step)
+        self.record = Record()
+        self.reader = make_reader(settings, config, self.rank, self.workers)
+        self.validator = make_validator(settings, config, self.model, self.rank, self.engine.device)
+        self.uploader = Uploader(self._write)
+        if self.rank == 0:
+            self.lookout = Lookout(self.attempt)
+            self.log = Log(Tracker(**config["tracker"]), settings, self.model, self.workers)
+        self._asked = time.monotonic()
+        self._preempted: Any = None
 
-    batches = reader.from_step(start, micro_batch)
-    progress = tqdm_ray.tqdm(desc="finetune", total=settings.optim.steps, unit="step") if rank == 0 else None
-    if progress:
-        progress.update(start)
-    since = time.monotonic()
-    unlogged: dict[int, dict[str, float]] = {}
-    for step in range(start + 1, settings.optim.steps + 1):
-        set_learning_rates(optimizer, step, settings.optim)
-        torch.manual_seed(1_000_003 * settings.seed + 8_191 * step + rank)  # LoRA's dropout, by the step alone too
-        terms = train_step(engine, next(batches))
-        ema.update(step, state.values())
-        record.add(step, terms)
-        at_checkpoint = step % settings.checkpoint_every == 0 or step == settings.optim.steps
+    def run(self) -> dict[str, Any]:
+        settings = self.settings
+        self.resume()
+        batches = self.reader.from_step(self.step, self.micro_batch)
+        progress = tqdm_ray.tqdm(desc="finetune", total=settings.optim.steps, unit="step") if self.rank == 0 else None
         if progress:
-            seconds, since = time.monotonic() - since, time.monotonic()
-            if step > logged:
-                unlogged[step] = {**record.last(), "seconds_per_step": seconds}
-            if at_checkpoint or len(unlogged) == LOG_EVERY:
-                tracker.log_history(unlogged)
-                unlogged = {}
-            progress.update(1)
-        if at_checkpoint:
-            report_checkpoint(state, ema, record, step, rank)
-    if progress:
-        progress.close()
-    if rank == 0:
-        write_result(config["folder"], state, ema, record)
-    else:
-        state.values()
-    return record.last()
+            progress.update(self.step)
+            self.log.start(self.step)
+        order = Order.GO_ON
+        while self.step < settings.optim.steps:
+            order = self.train_step(batches)
+            if progress:
+                progress.update(1)
+            if order >= Order.STOP:
+                break
+            if order == Order.ASK:
+                self.ask_for_preemption()
+            if self.step % settings.checkpoints.every == 0 or self.step == settings.optim.steps:
+                self.checkpoint()
+            if self.validator and self.step % settings.validation.every == 0:  # type: ignore[union-attr]
+                self.validate()
+        if progress:
+            progress.close()
+        if order == Order.FENCED:
+            return {"ended": "fenced", "step": self.step}
+        if order >= Order.STOP:
+            self.checkpoint(wait=True)
+        if order == Order.LEAVE:
+            raise Leaving(f"a worker's process was asked to end; all go on from step {self.step}")
+        if order == Order.STOP:
+            return {"ended": "stopped", "step": self.step}
+        self.write_result()
+        return {"ended": "finished", "step": self.step}
+
+    def resume(self) -> None:
+        """Take up the newest whole checkpoint, which rank 0 reads for all."""
+        found = load_newest(folder_of(self.folder)) if self.rank == 0 else None
+        told: list[Any] = [found[0].state if found else None]
+        dist.broadcast_object_list(told, 0)
+        if (saved := told[0]) is None:
+            return
+        self.step, self.record = saved["step"], Record.from_json(saved["record"])
+        tensors = found[1] if found else None
+        self.open_optimizer()
+        self.state.restore(tensors, self.step - len(self.record.skipped))
+        self.average.load_state_dict(self.state.average_from(tensors))
+        if self.rank == 0:
+            LOGGER.warning("going on from step %d (%s)", self.step, found[0].uri if found else "")
+
+    def open_optimizer(self) -> None:
+        """Take one step of zero length, so that the optimizer's state exists and can be set.
+
+        DeepSpeed makes that state at the first step; zero gradients and a zero rate leave the values as they are.
+        """
+        batches = self.reader.from_step(self.step, self.micro_batch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+        for micro_batch in next(batches):
+            loss, _ = self.engine(micro_batch.to(self.engine.device))
+            self.engine.backward(0.0 * loss.nan_to_num())
+            self.engine.step()
+        batches.close()  # type: ignore[attr-defined]
+
+    def train_step(self, batches: Iterator[list[Batch]]) -> Order:
+        """One step, and what all workers are to do after it."""
+        self.alarm.put_off()
+        settings = self.settings
+        set_learning_rates(self.optimizer, self.step + 1, settings.optim)
+        # LoRA's dropout, by the step alone too
+        torch.manual_seed(1_000_003 * settings.seed + 8_191 * (self.step + 1) + self.rank)
+        micro_batches = next(batches)
+        collected = backward_and_step(self.engine, micro_batches)
+        self.step += 1
+        terms, tokens, order = self.gather(collected, micro_batches)
+        skipped = was_skipped(self.engine)
+        self.average.update(self.step, self.state.values())
+        self.record.add(self.step, terms, skipped)
+        if skipped:
+            self.report_skip(micro_batches)
+        spike = not skipped and self.health.took(self.step, self.record.curves["loss"][-1])
+        if self.rank == 0:
+            norm = gradient_norm(self.engine)
+            self.log.step(self.step, self.record, tokens, self.reader.waited, norm, skipped, spike)
+        return order
+
+    def gather(
+        self, collected: list[dict[str, Tensor]], micro_batches: list[Batch]
+    ) -> tuple[dict[str, Tensor], Tokens, Order]:
+        """Every rank's terms (B,) of the step, its tokens, and the greatest order of all ranks: one collective call."""
+        names = list(collected[0])
+        mine = torch.cat([torch.stack([part[name].double() for name in names]) for part in collected], dim=1)
+        tokens = sum(b.text_mask.sum() + b.z_0.shape[0] * b.z_0.shape[1] for b in micro_batches)
+        extra = torch.stack([torch.as_tensor(tokens), torch.tensor(int(self.wish()))]).double()
+        mine = torch.cat([mine.flatten(), extra.to(mine.device)])
+        everyone = [torch.empty_like(mine) for _ in range(self.workers)]
+        dist.all_gather(everyone, mine)
+        rows = torch.stack(everyone).cpu()
+        terms = rows[:, :-2].unflatten(1, (len(names), -1)).transpose(0, 1).flatten(1)
+        order = Order(int(rows[:, -1].max()))
+        shapes = [(b.z_0.shape[1], b.text.shape[1]) for b in micro_batches]
+        return dict(zip(names, terms, strict=True)), Tokens(int(rows[:, -2].sum()), *shapes[0]), order
+
+    def wish(self) -> Order:
+        """What this rank would have all do."""
+        if TERMINATED.is_set():
+            return Order.LEAVE
+        if self.rank:
+            return Order.GO_ON
+        if self.lookout.order != Order.GO_ON:
+            return self.lookout.order
+        due = time.monotonic() - self._asked > ASK_EVERY
+        return Order.ASK if due else Order.GO_ON
+
+    def ask_for_preemption(self) -> None:
+        """A barrier of all workers. A node that is to be taken away is worth a checkpoint at once, but only one."""
+        self._asked = time.monotonic()
+        info = ray.train.get_preemption_info()
+        if info is not None and info != self._preempted:
+            self._preempted = info
+            if self.rank == 0:
+                LOGGER.warning("nodes %s are about to be taken away", ", ".join(info.preempted_node_ids))
+            self.checkpoint(wait=True)
+
+    def report_skip(self, micro_batches: list[Batch]) -> None:
+        """Name the pictures of a step that was skipped, on rank 0. Raises GiveUp after too many in a row."""
+        mine = [key for batch in micro_batches for key, w in zip(batch.keys, batch.weight, strict=True) if w > 0]
+        everyone: list[Any] = [None] * self.workers
+        dist.all_gather_object(everyone, mine)
+        keys = [key for keys in everyone for key in keys]
+        self.health.skipped(self.step, keys)
+
+    def checkpoint(self, wait: bool = False) -> None:
+        """Gather everything (a collective call), and let rank 0 write it in the background."""
+        values, moments = self.state.values(), self.state.moments()
+        if self.rank:
+            return
+        self.log.flush()
+        tensors = {"trainable": values, "average": self.average.average, **moments}
+        state = {
+            "step": self.step,
+            "seed": self.settings.seed,
+            "cursor": dict(zip(("epoch", "batch"), self.cursor(), strict=True)),
+            "mlflow_run": self.config["tracker"]["run_id"],
+            "workers": self.workers,
+            "zero_stage": self.settings.resources.zero_stage,
+            "record": self.record.to_json(),
+        }
+        self.uploader.submit({name: on_cpu(part) for name, part in tensors.items()}, state)
+        if wait:
+            self.uploader.wait()
+        self.log.pause_ended()
+
+    def cursor(self) -> tuple[int, int]:
+        return divmod(self.step, self.reader.order.steps_per_epoch(self.settings.optim.batch))
+
+    def _write(self, tensors: Tensors, state: dict[str, Any]) -> None:
+        """In the uploader's thread."""
+        folder = folder_of(self.folder)
+        if self.attempt.order() == Order.FENCED:
+            raise RuntimeError("a newer attempt at this run has taken over")
+        write_checkpoint(folder, tensors, state, self.attempt.name)
+        prune(folder, self.settings.checkpoints)
+
+    def validate(self) -> None:
+        """Pictures of the moving average, by swapping it in."""
+        assert self.validator
+        self.alarm.put_off()
+        with self.state.swapped(self.average.average):
+            sheet = self.validator.draw()
+        if self.rank == 0:
+            self.log.picture("val/pictures", sheet, self.step)
+            self.log.pause_ended()
+
+    def write_result(self) -> None:
+        """The trained values, their moving average, and the loss curve, as files of the artifact."""
+        values = self.state.values()
+        if self.rank:
+            return
+        self.uploader.wait()
+        for name, tensors in ((TRAINABLE, values), (AVERAGE, self.average.average)):
+            storage.write_bytes(storage.join(self.folder, name), save(on_cpu(tensors)))
+        storage.write_bytes(storage.join(self.folder, RECORD), self.record.to_json().encode())
+
+    def close(self) -> None:
+        self.alarm.cancel()
+        self.uploader.close()
+        if self.rank == 0:
+            self.lookout.close()
+            self.log.flush()
 
 
 def make_reader(settings: FinetuneSettings, config: dict[str, Any], rank: int, workers: int) -> BatchReader:
     groups = list_row_groups(config["curated"], config["latents"], config["text"])
-    encoders = config["text_encoders"]
-    noise = NoiseSettings(
-        settings.time.mean, settings.time.std, settings.time.shift, settings.loss.caption_dropout
-    )
+    encoders = config["image_encoders"]
+    law = settings.time
     return BatchReader(
         SampleOrder(groups, settings.seed, settings.shuffle_window),
         settings.optim.batch,
         rank,
         workers,
-        RemoteText(encoders, rank) if encoders else StoredText(),
+        text_source(config, rank),
+        RemoteLatents(encoders, rank) if encoders else StoredLatents(),
         config["unconditional"],
-        noise,
+        NoiseSettings(law.mean, law.std, law.shift, settings.loss.caption_dropout),
     )
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, optim: Optim) -> None:
-    """Warm-up, the peak, and a cool-down where one is set; a function of the step alone."""
-    rising = step / optim.warmup_steps if optim.warmup_steps else 1.0
-    falling = (optim.steps - step + 1) / optim.cooldown_steps if optim.cooldown_steps else 1.0
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * min(1.0, rising, falling)
+def make_validator(
+    settings: FinetuneSettings, config: dict[str, Any], model: Any, rank: int, device: torch.device
+) -> Validator | None:
+    if settings.validation is None:
+        return None
+    prompts = Prompts(config["held_out"], config["held_out_text"], settings.validation.pictures)
+    source = text_source(config, rank)
+    return Validator(settings.validation, model, prompts, source, config["unconditional"], settings.base, device)
 
 
-def train_step(engine: Any, micro_batches: list) -> dict[str, torch.Tensor]:
-    """One optimizer step; the terms (B,) of the whole global batch, on every rank."""
-    collected = []
-    for micro_batch in micro_batches:
-        micro_batch = micro_batch.to(engine.device)
-        loss, terms = engine(micro_batch)
-        engine.backward(loss)
-        engine.step()
-        collected.append(torch.stack([micro_batch.sigma, *terms.values()]))
-    names = ["sigma", *terms]
-    mine = torch.cat(collected, dim=1).cpu()
-    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(everyone, mine.to(engine.device) if engine.device.type == "cuda" else mine)
-    return dict(zip(names, torch.cat(everyone, dim=1), strict=True))
-
-
-def _open_optimizer(engine: Any, micro_batches: list, optimizer: torch.optim.Optimizer) -> None:
-    """Take one step of zero length, so that the optimizer's state exists and can be set.
-
-    DeepSpeed makes that state at the first step; zero gradients and a zero rate leave the values as they are.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    for micro_batch in micro_batches:
-        loss, _ = engine(micro_batch.to(engine.device))
-        engine.backward(0.0 * loss)
-        engine.step()
-
-
-def report_checkpoint(state: TrainableState, ema: PowerEMA, record: Record, step: int, rank: int) -> None:
-    """A collective call; rank 0 writes. The loss of every step so far travels with it."""
-    values, moments = state.values(), state.moments()
-    metrics = {"step": step, **record.last()}
-    if rank:
-        ray.train.report(metrics)
-        return
-    folder = tempfile.mkdtemp()  # Ray deletes it after the upload
-    write_checkpoint(Path(folder), values, ema.state_dict(), moments, {"step": step, "record": record.to_json()})
-    ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def write_result(folder: str, state: TrainableState, ema: PowerEMA, record: Record) -> None:
-    """The trained values, their moving average, and the loss curve, as files of the artifact."""
-    for name, tensors in ((TRAINABLE, state.values()), (AVERAGE, ema.state_dict())):
-        data = save({k: v.cpu().contiguous() for k, v in tensors.items()})
-        storage.write_bytes(storage.join(folder, name), data)
-    storage.write_bytes(storage.join(folder, RECORD), record.to_json().encode())
+def text_source(config: dict[str, Any], rank: int) -> Source:
+    return RemoteText(config["text_encoders"], rank) if config["text_encoders"] else StoredText()

@@ -4,32 +4,59 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from safetensors.torch import load_file
 
-from asymflow.models.flux2 import PixelFlux2
+from asymflow.models.adapted import AdaptedFlux2
+from asymflow.models.ddt import DdtFlux2
+from asymflow.models.flux2 import LatentFlux2, PixelFlux2
 from asymflow.subspace import Subspace
 from pipelines import storage
 from pipelines.artifacts import Artifact
-from pipelines.finetune.config import FinetuneSettings
+from pipelines.finetune.config import FinetuneSettings, Resources
 from pipelines.finetune.record import AVERAGE
 
 
-def build_model(settings: FinetuneSettings, subspace: Subspace) -> PixelFlux2:
-    """The lifted model with its adapters, the same on every worker."""
-    transformer = Flux2Transformer2DModel.from_pretrained(
-        settings.base, subfolder="transformer", torch_dtype=torch.bfloat16 if settings.resources.use_gpu else None
-    )
-    if not settings.resources.use_gpu:
-        transformer = transformer.float()
-    model = PixelFlux2.from_latent(transformer, subspace)
+def precision(resources: Resources) -> torch.dtype:
+    """Processors without bfloat16 products emulate them, hundreds of times slower."""
+    if resources.precision == "auto":
+        return torch.bfloat16 if resources.use_gpu else torch.float32
+    return torch.bfloat16 if resources.precision == "bfloat16" else torch.float32
+
+
+def adapt(settings: FinetuneSettings, transformer: Flux2Transformer2DModel, subspace: Subspace) -> AdaptedFlux2:
+    """The model of `settings.model` around a latent transformer, with its adapters, the same on every worker."""
+    torch.manual_seed(settings.seed)
+    model: AdaptedFlux2
+    if settings.model == "ddt":
+        head = settings.ddt
+        model = DdtFlux2.from_latent(transformer, subspace, head.blocks, head.heads, head.head_width)
+    elif settings.model == "latent":
+        model = LatentFlux2.from_latent(transformer, subspace)
+    else:
+        model = PixelFlux2.from_latent(transformer, subspace)
     if settings.lora:
-        torch.manual_seed(settings.seed)
         model.add_lora(settings.lora.rank, settings.lora.alpha, settings.lora.dropout)
     return model
 
 
-def load_finetuned(artifact: Artifact, subspace: Subspace, base: str) -> PixelFlux2:
-    """The moving average of a finetune artifact on its base model's folder, ready to sample from."""
-    settings = FinetuneSettings.model_validate({**artifact.manifest["config"], "base": base})
-    model = build_model(settings, subspace)
+def build_model(settings: FinetuneSettings, subspace: Subspace) -> AdaptedFlux2:
+    """Ready to be trained, on the CPU."""
+    resources = settings.resources
+    dtype = precision(resources)
+    transformer = Flux2Transformer2DModel.from_pretrained(settings.base, subfolder="transformer", torch_dtype=dtype)
+    model = adapt(settings, transformer, subspace)
+    model.set_precision(dtype)
+    if resources.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    if resources.compile:
+        model.compile_blocks()
+    return model.train()
+
+
+def load_finetuned(artifact: Artifact, subspace: Subspace, base: str) -> AdaptedFlux2:
+    """The moving average of a finetune artifact on its base model's folder, in float32, ready to sample from."""
+    config = {**artifact.manifest["config"], "base": base, "resources": {"zero_stage": 0}}
+    settings = FinetuneSettings.model_validate(config)
+    transformer = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
+    model = adapt(settings, transformer, subspace)
     average = storage.read_file(artifact.file(AVERAGE), load_file)
     with torch.no_grad():
         for key, parameter in model.trainable().items():

@@ -12,22 +12,33 @@ BINS = 10
 class Record:
     """Means of every term by step, and over the whole run by tenth of sigma."""
 
-    def __init__(self, batch: int):
-        self.batch = batch
+    def __init__(self) -> None:
         self.steps: list[int] = []
         self.curves: dict[str, list[float]] = {}
         self.by_sigma: dict[str, list[float]] = {}
         self.counts = [0] * BINS
+        self.key_sums: list[int] = []
+        """By step the sum of the CRC-32 of its pictures' keys: what was trained on, to be compared"""
+        self.skipped: list[int] = []
+        """Steps whose loss or gradient was not finite; they have no place in the curves' means by noise level"""
 
-    def add(self, step: int, terms: dict[str, Tensor]) -> None:
-        """`terms` are (B,) over the global batch, `sigma` among them."""
-        bins = (terms["sigma"] * BINS).long().clamp(0, BINS - 1)
+    def add(self, step: int, terms: dict[str, Tensor], skipped: bool = False) -> None:
+        """`terms` are (B,) over the global batch, `sigma`, `weight` and `key_sums` among them; those of weight 0 only
+        fill the batch."""
+        real = terms["weight"] > 0
+        values = {name: v[real].double() for name, v in terms.items() if name not in ("weight", "key_sums")}
+        self.steps.append(step)
+        self.key_sums.append(int(terms["key_sums"].sum()))
+        for name, of_pictures in values.items():
+            self.curves.setdefault(name, []).append(float(of_pictures.mean()))
+        if skipped:
+            self.skipped.append(step)
+            return
+        bins = (values["sigma"] * BINS).long().clamp(0, BINS - 1)
         counts = torch.bincount(bins, minlength=BINS)
         self.counts = [a + b for a, b in zip(self.counts, counts.tolist(), strict=True)]
-        self.steps.append(step)
-        for name, values in terms.items():
-            self.curves.setdefault(name, []).append(float(values.double().mean()))
-            sums = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, values.double()).tolist()
+        for name, of_pictures in values.items():
+            sums = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, of_pictures).tolist()
             self.by_sigma[name] = [a + b for a, b in zip(self.by_sigma.get(name, [0.0] * BINS), sums, strict=True)]
 
     def last(self) -> dict[str, float]:
@@ -43,6 +54,6 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
-        record = cls(0)
+        record = cls()
         vars(record).update(json.loads(text))
         return record

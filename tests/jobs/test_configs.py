@@ -8,12 +8,11 @@ from pipelines.config import load_config
 from pipelines.workflow import STEPS, WorkflowSettings
 
 CONFIGS = sorted((Path(__file__).parents[2] / "jobs/configs").glob("*.yaml"))
-STEP_OF = {"curate": "curate", "klein_9b": "finetune"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_is_valid(path):
-    step = STEP_OF.get(path.stem, path.stem.removeprefix("laion_"))
+    step = "finetune" if "klein" in path.stem else path.stem.removeprefix("laion_")
     model = WorkflowSettings if step == "demo" else STEPS[step].settings
     load_config(model, str(path), [])
 

@@ -22,8 +22,13 @@ def test_every_step_made_an_artifact_under_one_parent_run(tiny_workflow):
         assert run.data.tags[PARENT] == parent and run.info.status == "FINISHED"
         made_from = {i.dataset.digest for i in run.inputs.dataset_inputs}
         assert made_from == set(outcome.artifact.manifest["inputs"].values())
-    finetune = client.get_metric_history(outcomes["finetune"].mlflow_run, "lambda")
-    assert sorted({m.step for m in finetune}) == [0, 1, 2, 3, 4, 5, 6]  # each step, and the mean at the end
+    finetune = outcomes["finetune"].mlflow_run
+    assert [m.step for m in client.get_metric_history(finetune, "train/lambda")] == [1, 2, 3, 4, 5, 6]
+    assert client.get_metric_history(finetune, "speed/images_per_second")[-1].value > 0
+    pictures = [f.path for f in client.list_artifacts(finetune, "images")]
+    assert {path.split("%step%")[1].split("%")[0] for path in pictures if path.endswith(".png")} == {"3", "6"}
+    version = client.get_model_version_by_alias(settings.run.experiment, "newest")
+    assert version.run_id == finetune and version.tags["step"] == "6"
 
 
 def test_a_second_run_finds_everything_and_keeps_the_parent(tiny_workflow):

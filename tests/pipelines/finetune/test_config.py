@@ -1,5 +1,6 @@
 import pytest
 
+from pipelines.artifacts import settings_of
 from pipelines.config import ConfigError, validate
 from pipelines.finetune.config import FinetuneSettings
 
@@ -18,13 +19,30 @@ def test_defaults_are_the_papers():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optim": {"batch": 10}, "resources": {"workers": 3}}, "optim.batch=10 does not divide by 3 workers"),
-        ({"optim": {"batch": 8}, "resources": {"micro_batch": 3}}, "micro_batch=3 does not divide"),
-        ({"resources": {"zero_stage": 1}}, "resources.zero_stage=1"),
+        ({"resources": {"zero_stage": 4}}, "resources.zero_stage=4"),
         ({"loss": {"granularity": "pixel"}}, "loss.granularity='pixel'"),
         ({"optim": {"rate": 1}}, "optim.rate"),
+        (
+            {"optim": {"optimizer": "adam8bit"}, "resources": {"zero_stage": 2}},
+            "^optim.optimizer=adam8bit with resources.zero_stage=2: sharding cuts through.*take zero_stage=0",
+        ),
+        ({"model": "latent"}, "^model=latent with loss.kind=variance_reduced: .*take loss.kind=flow_matching"),
+        ({"export": {"alias": "1st"}}, "export.alias='1st'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         validate(FinetuneSettings, {**INPUTS, **changes})
+
+
+def test_where_it_runs_and_how_it_is_watched_does_not_change_what_is_made():
+    plain = validate(FinetuneSettings, INPUTS)
+    elsewhere = {
+        "resources": {"workers": 8, "zero_stage": 3, "micro_batch": 1, "compile": True},
+        "checkpoints": {"every": 1, "keep_every": 5},
+        "validation": None,
+        "watch": {"hang_minutes": 5},
+        "export": {"alias": "best"},
+    }
+    assert settings_of(validate(FinetuneSettings, {**INPUTS, **elsewhere})) == settings_of(plain)
+    assert settings_of(validate(FinetuneSettings, {**INPUTS, "seed": 1})) != settings_of(plain)

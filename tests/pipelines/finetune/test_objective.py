@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from asymflow.losses import perceptual_loss, vr_loss
-from asymflow.models.flux2 import PixelFlux2
+from asymflow.models.ddt import DdtFlux2
+from asymflow.models.flux2 import LatentFlux2, PixelFlux2
 from asymflow.oklab import RELEASED
 from asymflow.patches import patchify
 from asymflow.subspace import Subspace
@@ -29,6 +32,9 @@ def batch() -> Batch:
         text_mask=torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]).bool(),
         noise=torch.randn(3, 3, 32, 48, generator=generator),
         sigma=torch.tensor([0.02, 0.4, 0.9]),
+        weight=torch.ones(3),
+        keys=["a", "b", "c"],
+        key_sums=torch.tensor([1.0, 2.0, 3.0]).double(),
     )
 
 
@@ -40,6 +46,40 @@ def test_flow_matching_is_the_squared_velocity_error(model):
     u_hat = model((1 - sigma) * x_0 + sigma * data.noise, data.sigma, data.text, data.text_mask)
     assert torch.isclose(loss, 5 * (data.noise - x_0 - u_hat).square().mean(), rtol=1e-5)
     assert terms["loss"].shape == (3,)
+
+
+def test_what_only_fills_a_batch_counts_nothing(model):
+    """A batch of two pictures with a third of weight 0: the loss and its gradient are those of the two."""
+    loss_of = Objective(model, Loss(kind="flow_matching"))
+    data = batch()
+    rows = {name: value[:2] for name, value in vars(data).items()}
+    gradients = []
+    for part in (Batch(**rows), replace(data, weight=torch.tensor([1.5, 1.5, 0.0]))):
+        model.zero_grad()
+        loss_of(part)[0].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.trainable().values()]))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("kind", ["latent", "ddt"])
+def test_the_baselines_losses_are_the_velocity_errors_of_their_spaces(tiny_transformer, kind):
+    data = batch()
+    torch.manual_seed(0)
+    subspace = Subspace(torch.linalg.qr(torch.randn(768, 128)).Q, 1.7, "channel_first", RELEASED, {})
+    sigma = data.sigma[:, None, None]
+    if kind == "latent":
+        model = LatentFlux2.from_latent(tiny_transformer(8), subspace)
+        noise = patchify(data.noise, 16) @ subspace.A
+        z_t = (1 - sigma) * data.z_0 + sigma * noise
+        error = noise - data.z_0 - model(z_t, data.sigma, data.text, data.text_mask, grid=(2, 3))
+    else:
+        model = DdtFlux2.from_latent(tiny_transformer(8), subspace, heads=2, head_width=16)
+        x_0 = RELEASED.encode(data.images)
+        x_t = (1 - sigma[..., None]) * x_0 + sigma[..., None] * data.noise
+        error = data.noise - x_0 - model(x_t, data.sigma, data.text, data.text_mask)
+    loss, terms = Objective(model, Loss(kind="flow_matching"))(data)
+    assert torch.isclose(loss, error.square().mean(), rtol=1e-5)
+    assert terms.keys() == {"loss"}
 
 
 @pytest.mark.parametrize("granularity", ["patch", "patch_channel"])

@@ -1,0 +1,199 @@
+"""Adapter files from a finetune's moving average, in the released format, and their place in MLflow's model registry.
+
+Neither loads the base's weights nor needs Ray: a run that is still training can be exported from its checkpoints.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlflow.diffusers
+from mlflow.entities import LoggedModelOutput
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
+from torch import Tensor
+
+from asymflow.adapters import adapter_config, to_released, write_adapter
+from asymflow.subspace import Subspace
+from pipelines import storage
+from pipelines.artifacts import MANIFEST, MissingArtifact, load_artifact
+from pipelines.basis import load_subspace
+from pipelines.config import ConfigError
+from pipelines.finetune.checkpoint import folder_of, list_checkpoints, load_newest
+from pipelines.finetune.config import FinetuneSettings
+from pipelines.finetune.record import AVERAGE
+from pipelines.models import check_base
+from pipelines.steps import Step, find_inputs, identify
+from pipelines.tracking import Tracker, tracking_uri
+
+FOLDER = "adapter"
+_NEEDED = ("diffusers", "peft", "safetensors", "torch", "transformers")
+_RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
+
+
+def check_export(settings: FinetuneSettings) -> None:
+    """Names that MLflow would refuse after days of training. Raises ConfigError."""
+    name, alias = model_name(settings), settings.export.alias
+    if set("/:") & set(name):
+        raise ConfigError(f"export.model_name={name!r}: a name in MLflow's registry has no '/' or ':'")
+    if _RESERVED.fullmatch(alias):
+        raise ConfigError(f"export.alias={alias!r}: MLflow keeps `latest` and `v1`, `v2`, ... for itself; take another")
+
+
+def model_name(settings: FinetuneSettings) -> str:
+    """In MLflow's registry."""
+    return settings.export.model_name or settings.run.experiment
+
+
+class Average(NamedTuple):
+    """A finetune's moving average, named as the model's `trainable()`."""
+
+    step: int
+    values: dict[str, Tensor]
+    final: bool
+    """Of the finished artifact"""
+
+
+def read_average(artifact: str, step: int | None = None) -> Average:
+    """That of the finetune in the folder `artifact`, at `step`: the finished one's, else a checkpoint's. Without `step`
+    the last that stands.
+
+    Raises:
+        MissingArtifact: there is no such checkpoint.
+        DamagedCheckpoint: the one of `step` has other bytes than were written.
+    """
+    if storage.exists(storage.join(artifact, MANIFEST)):
+        finished = load_artifact(artifact, "finetune")
+        last = finished.manifest["config"]["optim"]["steps"]
+        if step in (None, last):
+            return Average(last, storage.read_file(finished.file(AVERAGE), load_file), final=True)
+    if step is None:
+        newest = load_newest(folder_of(artifact), ["average"])
+        if newest is None:
+            raise MissingArtifact(f"no whole checkpoint stands yet in {artifact}: wait for one, or run the finetune")
+        return Average(newest[0].step, newest[1]["average"], final=False)
+    checkpoints = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(folder_of(artifact))}
+    if step not in checkpoints:
+        raise MissingArtifact(f"no checkpoint of step {step} in {artifact}; there are: {sorted(checkpoints) or 'none'}")
+    return Average(step, checkpoints[step].read("average"), final=False)
+
+
+def export_run(
+    finetune: Step, settings: FinetuneSettings, step: int | None = None, out: str = "", registering: bool = True
+) -> dict[str, Any]:
+    """Export the run that these settings describe, finished or not, and register it.
+
+    `finetune` is the package's STEP. `out` is by default the finished artifact, of which it is then a part, and for
+    checkpoints `exports/ID/STEP` in the storage.
+
+    Raises:
+        ConfigError, MissingArtifact, MlflowException, OSError, StorageError, ValueError: all readable in one line.
+    """
+    check_base(settings.base, ("transformer",))
+    if registering:
+        check_export(settings)
+    inputs = find_inputs(finetune, settings)
+    identity, root = identify(finetune, settings, inputs), storage.absolute(settings.run.storage)
+    artifact = storage.join(root, finetune.name, identity)
+    average = read_average(artifact, step)
+    default = artifact if average.final else storage.join(root, "exports", identity, f"{average.step:08}")
+    adapter = export_adapter(settings, load_subspace(inputs["basis"]), average.values, out or default)
+    registered = None
+    if registering:
+        run = json.loads(storage.read_bytes(storage.join(artifact, ".run.json")))["mlflow_run"]
+        registered = register(Tracker(tracking_uri(settings.run), run), adapter, settings, artifact, average.step)
+    return {"adapter": adapter, "step": average.step, "registered": registered}
+
+
+def export_adapter(settings: FinetuneSettings, subspace: Subspace, average: Mapping[str, Tensor], out: str) -> str:
+    """Write the adapter's files below the folder `out`, a path or an S3 URI. Returns their folder's URI.
+
+    Raises:
+        ValueError: a value that float16 cannot hold.
+    """
+    kind, lora = settings.model, settings.lora
+    own = None if kind == "latent" else subspace
+    scale = lora.alpha / lora.rank if lora and lora.alpha is not None else 1.0
+    base = json.loads((Path(settings.base) / "transformer" / "config.json").read_text("utf-8"))
+    tensors = to_released(average, own, scale)
+    folder = storage.join(storage.absolute(out), FOLDER)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_adapter(scratch, tensors, adapter_config(kind, base, own, head=settings.ddt.model_dump()), own)
+        for path in sorted(Path(scratch).iterdir(), reverse=True):  # config.json last
+            storage.put_file(path, storage.join(folder, path.name))
+    return folder
+
+
+def register(tracker: Tracker, adapter: str, settings: FinetuneSettings, artifact: str, step: int) -> str:
+    """Log the adapter's files as a model of the tracker's run, and point the alias to it. Returns "name/version".
+
+    `artifact` is the finetune's folder; a version made of it, the run and `step` before is taken again. MLflow gives
+    the files back with `mlflow.diffusers.load_model(uri).adapter_path`, for `load_adapter`; its `load_pipeline` knows
+    nothing but LoRA. Raises MlflowException.
+    """
+    client = MlflowClient(tracker.uri, tracker.uri)  # a registry set for the whole process may be another
+    name = model_name(settings)
+    base = storage.absolute(settings.base)  # not a name that MLflow would ask a hub for
+    tags = {"artifact": artifact, "base": base, "kind": settings.model, "step": str(step)}
+    found = _find_version(client, name, tracker.run_id, tags) or _make_version(client, name, tracker, adapter, tags)
+    client.set_registered_model_alias(name, settings.export.alias, found.version)
+    return f"{name}/{found.version}"
+
+
+def _find_version(client: MlflowClient, name: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion | None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    versions = client.search_model_versions(f"run_id = '{run_id}'")
+    same = [v for v in versions if v.name == name and all(v.tags.get(k) == value for k, value in tags.items())]
+    return same[0] if same else None
+
+
+def _make_version(
+    client: MlflowClient, name: str, tracker: Tracker, adapter: str, tags: dict[str, str]
+) -> ModelVersion:
+    """What `mlflow.diffusers.log_model` does, but in the tracker's run and store: that one uses the process's."""
+    run_id, step = tracker.run_id, int(tags["step"])
+    experiment = client.get_run(run_id).info.experiment_id
+    logged = client.create_logged_model(experiment, "adapter", run_id, tags)
+    try:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
+        model = Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id)
+        with _local(adapter) as folder, tempfile.TemporaryDirectory() as scratch:
+            mlflow.diffusers.save_model(
+                str(folder),
+                f"{scratch}/model",
+                tags["base"],
+                mlflow_model=model,
+                pip_requirements=[f"{package}=={version(package)}" for package in _NEEDED],  # else it looks for them
+                metadata=tags,
+            )
+            client.log_model_artifacts(logged.model_id, f"{scratch}/model")
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    return client.create_model_version(name, logged.artifact_location, run_id, tags, model_id=logged.model_id)
+
+
+@contextmanager
+def _local(folder: str) -> Iterator[Path]:
+    """A local folder with the files of a stored one."""
+    if storage.is_local(folder):
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for uri in storage.list_files(folder):
+            with storage.open_file(uri) as source:
+                (Path(scratch) / uri.rpartition("/")[2]).write_bytes(source.read())
+        yield Path(scratch)

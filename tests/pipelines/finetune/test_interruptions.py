@@ -1,0 +1,161 @@
+"""A run that is interrupted, however, goes on from its last checkpoint and ends as if nothing had been; on as many
+workers as before or on others, at the same ZeRO stage or another."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import finetune_runs
+import pytest
+import yaml
+from finetune_runs import STEPS, failing_at, finetune_folder, key_sum, record_of, settings_for
+from ray import cloudpickle
+
+from pipelines import storage
+from pipelines.artifacts import load_artifact
+from pipelines.finetune import STEP, loop
+from pipelines.finetune.checkpoint import folder_of, list_checkpoints
+from pipelines.steps import StepFailed, run_step
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+ROOT = Path(__file__).parents[3]
+cloudpickle.register_pickle_by_value(finetune_runs)  # workers do not find the tests' modules
+
+
+def assert_the_same(artifact, plain, tiny_workflow) -> None:
+    """The same losses from the same pictures; and the first epoch holds each picture once."""
+    record, undisturbed = record_of(artifact), record_of(plain)
+    assert record.curves["loss"] == pytest.approx(undisturbed.curves["loss"], rel=1e-4)
+    assert record.key_sums == undisturbed.key_sums
+    curated = tiny_workflow[2]["curate"].artifact
+    epoch = -(-int(curated.manifest["metrics"]["kept_train"]) // finetune_runs.BATCH)
+    assert epoch < STEPS and sum(record.key_sums[:epoch]) == key_sum(curated)
+
+
+def fail_at(monkeypatch, tmp_path, step: int, rank: int, fail) -> None:
+    monkeypatch.setattr(loop, "train_loop", failing_at(step, rank, tmp_path / "failed", fail))
+
+
+def checkpoint_steps(storage_folder: Path) -> list[int]:
+    return [c.step for c in list_checkpoints(folder_of(str(finetune_folder(storage_folder))))]
+
+
+def test_a_worker_that_is_killed_is_started_again(tiny_workflow, tmp_path, plain, monkeypatch):
+    fail_at(monkeypatch, tmp_path, 13, 1, finetune_runs.kill)
+    artifact = run_step(STEP, settings_for(tiny_workflow, tmp_path, workers=2)).artifact
+    assert (tmp_path / "failed").exists()
+    assert_the_same(artifact, plain, tiny_workflow)
+    assert checkpoint_steps(tmp_path) == [15, 20]  # of 5, 10, 15 and 20 the last two
+
+
+def test_a_worker_that_is_asked_to_end_leaves_a_checkpoint(tiny_workflow, tmp_path, plain, monkeypatch):
+    fail_at(monkeypatch, tmp_path, 18, 0, finetune_runs.terminate)
+    artifact = run_step(STEP, settings_for(tiny_workflow, tmp_path, zero_stage=1)).artifact
+    assert checkpoint_steps(tmp_path) == [18, 20]
+    assert_the_same(artifact, plain, tiny_workflow)
+
+
+def test_an_error_in_one_rank_and_the_rest_on_one_worker_without_zero(tiny_workflow, tmp_path, plain, monkeypatch):
+    fail_at(monkeypatch, tmp_path, 12, 1, finetune_runs.give_an_error)
+    with pytest.raises(StepFailed, match="one rank failed"):
+        run_step(STEP, settings_for(tiny_workflow, tmp_path, workers=2, zero_stage=3, max_failures=0))
+    assert checkpoint_steps(tmp_path) == [5, 10]
+    artifact = run_step(STEP, settings_for(tiny_workflow, tmp_path, workers=1, zero_stage=0)).artifact
+    assert_the_same(artifact, plain, tiny_workflow)
+
+
+def test_a_rank_that_hangs_ends_the_workers_with_their_stacks(tiny_workflow, tmp_path, plain, monkeypatch, capfd):
+    fail_at(monkeypatch, tmp_path, 12, 1, finetune_runs.hang)
+    settings = settings_for(tiny_workflow, tmp_path, workers=2)
+    settings = settings.model_copy(update={"watch": settings.watch.model_copy(update={"hang_minutes": 0.5})})
+    artifact = run_step(STEP, settings).artifact
+    assert_the_same(artifact, plain, tiny_workflow)
+    told = "".join(capfd.readouterr())
+    assert "Timeout (0:00:30)!" in told and "in hang" in told and "in train_step" in told
+
+
+def test_an_older_attempt_stops_and_writes_no_more(tiny_workflow, tmp_path, monkeypatch):
+    fail_at(monkeypatch, tmp_path, 12, 0, finetune_runs.be_overtaken)
+    with pytest.raises(StepFailed, match="stopped at step 12: a newer attempt"):
+        run_step(STEP, settings_for(tiny_workflow, tmp_path))
+    assert checkpoint_steps(tmp_path) == [5, 10]
+
+
+def start_job(settings, tmp_path, uri=None) -> subprocess.Popen:
+    config = tmp_path / "finetune.yaml"
+    config.write_text(yaml.safe_dump(json.loads(settings.model_dump_json())))
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "AWS_MAX_ATTEMPTS")}
+    with open(tmp_path / "log", "w") as log:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "jobs/finetune.py"), str(config)],
+            cwd=ROOT, env=environment, start_new_session=True, stdout=log, stderr=log,
+        )  # fmt: skip
+
+
+def wait_for(job: subprocess.Popen, tmp_path: Path, condition) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        ended, late = job.poll() is not None, time.monotonic() > deadline
+        assert not ended and not late, (tmp_path / "log").read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def is_checkpoint(tmp_path):
+    return lambda: list((tmp_path / "runs").glob("finetune/*/.train/checkpoints/*/state.json"))
+
+
+def test_a_driver_that_is_killed_and_the_rest_on_two_workers_with_other_zero(tiny_workflow, tmp_path, plain):
+    """kill -9 of the whole process group after a checkpoint."""
+    job = start_job(settings_for(tiny_workflow, tmp_path / "runs", zero_stage=2), tmp_path)
+    wait_for(job, tmp_path, is_checkpoint(tmp_path))
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    assert not list((tmp_path / "runs").glob("finetune/*/manifest.json"))
+    artifact = run_step(STEP, settings_for(tiny_workflow, tmp_path / "runs", workers=2, zero_stage=3)).artifact
+    assert_the_same(artifact, plain, tiny_workflow)
+
+
+def test_a_driver_that_is_asked_to_stop_leaves_a_checkpoint_and_says_so(tiny_workflow, tmp_path, plain):
+    """SIGTERM, as `ray job stop` sends it; the rest on one worker, at another ZeRO stage. Run again, it is done."""
+    settings = settings_for(tiny_workflow, tmp_path / "runs", workers=2, zero_stage=0)
+    slow = settings.model_copy(update={"checkpoints": settings.checkpoints.model_copy(update={"every": 1})})
+    job = start_job(slow, tmp_path)
+    wait_for(job, tmp_path, is_checkpoint(tmp_path))
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(120) == 1
+    told = (tmp_path / "log").read_text()
+    steps = checkpoint_steps(tmp_path / "runs")
+    assert f"error: finetune: stopped at step {steps[-1]}, as asked" in told and steps[-1] < STEPS
+
+    again = settings_for(tiny_workflow, tmp_path / "runs", workers=1, zero_stage=2)
+    artifact = run_step(STEP, again).artifact
+    assert_the_same(artifact, plain, tiny_workflow)
+    done = start_job(again, tmp_path)
+    assert done.wait(120) == 0
+    assert f"done before, nothing to do: {artifact.uri}" in (tmp_path / "log").read_text()
+
+
+def test_a_store_that_refuses_writes_for_a_while(faulty_s3, tiny_workflow, tmp_path, plain):
+    """Checkpoints are lost, no step is. Killed later, the run goes on from the one that came through."""
+    uri, server = faulty_s3
+    refused = server.deny("PUT .*checkpoints/000000(05|10)")
+    settings = settings_for(tiny_workflow, "unused", zero_stage=0)
+    run = {"storage": f"{uri}/runs", "tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    settings = settings.model_copy(update={"run": settings.run.model_copy(update=run)})
+    job = start_job(settings, tmp_path)
+    wait_for(job, tmp_path, lambda: server.count("PUT .*checkpoints/00000015.*state.json"))
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    assert refused.struck >= 2
+    server.clear()
+    job = start_job(settings, tmp_path)
+    assert job.wait(240) == 0, (tmp_path / "log").read_text()[-3000:]
+    told = json.loads((tmp_path / "log").read_text().splitlines()[-1])
+    assert "test-secret-key" not in (tmp_path / "log").read_text()
+    artifact = load_artifact(told["artifact"], "finetune")
+    assert_the_same(artifact, plain, tiny_workflow)
+    assert storage.exists(artifact.file("adapter", "config.json"))
