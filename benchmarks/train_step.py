@@ -1,9 +1,14 @@
-"""A variance-reduced training step against a plain flow-matching step of the toy model: time and peak memory.
+"""What the method adds to a training step of the toy model: time of each objective, and memory of teacher and average.
 
-    python benchmarks/train_step.py [--batch 48] [--steps 10]
+    python benchmarks/train_step.py [--batch 48] [--steps 10] [--checkpointing] [--parts time,memory]
 
-Each objective runs in a process of its own, so that its peak memory is its own; times are taken in turns, round by
-round, and their medians compared, because machines are noisy.
+Time: variance-reduced steps against plain flow matching, each objective in a process of its own so that its peak memory
+is its own; times are taken in turns, round by round, and their medians compared, because machines are noisy. Beside
+them stands the ratio of operations: the frozen base's backward pass costs as much as its forward pass, so that the
+teacher is half of a plain step, and a third of one with gradient checkpointing.
+
+Memory: weights of student, teacher and moving average over the student's alone; of the toy as its tensors are, of the
+9B model by its shapes.
 """
 
 import argparse
@@ -13,41 +18,76 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from asymflow.models.flux2 import PixelFlux2
-from asymflow.oklab import RELEASED
-from asymflow.subspace import Subspace
-from pipelines.finetune.batches import Batch
-from pipelines.finetune.config import Loss, Perceptual
-from pipelines.finetune.objective import Objective
-from pipelines.toy.flow import new_transformer
+import torch  # noqa: E402
 
-OBJECTIVES = {
-    "flow matching": Loss(kind="flow_matching"),
-    "variance reduced": Loss(perceptual=None),
-    "variance reduced + perceptual": Loss(perceptual=Perceptual(net="squeeze", weights="random")),
+from asymflow.ema import PowerEMA  # noqa: E402
+from asymflow.models.flux2 import PixelFlux2  # noqa: E402
+from asymflow.oklab import RELEASED  # noqa: E402
+from asymflow.subspace import Subspace  # noqa: E402
+from pipelines.finetune.batches import Batch  # noqa: E402
+from pipelines.finetune.config import FinetuneSettings  # noqa: E402
+from pipelines.finetune.flops import picture_flops  # noqa: E402
+from pipelines.finetune.memory import static_memory  # noqa: E402
+from pipelines.finetune.objective import Objective  # noqa: E402
+from pipelines.finetune.plan import plan  # noqa: E402
+from pipelines.toy.flow import new_transformer  # noqa: E402
+
+OBJECTIVES: dict[str, dict] = {
+    "flow matching": {"kind": "flow_matching"},
+    "variance reduced": {"perceptual": None},
+    "variance reduced + perceptual": {"perceptual": {"net": "squeeze", "weights": "random"}},
 }
-TEXT_TOKENS = 16
+IMAGE_TOKENS, TEXT_TOKENS, TEXT_WIDTH, RANK = 16, 16, 96, 64
+MEMORY_BAR = 1.10
 
 
-def make_step(name: str, batch: int):
-    """A function that takes one optimizer step on random data of the demo's shapes."""
+def settings_of(objective: str, checkpointing: bool = False, **sections) -> FinetuneSettings:
+    return FinetuneSettings.model_validate(
+        {
+            **{name: "/not/read" for name in ("curated", "encoded", "basis", "base")},
+            "loss": OBJECTIVES[objective],
+            "lora": {"rank": RANK},
+            "resources": {"gradient_checkpointing": checkpointing, "zero_stage": 0},
+            **sections,
+        }
+    )
+
+
+def make_model() -> PixelFlux2:
     torch.manual_seed(0)
     A = torch.linalg.qr(torch.randn(768, 128)).Q
-    model = PixelFlux2.from_latent(new_transformer(96), Subspace(A, 2.4, "channel_first", RELEASED, {}))
-    model.add_lora(rank=64)
-    objective = Objective(model.train(), OBJECTIVES[name])
-    optimizer = torch.optim.AdamW(model.trainable().values(), lr=1e-4)
-    data = Batch(
-        images=torch.rand(batch, 3, 64, 64) * 2 - 1,
-        z_0=torch.randn(batch, 16, 128),
-        text=torch.randn(batch, TEXT_TOKENS, 96),
-        text_mask=torch.ones(batch, TEXT_TOKENS).bool(),
-        noise=torch.randn(batch, 3, 64, 64),
-        sigma=torch.rand(batch),
+    transformer = new_transformer(TEXT_WIDTH)
+    model = PixelFlux2.from_latent(transformer, Subspace(A, 2.4, "channel_first", RELEASED, {}))
+    model.add_lora(RANK)
+    return model.train()
+
+
+def make_batch(pictures: int) -> Batch:
+    return Batch(
+        images=torch.rand(pictures, 3, 64, 64) * 2 - 1,
+        z_0=torch.randn(pictures, IMAGE_TOKENS, 128),
+        text=torch.randn(pictures, TEXT_TOKENS, TEXT_WIDTH),
+        text_mask=torch.ones(pictures, TEXT_TOKENS).bool(),
+        noise=torch.randn(pictures, 3, 64, 64),
+        sigma=torch.rand(pictures),
+        weight=torch.ones(pictures),
+        keys=[str(i) for i in range(pictures)],
+        key_sums=torch.ones(pictures).double(),
     )
+
+
+def make_step(name: str, batch: int, checkpointing: bool):
+    """A function that takes one optimizer step on random data of the demo's shapes, in bare PyTorch."""
+    model = make_model()
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    objective = Objective(model, settings_of(name).loss)
+    optimizer = torch.optim.AdamW(model.trainable().values(), lr=1e-4)
+    data = make_batch(batch)
 
     def step() -> None:
         loss, _ = objective(data)
@@ -58,9 +98,9 @@ def make_step(name: str, batch: int):
     return step
 
 
-def worker(name: str, batch: int) -> None:
+def worker(name: str, batch: int, checkpointing: bool) -> None:
     """Answer each line on stdin with the time of one step and the peak memory so far."""
-    step = make_step(name, batch)
+    step = make_step(name, batch, checkpointing)
     step()
     for _ in sys.stdin:
         started = time.perf_counter()
@@ -69,22 +109,15 @@ def worker(name: str, batch: int) -> None:
         print(json.dumps([time.perf_counter() - started, peak]), flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--worker", choices=OBJECTIVES, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.worker:
-        worker(args.worker, args.batch)
-        return
+def compare_times(batch: int, steps: int, checkpointing: bool) -> None:
     processes = {}
     for name in OBJECTIVES:
-        command = [sys.executable, __file__, "--worker", name, "--batch", str(args.batch)]
+        command = [sys.executable, __file__, "--worker", name, "--batch", str(batch)]
+        command += ["--checkpointing"] if checkpointing else []
         processes[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     seconds: dict[str, list[float]] = {name: [] for name in OBJECTIVES}
     peaks: dict[str, float] = {}
-    for _ in range(args.steps):
+    for _ in range(steps):
         for name, process in processes.items():
             assert process.stdin and process.stdout
             process.stdin.write("step\n")
@@ -94,12 +127,68 @@ def main() -> None:
     for process in processes.values():
         process.communicate()
     base = next(iter(OBJECTIVES))
-    print(f"batch {args.batch}, {args.steps} steps each, {torch.get_num_threads()} threads")
-    print(f"{'objective':32}{'ms a step':>10}{'time ratio':>12}{'peak MiB':>10}{'ratio':>8}")
+    config = new_transformer(TEXT_WIDTH).config
+    flops = {
+        name: picture_flops(settings_of(name, checkpointing), config, IMAGE_TOKENS, TEXT_TOKENS).executed
+        for name in OBJECTIVES
+    }
+    print(f"batch {batch}, {steps} steps each, {torch.get_num_threads()} threads, ", end="")
+    print("with gradient checkpointing" if checkpointing else "all activations kept")
+    print(f"{'objective':32}{'ms a step':>10}{'time ratio':>12}{'operations':>12}{'peak MiB':>10}{'ratio':>8}")
     for name in OBJECTIVES:
         median = statistics.median(seconds[name])
         ratio, memory = median / statistics.median(seconds[base]), peaks[name] / peaks[base]
-        print(f"{name:32}{1000 * median:>10.0f}{ratio:>12.2f}{peaks[name]:>10.0f}{memory:>8.2f}")
+        work = flops[name] / flops[base]
+        print(f"{name:32}{1000 * median:>10.0f}{ratio:>12.2f}{work:>12.2f}{peaks[name]:>10.0f}{memory:>8.2f}")
+
+
+def compare_memory() -> None:
+    """The teacher shares the student's base: it adds three small modules, the average one float32 copy of what is
+    trained."""
+    model = make_model()
+    average = PowerEMA(model.trainable())
+    teacher = sum(p.nbytes for p in model.latent_modules.parameters())
+    everything = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    averaged = sum(tensor.nbytes for tensor in average.average.values())
+
+    paper = settings_of("variance reduced", lora={"rank": 256}, resources={"use_gpu": True, "zero_stage": 0})
+    parts = static_memory(paper, plan(paper).values)
+    big_teacher, big_average = parts["original first and last layers"], parts["moving average"]
+    rows = {
+        f"the toy, float32, LoRA of rank {RANK}: its tensors": (everything - teacher, teacher, averaged),
+        "FLUX.2 klein 9B, bfloat16, rank 256: by shapes": (
+            parts["base weights"] + parts["trained values"],
+            big_teacher,
+            big_average,
+        ),
+    }
+    print(f"{'MiB of weights':52}{'student':>10}{'teacher':>9}{'average':>9}{'ratio':>8}")
+    for name, (student, others, averages) in rows.items():
+        ratio = (student + others + averages) / student
+        numbers = f"{student / 2**20:>10,.1f}{others / 2**20:>9,.1f}{averages / 2**20:>9,.1f}"
+        print(f"{name:52}{numbers}{ratio:>8.3f}, bar {MEMORY_BAR:.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--checkpointing", action="store_true", help="compute blocks again in the backward pass")
+    parser.add_argument("--parts", default="time,memory", help="which comparisons to make")
+    parser.add_argument("--worker", choices=OBJECTIVES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        worker(args.worker, args.batch, args.checkpointing)
+        return
+    comparisons = {
+        "time": lambda: compare_times(args.batch, args.steps, args.checkpointing),
+        "memory": compare_memory,
+    }
+    if unknown := set(args.parts.split(",")) - set(comparisons):
+        parser.error(f"--parts: {', '.join(sorted(unknown))}; known are {', '.join(comparisons)}")
+    for part in args.parts.split(","):
+        comparisons[part]()
+        print()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,277 @@
+"""A training step of the true FLUX.2 klein 9B geometry on one GPU, by setting: time, MFU and HFU, peak memory.
+
+    python benchmarks/klein_9b.py [--settings plain,compile] [--batch 8] [--steps 10] [--scaled]
+
+Weights are random and made on the GPU; pictures are 1024 x 1024 (4,096 tokens) with 512 tokens of text. A step is what
+the finetune does: variance-reduced loss, backward pass, DeepSpeed, optimizer, moving average. Each setting runs in a
+process of its own, with 1, 2, 4, ... pictures at once up to --batch, as far as they fit; its row is of the most. MFU
+counts what the method asks for, HFU also what gradient checkpointing computes again. "by plan" is what the finetune's
+--dry-run says of the memory. Without a GPU, or with --scaled, a network of 2 + 4 blocks of width 256 takes its place.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch  # noqa: E402
+
+from asymflow.ema import PowerEMA  # noqa: E402
+from asymflow.models.geometry import KLEIN_9B  # noqa: E402
+from asymflow.oklab import RELEASED  # noqa: E402
+from asymflow.subspace import Subspace  # noqa: E402
+from pipelines.finetune.batches import Batch  # noqa: E402
+from pipelines.finetune.config import FinetuneSettings  # noqa: E402
+from pipelines.finetune.flops import peak_tflops, picture_flops  # noqa: E402
+from pipelines.finetune.memory import activation_memory, count_values, static_memory  # noqa: E402
+from pipelines.finetune.model import adapt, precision  # noqa: E402
+from pipelines.finetune.objective import Objective  # noqa: E402
+
+CUDA = torch.cuda.is_available()
+GIB = 2**30
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "checkpointing": {"gradient_checkpointing": True},
+    "compile": {"compile": True},
+    "compile + checkpointing": {"compile": True, "gradient_checkpointing": True},
+    "perceptual": {"perceptual": True},
+    "ZeRO 2": {"zero_stage": 2},
+    "ZeRO 3": {"zero_stage": 3},
+    "adam8bit": {"optimizer": "adam8bit"},
+}
+"""Each differs from the first in what it names"""
+
+
+class Shapes(NamedTuple):
+    config: dict[str, Any]
+    side: int
+    text_tokens: int
+    lora_rank: int
+    judge: str
+
+    @property
+    def image_tokens(self) -> int:
+        return (self.side // 16) ** 2
+
+
+TRUE = Shapes(KLEIN_9B, side=1024, text_tokens=512, lora_rank=256, judge="vgg")
+SCALED = Shapes(
+    {
+        **KLEIN_9B,
+        "num_layers": 2,
+        "num_single_layers": 4,
+        "num_attention_heads": 4,
+        "attention_head_dim": 64,
+        "joint_attention_dim": 384,
+        "axes_dims_rope": (16, 16, 16, 16),
+    },
+    side=256,
+    text_tokens=64,
+    lora_rank=32,
+    judge="squeeze",
+)
+
+
+def settings_of(name: str, shapes: Shapes) -> FinetuneSettings:
+    """One worker, one micro-batch a step. Raises ValueError where the settings do not go together."""
+    given = dict(SETTINGS[name])
+    judge = {"net": shapes.judge, "weights": "random"} if given.pop("perceptual", False) else None
+    optimizer = given.pop("optimizer", "adam")
+    return FinetuneSettings.model_validate(
+        {
+            **{name: "not read" for name in ("curated", "encoded", "basis", "base")},
+            "lora": {"rank": shapes.lora_rank},
+            "optim": {"batch": 1, "optimizer": optimizer},
+            "loss": {"perceptual": judge},
+            "resources": {"zero_stage": 0, "use_gpu": CUDA, **given},
+        }
+    )
+
+
+def make_model(settings: FinetuneSettings, shapes: Shapes):
+    """Made on the device in the type it computes in: 9B values in float32 would not fit into many a machine."""
+    from diffusers import Flux2Transformer2DModel  # after asymflow and its remedy for torchvision
+
+    dtype, device = precision(settings.resources), "cuda" if CUDA else "cpu"
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    with torch.device(device):
+        transformer = Flux2Transformer2DModel(**shapes.config)
+    torch.set_default_dtype(torch.float32)
+    A = torch.linalg.qr(torch.randn(768, shapes.config["in_channels"])).Q
+    model = adapt(settings, transformer, Subspace(A, 2.4, "channel_first", RELEASED, {})).to(device)
+    model.set_precision(dtype)
+    if settings.resources.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    if settings.resources.compile:
+        model.compile_blocks()
+    return model.train()
+
+
+def make_batch(shapes: Shapes, pictures: int) -> Batch:
+    picture = (pictures, 3, shapes.side, shapes.side)
+    return Batch(
+        images=torch.rand(picture) * 2 - 1,
+        z_0=torch.randn(pictures, shapes.image_tokens, shapes.config["in_channels"]),
+        text=torch.randn(pictures, shapes.text_tokens, shapes.config["joint_attention_dim"]),
+        text_mask=torch.ones(pictures, shapes.text_tokens).bool(),
+        noise=torch.randn(picture),
+        sigma=torch.rand(pictures),
+        weight=torch.ones(pictures),
+        keys=[str(i) for i in range(pictures)],
+        key_sums=torch.ones(pictures).double(),
+    )
+
+
+def join_alone() -> None:
+    """torch.distributed of this one process."""
+    import deepspeed
+
+    from pipelines.prebuild import put_ninja_on_path
+
+    put_ninja_on_path()
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1"
+    )
+    deepspeed.init_distributed("nccl" if CUDA else "gloo", auto_mpi_discovery=False, verbose=False)
+
+
+def measure(name: str, shapes: Shapes, most: int, steps: int) -> Iterator[dict[str, float]]:
+    """What each number of pictures at once takes, until they do not fit."""
+    from pipelines.finetune.engine import backward_and_step, make_engine
+    from pipelines.finetune.state import TrainableState
+
+    join_alone()
+    settings = settings_of(name, shapes)
+    model = make_model(settings, shapes)
+    values = count_values(model)  # before ZeRO-3 cuts them up
+    engine, _ = make_engine(Objective(model, settings.loss), settings, micro_batch=1, accumulation=1)
+    state = TrainableState(engine, model.trainable())
+    average = PowerEMA(state.values(), start_step=1)
+    pictures = 1
+    while pictures <= most:
+        batch = make_batch(shapes, pictures).to(engine.device)
+        seconds = []
+        for step in range(1, steps + 3):  # two to warm up
+            started = time.perf_counter()
+            backward_and_step(engine, [batch])
+            average.update(step, state.values())
+            if CUDA:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+        tokens = (shapes.image_tokens, shapes.text_tokens)
+        flops = picture_flops(settings, shapes.config, *tokens)
+        planned = static_memory(settings, values) | activation_memory(
+            settings, shapes.config, values, *tokens, pictures
+        )
+        yield {
+            "pictures": pictures,
+            "seconds": statistics.median(seconds[2:]),
+            "model": pictures * flops.model,
+            "executed": pictures * flops.executed,
+            "peak": peak_bytes(),
+            "planned": sum(planned.values()),
+        }
+        pictures *= 2
+
+
+def peak_bytes() -> int:
+    """So far: of tensors on a GPU, of the whole process (libraries too) on a CPU."""
+    return torch.cuda.max_memory_allocated() if CUDA else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def worker(name: str, shapes: Shapes, most: int, steps: int) -> None:
+    """Print a line of JSON for each number of pictures that fits."""
+    try:
+        for row in measure(name, shapes, most, steps):
+            print(json.dumps(row), flush=True)
+    except torch.OutOfMemoryError:
+        print(json.dumps("does not fit"), flush=True)
+
+
+def run_apart(name: str, arguments: list[str]) -> dict[str, float] | str:
+    """The row of the most pictures that fit, or in words why there is none."""
+    if SETTINGS[name].get("optimizer") == "adam8bit" and not CUDA:
+        return "skipped: bitsandbytes computes on a GPU"
+    command = [sys.executable, __file__, "--worker", name, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith(('{"pictures"', '"'))]
+    rows = [row for row in said if isinstance(row, dict)]
+    if rows:
+        return rows[-1]
+    if said or done.returncode == -9:
+        return "does not fit"
+    return f"skipped: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+
+
+def product_rate(size: int) -> float:
+    """Operations a second of square matrix products, in the type that the network computes in."""
+    device, dtype = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    times = []
+    for _ in range(10):
+        started = time.perf_counter()
+        a @ a
+        if CUDA:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", help=f"some of {', '.join(SETTINGS)}; default: all")
+    parser.add_argument("--batch", type=int, help="most pictures at once; default: 8, scaled 4")
+    parser.add_argument("--steps", type=int, help="timed steps each; default: 10, scaled 3")
+    parser.add_argument("--scaled", action="store_true", help="the small network also on a GPU")
+    parser.add_argument("--worker", choices=SETTINGS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    scaled = args.scaled or not CUDA
+    shapes = SCALED if scaled else TRUE
+    most, steps = args.batch or (4 if scaled else 8), args.steps or (3 if scaled else 10)
+    if args.worker:
+        worker(args.worker, shapes, most, steps)
+        return
+    names = [name.strip() for name in args.settings.split(",")] if args.settings else list(SETTINGS)
+    if unknown := set(names) - set(SETTINGS):
+        parser.error(f"--settings: {', '.join(sorted(unknown))}; known are {', '.join(SETTINGS)}")
+
+    rate = product_rate(8192 if CUDA else 2048)
+    device = torch.cuda.get_device_name() if CUDA else f"{platform.processor() or platform.machine()} CPU"
+    peak = (1e12 * (peak_tflops(device) or 0) if CUDA else 0) or rate
+    print(f"{device}, torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}", end="")
+    print("" if CUDA else f", {torch.get_num_threads()} threads. NO GPU: these are the CPU's numbers, in float32")
+    print(f"matrix products: {rate / 1e12:.2f} TFLOP/s measured; MFU and HFU are of {peak / 1e12:.2f}", end="")
+    print(" (the data sheet's)" if peak != rate else " (the same)")
+    c = shapes.config
+    print(f"{c['num_layers']} + {c['num_single_layers']} blocks, ", end="")
+    print(f"width {c['num_attention_heads'] * c['attention_head_dim']}, ", end="")
+    print(f"{shapes.image_tokens:,} image and {shapes.text_tokens} text tokens; {steps} steps\n")
+    print(f"{'setting':24}{'pictures':>9}{'s a step':>10}{'MFU':>7}{'HFU':>7}{'peak GiB':>10}{'by plan':>9}")
+    arguments = ["--batch", str(most), "--steps", str(steps), *(["--scaled"] if scaled else [])]
+    for name in names:
+        row = run_apart(name, arguments)
+        if isinstance(row, str):
+            print(f"{name:24} {row}", flush=True)
+            continue
+        mfu, hfu = (row[kind] / row["seconds"] / peak for kind in ("model", "executed"))
+        print(f"{name:24}{row['pictures']:>9}{row['seconds']:>10.3f}{mfu:>7.1%}{hfu:>7.1%}", end="")
+        print(f"{row['peak'] / GIB:>10.2f}{row['planned'] / GIB:>9.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
