@@ -84,7 +84,9 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
         names = [info.path[len(base) + 1 :] for info in infos if info.type == pafs.FileType.File]
     else:
         names = [f"s3://{object_store.place(uri)['Bucket']}/{key}"[len(base) + 1 :] for key in object_store.keys(uri)]
-    good = [n for n in names if n.endswith(suffix) and not n.endswith((".partial", "/")) and not _hidden(n)]
+    # an object named like the folder, or a folder below it, is but a mark that other tools leave
+    named = [n for n in names if n and not n.endswith((".partial", "/"))]
+    good = [n for n in named if n.endswith(suffix) and not _hidden(n)]
     return [join(base, name) for name in sorted(good)]
 
 

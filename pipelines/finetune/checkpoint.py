@@ -101,10 +101,13 @@ def write_checkpoint(folder: str, tensors: Tensors, state: dict[str, Any], attem
 
 
 def prune(folder: str, settings: Checkpoints) -> None:
-    """Delete all but the last `keep_last` and those at multiples of `keep_every`."""
-    for checkpoint in list_checkpoints(folder)[: -settings.keep_last]:
-        if not settings.keep_every or checkpoint.step % settings.keep_every:
-            storage.delete_folder(checkpoint.uri)
+    """Delete all but the last `keep_last` and those at multiples of `keep_every`; and what was never finished, by a
+    store that failed or an attempt that was lost. Only the newest attempt may, with nothing being written."""
+    finished = list_checkpoints(folder)
+    old = [c.uri for c in finished[: -settings.keep_last] if not settings.keep_every or c.step % settings.keep_every]
+    begun = {file.rpartition("/")[0] for file in storage.list_files(folder)}
+    for uri in (*old, *sorted(begun - {c.uri for c in finished})):
+        storage.delete_folder(uri)
 
 
 class Uploader:

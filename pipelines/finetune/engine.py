@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 
 from asymflow.models.adapted import AdaptedFlux2
+from pipelines.finetune.batches import Batch
 from pipelines.finetune.config import FinetuneSettings, Optim
 from pipelines.finetune.objective import Objective
 
@@ -93,6 +94,37 @@ def make_engine(
     return engine, optimizer
 
 
+def open_optimizer(engine: Any, optimizer: Optimizer, model: AdaptedFlux2, micro_batch: int) -> None:
+    """Take one step of zero length on blank pictures, so that the optimizer's state exists and can be set.
+
+    DeepSpeed makes that state at the first step; zero gradients and a zero rate leave the values as they are.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    batch = blank_batch(model, micro_batch).to(engine.device)
+    for _ in range(engine.gradient_accumulation_steps()):
+        loss, _ = engine(batch)
+        engine.backward(0.0 * loss)
+        engine.step()
+
+
+def blank_batch(model: AdaptedFlux2, pictures: int) -> Batch:
+    """The smallest pictures that every part of the loss takes: a perceptual network halves them five times."""
+    side = max(2, -(-64 // model.patch_size))
+    picture, config = (pictures, 3, side * model.patch_size, side * model.patch_size), model.transformer.config
+    return Batch(
+        images=torch.zeros(picture),
+        z_0=torch.zeros(pictures, side * side, config.in_channels),
+        text=torch.zeros(pictures, 1, config.joint_attention_dim),
+        text_mask=torch.ones(pictures, 1).bool(),
+        noise=torch.zeros(picture),
+        sigma=torch.full((pictures,), 0.5),
+        weight=torch.ones(pictures),
+        keys=[""] * pictures,
+        key_sums=torch.zeros(pictures).double(),
+    )
+
+
 def set_learning_rates(optimizer: Optimizer, step: int, optim: Optim) -> None:
     """Warm-up, the peak, and a cool-down where one is set; a function of the step alone."""
     rising = step / optim.warmup_steps if optim.warmup_steps else 1.0
@@ -101,7 +133,7 @@ def set_learning_rates(optimizer: Optimizer, step: int, optim: Optim) -> None:
         group["lr"] = group["peak"] * min(1.0, rising, falling)
 
 
-def backward_and_step(engine: Any, micro_batches: list) -> list[dict[str, torch.Tensor]]:
+def backward_and_step(engine: Any, micro_batches: list[Batch]) -> list[dict[str, torch.Tensor]]:
     """One optimizer step. Returns each micro-batch's terms, tensors (B,) on the engine's device.
 
     A loss that is not finite makes the whole gradient so, on every worker, and the step is skipped: `was_skipped`.

@@ -20,7 +20,14 @@ from pipelines.finetune.attempt import TERMINATED, Attempt, Lookout, Order
 from pipelines.finetune.batches import Batch, BatchReader, NoiseSettings
 from pipelines.finetune.checkpoint import Tensors, Uploader, folder_of, load_newest, prune, write_checkpoint
 from pipelines.finetune.config import FinetuneSettings
-from pipelines.finetune.engine import backward_and_step, gradient_norm, make_engine, set_learning_rates, was_skipped
+from pipelines.finetune.engine import (
+    backward_and_step,
+    gradient_norm,
+    make_engine,
+    open_optimizer,
+    set_learning_rates,
+    was_skipped,
+)
 from pipelines.finetune.log import Log, Tokens
 from pipelines.finetune.model import build_model
 from pipelines.finetune.objective import Objective
@@ -128,25 +135,11 @@ class Training:
             return
         self.step, self.record = saved["step"], Record.from_json(saved["record"])
         tensors = found[1] if found else None
-        self.open_optimizer()
+        open_optimizer(self.engine, self.optimizer, self.model, self.micro_batch)
         self.state.restore(tensors, self.step - len(self.record.skipped))
         self.average.load_state_dict(self.state.average_from(tensors))
         if self.rank == 0:
             LOGGER.warning("going on from step %d (%s)", self.step, found[0].uri if found else "")
-
-    def open_optimizer(self) -> None:
-        """Take one step of zero length, so that the optimizer's state exists and can be set.
-
-        DeepSpeed makes that state at the first step; zero gradients and a zero rate leave the values as they are.
-        """
-        batches = self.reader.from_step(self.step, self.micro_batch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0
-        for micro_batch in next(batches):
-            loss, _ = self.engine(micro_batch.to(self.engine.device))
-            self.engine.backward(0.0 * loss.nan_to_num())
-            self.engine.step()
-        batches.close()  # type: ignore[attr-defined]
 
     def train_step(self, batches: Iterator[list[Batch]]) -> Order:
         """One step, and what all workers are to do after it."""
@@ -217,7 +210,10 @@ class Training:
         self.health.skipped(self.step, keys)
 
     def checkpoint(self, wait: bool = False) -> None:
-        """Gather everything (a collective call), and let rank 0 write it in the background."""
+        """Gather everything (a collective call), and let rank 0 write it in the background. While all steps were
+        skipped there is nothing to keep, and no optimizer state yet."""
+        if self.step == len(self.record.skipped):
+            return
         values, moments = self.state.values(), self.state.moments()
         if self.rank:
             return

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from pipelines import storage
+from pipelines import object_store, storage
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -107,3 +107,11 @@ def test_absolute(tmp_path, monkeypatch):
 def test_other_schemes_are_refused(use):
     with pytest.raises(ValueError, match="local path or s3://bucket/prefix"):
         use("ftp://host/x")
+
+
+def test_marks_of_folders_are_no_files(s3):
+    """pyarrow and the consoles of stores make empty objects named like folders."""
+    for key in ("", "deep/"):
+        object_store.client().put_object(**object_store.place(f"{s3}/x") | {"Key": f"some/prefix/{key}"}, Body=b"")
+    storage.write_bytes(f"{s3}/deep/file", b"x")
+    assert storage.list_files(s3) == [f"{s3}/deep/file"]

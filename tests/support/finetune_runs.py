@@ -4,7 +4,9 @@ import os
 import signal
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -51,27 +53,47 @@ def finetune_folder(storage_folder: Path) -> Path:
     return folder
 
 
-def failing_at(step: int, rank: int, marker: Path, fail: Any):
-    """A training loop in which one rank, once, does `fail(training)` before it begins a step."""
+def training_with(before_step: Any):
+    """A training loop that trains on `before_step(training, batches)` in place of its batches."""
 
     def loop(config: dict[str, Any]) -> dict[str, Any]:
         from pipelines.finetune import loop as module
 
-        class Failing(module.Training):
+        class Changed(module.Training):
             def train_step(self, batches):
-                if self.step + 1 == step and self.rank == rank and not marker.exists():
-                    marker.touch()
-                    fail(self)
-                return super().train_step(batches)
+                return super().train_step(before_step(self, batches))
 
         training = module.Training
-        module.Training = Failing
+        module.Training = Changed
         try:
             return module.train_loop(config)
         finally:
             module.Training = training
 
     return loop
+
+
+def failing_at(step: int, rank: int, marker: Path, fail: Any):
+    """A training loop in which one rank, once, does `fail(training)` before it begins a step."""
+
+    def before_step(training, batches):
+        if training.step + 1 == step and training.rank == rank and not marker.exists():
+            marker.touch()
+            fail(training)
+        return batches
+
+    return training_with(before_step)
+
+
+def poisoned_at(steps: set[int], rank: int):
+    """A training loop in which one rank's pictures at some steps are no numbers."""
+
+    def before_step(training, batches):
+        if training.step + 1 not in steps or training.rank != rank:
+            return batches
+        return iter([[replace(batch, images=batch.images * float("nan")) for batch in next(batches)]])
+
+    return training_with(before_step)
 
 
 def kill(training) -> None:
@@ -95,3 +117,13 @@ def be_overtaken(training) -> None:
     """Another attempt at the same run begins."""
     training.attempt.claim(training.folder)
     time.sleep(3)
+
+
+def be_preempted(training) -> None:
+    """From now on Ray says that the worker's node is about to be taken away."""
+    import ray.train
+
+    from pipelines.finetune import loop
+
+    loop.ASK_EVERY = 0.0
+    ray.train.get_preemption_info = lambda: SimpleNamespace(preempted_node_ids=["a-node"])

@@ -2,6 +2,7 @@
 workers as before or on others, at the same ZeRO stage or another."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,13 +14,16 @@ import finetune_runs
 import pytest
 import yaml
 from finetune_runs import STEPS, failing_at, finetune_folder, key_sum, record_of, settings_for
+from mlflow import MlflowClient
 from ray import cloudpickle
 
 from pipelines import storage
 from pipelines.artifacts import load_artifact
 from pipelines.finetune import STEP, loop
 from pipelines.finetune.checkpoint import folder_of, list_checkpoints
+from pipelines.finetune.record import Record
 from pipelines.steps import StepFailed, run_step
+from pipelines.tracking import tracking_uri
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
@@ -42,6 +46,14 @@ def fail_at(monkeypatch, tmp_path, step: int, rank: int, fail) -> None:
 
 def checkpoint_steps(storage_folder: Path) -> list[int]:
     return [c.step for c in list_checkpoints(folder_of(str(finetune_folder(storage_folder))))]
+
+
+def with_watch(settings, **changes):
+    return settings.model_copy(update={"watch": settings.watch.model_copy(update=changes)})
+
+
+def with_checkpoints_every(settings, steps: int):
+    return settings.model_copy(update={"checkpoints": settings.checkpoints.model_copy(update={"every": steps})})
 
 
 def test_a_worker_that_is_killed_is_started_again(tiny_workflow, tmp_path, plain, monkeypatch):
@@ -70,12 +82,40 @@ def test_an_error_in_one_rank_and_the_rest_on_one_worker_without_zero(tiny_workf
 
 def test_a_rank_that_hangs_ends_the_workers_with_their_stacks(tiny_workflow, tmp_path, plain, monkeypatch, capfd):
     fail_at(monkeypatch, tmp_path, 12, 1, finetune_runs.hang)
-    settings = settings_for(tiny_workflow, tmp_path, workers=2)
-    settings = settings.model_copy(update={"watch": settings.watch.model_copy(update={"hang_minutes": 0.5})})
+    settings = with_watch(settings_for(tiny_workflow, tmp_path, workers=2), hang_minutes=0.5)
     artifact = run_step(STEP, settings).artifact
     assert_the_same(artifact, plain, tiny_workflow)
     told = "".join(capfd.readouterr())
     assert "Timeout (0:00:30)!" in told and "in hang" in told and "in train_step" in told
+
+
+def test_a_node_that_is_to_be_taken_away_is_worth_one_checkpoint(tiny_workflow, tmp_path, plain, monkeypatch, capfd):
+    fail_at(monkeypatch, tmp_path, 12, 0, finetune_runs.be_preempted)
+    settings = with_checkpoints_every(settings_for(tiny_workflow, tmp_path, zero_stage=0), 100)
+    artifact = run_step(STEP, settings).artifact
+    assert checkpoint_steps(tmp_path) == [12, 20]
+    assert_the_same(artifact, plain, tiny_workflow)
+    assert "".join(capfd.readouterr()).count("nodes a-node are about to be taken away") == 1
+
+
+def test_steps_without_a_finite_loss_are_skipped_and_too_many_end_the_run(
+    tiny_workflow, tmp_path, plain, monkeypatch, capfd
+):
+    """Of one rank of two; the others skip with it, and the steps between are those of the undisturbed run."""
+    monkeypatch.setattr(loop, "train_loop", finetune_runs.poisoned_at({7, 13, 14, 15}, rank=1))
+    settings = with_watch(settings_for(tiny_workflow, tmp_path, workers=2), skips=3)
+    with pytest.raises(StepFailed, match="stopped at step 15: 3 steps in a row had no finite loss"):
+        run_step(STEP, settings)
+    newest = list_checkpoints(folder_of(str(finetune_folder(tmp_path))))[-1]
+    record = Record.from_json(newest.state["record"])
+    assert newest.step == 10 and record.skipped == [7]
+    assert record.curves["loss"][:6] == pytest.approx(record_of(plain).curves["loss"][:6], rel=1e-4)
+    assert all(math.isfinite(loss) == (step != 7) for step, loss in enumerate(record.curves["loss"], 1))
+    told = "".join(capfd.readouterr())
+    assert "step 7 skipped: its loss or gradient is not finite; its pictures: " in told
+    run = json.loads((finetune_folder(tmp_path) / ".run.json").read_text())["mlflow_run"]
+    client = MlflowClient(tracking_uri(settings.run))
+    assert [m.step for m in client.get_metric_history(run, "train/skipped")] == [7, 13, 14, 15]
 
 
 def test_an_older_attempt_stops_and_writes_no_more(tiny_workflow, tmp_path, monkeypatch):
@@ -122,8 +162,7 @@ def test_a_driver_that_is_killed_and_the_rest_on_two_workers_with_other_zero(tin
 def test_a_driver_that_is_asked_to_stop_leaves_a_checkpoint_and_says_so(tiny_workflow, tmp_path, plain):
     """SIGTERM, as `ray job stop` sends it; the rest on one worker, at another ZeRO stage. Run again, it is done."""
     settings = settings_for(tiny_workflow, tmp_path / "runs", workers=2, zero_stage=0)
-    slow = settings.model_copy(update={"checkpoints": settings.checkpoints.model_copy(update={"every": 1})})
-    job = start_job(slow, tmp_path)
+    job = start_job(with_checkpoints_every(settings, 1), tmp_path)
     wait_for(job, tmp_path, is_checkpoint(tmp_path))
     job.send_signal(signal.SIGTERM)
     assert job.wait(120) == 1
