@@ -155,12 +155,12 @@ class Training:
         skipped = was_skipped(self.engine)
         self.average.update(self.step, self.state.values())
         self.record.add(self.step, terms, skipped)
-        if skipped:
-            self.report_skip(micro_batches)
         spike = not skipped and self.health.took(self.step, self.record.curves["loss"][-1])
         if self.rank == 0:
             norm = gradient_norm(self.engine)
             self.log.step(self.step, self.record, tokens, self.reader.waited, norm, skipped, spike)
+        if skipped:
+            self.report_skip(micro_batches)
         return order
 
     def gather(
