@@ -51,6 +51,8 @@ class Optim(Settings):
     """Last steps over which the rates fall to zero; the paper keeps them, short runs end cleaner with it"""
     clip: float = Field(200.0, gt=0)
     """Limit of the gradient norm"""
+    clip_from: int = Field(100, ge=0)
+    """First step at which it holds"""
 
 
 class Time(Settings):

@@ -24,13 +24,13 @@ class Unsharded:
     is not finite. Gradients are the same on every worker, so all decide alike."""
 
     param_groups: list[dict[str, Any]]
-    clip: float
+    clip_grad: float
     overflow = False
     _global_grad_norm = 0.0
 
     def step(self, closure=None):
         parameters = [p for group in self.param_groups for p in group["params"]]
-        self._global_grad_norm = float(clip_grad_norm_(parameters, self.clip))
+        self._global_grad_norm = float(clip_grad_norm_(parameters, self.clip_grad))
         self.overflow = not math.isfinite(self._global_grad_norm)
         return None if self.overflow else super().step(closure)  # type: ignore[misc]
 
@@ -62,7 +62,7 @@ def make_optimizer(model: AdaptedFlux2, optim: Optim, zero_stage: int) -> Optimi
         optimizer = kind(groups, **options)
     else:
         optimizer = UnshardedAdam(groups, **options)
-    optimizer.clip = optim.clip
+    optimizer.clip_grad = optim.clip  # as ZeRO's optimizers call it
     return optimizer
 
 
@@ -131,6 +131,11 @@ def set_learning_rates(optimizer: Optimizer, step: int, optim: Optim) -> None:
     falling = (optim.steps - step + 1) / optim.cooldown_steps if optim.cooldown_steps else 1.0
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * min(1.0, rising, falling)
+
+
+def set_clip(engine: Any, step: int, optim: Optim) -> None:
+    """The gradient norm's limit, which holds from `optim.clip_from` on, as the released weights were trained."""
+    engine.optimizer.clip_grad = optim.clip if step >= optim.clip_from else math.inf
 
 
 def backward_and_step(engine: Any, micro_batches: list[Batch]) -> list[dict[str, torch.Tensor]]:

@@ -25,6 +25,7 @@ from pipelines.finetune.engine import (
     gradient_norm,
     make_engine,
     open_optimizer,
+    set_clip,
     set_learning_rates,
     was_skipped,
 )
@@ -146,6 +147,7 @@ class Training:
         self.alarm.put_off()
         settings = self.settings
         set_learning_rates(self.optimizer, self.step + 1, settings.optim)
+        set_clip(self.engine, self.step + 1, settings.optim)
         # LoRA's dropout, by the step alone too
         torch.manual_seed(1_000_003 * settings.seed + 8_191 * (self.step + 1) + self.rank)
         micro_batches = next(batches)

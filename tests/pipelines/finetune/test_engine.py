@@ -22,6 +22,7 @@ from pipelines.finetune.engine import (
     make_engine,
     open_optimizer,
     parameter_groups,
+    set_clip,
     set_learning_rates,
     was_skipped,
 )
@@ -214,6 +215,22 @@ def test_the_gradient_is_clipped_and_its_norm_is_that_before(make, stage):
     assert gradient_norm(clipped) == pytest.approx(norm, rel=1e-5)
     first_moments = torch.cat([tensor.flatten() for tensor in state.moments()["exp_avg"].values()])
     assert float(first_moments.norm()) == pytest.approx(0.1 * norm / 10, rel=1e-3)  # 1 - beta of the clipped gradient
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_before_its_first_step_the_limit_does_not_hold_and_what_is_no_number_is_still_skipped(make, stage):
+    engine, inner, _, state = make("adam", stage, clip=1e-3)
+    optim = Optim(clip=1e-3, clip_from=3)
+    set_clip(engine, 2, optim)
+    train(engine, inner, [[batch(0)]])
+    free = torch.cat([tensor.flatten() for tensor in state.moments()["exp_avg"].values()])
+    assert float(free.norm()) == pytest.approx(0.1 * gradient_norm(engine), rel=1e-3)
+    train(engine, inner, [[poisoned(math.nan)]])
+    assert was_skipped(engine)
+    set_clip(engine, 3, optim)
+    train(engine, inner, [[batch(1)]])
+    clipped = torch.cat([tensor.flatten() for tensor in state.moments()["exp_avg"].values()]) - 0.9 * free
+    assert float(clipped.norm()) == pytest.approx(1e-4, rel=1e-2)
 
 
 def test_rates_are_a_function_of_the_step(make):
