@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from pipelines import basis, curate, encode, storage  # noqa: E402
+from pipelines import basis, curate, encode, finetune, storage  # noqa: E402
 from pipelines.artifacts import load_artifact  # noqa: E402
 from pipelines.config import validate  # noqa: E402
 from pipelines.finetune import STEP, loop  # noqa: E402
@@ -202,7 +202,7 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         made = make_inputs(folder)
-        loop.train_loop = timed_loop
+        finetune.train_function = lambda: timed_loop
         compare_loops(made, folder, args.batch, args.steps, args.rounds, args.zero)
         print()
         measure_checkpoints(made, folder, args.batch, args.zero)

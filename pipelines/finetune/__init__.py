@@ -4,7 +4,7 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from pipelines.finetune.perceptual import check_perceptual
 from pipelines.finetune.record import AVERAGE, RECORD, Record
 from pipelines.models import check_base
 from pipelines.steps import Context, Step, StepFailed
+from pipelines.stoppable import StoppableTorch
 
 INPUTS = {"curated": "curate", "encoded": "encode", "basis": "basis"}
 
@@ -141,17 +142,26 @@ def _cause(error: BaseException) -> str:
     return str(next(iter(failures.values()))).strip().splitlines()[-1]
 
 
+def train_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What each worker runs. A function inside a function is sent by value: neither the driver nor Ray's controller has
+    to import DeepSpeed, which takes seconds and speaks on stdout."""
+
+    def train(config: dict[str, Any]) -> dict[str, Any]:
+        from pipelines.finetune.loop import train_loop
+
+        return train_loop(config)
+
+    return train
+
+
 def make_trainer(
     settings: FinetuneSettings, context: Context, attempt: Attempt, text_encoders: list[Any], image_encoders: list[Any]
 ) -> TorchTrainer:
     """The encoders are actors that make what the encode step left to them; none where it is stored."""
-    from pipelines.finetune.backend import StoppableTorch
-    from pipelines.finetune.loop import train_loop  # DeepSpeed takes seconds to import, and says so on stdout
-
     curated, encoded, resources = context.inputs["curated"], context.inputs["encoded"], settings.resources
     pictures = curated.files("train", ".parquet")
     return TorchTrainer(
-        train_loop,  # type: ignore[arg-type]  # Ray passes on what it returns, and its annotation forgets that
+        train_function(),  # type: ignore[arg-type]  # Ray passes on what it returns, and its annotation forgets that
         train_loop_config={
             "settings": settings.model_dump(mode="json"),
             "tracker": vars(context.tracker),

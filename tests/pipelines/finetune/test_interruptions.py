@@ -17,9 +17,9 @@ from finetune_runs import STEPS, failing_at, finetune_folder, key_sum, record_of
 from mlflow import MlflowClient
 from ray import cloudpickle
 
-from pipelines import storage
+from pipelines import finetune, storage
 from pipelines.artifacts import load_artifact
-from pipelines.finetune import STEP, loop
+from pipelines.finetune import STEP
 from pipelines.finetune.checkpoint import folder_of, list_checkpoints
 from pipelines.finetune.record import Record
 from pipelines.steps import StepFailed, run_step
@@ -41,7 +41,8 @@ def assert_the_same(artifact, plain, tiny_workflow) -> None:
 
 
 def fail_at(monkeypatch, tmp_path, step: int, rank: int, fail) -> None:
-    monkeypatch.setattr(loop, "train_loop", failing_at(step, rank, tmp_path / "failed", fail))
+    changed = failing_at(step, rank, tmp_path / "failed", fail)
+    monkeypatch.setattr(finetune, "train_function", lambda: changed)
 
 
 def checkpoint_steps(storage_folder: Path) -> list[int]:
@@ -102,7 +103,8 @@ def test_steps_without_a_finite_loss_are_skipped_and_too_many_end_the_run(
     tiny_workflow, tmp_path, plain, monkeypatch, capfd
 ):
     """Of one rank of two; the others skip with it, and the steps between are those of the undisturbed run."""
-    monkeypatch.setattr(loop, "train_loop", finetune_runs.poisoned_at({7, 13, 14, 15}, rank=1))
+    poisoned = finetune_runs.poisoned_at({7, 13, 14, 15}, rank=1)
+    monkeypatch.setattr(finetune, "train_function", lambda: poisoned)
     settings = with_watch(settings_for(tiny_workflow, tmp_path, workers=2), skips=3)
     with pytest.raises(StepFailed, match="stopped at step 15: 3 steps in a row had no finite loss"):
         run_step(STEP, settings)
