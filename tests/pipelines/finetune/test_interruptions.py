@@ -83,11 +83,11 @@ def test_an_error_in_one_rank_and_the_rest_on_one_worker_without_zero(tiny_workf
 
 def test_a_rank_that_hangs_ends_the_workers_with_their_stacks(tiny_workflow, tmp_path, plain, monkeypatch, capfd):
     fail_at(monkeypatch, tmp_path, 12, 1, finetune_runs.hang)
-    settings = with_watch(settings_for(tiny_workflow, tmp_path, workers=2), hang_minutes=0.5)
+    settings = with_watch(settings_for(tiny_workflow, tmp_path, workers=2), hang_minutes=1 / 3)
     artifact = run_step(STEP, settings).artifact
     assert_the_same(artifact, plain, tiny_workflow)
     told = "".join(capfd.readouterr())
-    assert "Timeout (0:00:30)!" in told and "in hang" in told and "in train_step" in told
+    assert "Timeout (0:00:20)!" in told and "in hang" in told and "in train_step" in told
 
 
 def test_a_node_that_is_to_be_taken_away_is_worth_one_checkpoint(tiny_workflow, tmp_path, plain, monkeypatch, capfd):
