@@ -4,6 +4,7 @@ files, or made when it is needed. For a reader the same.
 Either way it is the row's alone and rounded to bfloat16, of which the last bit may differ.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import cycle
@@ -47,11 +48,11 @@ class StoredLatents(Stored):
     column = "latents"
 
 
-class Encoded:
+class Encoded(ABC):
     """They are made here and now."""
 
-    def encode(self, values: Sequence[Any]) -> list[Tensor]:
-        raise NotImplementedError
+    @abstractmethod
+    def encode(self, values: Sequence[Any]) -> list[Tensor]: ...
 
     def ask(self, values: Sequence[Any]) -> Promise:
         return lambda: self.encode(values)
