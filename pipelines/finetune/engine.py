@@ -36,7 +36,7 @@ class Unsharded:
 
 
 class UnshardedAdam(Unsharded, AdamW):
-    pass
+    """torch's, in float32."""
 
 
 def parameter_groups(model: AdaptedFlux2, optim: Optim) -> list[dict[str, Any]]:

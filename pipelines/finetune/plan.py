@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipelines.finetune.flops import Device, PictureFlops, device_of, picture_fl
 from pipelines.finetune.memory import FLOAT32, Values, activation_memory, count_values, static_memory
 from pipelines.finetune.model import adapt, precision
 from pipelines.finetune.order import slots_per_worker
+from pipelines.storage import StorageError
 
 GIB = 2**30
 BUCKETS, TEXT_TOKENS = [(1024, 1024)], 512
@@ -249,10 +251,8 @@ def _manifest(uri: str, step: str) -> tuple[dict[str, Any] | None, str]:
     found: list[dict[str, Any]] = []
 
     def read() -> None:
-        try:
+        with suppress(MissingArtifact, StorageError, OSError):  # the plan says what it then assumes
             found.append(load_artifact(uri, step).manifest["config"])
-        except (MissingArtifact, OSError):
-            pass
 
     thread = threading.Thread(target=read, daemon=True)  # a process may end without it
     thread.start()

@@ -21,6 +21,7 @@ from pipelines.finetune.model import adapt, precision
 from pipelines.finetune.objective import Objective
 from pipelines.finetune.perceptual import load_perceptual
 from pipelines.finetune.plan import Plan, plan
+from pipelines.storage import StorageError
 
 TINY = {
     **KLEIN_9B,
@@ -85,6 +86,15 @@ def test_shapes_and_sizes_of_inputs_that_are_here(tmp_path):
     assert planned.config["num_layers"] == TINY["num_layers"]
     assert (planned.image_tokens, planned.text_tokens) == (24, 40)
     assert str(base) in planned.table() and "ASSUMED" not in planned.table()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_store_that_refuses_is_a_size_that_is_assumed(monkeypatch):
+    def refuse(uri, step):
+        raise StorageError(f"{uri}: access denied")
+
+    monkeypatch.setattr("pipelines.finetune.plan.load_artifact", refuse)
+    assert plan(settings_of()).table().count("ASSUMED: /nowhere/") == 2
 
 
 def test_a_base_without_a_transformer_is_refused(tmp_path):

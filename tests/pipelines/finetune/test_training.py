@@ -21,6 +21,8 @@ def curve(artifact) -> list[float]:
     "resources",
     [
         {"zero_stage": 2},
+        {"zero_stage": 3},
+        {"zero_stage": 2, "workers": 2},
         {"zero_stage": 3, "workers": 2},
         {"zero_stage": 0, "workers": 2, "micro_batch": 1},
     ],
