@@ -1,8 +1,52 @@
-"""Classifier-free guidance and its orthogonal form (adaptive projected guidance, APG)."""
+"""Classifier-free guidance, its orthogonal form (adaptive projected guidance, APG), and its interval."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from .parameterization import x_0_from_u
+
+Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(x_t (B, ...), sigma (B,)) -> u (B, ...)"""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How two velocities become one. ValueError for a scale below 1 or an interval outside [0, 1]."""
+
+    scale: float
+    """1: none"""
+    orthogonal: bool = True
+    """Without its part along the denoised sample (APG)"""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Noise levels sigma, both ends included, at which there is guidance"""
+
+    def __post_init__(self) -> None:
+        low, high = self.interval
+        if not self.scale >= 1:
+            raise ValueError(f"guidance scale is {self.scale}; it must be at least 1")
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance interval is {list(self.interval)}; it must lie in [0, 1], lower end first")
+
+    def at(self, sigma: torch.Tensor) -> bool:
+        """Whether the unconditional velocity is needed at sigma (B,), the same for all samples."""
+        low, high = self.interval
+        if self.scale == 1 or (low, high) == (0.0, 1.0):  # sigma is not looked at: that would stall an accelerator
+            return self.scale != 1
+        return low <= float(sigma[0]) <= high
+
+
+def guided(conditional: Velocity, unconditional: Velocity, guidance: Guidance) -> Velocity:
+    """The velocity that a sampler follows; `unconditional` is asked only where there is guidance."""
+
+    def velocity(x_t: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        u_cond = conditional(x_t, sigma)
+        if not guidance.at(sigma):
+            return u_cond
+        return guide(u_cond, unconditional(x_t, sigma), x_t, sigma, guidance.scale, guidance.orthogonal)
+
+    return velocity
 
 
 def guide(

@@ -5,6 +5,8 @@ Tokens are (B, N, D), A is (D, r) with orthonormal columns, sigma is (B,). A pro
 have the promoted dtype of the token arguments.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from .schedule import calibrate, expand_sigma
@@ -80,6 +82,20 @@ def recover_u(
         u = (x_t * inverse).addcmul_(u_a_cal, s * inverse)
         u = u.flatten(0, -2).addmm_(coordinates, A.T).view(x_t.shape)
     return u.to(result)
+
+
+def calibrated_velocity(
+    network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    x_t: torch.Tensor,
+    sigma: torch.Tensor,
+    A: torch.Tensor,
+    s: float | torch.Tensor = 1.0,
+    sigma_floor: float = 1e-4,
+) -> torch.Tensor:
+    """Full velocity u (B, N, D) at x_t (B, N, D) from network(k x_t, tau) -> u_a_cal (Eqs. 13-17)."""
+    tau, k = calibrate(sigma, s)
+    u_a_cal = network(expand_sigma(k, x_t).to(x_t.dtype) * x_t, tau)
+    return recover_u(u_a_cal.to(x_t.dtype), x_t, sigma, A, s, sigma_floor)
 
 
 def lift(z_0: torch.Tensor, A: torch.Tensor, s: float | torch.Tensor = 1.0) -> torch.Tensor:

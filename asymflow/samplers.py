@@ -3,24 +3,28 @@
 All take velocity(x_t, sigma (B,)) -> u and the starting noise (B, ...), and return x_0 of the same shape and
 dtype. The noise levels are those of `sampling_sigmas`. `transform_x_0`, where given, is applied to the
 denoised sample at each evaluation and the velocity follows it (the gamut clamp of App. B.2); guidance belongs
-inside `velocity`. `callback(step, steps)` is called after each step, step = 1 .. steps. No velocity is asked
-for at sigma = 0.
+inside `velocity`. `callback(step, x_t)` is called after each step, step = 0 .. steps - 1; a tensor that it
+returns takes the place of x_t. No velocity is asked for at sigma = 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from .guidance import Velocity
 from .parameterization import u_from_x_0, x_0_from_u
 from .schedule import sampling_sigmas
 
-Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Transform = Callable[[torch.Tensor], torch.Tensor] | None
-Callback = Callable[[int, int], None] | None
+Callback = Callable[[int, torch.Tensor], torch.Tensor | None] | None
 
 # UniPC works with log((1 - sigma) / sigma), infinite at the pure noise where sampling starts.
 _UNIPC_SIGMA_MAX = 1 - 1e-4
+UNIPC = {"solver_order": 2, "solver_type": "bh2"}
+# We hand over x_0, hence "sample": it is what the solver works with, and the transform gives it directly.
+_X_0_ON_FLOW = {"prediction_type": "sample", "use_flow_sigmas": True}
 
 
 def noise_for(
@@ -51,6 +55,11 @@ def _denoise(
     return x_0, u
 
 
+def _after(callback: Callback, step: int, x_t: torch.Tensor) -> torch.Tensor:
+    changed = None if callback is None else callback(step, x_t)
+    return x_t if changed is None else changed
+
+
 @torch.no_grad()
 def euler(
     velocity: Velocity,
@@ -65,8 +74,7 @@ def euler(
     for i in range(steps):
         x_0, u = _denoise(velocity, x_t, sigmas[i], transform_x_0)
         x_t = x_0 if i == steps - 1 else x_t + float(sigmas[i + 1] - sigmas[i]) * u
-        if callback is not None:
-            callback(i + 1, steps)
+        x_t = _after(callback, i, x_t)
     return x_t
 
 
@@ -89,8 +97,7 @@ def heun(
             delta = float(sigmas[i + 1] - sigmas[i])
             _, u_next = _denoise(velocity, x_t + delta * u, sigmas[i + 1], transform_x_0)
             x_t = x_t + delta / 2 * (u + u_next)
-        if callback is not None:
-            callback(i + 1, steps)
+        x_t = _after(callback, i, x_t)
     return x_t
 
 
@@ -102,28 +109,27 @@ def unipc(
     shift: float = 1.0,
     transform_x_0: Transform = None,
     callback: Callback = None,
+    solver: Mapping[str, Any] = MappingProxyType({}),
 ) -> torch.Tensor:
-    """Second-order UniPC (predictor and corrector, "bh2") by diffusers; `steps` evaluations.
+    """UniPC (predictor and corrector) by diffusers; `steps` evaluations.
 
-    The velocity is evaluated at the true noise levels; inside the solver the first is clamped below 1.
+    The velocity is evaluated at the true noise levels; inside the solver the first is clamped below 1. `solver`
+    changes the options in `UNIPC` or adds others of UniPCMultistepScheduler; its `config` will do.
     """
     from diffusers import UniPCMultistepScheduler
 
     sigmas, x_t = sampling_sigmas(steps, shift), noise
-    # We hand over x_0, hence "sample": it is what the solver works with, and the transform gives it directly.
-    solver: Any = UniPCMultistepScheduler(
-        solver_order=2, prediction_type="sample", use_flow_sigmas=True, solver_type="bh2"
-    )
-    solver.set_timesteps(steps)
+    options = {name: value for name, value in solver.items() if not name.startswith("_")}
+    scheduler: Any = UniPCMultistepScheduler.from_config({**UNIPC, **options, **_X_0_ON_FLOW})
+    scheduler.set_timesteps(steps)
     # Our own levels: the scheduler's end above 0, are rounded to float32, and are matched by integer
     # timesteps.
-    solver.sigmas = sigmas.to(torch.promote_types(noise.dtype, torch.float32))
+    scheduler.sigmas = sigmas.to(torch.promote_types(noise.dtype, torch.float32))
     # Between 1 and the next level, however near that is: two equal levels would give 0 / 0.
-    solver.sigmas[0] = max(_UNIPC_SIGMA_MAX, float(1 + sigmas[1]) / 2)
-    solver.set_begin_index(0)
+    scheduler.sigmas[0] = max(_UNIPC_SIGMA_MAX, float(1 + sigmas[1]) / 2)
+    scheduler.set_begin_index(0)
     for i in range(steps):
         x_0, _ = _denoise(velocity, x_t, sigmas[i], transform_x_0)
-        x_t = solver.step(x_0, solver.timesteps[i], x_t, return_dict=False)[0]
-        if callback is not None:
-            callback(i + 1, steps)
+        x_t = scheduler.step(x_0, scheduler.timesteps[i], x_t, return_dict=False)[0]
+        x_t = _after(callback, i, x_t)
     return x_t

@@ -41,11 +41,17 @@ def unpack_latents(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.pixel_shuffle(tokens.mT.unflatten(2, grid), 2)
 
 
-def image_positions(grid: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
-    """(hw, 4) positions (0, row, column, 0) of the tokens on a grid (h, w), row by row."""
+def image_positions(grid: tuple[int, int], device: torch.device | str | None = None, time: int = 0) -> Tensor:
+    """(hw, 4) positions (time, row, column, 0) of the tokens on a grid (h, w), row by row."""
     rows, columns = (torch.arange(side, device=device) for side in grid)
     one = torch.arange(1, device=device)
-    return torch.cartesian_prod(one, rows, columns, one)
+    return torch.cartesian_prod(one + time, rows, columns, one)
+
+
+def text_positions(tokens: int, device: torch.device | str | None = None) -> Tensor:
+    """(T, 4) positions (0, 0, 0, place) of a text's tokens."""
+    one = torch.arange(1, device=device)
+    return torch.cartesian_prod(one, one, one, torch.arange(tokens, device=device))
 
 
 def run_transformer(
@@ -64,8 +70,6 @@ def run_transformer(
     height, width = grid
     if height * width != tokens.shape[1]:
         raise ValueError(f"{tokens.shape[1]} tokens do not fill a grid of {height} x {width}")
-    device, one = tokens.device, torch.arange(1, device=tokens.device)
-    text_ids = torch.cartesian_prod(one, one, one, torch.arange(encoder_hidden_states.shape[1], device=device))
     attention = {}
     if text_mask is not None:
         image_mask = text_mask.new_ones(tokens.shape[:2])
@@ -74,8 +78,8 @@ def run_transformer(
         hidden_states=tokens,
         encoder_hidden_states=encoder_hidden_states,
         timestep=sigma,
-        img_ids=image_positions(grid, device),
-        txt_ids=text_ids,
+        img_ids=image_positions(grid, tokens.device),
+        txt_ids=text_positions(encoder_hidden_states.shape[1], tokens.device),
         joint_attention_kwargs=attention,
         return_dict=False,
     )[0]

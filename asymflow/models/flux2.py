@@ -16,9 +16,8 @@ from asymflow.models.adapted import (
     square_grid,
     unpack_latents,
 )
-from asymflow.parameterization import recover_u
+from asymflow.parameterization import calibrated_velocity
 from asymflow.patches import patchify, unpatchify
-from asymflow.schedule import calibrate
 from asymflow.subspace import Subspace
 
 __all__ = [
@@ -69,10 +68,12 @@ class PixelFlux2(AdaptedFlux2):
         H and W are multiples of the patch size. The recovery runs in float32 whatever the network's type.
         """
         tokens = patchify(x_t.float(), self.patch_size, self.subspace.layout)
-        tau, k = calibrate(sigma.float(), self.s)
-        u_a_cal = self._run(k[:, None, None] * tokens, tau, encoder_hidden_states, self._grid(x_t), text_mask)
         sigma_floor = self.sigma_floor_train if self.training else self.sigma_floor_sample
-        u = recover_u(u_a_cal.float(), tokens, sigma.float(), self.A, self.s, sigma_floor)
+
+        def network(scaled: Tensor, tau: Tensor) -> Tensor:
+            return self._run(scaled, tau, encoder_hidden_states, self._grid(x_t), text_mask)
+
+        u = calibrated_velocity(network, tokens, sigma.float(), self.A, self.s, sigma_floor)
         height, width = x_t.shape[-2:]
         return unpatchify(u, height, width, self.patch_size, layout=self.subspace.layout)
 

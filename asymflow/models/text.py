@@ -25,11 +25,12 @@ def encode_captions(text_encoder, tokenizer, captions: Sequence[str], max_tokens
     ]
     inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=max_tokens)
     inputs = inputs.to(text_encoder.device)
-    states = text_encoder.model(
+    states = text_encoder(  # not its inner model: a pipeline that offloads hooks into the outer one
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
         output_hidden_states=True,
         use_cache=False,
+        logits_to_keep=1,  # none are needed, and one token's are the fewest that can be asked for
     ).hidden_states
     embeddings = torch.cat([states[layer] for layer in HIDDEN_STATES], dim=-1)
     lengths = inputs["attention_mask"].sum(1).tolist()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 from safetensors.torch import load_file
 
 from asymflow.oklab import RELEASED
@@ -70,12 +71,32 @@ def test_steps_are_counted(sampler):
         evaluations.append(float(sigma[0]))
         return x_t
 
-    sampler(velocity, noise, 4, callback=lambda step, steps: seen.append((step, steps)))
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    x_0 = sampler(velocity, noise, 4, callback=lambda step, x_t: seen.append((step, x_t)))
+    assert [step for step, _ in seen] == [0, 1, 2, 3]
+    assert torch.equal(seen[-1][1], x_0) and not torch.equal(seen[0][1], seen[1][1])
     assert len(evaluations) == (7 if sampler is heun else 4)
     assert evaluations[0] == 1 and min(evaluations) > 0
     with pytest.raises(ValueError, match="steps is 0"):
         sampler(velocity, noise, 0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_callback_may_change_the_sample(sampler):
+    noise = torch.randn(2, 3, 4, 4)
+    velocity = gaussian_velocity(torch.tensor(0.7), 0.5)
+    other = sampler(velocity, noise, 4, callback=lambda step, x_t: x_t + 1 if step == 0 else None)
+    assert (other - sampler(velocity, noise, 4)).abs().min() > 1e-3
+    replaced = sampler(velocity, noise, 4, callback=lambda step, x_t: torch.full_like(x_t, 9))
+    assert torch.equal(replaced, torch.full_like(noise, 9))
+
+
+def test_unipc_takes_options_of_its_solver():
+    noise = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    velocity, exact = gaussian_velocity(torch.zeros(1, dtype=torch.float64), 0.5), 0.5 * noise
+    second, third = (unipc(velocity, noise, 24, solver={"solver_order": order}) for order in (2, 3))
+    assert (third - exact).abs().max() < (second - exact).abs().max()
+    configured = unipc(velocity, noise, 24, solver=UniPCMultistepScheduler(solver_order=3, solver_type="bh2").config)
+    assert torch.equal(configured, third)
 
 
 def test_one_step_predicts_the_mean():

@@ -1,30 +1,22 @@
 """The released adapter's file format, in and out: what finetuning changed of a FLUX.2 transformer, without its base.
 
-A folder holds
-- `diffusion_pytorch_model.safetensors`: the trained modules, LoRA, and the subspace (`proj_buffer`, `scale_buffer`);
-- `config.json`: what the model must be for them to fit;
-- `subspace.safetensors`: A and s in float32, for in bfloat16 A is off by 7e-4 in orthonormality.
-
 Trained values are float16, the subspace bfloat16. There are no alphas: a LoRA whose scale alpha / rank is not 1 has it
 multiplied into `lora_B`. Patches are packed channel first; a model that packs otherwise is reordered on its way out
 and in. The two baselines have files of the same style under class names of ours; the latent one has no subspace.
 """
 
 import inspect
-import json
 import os
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from diffusers import Flux2Transformer2DModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from asymflow.adapters.basis import LAYOUT, patch_side
+from asymflow.adapters.defaults import SamplingDefaults
+from asymflow.adapters.files import read_adapter, write_adapter
 from asymflow.models.adapted import AdaptedFlux2
 from asymflow.models.ddt import DdtFlux2
 from asymflow.models.flux2 import LatentFlux2, PixelFlux2
@@ -38,8 +30,6 @@ CLASS_NAMES: dict[Kind, str] = {
     "latent": "Flux2Transformer2DModelAdapter",
     "ddt": "DdtFlux2Transformer2DModelAdapter",
 }
-WEIGHTS, CONFIG, SUBSPACE = "diffusion_pytorch_model.safetensors", "config.json", "subspace.safetensors"
-LAYOUT = "channel_first"
 BASE_KEYS = (
     "num_layers",
     "num_single_layers",
@@ -67,11 +57,11 @@ PATCH_AXES = {
 _SHOWN = 3
 
 
-def save_adapter(model: AdaptedFlux2, folder: str | os.PathLike) -> None:
+def save_adapter(model: AdaptedFlux2, folder: str | os.PathLike, defaults: SamplingDefaults | None = None) -> None:
     """Write a model's trained values. The same values give the same bytes. Raises ValueError as `to_released` does."""
     subspace = _subspace_of(model)
     tensors = to_released(model.trainable(), subspace, _lora_scale(model))
-    write_adapter(folder, tensors, _config_of(model), subspace)
+    write_adapter(folder, tensors, _config_of(model), subspace, defaults)
 
 
 @torch.no_grad()
@@ -83,7 +73,7 @@ def load_adapter(model: AdaptedFlux2, folder: str | os.PathLike) -> None:
     """
     tensors, config = read_adapter(folder)
     try:
-        _check_config(config, _config_of(model))
+        check_config(config, _config_of(model))
         trainable = model.trainable()
         values = from_released(tensors, trainable, _subspace_of(model), _lora_scale(model))
     except ValueError as error:
@@ -125,10 +115,8 @@ def from_released(
     own_names = {released_name(name): name for name in like}
     buffers = {} if subspace is None else _buffers(subspace)
     shapes = {name: like[own].shape for name, own in own_names.items()} | {n: b.shape for n, b in buffers.items()}
-    _check_shapes({name: tensor.shape for name, tensor in tensors.items()}, shapes)
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise ValueError(f"{_some(broken)} hold NaN or infinite values")
+    check_shapes({name: tensor.shape for name, tensor in tensors.items()}, shapes)
+    check_finite(tensors)
     if subspace is not None:
         if subspace.layout != LAYOUT:
             tensors = _repacked(tensors, subspace, LAYOUT, subspace.layout)
@@ -155,7 +143,7 @@ def adapter_config(
     if subspace is None:
         config |= {name: known[name] for name in ("in_channels", "patch_size")}
     else:
-        config |= {"in_channels": 3, "patch_size": _patch_size(subspace), "base_rank": subspace.rank}
+        config |= {"in_channels": 3, "patch_size": patch_side(subspace.patch_dim), "base_rank": subspace.rank}
     config |= {name: known[name] for name in BASE_KEYS} | {"num_timesteps": 1}
     config["axes_dims_rope"] = list(config["axes_dims_rope"])
     if kind == "asymflow":
@@ -163,32 +151,6 @@ def adapter_config(
     if kind == "ddt":
         config["head"] = dict(head or {})
     return config
-
-
-def write_adapter(
-    folder: str | os.PathLike, tensors: Mapping[str, Tensor], config: Mapping[str, Any], subspace: Subspace | None
-) -> None:
-    """Write the files of an adapter, each whole or not at all."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _whole(folder / WEIGHTS) as path:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
-    if subspace is not None:
-        subspace.save(folder / SUBSPACE)
-    with _whole(folder / CONFIG) as path:
-        path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-
-
-def read_adapter(folder: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and config.json of an adapter. ValueError where they are missing or cannot be read."""
-    folder = Path(folder)
-    missing = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"there is no adapter in {folder}, it lacks {' and '.join(missing)}")
-    try:
-        return load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text("utf-8"))
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"the adapter in {folder} cannot be read: {error}") from error
 
 
 def _config_of(model: AdaptedFlux2) -> dict[str, Any]:
@@ -212,10 +174,6 @@ def _lora_scale(model: AdaptedFlux2) -> float:
     return adapters["default"].lora_alpha / adapters["default"].r if adapters else 1.0
 
 
-def _patch_size(subspace: Subspace) -> int:
-    return round((subspace.patch_dim / 3) ** 0.5)
-
-
 def _buffers(subspace: Subspace) -> dict[str, Tensor]:
     """A (D, r) in the subspace's own layout and s (), as they stand in the file."""
     A = subspace.A.detach().to("cpu", torch.float32)
@@ -224,7 +182,7 @@ def _buffers(subspace: Subspace) -> dict[str, Tensor]:
 
 def _repacked(tensors: Mapping[str, Tensor], subspace: Subspace, source: str, target: str) -> dict[str, Tensor]:
     """Tensors whose patches are packed in the layout `source`, brought into `target`."""
-    order = layout_order(_patch_size(subspace), source, target)
+    order = layout_order(patch_side(subspace.patch_dim), source, target)
     return {
         name: tensor.index_select(PATCH_AXES[name], order.to(tensor.device)) if name in PATCH_AXES else tensor
         for name, tensor in tensors.items()
@@ -239,7 +197,14 @@ def _half(name: str, value: Tensor) -> Tensor:
     return rounded
 
 
-def _check_config(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError with the names of tensors that hold NaN or infinite values."""
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ValueError(f"{_some(broken)} hold NaN or infinite values")
+
+
+def check_config(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     wrong = [
         f"{name} is {found.get(name)!r}, the model's {value!r}"
         for name, value in expected.items()
@@ -249,7 +214,7 @@ def _check_config(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None
         raise ValueError(f"it was made for another one: {_some(wrong, '; ')}")
 
 
-def _check_shapes(found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> None:
+def check_shapes(found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> None:
     """Raise one ValueError with all that is wrong: how many, and the first few."""
     wrong = [
         f"{name} is {list(found[name])}, not {list(shape)}"
@@ -271,14 +236,3 @@ def _check_shapes(found: Mapping[str, torch.Size], expected: Mapping[str, torch.
 def _some(items: Iterable[str], separator: str = ", ") -> str:
     listed = list(items)
     return separator.join([*listed[:_SHOWN], *(["..."] if len(listed) > _SHOWN else [])])
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A path to write to; the file then appears whole, or not at all."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,0 +1,44 @@
+"""What finetuning changed of a FLUX.2 transformer, in files that work elsewhere.
+
+released.py   a model's trained values <-> the released file's tensors, checked against the model
+files.py      the folder that holds them
+basis.py      the subspace beside them
+comfyui.py    the same tensors for ComfyUI
+merge.py      base and adapter -> one pixel model
+defaults.py   how a model wants to be sampled
+"""
+
+from asymflow.adapters.basis import SUBSPACE, load_pth, save_pth
+from asymflow.adapters.defaults import SamplingDefaults
+from asymflow.adapters.files import COMFYUI, CONFIG, WEIGHTS, read_adapter, read_defaults, write_adapter, write_comfyui
+from asymflow.adapters.merge import load_merged, merge
+from asymflow.adapters.released import (
+    adapter_config,
+    from_released,
+    load_adapter,
+    released_name,
+    save_adapter,
+    to_released,
+)
+
+__all__ = [
+    "COMFYUI",
+    "CONFIG",
+    "SUBSPACE",
+    "WEIGHTS",
+    "SamplingDefaults",
+    "adapter_config",
+    "from_released",
+    "load_adapter",
+    "load_merged",
+    "load_pth",
+    "merge",
+    "read_adapter",
+    "read_defaults",
+    "released_name",
+    "save_adapter",
+    "save_pth",
+    "to_released",
+    "write_adapter",
+    "write_comfyui",
+]

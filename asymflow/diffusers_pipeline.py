@@ -1,0 +1,300 @@
+"""AsymFLUX.2 klein as a diffusers pipeline: text, and reference pictures, to pixels without an autoencoder."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    Flux2KleinPipeline,
+    UniPCMultistepScheduler,
+)
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import Flux2LoraLoaderMixin
+from diffusers.pipelines.flux2.pipeline_output import Flux2PipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
+
+from asymflow import samplers
+from asymflow.adapters import SamplingDefaults, load_merged, read_defaults
+from asymflow.adapters.basis import LAYOUT, in_layout
+from asymflow.adapters.hub import OPTIONS, local_folder
+from asymflow.guidance import Guidance, guided
+from asymflow.models.conditioned import TextVelocity, prepare_references
+from asymflow.models.pixel import AsymFlux2Transformer2DModel
+from asymflow.models.text import MAX_TOKENS, encode_captions
+from asymflow.oklab import RELEASED, OklabSpace
+from asymflow.schedule import sampling_sigmas
+from asymflow.subspace import Subspace
+
+SCHEDULERS = {
+    UniPCMultistepScheduler: samplers.unipc,
+    FlowMatchEulerDiscreteScheduler: samplers.euler,
+    FlowMatchHeunDiscreteScheduler: samplers.heun,
+}
+"""A scheduler names the solver; the noise levels are `asymflow.schedule.sampling_sigmas`, whatever it is set to"""
+
+
+class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
+    """Samples from a pixel model made of FLUX.2 klein. `latents` are noisy pictures in normalised Oklab (B, 3, H, W).
+
+    The defaults of `__call__` are the model's own (`config`). LoRAs of styles go on top with `load_lora_weights`: the
+    adapter that makes it a pixel model is merged and cannot be switched off by accident.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer"
+    _callback_tensor_inputs = ["latents", "prompt_embeds"]
+    _optional_components = ["text_encoder", "tokenizer"]
+
+    def __init__(
+        self,
+        scheduler: UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler,
+        text_encoder: Qwen3ForCausalLM | None,
+        tokenizer: Qwen2TokenizerFast | None,
+        transformer: AsymFlux2Transformer2DModel,
+        oklab_mean: tuple = RELEASED.mean,
+        oklab_std: float | tuple = RELEASED.std,
+        height: int = SamplingDefaults.height,
+        width: int = SamplingDefaults.width,
+        num_inference_steps: int = SamplingDefaults.num_inference_steps,
+        guidance_scale: float = SamplingDefaults.guidance_scale,
+        shift: float = SamplingDefaults.shift,
+        text_padding: str = SamplingDefaults.text_padding,
+    ):
+        super().__init__()
+        self.register_modules(
+            scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer
+        )
+        self.defaults = SamplingDefaults(height, width, num_inference_steps, guidance_scale, shift, text_padding)
+        self.register_to_config(oklab_mean=oklab_mean, oklab_std=oklab_std, **vars(self.defaults))
+        self.space = OklabSpace(oklab_mean, oklab_std)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.patch_size)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        adapter: str | Path | None = None,
+        *,
+        subspace: Subspace | str | Path | None = None,
+        adapter_revision: str | None = None,
+        **kwargs: Any,
+    ) -> "AsymFlux2KleinPipeline":
+        """Load base and adapter, or a folder that `save_pretrained` wrote.
+
+        Args:
+            pretrained_model_name_or_path: FLUX.2 klein, a folder or repository; or this pipeline's own folder.
+            adapter: folder or repository of an adapter in the released format, or in ComfyUI's. It is merged.
+            subspace: instead of an adapter, a basis, or its file, to lift the base with: the untrained pixel model.
+            adapter_revision: of the adapter's repository; `revision` is the base's.
+            kwargs: as for every diffusers pipeline (`torch_dtype`, `text_encoder=None`, `cache_dir`, `token`, ...).
+
+        Raises:
+            ValueError: neither or both of `adapter` and `subspace`, or one that does not fit the base.
+        """
+        base = str(pretrained_model_name_or_path)
+        if adapter is not None and subspace is not None:
+            raise ValueError("give an adapter, which has its own subspace, or a subspace, not both")
+        if adapter is None and subspace is None:
+            options = {name: kwargs[name] for name in (*OPTIONS, "revision") if name in kwargs}
+            found = cls.load_config(base, **options).get("_class_name")
+            if found != cls.__name__:
+                raise ValueError(
+                    f"{base} is a {found}, a latent model: give adapter=FOLDER_OR_REPOSITORY to make it a pixel model, "
+                    "or subspace=FILE for the untrained one"
+                )
+            return super().from_pretrained(base, **kwargs)
+        if kwargs.get("quantization_config") is not None:
+            raise ValueError("an adapter is merged into full weights: save the pipeline, and quantize what was saved")
+        folder = None if adapter is None else local_folder(adapter, adapter_revision, kwargs)
+        latent = Flux2KleinPipeline.from_pretrained(base, vae=None, **kwargs)
+        if folder is None:
+            basis = in_layout(subspace if isinstance(subspace, Subspace) else Subspace.load(str(subspace)), LAYOUT)
+            transformer = AsymFlux2Transformer2DModel.from_latent(latent.transformer, basis)
+            defaults = SamplingDefaults()
+        else:
+            transformer, basis = load_merged(latent.transformer, folder)
+            defaults = read_defaults(folder)
+        return cls(
+            UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=defaults.shift, **samplers.UNIPC),
+            latent.text_encoder,
+            latent.tokenizer,
+            transformer,
+            basis.space.mean,
+            basis.space.std,
+            **vars(defaults),
+        )
+
+    @property
+    def patch_size(self) -> int:
+        return self.transformer.config.patch_size
+
+    def encode_prompt(
+        self, prompt: str | Sequence[str], device: torch.device | None = None, max_sequence_length: int = MAX_TOKENS
+    ) -> list[Tensor]:
+        """One embedding (T_i, E) a prompt; all T_i are `max_sequence_length` where the model sees padding."""
+        if self.text_encoder is None or self.tokenizer is None:
+            raise ValueError("this pipeline was loaded without a text encoder: give prompt_embeds")
+        prompts, device = [prompt] if isinstance(prompt, str) else list(prompt), device or self._execution_device
+        if self.defaults.text_padding == "none":
+            embeddings = encode_captions(self.text_encoder, self.tokenizer, prompts, max_sequence_length)
+            return [embedding.to(device) for embedding in embeddings]
+        padded = Flux2KleinPipeline._get_qwen3_prompt_embeds(
+            self.text_encoder, self.tokenizer, prompts, device=device, max_sequence_length=max_sequence_length
+        )
+        return list(padded)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        image: Image.Image | list[Image.Image] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | list[Tensor] | None = None,
+        negative_prompt_embeds: Tensor | list[Tensor] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable[[Any, int, float, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        max_sequence_length: int = MAX_TOKENS,
+        shift: float | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        orthogonal_guidance: bool = True,
+        clamp_to_gamut: bool = True,
+    ) -> Flux2PipelineOutput | tuple:
+        """Sample pictures; each is the same whatever others are sampled with it.
+
+        Args:
+            prompt: one or a list.
+            image: reference pictures that all samples look at, as FLUX.2 takes them.
+            height, width: multiples of the patch size; those of the first reference picture where there is one.
+            guidance_scale: 1 for none. `negative_prompt`, by default empty, is what it leads away from.
+            latents: the starting noise (B, 3, H, W), instead of `generator`'s.
+            prompt_embeds: (B, T, E), or a list of (T_i, E), instead of `prompt`.
+            output_type: pil, np or pt (values in [0, 1]), or latent: normalised Oklab, not clamped again.
+            callback_on_step_end: called with (pipeline, step, timestep, tensors); tensors that it returns replace them.
+                It may set `pipeline._interrupt`, which ends the sampling with what there is.
+            shift: flow shift; by default the model's, growing with the side above one megapixel.
+            guidance_interval: noise levels, in [0, 1], at which there is guidance.
+            orthogonal_guidance: without guidance's part along the denoised picture (APG).
+            clamp_to_gamut: move each denoised picture into the colours that a screen can show (App. B.2).
+
+        Raises:
+            ValueError: sizes that the patch does not divide, and other arguments that do not fit, before any work.
+        """
+        defaults, device = self.defaults, self._execution_device
+        references = prepare_references(image, self.patch_size)
+        if references and height is None and width is None:
+            height, width = references[0].shape[-2:]
+        height, width = height or defaults.height, width or defaults.width
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"the size {height}x{width} is not a multiple of {self.patch_size} on both sides")
+        steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
+        scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        guidance = Guidance(scale, orthogonal_guidance, guidance_interval)
+        shift = defaults.shift_at(height, width) if shift is None else shift
+        sigmas, solve = sampling_sigmas(steps, shift), self._solver()
+
+        texts = _one_or_many(prompt, prompt_embeds, "prompt")
+        if negative_prompt_embeds is None and (negative_prompt is None or isinstance(negative_prompt, str)):
+            negative_prompt = [negative_prompt or ""] * len(texts)
+        negatives = _one_or_many(negative_prompt, negative_prompt_embeds, "negative_prompt")
+        if len(negatives) != len(texts):
+            raise ValueError(f"{len(negatives)} negative prompts were given for {len(texts)} prompts")
+        shape = (len(texts) * num_images_per_prompt, 3, height, width)
+        noise = self._prepare_latents(shape, latents, generator, device)
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            allowed = f"allowed: {', '.join(self._callback_tensor_inputs)}"
+            raise ValueError(f"callback_on_step_end_tensor_inputs has {', '.join(sorted(unknown))}; {allowed}")
+
+        clean = [self.space.encode(picture[0].to(device, torch.float32)) for picture in references]
+
+        def velocity_of(texts: list[str] | list[Tensor], branch: str) -> TextVelocity:
+            embeddings = self.encode_prompt(texts, device, max_sequence_length) if isinstance(texts[0], str) else texts
+            embeddings = [embedding.to(device) for embedding in embeddings for _ in range(num_images_per_prompt)]
+            return TextVelocity(self.transformer, (height, width), embeddings, clean, attention_kwargs, branch)
+
+        conditional = velocity_of(texts, "cond")
+        unconditional = velocity_of(negatives, "uncond") if guidance.scale != 1 else conditional
+        self._interrupt = False
+
+        def after_step(step: int, x_t: Tensor) -> Tensor:
+            progress.update()
+            if callback_on_step_end is not None:
+                tensors = {"latents": x_t, "prompt_embeds": conditional.text}
+                asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                changed = callback_on_step_end(self, step, 1000 * float(sigmas[step]), asked) or {}
+                x_t, conditional.text = changed.get("latents", x_t), changed.get("prompt_embeds", conditional.text)
+            if self._interrupt:
+                raise _Interrupted(x_t)
+            return x_t
+
+        with self.progress_bar(total=steps) as progress:
+            try:
+                gamut = self.space.clamp_to_gamut if clamp_to_gamut else None
+                x_0 = solve(guided(conditional, unconditional, guidance), noise, steps, shift, gamut, after_step)
+            except _Interrupted as interrupted:
+                x_0 = interrupted.x_t
+        pictures = x_0 if output_type == "latent" else self.space.decode(x_0)
+        images = self.image_processor.postprocess(pictures, output_type=output_type)
+        self.maybe_free_model_hooks()
+        return Flux2PipelineOutput(images=images) if return_dict else (images,)
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    def _solver(self) -> Callable[..., Tensor]:
+        """Raises ValueError for a scheduler that is none of SCHEDULERS."""
+        for kind, solve in SCHEDULERS.items():
+            if isinstance(self.scheduler, kind):
+                own = {"solver": self.scheduler.config} if solve is samplers.unipc else {}
+                return partial(solve, **own)
+        allowed = ", ".join(kind.__name__ for kind in SCHEDULERS)
+        raise ValueError(f"the scheduler is a {type(self.scheduler).__name__}; allowed: {allowed}")
+
+    def _prepare_latents(
+        self,
+        shape: tuple[int, ...],
+        latents: Tensor | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        device: torch.device,
+    ) -> Tensor:
+        """The starting noise, float32 on the device."""
+        if isinstance(generator, list) and len(generator) != shape[0]:
+            raise ValueError(f"{len(generator)} generators were given for {shape[0]} pictures")
+        if latents is None:
+            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        if latents.shape != shape:
+            raise ValueError(f"latents are {tuple(latents.shape)}; the starting noise of these pictures is {shape}")
+        return latents.to(device, torch.float32)
+
+
+def _one_or_many(text: Any, embeddings: Any, name: str) -> list[str] | list[Tensor]:
+    """The texts, or else their embeddings, one an entry. Raises ValueError for both or neither."""
+    if (text is None) == (embeddings is None):
+        raise ValueError(f"give either {name} or {name}_embeds")
+    found = [text] if isinstance(text, str) else list(text if embeddings is None else embeddings)
+    if not found:
+        raise ValueError(f"{name} is empty")
+    return found
+
+
+class _Interrupted(Exception):
+    def __init__(self, x_t: Tensor):
+        self.x_t = x_t

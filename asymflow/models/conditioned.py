@@ -1,0 +1,82 @@
+"""The pixel transformer as a velocity of pictures, under texts and reference pictures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
+from PIL import Image
+from torch import Tensor
+
+from asymflow.models.adapted import image_positions, text_positions
+from asymflow.models.pixel import AsymFlux2Transformer2DModel
+from asymflow.models.text import pad_embeddings
+from asymflow.patches import patchify, unpatchify
+
+LAYOUT = "channel_first"
+MAX_REFERENCE_PIXELS = 1024 * 1024
+_REFERENCE_TIME = 10  # reference i is at time 10 (i + 1), the noisy picture at 0, as in FLUX.2
+
+
+class TextVelocity:
+    """velocity(x_t (B, 3, H, W) normalised Oklab, sigma (B,)) -> u, for one text embedding (T_i, E) a picture.
+
+    Texts of different lengths do not see their padding, so that a picture is the same in any batch. `references` are
+    clean pictures (3, H_i, W_i) that all look at. `branch` names the cache that the transformer may keep.
+    """
+
+    def __init__(
+        self,
+        transformer: AsymFlux2Transformer2DModel,
+        size: tuple[int, int],
+        text: Sequence[Tensor],
+        references: Sequence[Tensor] = (),
+        attention_kwargs: Mapping[str, Any] | None = None,
+        branch: str = "cond",
+    ):
+        self.transformer, self.size, self.branch = transformer, size, branch
+        self.attention_kwargs = dict(attention_kwargs or {})
+        patch, device = transformer.config.patch_size, text[0].device
+        self.references = None
+        if references:
+            self.references = torch.cat([patchify(picture[None], patch, LAYOUT) for picture in references], dim=1)
+        self.positions = torch.cat(
+            [
+                image_positions((height // patch, width // patch), device, _REFERENCE_TIME * i)
+                for i, (height, width) in enumerate([size, *(picture.shape[-2:] for picture in references)])
+            ]
+        )
+        self.text, mask = pad_embeddings(text)
+        if not mask.all():
+            seen = mask.new_ones(len(text), len(self.positions))
+            self.attention_kwargs["attention_mask"] = torch.cat([mask, seen], dim=1)[:, None, None, :].to(device)
+
+    def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        patch, references = self.transformer.config.patch_size, self.references
+        with self.transformer.cache_context(self.branch):
+            u = self.transformer(
+                hidden_states=patchify(x_t, patch, LAYOUT),
+                encoder_hidden_states=self.text,
+                timestep=sigma,
+                img_ids=self.positions,
+                txt_ids=text_positions(self.text.shape[1], self.text.device),
+                joint_attention_kwargs=self.attention_kwargs,
+                return_dict=False,
+                reference_hidden_states=None if references is None else references.expand(len(x_t), -1, -1),
+            )[0]
+        return unpatchify(u, *self.size, patch, layout=LAYOUT)
+
+
+def prepare_references(pictures: Image.Image | list[Image.Image] | None, patch_size: int) -> list[Tensor]:
+    """Each (1, 3, H, W) sRGB in [-1, 1], as FLUX.2 takes them: at most a megapixel, cut to multiples of the patch.
+
+    Raises ValueError for what is no picture, or too small or too long a one.
+    """
+    processor = Flux2ImageProcessor(vae_scale_factor=patch_size)
+    prepared = []
+    for picture in [] if pictures is None else pictures if isinstance(pictures, list) else [pictures]:
+        processor.check_image_input(picture)
+        picture = processor._resize_if_exceeds_area(picture, MAX_REFERENCE_PIXELS)
+        height, width = (side // patch_size * patch_size for side in (picture.height, picture.width))
+        prepared.append(processor.preprocess(picture, height, width, resize_mode="crop"))
+    return prepared

@@ -1,0 +1,151 @@
+"""The finished pixel model as one diffusers model: what a pipeline loads, saves, offloads, quantises and compiles.
+
+`asymflow.models.flux2.PixelFlux2` is the same model while it is trained, beside its teacher. This one has its adapter
+merged, the released names of everything, and works on tokens packed channel first.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import Flux2Transformer2DModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin as ModelMixin  # a pipeline's loader looks for it in this module
+from torch import Tensor
+
+from asymflow.models.flux2 import fused
+from asymflow.parameterization import calibrated_velocity
+from asymflow.subspace import Subspace
+
+TRAINED_WEIGHTS = ("x_embedder.weight", "norm_out.linear.weight", "proj_out.weight")
+
+
+class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
+    """FLUX.2 between pixel tokens: patches of `patch_size`, `in_channels` colours, in a subspace of `base_rank`.
+
+    The buffers `proj_buffer`, A (D, r), and `scale_buffer`, s, stay in float32 whatever the type of the rest: rounded
+    to bfloat16, A is no longer orthonormal. `sigma_min` is the `sigma_floor_sample` of the recovery.
+    """
+
+    _keep_in_fp32_modules = ["proj_buffer", "scale_buffer"]
+    _cp_plan = None  # the recovery needs all of a picture's tokens where the last layer answers
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        patch_size: int = 16,
+        base_rank: int = 128,
+        num_layers: int = 8,
+        num_single_layers: int = 24,
+        attention_head_dim: int = 128,
+        num_attention_heads: int = 32,
+        joint_attention_dim: int = 12288,
+        timestep_guidance_channels: int = 256,
+        mlp_ratio: float = 3.0,
+        axes_dims_rope: tuple[int, ...] = (32, 32, 32, 32),
+        rope_theta: int = 2000,
+        eps: float = 1e-6,
+        guidance_embeds: bool = False,
+        num_timesteps: int = 1,
+        sigma_min: float = 1e-4,
+    ):
+        own = dict(self.config)
+        patch_dim = in_channels * patch_size**2
+        super().__init__(
+            patch_size=1,
+            in_channels=patch_dim,
+            num_layers=num_layers,
+            num_single_layers=num_single_layers,
+            attention_head_dim=attention_head_dim,
+            num_attention_heads=num_attention_heads,
+            joint_attention_dim=joint_attention_dim,
+            timestep_guidance_channels=timestep_guidance_channels,
+            mlp_ratio=mlp_ratio,
+            axes_dims_rope=axes_dims_rope,
+            rope_theta=rope_theta,
+            eps=eps,
+            guidance_embeds=guidance_embeds,
+        )
+        # the parent registered its own settings, in which a token is a channel
+        self._internal_dict: dict[str, Any] = {}
+        self.register_to_config(**own)
+        self.proj_buffer: Tensor
+        self.scale_buffer: Tensor
+        self.register_buffer("proj_buffer", torch.zeros(patch_dim, base_rank))
+        self.register_buffer("scale_buffer", torch.ones(()))
+
+    @classmethod
+    def from_latent(
+        cls,
+        transformer: Flux2Transformer2DModel,
+        subspace: Subspace,
+        sigma_floor_sample: float = 1e-4,
+        trained: Mapping[str, Tensor] | None = None,
+    ) -> "AsymFlux2Transformer2DModel":
+        """A latent transformer lifted into pixel space (Eq. 6), or with `trained` (TRAINED_WEIGHTS) in its place.
+
+        It shares the transformer's other weights. The subspace is channel first.
+        """
+        weights = dict(transformer.state_dict())
+        dtype, device = transformer.context_embedder.weight.dtype, transformer.context_embedder.weight.device
+        if trained is None:
+            first = fused(weights["x_embedder.weight"], subspace.A, after=False).weight
+            last = fused(weights["proj_out.weight"], subspace.A, after=True).weight
+            trained = {"x_embedder.weight": first, "proj_out.weight": last}
+        weights |= {name: tensor.detach().to(device, dtype) for name, tensor in trained.items()}
+        weights["proj_buffer"] = subspace.A.detach().to(device, torch.float32)
+        weights["scale_buffer"] = torch.tensor(subspace.s, device=device)
+        size = round((subspace.patch_dim / 3) ** 0.5)
+        known = {k: v for k, v in transformer.config.items() if k in cls._get_init_keys(cls)}
+        settings = {**known, "in_channels": 3, "patch_size": size, "base_rank": subspace.rank}
+        with torch.device("meta"):
+            model = cls(**settings, sigma_min=sigma_floor_sample)
+        model.load_state_dict(weights, assign=True)
+        return model.eval()
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep: Tensor,
+        img_ids: Tensor,
+        txt_ids: Tensor,
+        guidance: Tensor | None = None,
+        joint_attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+        reference_hidden_states: Tensor | None = None,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """Tokens x_t (B, N, D) at noise level `timestep` (B,), in [0, 1], -> velocity u (B, N, D), float32 (Eq. 17).
+
+        `reference_hidden_states` (B, M, D) are tokens of clean pictures to look at; `img_ids` (N + M, 4) has their
+        positions too. They enter divided by s, as x_t does at noise level 0.
+        """
+        dtype, count = self.dtype, hidden_states.shape[1]
+        network = super().forward
+
+        def u_a_cal(scaled: Tensor, tau: Tensor) -> Tensor:
+            if reference_hidden_states is not None:
+                scaled = torch.cat([scaled, reference_hidden_states.float() / self.scale_buffer], dim=1)
+            out = network(
+                hidden_states=scaled.to(dtype),
+                encoder_hidden_states=encoder_hidden_states.to(dtype),
+                timestep=tau,
+                img_ids=img_ids,
+                txt_ids=txt_ids,
+                guidance=guidance,
+                joint_attention_kwargs=joint_attention_kwargs,
+                return_dict=False,
+            )[0]
+            return out[:, :count]
+
+        A, s = self.proj_buffer, self.scale_buffer
+        u = calibrated_velocity(u_a_cal, hidden_states.float(), timestep.float(), A, s, self.config.sigma_min)
+        return Transformer2DModelOutput(sample=u) if return_dict else (u,)
+
+    def _apply(self, fn, recurse=True):
+        A, s = self.proj_buffer, self.scale_buffer  # moving the model may not change their type
+        super()._apply(fn, recurse)
+        self.proj_buffer, self.scale_buffer = A.to(self.proj_buffer.device), s.to(self.scale_buffer.device)
+        return self
