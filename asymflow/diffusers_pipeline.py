@@ -58,8 +58,8 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         text_encoder: Qwen3ForCausalLM | None,
         tokenizer: Qwen2TokenizerFast | None,
         transformer: AsymFlux2Transformer2DModel,
-        oklab_mean: tuple = RELEASED.mean,
-        oklab_std: float | tuple = RELEASED.std,
+        oklab_mean: list | tuple = RELEASED.mean,
+        oklab_std: float | list | tuple = RELEASED.std,
         height: int = SamplingDefaults.height,
         width: int = SamplingDefaults.width,
         num_inference_steps: int = SamplingDefaults.num_inference_steps,
@@ -73,7 +73,7 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         )
         self.defaults = SamplingDefaults(height, width, num_inference_steps, guidance_scale, shift, text_padding)
         self.register_to_config(oklab_mean=oklab_mean, oklab_std=oklab_std, **vars(self.defaults))
-        self.space = OklabSpace(oklab_mean, oklab_std)
+        self.space = OklabSpace(tuple(oklab_mean), tuple(oklab_std) if isinstance(oklab_std, list) else oklab_std)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.patch_size)
 
     @classmethod
@@ -93,12 +93,15 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
             adapter: folder or repository of an adapter in the released format, or in ComfyUI's. It is merged.
             subspace: instead of an adapter, a basis, or its file, to lift the base with: the untrained pixel model.
             adapter_revision: of the adapter's repository; `revision` is the base's.
-            kwargs: as for every diffusers pipeline (`torch_dtype`, `text_encoder=None`, `cache_dir`, `token`, ...).
+            kwargs: as for every diffusers pipeline (`text_encoder=None`, `cache_dir`, `token`, ...). `dtype` is that of
+                parts, float32 by default.
 
         Raises:
             ValueError: neither or both of `adapter` and `subspace`, or one that does not fit the base.
         """
         base = str(pretrained_model_name_or_path)
+        if "torch_dtype" not in kwargs:  # its older name
+            kwargs.setdefault("dtype", torch.float32)
         if adapter is not None and subspace is not None:
             raise ValueError("give an adapter, which has its own subspace, or a subspace, not both")
         if adapter is None and subspace is None:

@@ -1,13 +1,12 @@
 """Batches of samples, latent and pixel, from the same noise: sample i of a seed is the same in any batch."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
-from asymflow.guidance import guide
+from asymflow.guidance import Guidance, Velocity, guided
 from asymflow.models.adapted import run_transformer
 from asymflow.models.ddt import DdtFlux2
 from asymflow.models.flux2 import PixelFlux2
@@ -16,14 +15,6 @@ from asymflow.samplers import noise_for, unipc
 
 Predict = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(x_t, sigma, text, mask) -> velocity"""
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance; `orthogonal` removes its part along the denoised sample (APG)."""
-
-    scale: float
-    orthogonal: bool = True
 
 
 def pixel_noise(seed: int, indices: Iterable[int], height: int, width: int) -> Tensor:
@@ -36,26 +27,14 @@ def latent_noise(seed: int, indices: Iterable[int], grid: tuple[int, int], width
     return torch.stack([noise_for(seed, i, (grid[0] * grid[1], width)) for i in indices])
 
 
-def guided(
-    predict: Predict,
-    text: list[Tensor],
-    unconditional: Tensor,
-    guidance: Guidance,
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """velocity(x_t, sigma) from predict(x_t, sigma, text, mask): both branches in one batch; at scale 1 only one."""
-    if guidance.scale == 1:
-        alone, mask = pad_embeddings(text)
-        return lambda x_t, sigma: predict(x_t, sigma, alone.to(x_t.device), mask.to(x_t.device))
-    padded, padding = pad_embeddings([*text, *[unconditional] * len(text)])
+def text_guided(predict: Predict, text: list[Tensor], unconditional: Tensor, guidance: Guidance) -> Velocity:
+    """velocity(x_t, sigma) from predict(x_t, sigma, text, mask), one text embedding (T_i, E) a sample."""
+    return guided(_under(predict, text), _under(predict, [unconditional] * len(text)), guidance)
 
-    def velocity(x_t: Tensor, sigma: Tensor) -> Tensor:
-        twice = predict(
-            torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), padded.to(x_t.device), padding.to(x_t.device)
-        )
-        u_cond, u_uncond = twice.chunk(2)
-        return guide(u_cond, u_uncond, x_t, sigma, guidance.scale, orthogonal=guidance.orthogonal)
 
-    return velocity
+def _under(predict: Predict, text: list[Tensor]) -> Velocity:
+    padded, mask = pad_embeddings(text)
+    return lambda x_t, sigma: predict(x_t, sigma, padded.to(x_t.device), mask.to(x_t.device))
 
 
 def latent_velocity(transformer: Flux2Transformer2DModel, grid: tuple[int, int]) -> Predict:
@@ -79,7 +58,7 @@ def sample_latents(
     shift: float,
 ) -> Tensor:
     """z_0 tokens (B, hw, d) from noise of that shape, one text embedding (T_i, E) each; UniPC."""
-    return unipc(guided(predict, text, unconditional, guidance), noise, steps, shift=shift)
+    return unipc(text_guided(predict, text, unconditional, guidance), noise, steps, shift=shift)
 
 
 @torch.no_grad()
@@ -94,6 +73,6 @@ def sample_pixels(
 ) -> Tensor:
     """(B, 3, H, W) sRGB in [-1, 1] from pixel noise; UniPC, clamped to the gamut at each step (App. B.2)."""
     space = model.subspace.space
-    velocity = guided(model, text, unconditional, guidance)
+    velocity = text_guided(model, text, unconditional, guidance)
     x_0 = unipc(velocity, noise, steps, shift=shift, transform_x_0=space.clamp_to_gamut)
     return space.decode(x_0)

@@ -9,7 +9,8 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -68,6 +69,29 @@ def put_file(local: Path, uri: str) -> None:
         os.replace(partial, uri)
     else:
         object_store.write(uri, lambda: open(local, "rb"))
+
+
+def put_folder(local: Path, uri: str, last: str = "") -> None:
+    """Copy all files below a local folder into the storage; the one named `last`, by which others know that all stand,
+    at the end."""
+    files = [path.relative_to(local) for path in local.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda path: (path.name == last, path)):
+        put_file(local / file, join(uri, *file.parts))
+
+
+@contextmanager
+def local_folder(uri: str) -> Iterator[Path]:
+    """A local folder with the files of a stored one; what was fetched for it is removed afterwards."""
+    if is_local(uri):
+        yield Path(absolute(uri))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in list_files(uri):
+            local = Path(scratch) / file[len(absolute(uri)) + 1 :]
+            local.parent.mkdir(parents=True, exist_ok=True)
+            with open_file(file) as source, local.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        yield Path(scratch)
 
 
 def exists(uri: str) -> bool:

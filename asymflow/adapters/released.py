@@ -54,7 +54,7 @@ PATCH_AXES = {
     "head.proj_out.bias": 0,
 }
 """The axes along which a patch lies, where there is a subspace"""
-_SHOWN = 3
+_SHOWN = 8
 
 
 def save_adapter(model: AdaptedFlux2, folder: str | os.PathLike, defaults: SamplingDefaults | None = None) -> None:
@@ -198,8 +198,8 @@ def _half(name: str, value: Tensor) -> Tensor:
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError with the names of tensors that hold NaN or infinite values."""
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    """Raises ValueError with the names of tensors that hold NaN or infinite values; meta tensors hold none."""
+    broken = [name for name, tensor in tensors.items() if not tensor.is_meta and not torch.isfinite(tensor).all()]
     if broken:
         raise ValueError(f"{_some(broken)} hold NaN or infinite values")
 

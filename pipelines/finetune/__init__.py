@@ -24,7 +24,7 @@ from pipelines.encode import load_unconditional
 from pipelines.figures import curves_figure
 from pipelines.finetune.attempt import Attempt, stopping_on_sigterm
 from pipelines.finetune.config import FinetuneSettings
-from pipelines.finetune.export import check_export, export_adapter, register
+from pipelines.finetune.export import check_export, export_adapter, picture_size, register
 from pipelines.finetune.perceptual import check_perceptual
 from pipelines.finetune.record import AVERAGE, RECORD, Record
 from pipelines.models import check_base
@@ -104,7 +104,8 @@ def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
     record = Record.from_json(storage.read_bytes(context.file(RECORD)).decode())
     draw(record, context)
     average = storage.read_file(context.file(AVERAGE), load_file)
-    adapter = export_adapter(settings, load_subspace(context.inputs["basis"]), average, context.folder)
+    size = picture_size(context.inputs["curated"])
+    adapter = export_adapter(settings, load_subspace(context.inputs["basis"]), average, context.folder, size)
     register(context.tracker, adapter, settings, context.folder, len(record.steps))
     taken = [i for i, step in enumerate(record.steps) if step not in set(record.skipped)][-100:]
     means = {name: sum(c[i] for i in taken) / len(taken) for name, c in record.curves.items() if taken}

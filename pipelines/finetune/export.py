@@ -6,8 +6,7 @@ Neither loads the base's weights nor needs Ray: a run that is still training can
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,20 +20,23 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 from torch import Tensor
 
-from asymflow.adapters import adapter_config, to_released, write_adapter
+from asymflow.adapters import SamplingDefaults, adapter_config, to_released, write_adapter
 from asymflow.subspace import Subspace
 from pipelines import storage
-from pipelines.artifacts import MANIFEST, MissingArtifact, load_artifact
+from pipelines.artifacts import MANIFEST, Artifact, MissingArtifact, load_artifact
 from pipelines.basis import load_subspace
 from pipelines.config import ConfigError
+from pipelines.convert import Format, convert
 from pipelines.finetune.checkpoint import folder_of, list_checkpoints, load_newest
-from pipelines.finetune.config import FinetuneSettings
+from pipelines.finetune.config import FinetuneSettings, Validation
 from pipelines.finetune.record import AVERAGE
 from pipelines.models import check_base
 from pipelines.steps import Step, find_inputs, identify
 from pipelines.tracking import Tracker, tracking_uri
 
 FOLDER = "adapter"
+ERRORS = (ConfigError, MissingArtifact, storage.StorageError, MlflowException, ValueError, OSError)
+"""What an export raises: all readable in one line"""
 _NEEDED = ("diffusers", "peft", "safetensors", "torch", "transformers")
 _RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
 
@@ -87,15 +89,22 @@ def read_average(artifact: str, step: int | None = None) -> Average:
 
 
 def export_run(
-    finetune: Step, settings: FinetuneSettings, step: int | None = None, out: str = "", registering: bool = True
+    finetune: Step,
+    settings: FinetuneSettings,
+    step: int | None = None,
+    out: str = "",
+    registering: bool = True,
+    format: Format = "released",
+    dtype: str = "",
 ) -> dict[str, Any]:
     """Export the run that these settings describe, finished or not, and register it.
 
-    `finetune` is the package's STEP. `out` is by default the finished artifact, of which it is then a part, and for
-    checkpoints `exports/ID/STEP` in the storage.
+    `finetune` is the package's STEP. The released format goes into `adapter/` below `out`, by default the finished
+    artifact, of which it is then a part, and for checkpoints `exports/ID/STEP` in the storage. Another format is made
+    from that one, and goes into `out`, by default `exports/ID/STEP/FORMAT`; see `convert`.
 
     Raises:
-        ConfigError, MissingArtifact, MlflowException, OSError, StorageError, ValueError: all readable in one line.
+        ERRORS.
     """
     check_base(settings.base, ("transformer",))
     if registering:
@@ -104,17 +113,44 @@ def export_run(
     identity, root = identify(finetune, settings, inputs), storage.absolute(settings.run.storage)
     artifact = storage.join(root, finetune.name, identity)
     average = read_average(artifact, step)
-    default = artifact if average.final else storage.join(root, "exports", identity, f"{average.step:08}")
-    adapter = export_adapter(settings, load_subspace(inputs["basis"]), average.values, out or default)
-    registered = None
+    exports = storage.join(root, "exports", identity, f"{average.step:08}")
+    folder = out if out and format == "released" else artifact if average.final else exports
+    size = picture_size(inputs["curated"])
+    adapter = export_adapter(settings, load_subspace(inputs["basis"]), average.values, folder, size)
+    done = {"adapter": adapter, "step": average.step}
+    if format != "released":
+        done[format] = convert(adapter, format, out or storage.join(exports, format), settings.base, dtype)
+    done["registered"] = None
     if registering:
         run = json.loads(storage.read_bytes(storage.join(artifact, ".run.json")))["mlflow_run"]
-        registered = register(Tracker(tracking_uri(settings.run), run), adapter, settings, artifact, average.step)
-    return {"adapter": adapter, "step": average.step, "registered": registered}
+        tracker = Tracker(tracking_uri(settings.run), run)
+        done["registered"] = register(tracker, adapter, settings, artifact, average.step)
+    return done
 
 
-def export_adapter(settings: FinetuneSettings, subspace: Subspace, average: Mapping[str, Tensor], out: str) -> str:
+def picture_size(curated: Artifact) -> tuple[int, int]:
+    """(height, width) of the pictures that were trained on: of several sizes, the one nearest to a square."""
+    width, height = min(curated.manifest["config"]["buckets"], key=lambda b: (max(b) / min(b), -b[0] * b[1]))
+    return height, width
+
+
+def sampling_defaults(settings: FinetuneSettings, size: tuple[int, int]) -> SamplingDefaults:
+    """How the validation samples. Training knows no padding of prompts."""
+    sampling = settings.validation or Validation()
+    shift = sampling.latent_shift if settings.model == "latent" else sampling.shift
+    return SamplingDefaults(*size, sampling.steps, sampling.guidance, shift, text_padding="none")
+
+
+def export_adapter(
+    settings: FinetuneSettings,
+    subspace: Subspace,
+    average: Mapping[str, Tensor],
+    out: str,
+    size: tuple[int, int] = (SamplingDefaults.height, SamplingDefaults.width),
+) -> str:
     """Write the adapter's files below the folder `out`, a path or an S3 URI. Returns their folder's URI.
+
+    `size` (height, width) is what the model samples unless asked for another.
 
     Raises:
         ValueError: a value that float16 cannot hold.
@@ -126,9 +162,9 @@ def export_adapter(settings: FinetuneSettings, subspace: Subspace, average: Mapp
     tensors = to_released(average, own, scale)
     folder = storage.join(storage.absolute(out), FOLDER)
     with tempfile.TemporaryDirectory() as scratch:
-        write_adapter(scratch, tensors, adapter_config(kind, base, own, head=settings.ddt.model_dump()), own)
-        for path in sorted(Path(scratch).iterdir(), reverse=True):  # config.json last
-            storage.put_file(path, storage.join(folder, path.name))
+        config = adapter_config(kind, base, own, head=settings.ddt.model_dump())
+        write_adapter(scratch, tensors, config, own, sampling_defaults(settings, size))
+        storage.put_folder(Path(scratch), folder, last="config.json")
     return folder
 
 
@@ -169,7 +205,7 @@ def _make_version(
     try:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
         model = Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id)
-        with _local(adapter) as folder, tempfile.TemporaryDirectory() as scratch:
+        with storage.local_folder(adapter) as folder, tempfile.TemporaryDirectory() as scratch:
             mlflow.diffusers.save_model(
                 str(folder),
                 f"{scratch}/model",
@@ -184,16 +220,3 @@ def _make_version(
         raise
     client.finalize_logged_model(logged.model_id, "READY")
     return client.create_model_version(name, logged.artifact_location, run_id, tags, model_id=logged.model_id)
-
-
-@contextmanager
-def _local(folder: str) -> Iterator[Path]:
-    """A local folder with the files of a stored one."""
-    if storage.is_local(folder):
-        yield Path(folder)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        for uri in storage.list_files(folder):
-            with storage.open_file(uri) as source:
-                (Path(scratch) / uri.rpartition("/")[2]).write_bytes(source.read())
-        yield Path(scratch)
