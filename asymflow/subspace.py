@@ -17,6 +17,7 @@ import torch
 
 from .oklab import OklabSpace
 from .patches import check_layout
+from .tensor_files import sort_metadata
 
 ORTHONORMAL_TOLERANCE = 1e-4
 _HOW_TO_GET_ONE = "make one with `python jobs/basis.py CONFIG.yaml`"
@@ -27,16 +28,6 @@ def project(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     with torch.autocast(x.device.type, enabled=False):
         A = A.to(device=x.device, dtype=x.dtype)
         return (x @ A) @ A.T
-
-
-def _in_order(file: bytes) -> bytes:
-    """A safetensors file with its metadata sorted: the library writes them in any order, and the same basis should
-    be the same bytes."""
-    size = int.from_bytes(file[:8], "little")
-    header = json.loads(file[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return file[:8] + text.ljust(size) + file[8 + size :]
 
 
 def _fix_signs(basis: torch.Tensor) -> torch.Tensor:
@@ -175,7 +166,7 @@ class Subspace:
         """Write safetensors (A and s in float32; layout, space and provenance as metadata), whole or not at
         all.
         """
-        from safetensors.torch import save
+        from safetensors.torch import save_file
 
         path = Path(path)
         metadata = {
@@ -190,10 +181,8 @@ class Subspace:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            with open(temporary, "wb") as file:
-                file.write(_in_order(save(tensors, metadata)))
-                file.flush()
-                os.fsync(file.fileno())
+            save_file(tensors, temporary, metadata)
+            sort_metadata(temporary)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)

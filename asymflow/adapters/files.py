@@ -24,6 +24,7 @@ from asymflow.adapters.basis import SUBSPACE
 from asymflow.adapters.comfyui import from_comfyui, to_comfyui
 from asymflow.adapters.defaults import SamplingDefaults
 from asymflow.subspace import Subspace
+from asymflow.tensor_files import sort_metadata
 
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 COMFYUI = "asymflow_comfyui.safetensors"
@@ -90,6 +91,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[
     path.parent.mkdir(parents=True, exist_ok=True)
     with _whole(path) as partial:
         save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, partial, {"format": "pt", **metadata})
+        sort_metadata(partial)
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

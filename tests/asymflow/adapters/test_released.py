@@ -240,10 +240,13 @@ def test_missing_and_foreign_tensors_are_counted_in_one_error(make, tmp_path):
     refuses(
         make(),
         tmp_path,
-        f"7 tensors are missing: {', '.join(loras[:3])}, ...",
+        f"7 tensors are missing: {', '.join(loras)};",
         "1 tensors are not the model's: alpha",
         "1 tensors are of another shape: norm_out.linear.weight is [3, 3], not [64, 32]",
     )
+    save_file(changed | {f"alpha_{i}": torch.ones(1) for i in range(8)}, tmp_path / WEIGHTS)
+    listed = ', '.join(['alpha', *(f'alpha_{i}' for i in range(7))])
+    refuses(make(), tmp_path, f"9 tensors are not the model's: {listed}, ...;")
     save_file({**tensors, "proj_out.weight": tensors["proj_out.weight"] / 0}, tmp_path / WEIGHTS)
     refuses(make(), tmp_path, "proj_out.weight hold NaN or infinite values")
 

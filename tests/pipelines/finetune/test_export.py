@@ -23,13 +23,15 @@ from pipelines.config import ConfigError, validate
 from pipelines.finetune import STEP
 from pipelines.finetune.checkpoint import DamagedCheckpoint, folder_of, write_checkpoint
 from pipelines.finetune.config import FinetuneSettings
-from pipelines.finetune.export import check_export, export_adapter, read_average, register
+from pipelines.finetune.export import check_export, export_adapter, read_average, register, sampling_defaults
 from pipelines.finetune.model import adapt
 from pipelines.finetune.record import AVERAGE
 from pipelines.steps import find_inputs, identify
 from pipelines.tracking import open_run
 
 ROOT = Path(__file__).parents[3]
+SIZE = (48, 64)
+"""(height, width) of the bucket that is nearest to a square, and of those the largest"""
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +64,8 @@ class Run:
         make_transformer(96).save_config(base / "transformer")
         (base / "model_index.json").write_text(json.dumps({"_class_name": "Flux2KleinPipeline"}))
         for step in ("curate", "encode", "basis"):
-            storage.write_bytes(f"{folder}/{step}/manifest.json", json.dumps({"id": step, "step": step}).encode())
+            manifest = {"id": step, "step": step, "config": {"buckets": [[16, 64], [64, 48], [32, 24]]}}
+            storage.write_bytes(f"{folder}/{step}/manifest.json", json.dumps(manifest).encode())
         X = torch.randn(768, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         self.subspace = Subspace(pca_basis(X @ X.T, 128).float(), 2.4, "channel_first", RELEASED, {"method": "pca"})
         self.subspace.save(folder / "basis/subspace.safetensors")
@@ -113,7 +116,7 @@ class Run:
     def same(self, adapter, seed):
         """Whether the adapter is the one that the model with these values saves."""
         expected = self.config.parent / f"expected_{seed}"
-        save_adapter(self.model(seed), expected)
+        save_adapter(self.model(seed), expected, sampling_defaults(self.settings, SIZE))
         return all((Path(adapter) / f.name).read_bytes() == f.read_bytes() for f in expected.iterdir())
 
 
@@ -156,7 +159,7 @@ def job(monkeypatch, capsys):
 def test_files_are_those_that_the_model_itself_saves(make_run, tmp_path, kind, files):
     loss, head = {"kind": "flow_matching"}, {"blocks": 1, "heads": 2, "head_width": 8}
     run = make_run(model=kind, loss=loss, ddt=head, lora={"rank": 4, "alpha": 6, "dropout": 0.0})
-    adapter = export_adapter(run.settings, run.subspace, run.average(3), str(tmp_path / "out"))
+    adapter = export_adapter(run.settings, run.subspace, run.average(3), str(tmp_path / "out"), SIZE)
     assert adapter == f"{tmp_path}/out/adapter" and {f.name for f in Path(adapter).iterdir()} == files
     assert run.same(adapter, 3)
     load_adapter(run.model(1), adapter)
@@ -164,9 +167,9 @@ def test_files_are_those_that_the_model_itself_saves(make_run, tmp_path, kind, f
 
 def test_files_on_s3(make_run, tmp_path, s3):
     run = make_run()
-    adapter = export_adapter(run.settings, run.subspace, run.average(3), s3)
+    adapter = export_adapter(run.settings, run.subspace, run.average(3), s3, SIZE)
     assert adapter == f"{s3}/adapter"
-    local = Path(export_adapter(run.settings, run.subspace, run.average(3), str(tmp_path)))
+    local = Path(export_adapter(run.settings, run.subspace, run.average(3), str(tmp_path), SIZE))
     assert len(storage.list_files(adapter)) == 3
     assert all(storage.read_bytes(f"{adapter}/{f.name}") == f.read_bytes() for f in local.iterdir())
     register(run.start(), adapter, run.settings, run.folder, 3)
@@ -237,7 +240,7 @@ def test_job_exports_a_running_run_and_then_the_finished_one(make_run, job, tmp_
 def test_model_in_the_registry_is_the_adapter(make_run, tmp_path, monkeypatch):
     run = make_run()
     tracker = run.start()
-    adapter = export_adapter(run.settings, run.subspace, run.average(9), str(tmp_path))
+    adapter = export_adapter(run.settings, run.subspace, run.average(9), str(tmp_path), SIZE)
     other = f"sqlite:///{tmp_path}/other.db"
     mlflow.set_tracking_uri(other)  # of the process, and not the run's
     try:
