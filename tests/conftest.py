@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+from browser import chromium
 from PIL import Image
 from s3_faults import serve
 from tenacity import stop_after_attempt, wait_none
@@ -95,6 +96,15 @@ def local_ray():
         start_ray(RunSettings())
         yield ray
         ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, which reaches only this machine; see `browser.chromium`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")  # a page and the browser's driver are never behind a proxy
+        with chromium() as driver:
+            yield driver
 
 
 @pytest.fixture(scope="session")
