@@ -1,0 +1,133 @@
+"""Settings of sampling."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from asymflow.adapters import SamplingDefaults
+from pipelines.config import Settings, Uri
+from pipelines.sample.painter import Drawing
+from pipelines.shards import ModelWorkers
+from pipelines.steps import StepSettings
+
+
+class Provenance(Settings):
+    mark: bool = True
+    """Say inside each PNG, as IPTC asks for, that a trained model made it"""
+
+
+class Safety(Settings):
+    """A classifier of finished pictures; what it flags is painted over in black, counted, and kept nowhere."""
+
+    classifier: str = ""
+    """Folder of a transformers image classifier; empty: none, since none is small enough to come with this"""
+    label: str = "nsfw"
+    """Of the classifier: what is not wanted"""
+    threshold: float = Field(0.5, ge=0, le=1)
+    """Probability of the label from which on a picture is flagged"""
+
+
+class Resources(ModelWorkers):
+    workers: int = Field(1, ge=1)
+    """Each holds the model"""
+    batch: int = Field(4, ge=1)
+    """Pictures sampled together"""
+
+
+class SampleSettings(StepSettings):
+    base: Uri
+    """Folder of the latent model, or of a merged pipeline"""
+    adapter: str = ""
+    """The pixel model's: a folder, s3://... or OWNER/NAME on the hub; empty: the base is merged already"""
+    prompts: list[str] = Field([], validate_default=False)
+    """One or a list"""
+    prompt_file: str = ""
+    """Instead of prompts: a text file with one a line"""
+    negative_prompt: str = ""
+    seeds: list[int] = Field([0], min_length=1)
+    """A picture a prompt and seed"""
+    height: int | None = Field(None, ge=1)
+    """Empty, here and below: as the model wants it"""
+    width: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1)
+    guidance: float | None = Field(None, ge=1)
+    shift: float | None = Field(None, gt=0)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Noise levels, within [0, 1], at which there is guidance"""
+    orthogonal: bool = True
+    """APG: no guidance along the denoised picture"""
+    clamp: bool = True
+    """Move each denoised picture into the colours that a screen can show"""
+    solver: Literal["unipc", "euler", "heun"] = "unipc"
+    latent: bool = False
+    """Beside each picture that of the latent model, from the same noise"""
+    latent_shift: float | None = Field(None, gt=0)
+    """Of the latent model; empty: such that its noise levels are the pixel model's"""
+    shown: int = Field(8, ge=1)
+    """Rows of the picture of all"""
+    provenance: Provenance = Provenance()
+    safety: Safety = Safety()
+    resources: Resources = Resources()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_prompts(cls, tree: Any) -> Any:
+        """The prompts themselves decide what is made, wherever they were read from."""
+        if not isinstance(tree, dict) or not tree.get("prompt_file"):
+            return tree
+        if tree.get("prompts"):
+            raise ValueError("prompts and prompt_file are both given: leave one")
+        path = Path(str(tree["prompt_file"]))
+        if not path.is_file():
+            raise ValueError(f"prompt_file={str(path)!r}: no such file")
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        return {**tree, "prompt_file": "", "prompts": [line for line in lines if line]}
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("prompts")
+    @classmethod
+    def _some(cls, value: list[str]) -> list[str]:
+        if not all(prompt.strip() for prompt in value):
+            raise ValueError("must not be empty")
+        return value
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _within(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] <= value[1] <= 1:
+            raise ValueError("must be two numbers within [0, 1], the lower one first")
+        return value
+
+    @model_validator(mode="after")
+    def _has_prompts(self) -> "SampleSettings":
+        if not self.prompts:
+            raise ValueError("prompts: missing; give prompts='a red fox', prompts='[one, another]' or prompt_file=FILE")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds={self.seeds}: one stands there twice")
+        return self
+
+    def drawing(self, defaults: SamplingDefaults) -> Drawing:
+        height, width = self.height or defaults.height, self.width or defaults.width
+        return Drawing(
+            height=height,
+            width=width,
+            steps=self.steps or defaults.num_inference_steps,
+            guidance=self.guidance or defaults.guidance_scale,
+            shift=self.shift or defaults.shift_at(height, width),
+            latent_shift=self.latent_shift,
+            negative_prompt=self.negative_prompt,
+            interval=self.guidance_interval,
+            orthogonal=self.orthogonal,
+            clamp=self.clamp,
+            solver=self.solver,
+        )
+
+    def pairs(self) -> Sequence[tuple[int, int]]:
+        """(place of the prompt, seed) of every picture, in order."""
+        return [(place, seed) for place in range(len(self.prompts)) for seed in self.seeds]

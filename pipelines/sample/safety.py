@@ -1,0 +1,47 @@
+"""A classifier looks at finished pictures; what it flags is painted over."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from pipelines.config import ConfigError
+from pipelines.sample.config import Safety
+
+
+class SafetyFilter:
+    """Raises ConfigError for a folder that holds no classifier, or a label that it does not know."""
+
+    def __init__(self, settings: Safety, device: str):
+        self.threshold, self.device = settings.threshold, device
+        self.model = self.processor = None
+        if not settings.classifier:
+            return
+        check_safety(settings)
+        self.processor = AutoImageProcessor.from_pretrained(settings.classifier)
+        self.model = AutoModelForImageClassification.from_pretrained(settings.classifier).to(device).eval()
+        self.label = self.model.config.label2id[settings.label]
+
+    @torch.no_grad()
+    def __call__(self, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], list[bool]]:
+        """The pictures with the flagged ones black, and which were flagged."""
+        if self.model is None or self.processor is None:
+            return list(pictures), [False] * len(pictures)
+        inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.device)
+        flagged = (self.model(**inputs).logits.softmax(-1)[:, self.label] >= self.threshold).tolist()
+        black = [Image.new("RGB", p.size) if bad else p for p, bad in zip(pictures, flagged, strict=True)]
+        return black, flagged
+
+
+def check_safety(settings: Safety) -> None:
+    """Before anything starts. Raises ConfigError."""
+    if not settings.classifier:
+        return
+    if not (Path(settings.classifier) / "config.json").is_file():
+        raise ConfigError(f"safety.classifier={settings.classifier!r}: no folder of a transformers image classifier")
+    labels = json.loads((Path(settings.classifier) / "config.json").read_text("utf-8")).get("label2id", {})
+    if settings.label not in labels:
+        raise ConfigError(f"safety.label={settings.label!r}: the classifier knows {', '.join(labels) or 'no labels'}")
