@@ -12,7 +12,6 @@ from typing import Any
 from PIL import Image
 
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
-from asymflow.models.latent import family_of
 from pipelines import storage
 from pipelines.config import ConfigError
 from pipelines.models import check_base
@@ -40,7 +39,7 @@ def check(settings: SampleSettings) -> None:
 def check_model(base: str, adapter: str, latent: bool) -> None:
     """Raises ConfigError unless they can be sampled with, as far as can be told without loading them."""
     if adapter:
-        check_base(base, ("transformer", *(family_of(base).image_parts if latent else ())), text=True)
+        check_base(base, ("transformer",), images=latent, text=True)
         if adapter.startswith((".", "/")) and not Path(adapter).is_dir():
             raise ConfigError(f"adapter={adapter!r}: no such folder; a finetune writes one, and jobs/export.py does")
         return

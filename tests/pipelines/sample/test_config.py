@@ -1,0 +1,59 @@
+import pytest
+
+from asymflow.adapters import SamplingDefaults
+from pipelines.config import ConfigError, load_config, validate
+from pipelines.sample.config import SampleSettings
+
+
+def settings(**changes):
+    return validate(SampleSettings, {"base": "b", "adapter": "a", "prompts": "a red fox", **changes})
+
+
+def test_prompts_are_one_many_or_a_file(tmp_path):
+    assert settings().prompts == ["a red fox"]
+    assert settings(prompts=["one", "two"]).prompts == ["one", "two"]
+    file = tmp_path / "prompts.txt"
+    file.write_text("ein Fuchs\n\n  über dem Schnee, im Licht  \n", "utf-8")
+    read = settings(prompts=[], prompt_file=str(file))
+    assert read.prompts == ["ein Fuchs", "über dem Schnee, im Licht"]
+    # where they were read from is no part of what is made
+    assert read == settings(prompts=["ein Fuchs", "über dem Schnee, im Licht"])
+
+
+def test_prompts_on_the_command_line(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("base: b\nadapter: a\n")
+    assert load_config(SampleSettings, str(config), ["prompts=a red fox, at night"]).prompts == ["a red fox, at night"]
+    assert load_config(SampleSettings, str(config), ['prompts=["one, two", three]']).prompts == ["one, two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"prompts": []}, "prompts: missing; give prompts='a red fox'"),
+        ({"prompts": ["a", " "]}, "prompts=.*must not be empty"),
+        ({"prompt_file": "absent.txt", "prompts": []}, "prompt_file='absent.txt': no such file"),
+        ({"prompt_file": "absent.txt"}, "prompts and prompt_file are both given"),
+        ({"seeds": [1, 1]}, r"seeds=\[1, 1\]: one stands there twice"),
+        ({"guidance_interval": [0.9, 0.2]}, "guidance_interval=.*the lower one first"),
+        ({"guidance": 0.5}, "guidance=0.5"),
+        ({"solver": "ddim"}, "solver='ddim'"),
+        ({"steps": 0}, "steps=0"),
+    ],
+)
+def test_bad_settings_are_named(changes, named):
+    with pytest.raises(ConfigError, match=named):
+        settings(**changes)
+
+
+def test_what_is_not_given_is_the_models_own():
+    defaults = SamplingDefaults(64, 96, 16, 2.0, 3.6, "none")
+    drawing = settings().drawing(defaults)
+    assert (drawing.height, drawing.width, drawing.steps, drawing.guidance, drawing.shift) == (64, 96, 16, 2.0, 3.6)
+    drawing = settings(height=2048, width=2048, steps=4, guidance=1).drawing(defaults)
+    assert (drawing.height, drawing.steps, drawing.guidance, drawing.shift) == (2048, 4, 1, 7.2)
+    assert settings(shift=5).drawing(defaults).shift == 5
+
+
+def test_pairs_go_prompt_by_prompt():
+    assert list(settings(prompts=["a", "b"], seeds=[7, 3]).pairs()) == [(0, 7), (0, 3), (1, 7), (1, 3)]

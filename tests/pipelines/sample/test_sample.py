@@ -1,0 +1,159 @@
+"""Sampling on the shipped toy, with real Ray and real files."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines import sample, storage
+from pipelines.config import ConfigError, validate
+from pipelines.convert import convert
+from pipelines.sample import STEP
+from pipelines.sample.config import SampleSettings
+from pipelines.sample.marks import read_metadata
+from pipelines.sample.painter import Drawing, Painter
+from pipelines.steps import run_step
+
+MODELS = Path(__file__).parents[3] / "models"
+BASE, ADAPTER = str(MODELS / "toy_klein"), str(MODELS / "toy_asymflow")
+PROMPTS = ["an emoji of socks on white", "a photo of a red flower, wide view"]
+DRAWING = Drawing(height=64, width=48, steps=3, guidance=2.0, shift=3.6)
+
+
+@pytest.fixture(scope="module")
+def painter():
+    return Painter(BASE, ADAPTER)
+
+
+def settings(folder, **changes):
+    tree = {
+        "run": {"storage": str(folder), "experiment": "sample"}, "base": BASE, "adapter": ADAPTER, "prompts": PROMPTS,
+        "seeds": [0, 5], "steps": 2, "latent": True, "resources": {"batch": 3},
+    }  # fmt: skip
+    return validate(SampleSettings, tree | changes)
+
+
+@pytest.mark.parametrize("model", ["pixel", "latent"])
+def test_a_picture_depends_on_its_prompt_and_seed_alone(painter, model):
+    paint = getattr(painter, model)
+    together = paint([*PROMPTS, PROMPTS[0]], [0, 1, 1], DRAWING)
+    assert together.shape == (3, 3, 64, 48) and together.abs().max() <= 1.001
+    for i, (prompt, seed) in enumerate([(PROMPTS[0], 0), (PROMPTS[1], 1), (PROMPTS[0], 1)]):
+        assert (paint([prompt], [seed], DRAWING)[0] - together[i]).abs().max() < 1e-3
+    assert (together[0] - together[2]).abs().max() > 0.1
+
+
+def test_settings_of_a_drawing_reach_both_models(painter):
+    changes = [
+        {"solver": "euler"},
+        {"solver": "heun"},
+        {"guidance": 1.0},
+        {"shift": 9.0},
+        {"negative_prompt": "a photo"},
+    ]
+    changes += [{"negative_prompt": "a photo"}, {"interval": (0.0, 0.5)}, {"orthogonal": False}]
+    for model, own in (("pixel", {"clamp": False}), ("latent", {"latent_shift": 9.0})):
+        plain = getattr(painter, model)([PROMPTS[0]], [0], DRAWING)
+        for change in [*changes, own]:
+            other = getattr(painter, model)([PROMPTS[0]], [0], replace(DRAWING, **change))
+            assert (other - plain).abs().max() > 1e-3, (model, change)
+
+
+def test_both_models_draw_the_same_thing(painter):
+    # the finetune keeps the latent model's composition: blurred to patches they resemble each other
+    drawing = Drawing(height=64, width=64, steps=8, guidance=2.0, shift=3.6)
+    prompts, seeds = PROMPTS * 2, [0, 1, 2, 3]
+    pixel, latent = (getattr(painter, name)(prompts, seeds, drawing) for name in ("pixel", "latent"))
+    pixel, latent = (torch.nn.functional.avg_pool2d(images, 16).flatten(1) for images in (pixel, latent))
+    together = (pixel - latent).norm(dim=1)
+    crossed = (pixel - latent.roll(1, 0)).norm(dim=1)
+    assert (together < crossed).all()
+
+
+def test_adapters_from_a_store_and_merged_pipelines(painter, s3, tmp_path):
+    expected = painter.pixel(PROMPTS, [0, 1], DRAWING)
+    storage.put_folder(Path(ADAPTER), f"{s3}/adapter")
+    stored = Painter(BASE, f"{s3}/adapter")
+    assert (stored.pixel(PROMPTS, [0, 1], DRAWING) - expected).abs().max() < 1e-4
+    assert stored.adapter_sha256 == painter.adapter_sha256 and len(stored.adapter_sha256) == 64
+    merged = Painter(convert(f"{s3}/adapter", "merged", str(tmp_path), BASE, "float32"))
+    assert (merged.pixel(PROMPTS, [0, 1], DRAWING) - expected).abs().max() < 1e-4
+    assert merged.adapter_sha256 == ""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_pictures_say_how_they_were_made_and_a_killed_run_goes_on(local_ray, painter, tmp_path):
+    outcome = run_step(STEP, settings(tmp_path))
+    folder = outcome.artifact.uri
+    names = [f"{model}/{place:05}-{seed}.png" for model in ("latent", "pixel") for place in (0, 1) for seed in (0, 5)]
+    pngs = [name for name in outcome.artifact.manifest["files"] if name.endswith(".png")]
+    assert sorted(pngs) == sorted([*names, "samples.png"])
+    assert outcome.artifact.manifest["metrics"] == {"pictures": 8, "flagged": 0}
+    rows = json.loads(storage.read_bytes(f"{folder}/samples.json"))
+    assert sorted(row["file"] for row in rows) == sorted(names)
+    for row in rows:
+        png = storage.read_bytes(f"{folder}/{row['file']}")
+        assert read_metadata(png) == row
+        assert row["prompt"] == PROMPTS[int(row["file"].split("/")[1][:5])] and row["steps"] == 2
+        assert row["adapter_sha256"] == painter.adapter_sha256 and row["shift"] == 3.6
+        drawing = Drawing(height=64, width=64, steps=2, guidance=2.0, shift=3.6)
+        expected = getattr(painter, row["model"])([row["prompt"]], [row["seed"]], drawing)[0]
+        assert np.abs(pixels(png) - (expected + 1).mul(127.5).permute(1, 2, 0).numpy()).max() < 1.1
+    sheet = Image.open(io.BytesIO(storage.read_bytes(f"{folder}/samples.png")))
+    assert sheet.width > 4 * 256 and sheet.height > 2 * 256
+
+    assert run_step(STEP, settings(tmp_path)).reused
+    # killed before the second chunk was written down
+    for name in ("manifest.json", ".done/3-4.json", "pixel/00001-5.png"):
+        Path(folder, name).unlink()
+    kept = {name: Path(folder, name).stat().st_mtime_ns for name in names if "00001-5" not in name}
+    again = run_step(STEP, settings(tmp_path))
+    assert again.artifact.uri == folder and not again.reused
+    assert {name: Path(folder, name).stat().st_mtime_ns for name in kept} == kept
+    assert json.loads(storage.read_bytes(f"{folder}/samples.json")) == rows
+    assert read_metadata(storage.read_bytes(f"{folder}/pixel/00001-5.png"))["seed"] == 5
+
+
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(png)), dtype=float)
+
+
+def test_flagged_pictures_are_black_in_files_and_counted(monkeypatch, tmp_path):
+    one = settings(tmp_path, latent=False, seeds=[0], provenance={"mark": False})
+    sampler = sample.Sampler(one, str(tmp_path))
+    black = [Image.new("RGB", (64, 64))] * 2
+    monkeypatch.setattr(sampler, "filter", lambda pictures: (black, [True, False]))
+    rows = sampler("[0, 2]")["rows"]
+    assert [row["flagged"] for row in rows] == [True, False]
+    png = storage.read_bytes(f"{tmp_path}/pixel/00000-0.png")
+    assert pixels(png).max() == 0 and read_metadata(png)["flagged"] and "xmp" not in Image.open(io.BytesIO(png)).info
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"height": 100}, "height=100: must be a multiple of 16"),
+        ({"width": 72}, "width=72: must be a multiple of 16"),
+        ({"adapter": "./absent"}, "adapter='./absent': no such folder"),
+        ({"adapter": ""}, "adapter: missing, and base=.* is no pixel model"),
+        ({"base": "absent"}, "base='absent': no such folder"),
+        ({"safety": {"classifier": "absent"}}, "safety.classifier='absent'"),
+    ],
+)
+def test_bad_settings_end_it_before_ray_starts(tmp_path, monkeypatch, changes, named):
+    monkeypatch.setattr("pipelines.steps.start_ray", lambda run: pytest.fail("Ray was started"))
+    with pytest.raises(ConfigError, match=named):
+        run_step(STEP, settings(tmp_path, **changes))
+
+
+def test_a_merged_pipeline_has_no_latent_model_beside_it(tmp_path):
+    merged = convert(ADAPTER, "merged", str(tmp_path / "merged"), BASE)
+    sample.check(settings(tmp_path, base=merged, adapter="", latent=False))
+    with pytest.raises(ConfigError, match="a merged model has no latent one"):
+        sample.check(settings(tmp_path, base=merged, adapter=""))
