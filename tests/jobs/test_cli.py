@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
-STEPS = ("curate", "caption", "color_stats", "basis", "encode", "finetune", "evaluate")
+STEPS = ("curate", "caption", "color_stats", "basis", "encode", "finetune", "sample", "evaluate")
 
 
 @pytest.fixture

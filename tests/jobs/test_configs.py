@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import load_config
+from pipelines.sample.config import SampleSettings
 from pipelines.workflow import STEPS, WorkflowSettings
 
 CONFIGS = sorted((Path(__file__).parents[2] / "jobs/configs").glob("*.yaml"))
@@ -12,8 +13,9 @@ CONFIGS = sorted((Path(__file__).parents[2] / "jobs/configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_is_valid(path):
+    sampling = path.stem.startswith("sample_")
     step = "finetune" if "klein" in path.stem else path.stem.removeprefix("laion_")
-    model = WorkflowSettings if step == "demo" else STEPS[step].settings
+    model = SampleSettings if sampling else WorkflowSettings if step == "demo" else STEPS[step].settings
     load_config(model, str(path), [])
 
 
