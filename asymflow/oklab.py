@@ -72,11 +72,18 @@ def _cube_root(values: torch.Tensor) -> torch.Tensor:
     return torch.where(magnitude <= _CBRT_LINEAR_BELOW, line, values.sign() * root)
 
 
+def _linear_to_oklab(linear: torch.Tensor) -> torch.Tensor:
+    return _mix(_LAB_FROM_LMS, _cube_root(_mix(_LMS_FROM_RGB, linear)))
+
+
+def _oklab_to_linear(oklab: torch.Tensor) -> torch.Tensor:
+    return _mix(_RGB_FROM_LMS, _mix(_LMS_FROM_LAB, oklab) ** 3)
+
+
 def srgb_to_oklab(images: torch.Tensor) -> torch.Tensor:
     """sRGB images (..., 3, H, W) in [-1, 1] to Oklab (not normalised): L in [0, 1], |a| and |b| below 0.4."""
     _check_channels(images)
-    linear = srgb_to_linear((images + 1) / 2)
-    return _mix(_LAB_FROM_LMS, _cube_root(_mix(_LMS_FROM_RGB, linear)))
+    return _linear_to_oklab(srgb_to_linear((images + 1) / 2))
 
 
 def srgb8_to_oklab(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -103,7 +110,7 @@ def oklab_to_srgb(oklab: torch.Tensor, clamp: bool = True) -> torch.Tensor:
     leave [-1, 1].
     """
     _check_channels(oklab)
-    linear = _mix(_RGB_FROM_LMS, _mix(_LMS_FROM_LAB, oklab) ** 3)
+    linear = _oklab_to_linear(oklab)
     if clamp:
         linear = linear.clamp(0, 1)
     return linear_to_srgb(linear) * 2 - 1
@@ -154,8 +161,12 @@ class OklabSpace:
         return oklab_to_srgb(x * std + mean, clamp=clamp)
 
     def clamp_to_gamut(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised Oklab moved to the colour that a screen shows for it: encode(decode(x)), App. B.2."""
-        return self.encode(self.decode(x))
+        """Normalised Oklab moved to the colour that a screen shows for it: encode(decode(x)), App. B.2.
+
+        Without the transfer curve, which encoding would only undo.
+        """
+        mean, std = self._shift_and_scale(x)
+        return (_linear_to_oklab(_oklab_to_linear(x * std + mean).clamp(0, 1)) - mean) / std
 
 
 # The constants inside the released AsymFLUX.2 klein weights. Adapters trained with other numbers need their

@@ -4,10 +4,12 @@
     python benchmarks/sampling.py --model 9b --device cuda # FLUX.2 klein's geometry with random weights, in bfloat16
 
 Both run with guidance, in turn, and take embeddings instead of prompts. Printed are the medians over rounds. `total` is
-the whole picture: the latent pipeline decodes it, the pixel pipeline has it.
+the whole picture: the latent pipeline decodes it, the pixel pipeline has it. `operations` is the ratio of what one
+evaluation multiplies, from shapes: where products are all that takes time, a step cannot be below it.
 """
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -21,7 +23,7 @@ from torch import Tensor  # noqa: E402
 
 import asymflow as asymflow  # noqa: E402  # its torchvision remedy must come before diffusers
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline  # noqa: E402
-from asymflow.models.geometry import KLEIN_9B  # noqa: E402
+from asymflow.models.geometry import KLEIN_9B, count_flops, network  # noqa: E402
 from asymflow.models.pixel import AsymFlux2Transformer2DModel  # noqa: E402
 from asymflow.oklab import RELEASED  # noqa: E402
 from asymflow.subspace import Subspace  # noqa: E402
@@ -78,6 +80,14 @@ def seconds(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - started
 
 
+def operations(model: str, side: int) -> float:
+    """Of an evaluation, pixel over latent."""
+    toy_config = json.loads((MODELS / "toy_klein/transformer/config.json").read_text())
+    config, tokens = toy_config if model == "toy" else KLEIN_9B, (side // 16) ** 2
+    pixel, latent = (count_flops(network(config, width), tokens, TEXT_TOKENS).forward for width in (768, None))
+    return pixel / latent
+
+
 def measure(model: str, device: str, side: int, batch: int, steps: int, rounds: int) -> dict[str, float]:
     """Medians in seconds."""
     pixel, latent = pipelines(model, device)
@@ -115,14 +125,16 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"{args.model} on {device}, batch {args.batch}, {args.steps} steps, medians of {args.rounds} rounds")
-    print(f"{'side':>5} {'latent step':>12} {'pixel step':>11} {'ratio':>6} {'decoding':>9} {'total ratio':>12}")
+    columns = {"side": 5, "latent step": 12, "pixel step": 11, "ratio": 6, "operations": 11, "decoding": 9, "total": 6}
+    print(" ".join(f"{name:>{width}}" for name, width in columns.items()))
     for side in args.sides or ([64, 256, 512] if args.model == "toy" else [1024]):
         found = measure(args.model, args.device, side, args.batch, args.steps, args.rounds)
         latent, pixel = (1000 * found[name] / args.steps for name in ("latent", "pixel"))
         total = found["pixel"] / (found["latent"] + found["decoding"])
         print(
             f"{side:>5} {latent:>9.1f} ms {pixel:>8.1f} ms {pixel / latent:>6.3f} "
-            f"{1000 * found['decoding']:>6.0f} ms {total:>12.3f}"
+            f"{operations(args.model, side):>11.3f} "
+            f"{1000 * found['decoding']:>6.0f} ms {total:>6.3f}"
         )
 
 

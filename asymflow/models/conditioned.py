@@ -47,6 +47,7 @@ class TextVelocity:
             ]
         )
         self.text, mask = pad_embeddings(text)
+        self.text_positions = text_positions(self.text.shape[1], device)
         if not mask.all():
             seen = mask.new_ones(len(text), len(self.positions))
             self.attention_kwargs["attention_mask"] = torch.cat([mask, seen], dim=1)[:, None, None, :].to(device)
@@ -59,7 +60,7 @@ class TextVelocity:
                 encoder_hidden_states=self.text,
                 timestep=sigma,
                 img_ids=self.positions,
-                txt_ids=text_positions(self.text.shape[1], self.text.device),
+                txt_ids=self.text_positions,
                 joint_attention_kwargs=self.attention_kwargs,
                 return_dict=False,
                 reference_hidden_states=None if references is None else references.expand(len(x_t), -1, -1),

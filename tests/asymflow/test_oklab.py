@@ -41,6 +41,7 @@ def test_round_trip(std):
 def test_gamut_clamp():
     wild = 4 * torch.randn(2, 3, 16, 16, dtype=torch.float64)
     clamped = RELEASED.clamp_to_gamut(wild)
+    assert torch.allclose(clamped, RELEASED.encode(RELEASED.decode(wild)), atol=1e-9)
     shown = RELEASED.decode(clamped, clamp=False)
     assert shown.min() > -1 - 1e-6 and shown.max() < 1 + 1e-6
     assert torch.allclose(RELEASED.clamp_to_gamut(clamped), clamped, atol=1e-5)

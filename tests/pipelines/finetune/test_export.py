@@ -14,7 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from asymflow.adapters import CONFIG, SUBSPACE, WEIGHTS, load_adapter, save_adapter
+from asymflow.adapters import (
+    CONFIG,
+    SUBSPACE,
+    WEIGHTS,
+    load_adapter,
+    read_adapter,
+    read_defaults,
+    save_adapter,
+)
 from asymflow.oklab import RELEASED
 from asymflow.subspace import Subspace, pca_basis
 from pipelines import storage
@@ -237,6 +245,24 @@ def test_job_exports_a_running_run_and_then_the_finished_one(make_run, job, tmp_
     assert version.tags == {"artifact": run.folder, "base": base, "kind": "asymflow", "step": "9"}
 
 
+def test_job_writes_other_formats_beside_the_released_one(make_run, job, tmp_path):
+    run = make_run()
+    run.start()
+    run.checkpoint(6)
+    status, done, _ = job(run.config, "--format", "comfyui", "--no-register")
+    exports = f"{tmp_path}/runs/exports/{run.id}/00000006"
+    assert (status, done["adapter"], done["comfyui"]) == (0, f"{exports}/adapter", f"{exports}/comfyui")
+    assert run.same(done["adapter"], 6) and done["registered"] is None
+    released, comfyui = (read_adapter(done[name]) for name in ("adapter", "comfyui"))
+    assert released[1] == comfyui[1] and released[0].keys() == comfyui[0].keys()
+    assert all(torch.equal(released[0][name], tensor) for name, tensor in comfyui[0].items())
+    assert read_defaults(comfyui_folder := done["comfyui"]) == sampling_defaults(run.settings, SIZE)
+    # and back, from a folder alone
+    status, back, _ = job(comfyui_folder, "--format", "released", "--out", tmp_path / "back")
+    assert (status, back) == (0, {"adapter": f"{tmp_path}/back"})
+    assert run.same(back["adapter"], 6) and (tmp_path / "back/subspace.pth").is_file()
+
+
 def test_model_in_the_registry_is_the_adapter(make_run, tmp_path, monkeypatch):
     run = make_run()
     tracker = run.start()
@@ -277,6 +303,12 @@ def test_names_that_mlflow_refuses(make_run, job, changes, message):
 def test_bad_arguments(make_run, job, tmp_path):
     run = make_run()
     assert job(tmp_path / "absent.yaml")[0] == 2
+    status, _, err = job(tmp_path, "--format", "comfyui")
+    assert status == 2 and err == "error: --out: missing, the folder or s3:// URI to write to\n"
+    status, _, err = job(tmp_path, "--format", "comfyui", "--out", tmp_path / "out")
+    assert status == 1 and err.startswith(f"error: there is no adapter in {tmp_path}") and err.count("\n") == 1
+    status, _, err = job(tmp_path, "--format", "merged", "--out", tmp_path / "out")
+    assert status == 2 and err.startswith("error: --base: missing") and not (tmp_path / "out").exists()
     status, _, err = job(run.config, f"basis={tmp_path}/absent")
     assert status == 2 and err.startswith("error: basis: no finished basis artifact") and err.count("\n") == 1
     status, _, err = job(run.config, f"base={tmp_path}/absent")
