@@ -18,7 +18,7 @@ from pipelines.models import check_base
 from pipelines.pictures import side_by_side, to_pictures
 from pipelines.sample.config import SampleSettings
 from pipelines.sample.marks import encode_marked
-from pipelines.sample.painter import Painter
+from pipelines.sample.painter import Drawing, Painter
 from pipelines.sample.safety import SafetyFilter, check_safety
 from pipelines.shards import map_items
 from pipelines.steps import Context, Step
@@ -71,18 +71,20 @@ class Sampler:
             for (place, seed), picture, bad in zip(pairs, pictures, flagged, strict=True):
                 row = {
                     "file": file_of(model, place, seed),
-                    "prompt": self.settings.prompts[place],
-                    "seed": seed,
                     "model": model,
-                    "base": Path(self.settings.base).name,
-                    "adapter_sha256": self.painter.adapter_sha256,
                     "flagged": bad,
-                    **asdict(drawing),
+                    **made_from(self.painter, self.settings.prompts[place], seed, drawing),
                 }
                 png = encode_marked(picture, row, self.settings.provenance.mark)
                 storage.write_bytes(storage.join(self.folder, row["file"]), png)
                 rows.append(row)
         return {"rows": rows}
+
+
+def made_from(painter: Painter, prompt: str, seed: int, drawing: Drawing) -> dict[str, Any]:
+    """What has to be known to draw a picture again."""
+    source = {"base": Path(painter.base).name, "adapter_sha256": painter.adapter_sha256}
+    return {"prompt": prompt, "seed": seed, **source, **asdict(drawing)}
 
 
 def models_of(settings: SampleSettings) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Pictures from prompts: of a pixel model, and of the latent model it came from, from the same noise."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,8 @@ _SCHEDULERS = {
     "euler": FlowMatchEulerDiscreteScheduler,
     "heun": FlowMatchHeunDiscreteScheduler,
 }
+OnStep = Callable[[int], None]
+"""Told of each step, 0 .. steps - 1, once it is done"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Painter:
     """
 
     def __init__(self, base: str, adapter: str = "", device: str = "cpu"):
-        self.base, self.device = base, device
+        self.base, self.adapter, self.device = base, adapter, device
         self.dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         if adapter.startswith("s3://"):
             with storage.local_folder(adapter) as folder:
@@ -79,7 +81,9 @@ class Painter:
     def defaults(self) -> SamplingDefaults:
         return self.pipeline.defaults
 
-    def pixel(self, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing) -> Tensor:
+    def pixel(
+        self, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing, on_step: OnStep = lambda step: None
+    ) -> Tensor:
         """(B, 3, H, W) sRGB in [-1, 1]: one picture a prompt, from the noise of its seed."""
         self.pipeline.scheduler = _SCHEDULERS[drawing.solver]()
         images = self.pipeline(
@@ -95,13 +99,16 @@ class Painter:
             guidance_interval=drawing.interval,
             orthogonal_guidance=drawing.orthogonal,
             clamp_to_gamut=drawing.clamp,
+            callback_on_step_end=lambda pipeline, step, *_: on_step(step),
         ).images
         return 2 * images.float().cpu() - 1
 
     @torch.no_grad()
-    def latent(self, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing) -> Tensor:
+    def latent(
+        self, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing, on_step: OnStep = lambda step: None
+    ) -> Tensor:
         """The same of the latent model, from the projection of the same noise, decoded."""
-        transformer, encoder = self._latent_model
+        transformer, encoder = self.latent_model
         pixels = self.pipeline.transformer
         A, s, size = pixels.proj_buffer, float(pixels.scale_buffer), pixels.config.patch_size
         grid = (drawing.height // size, drawing.width // size)
@@ -109,11 +116,13 @@ class Painter:
         guidance = Guidance(drawing.guidance, drawing.orthogonal, drawing.interval)
         velocity = text_guided(latent_velocity(transformer, grid), texts[:-1], texts[-1], guidance)
         noise = patchify(_noise(seeds, drawing).to(self.device), size) @ A
-        z_0 = SOLVERS[drawing.solver](velocity, noise, drawing.steps, drawing.latent_shift or drawing.shift / s)
+        shift = drawing.latent_shift or drawing.shift / s
+        z_0 = SOLVERS[drawing.solver](velocity, noise, drawing.steps, shift, callback=lambda step, z_t: on_step(step))
         return encoder.decode(z_0, grid).float().cpu()
 
     @cached_property
-    def _latent_model(self) -> tuple[Flux2Transformer2DModel, ImageEncoder]:
+    def latent_model(self) -> tuple[Flux2Transformer2DModel, ImageEncoder]:
+        """Loaded when it is first asked for."""
         transformer = Flux2Transformer2DModel.from_pretrained(self.base, subfolder="transformer", dtype=self.dtype)
         encoder = family_of(self.base).load_image_encoder(self.base, self.device, self.dtype)
         return transformer.to(self.device).eval(), encoder
