@@ -1,54 +1,222 @@
-"""A page of Gradio's, filled in and clicked in a real browser; it asks for nothing from outside."""
+"""The page on the toy model, in a real browser; and jobs/demo_ui.py as a person runs it."""
+
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from browser import fill, loaded_from, picture
+from browser import WAIT, fill, loaded_from, picture
 from PIL import Image
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.expected_conditions import staleness_of
+from selenium.webdriver.support.ui import WebDriverWait
+
+from pipelines.convert import convert
+from pipelines.demo_page import Artist, build_page, open_page
+from pipelines.pictures import to_pictures
+from pipelines.sample.config import Safety
+from pipelines.sample.marks import read_metadata
+from pipelines.sample.painter import Drawing, Painter
+from pipelines.sample.safety import SafetyFilter
+
+ROOT = Path(__file__).parents[2]
+BASE, ADAPTER = str(ROOT / "models/toy_klein"), str(ROOT / "models/toy_asymflow")
+PROMPT = "an emoji of fox face on blue"
+MODELS = ("latent", "pixel")
 
 
-def draw(prompt: str, seed: int, steps: float) -> list[Image.Image]:
-    color = (len(prompt), seed, int(steps))
-    return [Image.new("RGB", (64, 64), color), Image.new("RGB", (64, 64), color[::-1])]
+@pytest.fixture(scope="module")
+def painter():
+    return Painter(BASE, ADAPTER)
+
+
+@pytest.fixture(scope="module")
+def page():
+    """The served page: its address, and the hosts that its server has looked up."""
+    hosts, look_up = set(), socket.getaddrinfo
+
+    def record(host, *args, **options):
+        hosts.add(host)
+        return look_up(host, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("GRADIO_TEMP_DIR", "NO_PROXY", "no_proxy"):  # the page sets them
+            patch.setenv(name, os.environ.get(name, ""))
+        patch.setattr(socket, "getaddrinfo", record)
+        with open_page(BASE, ADAPTER) as url:
+            yield SimpleNamespace(url=url, hosts=hosts)
+
+
+def write(browser, **form):
+    for name, value in form.items():
+        fill(browser.find_element(By.CSS_SELECTOR, f"#{name} textarea, #{name} input[type=number]"), value)
+
+
+def sources(browser):
+    script = "return arguments[0].map(model => document.querySelector(`#${model} img`)?.src)"
+    return dict(zip(MODELS, browser.execute_script(script, MODELS), strict=True))
+
+
+def draw(browser, models=MODELS, **form) -> list[Image.Image]:
+    """Fill in, click, and wait for other pictures than there were."""
+    before = sources(browser)
+    write(browser, **form)
+    browser.find_element(By.ID, "draw").click()
+    WebDriverWait(browser, WAIT).until(lambda _: all(sources(browser)[m] not in (None, before[m]) for m in models))
+    return [picture(browser, f"#{model} img") for model in models]
+
+
+def refusal(browser, **form) -> str:
+    """What the page says instead of drawing; the note is closed again."""
+    write(browser, **form)
+    browser.find_element(By.ID, "draw").click()
+    note = browser.find_element(By.CSS_SELECTOR, "[data-testid=toast-body]")
+    message = note.get_property("textContent")
+    note.find_element(By.CSS_SELECTOR, "[data-testid=toast-close]").click()
+    WebDriverWait(browser, WAIT).until(staleness_of(note))
+    return message
+
+
+def metadata(browser, model):
+    with urllib.request.urlopen(sources(browser)[model]) as answer:
+        return read_metadata(answer.read())
+
+
+def test_both_pictures_from_the_same_noise(page, browser, painter):
+    browser.get(page.url)
+    shown = draw(browser, prompt=PROMPT, negative_prompt="green", seed=7, steps=3, guidance=3, width=80, height=48)
+    drawing = Drawing(48, 80, steps=3, guidance=3.0, shift=painter.defaults.shift, negative_prompt="green")
+    for model, image in zip(MODELS, shown, strict=True):
+        (expected,) = to_pictures(getattr(painter, model)([PROMPT], [7], drawing))
+        assert image.format == "PNG" and image.size == (80, 48)
+        assert image.tobytes() == expected.tobytes()
+        assert {"model": model, "seed": 7, "prompt": PROMPT}.items() <= metadata(browser, model).items()
+    assert "Latent base: " in browser.find_element(By.ID, "timing").text
+    others = draw(browser, seed=8)
+    assert all(other.tobytes() != image.tobytes() for other, image in zip(others, shown, strict=True))
+    assert loaded_from(browser) == {page.url.rstrip("/")}
+    assert page.hosts <= {"127.0.0.1", "localhost", None}
+    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def test_bad_input_is_told_and_the_page_goes_on(page, browser):
+    browser.get(page.url)
+    assert "prompt: missing" in refusal(browser, steps=2)
+    assert "width=50: must be a multiple of 16" in refusal(browser, prompt=PROMPT, width=50)
+    assert sources(browser) == {"latent": None, "pixel": None}
+    assert [image.size for image in draw(browser, width=32)] == [(32, 64)] * 2
+    browser.find_element(By.CSS_SELECTOR, "#beside input").click()  # without the latent one
+    assert draw(browser, models=["pixel"], width=48)[0].size == (48, 64)
+    assert sources(browser)["latent"] is None
+
+
+def test_a_merged_model_has_no_latent_one_beside_it(tmp_path):
+    gradio = pytest.importorskip("gradio")
+    painter = Painter(convert(ADAPTER, "merged", str(tmp_path / "merged"), BASE))
+    artist = Artist(painter, SafetyFilter(Safety(), "cpu"), tmp_path)
+    names = {part["props"].get("elem_id") for part in build_page(gradio, artist).config["components"]}
+    assert {"prompt", "pixel", "details"} <= names and not {"latent", "beside"} & names
+    files, about = artist.draw(artist.read(PROMPT, 0, steps=2), lambda model, done: None)
+    assert list(files) == ["pixel"] and about["flagged"] == {"pixel": False}
+
+
+def test_what_is_flagged_is_painted_over(painter, tmp_path):
+    def flag_all(pictures):
+        return [Image.new("RGB", p.size) for p in pictures], [True] * len(pictures)
+
+    artist = Artist(painter, flag_all, tmp_path)
+    done = []
+    files, about = artist.draw(artist.read(PROMPT, 0, steps=2, latent=True), lambda *step: done.append(step))
+    assert done == [(model, step) for model in MODELS for step in (0, 1, 2)]
+    assert about["flagged"] == {"latent": True, "pixel": True}
+    for path in files.values():
+        assert Image.open(path).getextrema() == ((0, 0),) * 3 and read_metadata(path.read_bytes())["flagged"]
+
+
+@pytest.mark.slow
+def test_a_person_at_the_command_line(monkeypatch):
+    """Whole process, behind a proxy that is of no use to it, until Ctrl-C."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    environment = {n: v for n, v in os.environ.items() if n.lower() != "no_proxy"} | {
+        "HTTP_PROXY": "http://127.0.0.1:9"
+    }
+    process = subprocess.Popen(
+        [sys.executable, "jobs/demo_ui.py", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # background jobs start with it ignored
+    )
+    try:
+        url = process.stdout.readline().split(" ")[0]
+        assert url.startswith("http://127.0.0.1:")
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url) as answer:
+            assert answer.status == 200 and b"AsymFlow" in answer.read()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--base", "absent"], "no pixel model merged by jobs/export.py"),
+        (["--base", BASE], "adapter: missing"),
+        (["--base", "absent", "--adapter", ADAPTER], "base='absent': no such folder"),
+        (["--adapter", "./absent"], "adapter='./absent': no such folder"),
+        (["--safety-classifier", "absent"], "safety.classifier='absent'"),
+        (["--device", "cuda"], "device='cuda': PyTorch finds no GPU"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 7860: cannot be listened on"),
+        (["--port", "99999"], "--port 99999: cannot be listened on"),
+    ],
+)
+def test_bad_arguments(run, arguments, message):
+    status, out, err = run(*arguments)
+    assert status == 2 and out == ""
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+def test_without_gradio(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert run("--port", "0") == (2, "", "error: the page needs Gradio: pip install 'asymflow[ui]'\n")
+
+
+def test_a_port_that_is_taken(run):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        status, _, err = run("--port", str(port))
+    assert status == 2 and err.startswith(f"error: --host 127.0.0.1 --port {port}: cannot be listened on")
 
 
 @pytest.fixture
-def page(tmp_path, monkeypatch):
-    """Address of a served page."""
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # where it keeps the pictures it shows
-    import gradio
+def run(monkeypatch, capsys):
+    """Run jobs/demo_ui.py in this process: (exit status, stdout, stderr). Loading a model is an error."""
 
-    with gradio.Blocks(analytics_enabled=False) as blocks:  # no analytics, no look for a newer version
-        prompt = gradio.Textbox(label="Prompt", elem_id="prompt")
-        seed = gradio.Number(label="Seed", value=0, precision=0, elem_id="seed")
-        steps = gradio.Slider(1, 50, value=4, step=1, label="Steps", elem_id="steps")
-        button = gradio.Button("Draw", elem_id="draw")
-        with gradio.Row():
-            names = ("latent", "pixel")
-            pictures = [gradio.Image(label=name, format="png", buttons=[], elem_id=name) for name in names]
-        button.click(draw, [prompt, seed, steps], pictures)
-    _, url, _ = blocks.launch(
-        prevent_thread_lock=True, server_name="127.0.0.1", share=False, quiet=True, ssr_mode=False, footer_links=[]
-    )
-    yield url
-    blocks.close(verbose=False)
+    def load_nothing(*arguments):
+        raise AssertionError("a model was loaded")
 
+    for name in ("GRADIO_TEMP_DIR", "NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setattr("pipelines.demo_page.Painter", load_nothing)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.chdir(ROOT)
 
-def color_of(picture: Image.Image) -> tuple[int, ...]:
-    assert picture.size == (64, 64)
-    ((_, color),) = picture.getcolors()
-    return color
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["jobs/demo_ui.py", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / "jobs/demo_ui.py"), run_name="__main__")
+        return stopped.value.code, *capsys.readouterr()
 
-
-def test_page(page, browser):
-    browser.get(page)
-    fill(browser.find_element(By.CSS_SELECTOR, "#prompt textarea"), "a red fox")
-    fill(browser.find_element(By.CSS_SELECTOR, "#seed input"), 200)
-    fill(browser.find_element(By.CSS_SELECTOR, "#steps input[type=number]"), 12)
-    browser.find_element(By.CSS_SELECTOR, "#steps input[type=range]").send_keys(Keys.ARROW_RIGHT)
-    browser.find_element(By.ID, "draw").click()
-    shown = [picture(browser, f"#{name} img") for name in ("latent", "pixel")]
-    assert [color_of(image) for image in shown] == [(9, 200, 13), (13, 200, 9)]
-    assert loaded_from(browser) == {page.rstrip("/")}
-    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    return run
