@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload_with_hook
 from diffusers import (
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -369,6 +370,23 @@ def test_half_precision_keeps_the_basis(tmp_path, pipe):
     assert torch.equal(half.transformer.proj_buffer, pipe.transformer.proj_buffer)
     assert torch.equal(half.transformer.to(torch.float16).proj_buffer, pipe.transformer.proj_buffer)
     assert half.transformer.scale_buffer.dtype == torch.float32
+
+
+@pytest.mark.parametrize("how", ["model", "leaf_level", "block_level"])
+def test_offloading_changes_nothing(pipe, how):
+    # An accelerator's part is played by the CPU: hooks and order of calls are the same.
+    offloaded, cpu = AsymFlux2KleinPipeline.from_pretrained(BASE, adapter=ADAPTER), torch.device("cpu")
+    offloaded.set_progress_bar_config(disable=True)
+    calls = []
+    for name in AsymFlux2KleinPipeline.model_cpu_offload_seq.split("->"):
+        part = getattr(offloaded, name)
+        if how == "model":
+            cpu_offload_with_hook(part, cpu)
+        part.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+    if how != "model":
+        offloaded.enable_group_offload(cpu, cpu, offload_type=how, num_blocks_per_group=1)
+    assert largest_difference(samples(offloaded), samples(pipe)) < 1e-4
+    assert calls == ["text_encoder"] * 2 + ["transformer"] * 6  # with guidance, three steps
 
 
 def test_weights_kept_in_eight_bits_give_nearly_the_same_picture(tmp_path, pipe):
