@@ -2,4 +2,4 @@
 
 from asymflow import torchvision_remedy
 
-torchvision_remedy.apply()
+torchvision_remedy.apply_at_import()

@@ -7,23 +7,47 @@ is done.
 """
 
 import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-
-import torch
+from types import ModuleType
+from typing import Any
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_library = None  # a Library undeclares its schemas when it is collected
+_library: Any = None  # a Library undeclares its schemas when it is collected
+
+
+class _AtImport(MetaPathFinder):
+    """Finds nothing, but is asked first. So a process that needs no torchvision does not load torch for it."""
+
+    was_asked = False
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name == "torchvision" and not self.was_asked:
+            self.was_asked = True
+            apply()
+        return None
+
+
+def apply_at_import() -> None:
+    """Call `apply` when torchvision is imported, if ever."""
+    if "torchvision" not in sys.modules:
+        sys.meta_path.insert(0, _AtImport())
 
 
 def apply() -> bool:
     """Declare the schemas if they are needed; returns whether they were. Call before torchvision is imported."""
+    import torch
+
     global _library
-    if _library is not None:
-        return True
     spec = importlib.util.find_spec("torchvision")
+    if _library is not None:  # the search alone may have declared them
+        return True
     if spec is None or spec.origin is None or _operators_load(Path(spec.origin).parent):
         return False
     _library = torch.library.Library("torchvision", "DEF")
@@ -33,6 +57,8 @@ def apply() -> bool:
 
 
 def _operators_load(package: Path) -> bool:
+    import torch
+
     for extension in package.glob("_C*.so"):
         try:
             torch.ops.load_library(extension)
