@@ -1,8 +1,15 @@
 """The steps of the pipeline, on Ray: each module has a config, a function that runs the step, and its artifact."""
 
+import gc
 import logging
+import sys
 
 import asymflow as asymflow  # its torchvision remedy must come before any import of diffusers in a step's module
 
-# peft imports it where it is installed, and on a machine without a GPU it then speaks of kernels that nobody asked for
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+# What imports make stays. To look through all of it for garbage, again and again, took a quarter of their time.
+gc.set_threshold(*gc.get_threshold()[:2], 1000)
+
+# For layers in 8 bits, of which there are none here, peft would import it and with it torch's compiler: a second at
+# each start. It stays hidden until the optimizer asks for it.
+sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # without a GPU it speaks of kernels that nobody asked for

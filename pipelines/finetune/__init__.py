@@ -1,11 +1,11 @@
 """Finetune: the lifted model on real pixels, by Ray Train and DeepSpeed (Sec. 5.2, appendices A.3, A.4, B.2)."""
 
-import importlib.util
 import json
 import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def check(settings: FinetuneSettings) -> None:
     check_base(settings.base, ("transformer",))
     if settings.loss.kind == "variance_reduced" and settings.loss.perceptual:
         check_perceptual(settings.loss.perceptual)
-    if settings.optim.optimizer == "adam8bit" and not importlib.util.find_spec("bitsandbytes"):
+    if settings.optim.optimizer == "adam8bit" and not PathFinder.find_spec("bitsandbytes"):
         raise ConfigError("optim.optimizer=adam8bit: needs bitsandbytes: pip install 'asymflow[gpu]'")
 
 

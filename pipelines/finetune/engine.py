@@ -5,6 +5,7 @@ ZeRO stages shard, and nothing is cast.
 """
 
 import math
+import sys
 from typing import Any
 
 import deepspeed
@@ -56,6 +57,8 @@ def make_optimizer(model: AdaptedFlux2, optim: Optim, zero_stage: int) -> Optimi
         return AdamW(groups, **options)
     optimizer: Any
     if optim.optimizer == "adam8bit":
+        if "bitsandbytes.optim" not in sys.modules:
+            sys.modules.pop("bitsandbytes", None)  # hidden so far, see `pipelines`
         from bitsandbytes.optim import AdamW8bit  # loads CUDA's libraries
 
         kind = type("UnshardedAdam8bit", (Unsharded, AdamW8bit), {})
