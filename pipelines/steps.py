@@ -129,13 +129,15 @@ def start_ray(run: RunSettings) -> None:
         ray.init(address=address, log_to_driver=True)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token file appears in the home folder
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how late a training's end is noticed
         put_ninja_on_path()  # workers inherit it; DeepSpeed calls it at every start
         ray.init(
             address="local",
             include_dashboard=False,
             object_store_memory=512 << 20,
             logging_level=logging.WARNING,
-            runtime_env={"worker_process_setup_hook": "pipelines.quiet.quiet_worker"},
+            # not a hook of the runtime environment: a process of its own would set that up before each worker's
+            _system_config={"preload_python_modules": ["pipelines.quiet"]},
         )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # `map_items` shows one bar a step instead of a page of operators
