@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from diffusers import Flux2Transformer2DModel
+from released_file import released_shapes
 from safetensors.torch import load_file, save_file
 
 from asymflow.adapters import CONFIG, SUBSPACE, WEIGHTS, load_merged, merge, save_adapter, to_released
@@ -94,24 +95,6 @@ def test_an_adapter_of_the_released_names_and_the_9b_shapes_maps_one_to_one():
     assert {n: t.shape for n, t in merged.state_dict().items()} == {n: t.shape for n, t in whole.state_dict().items()}
     reached = {name.split(".lora_")[0] + ".weight" for name in tensors if ".lora_" in name}
     assert reached <= whole.state_dict().keys() and len(reached) == 58
-
-
-def released_shapes():
-    """The released file's tensors and their shapes."""
-    shapes = {
-        "x_embedder.weight": (4096, 768), "proj_out.weight": (768, 4096), "norm_out.linear.weight": (8192, 4096),
-        "proj_buffer": (768, 128), "scale_buffer": (),
-    }  # fmt: skip
-    layers = {f"single_transformer_blocks.{i}.attn.to_out": (16384, 4096) for i in range(24)}
-    layers["time_guidance_embed.timestep_embedder.linear_1"] = (256, 4096)
-    layers["time_guidance_embed.timestep_embedder.linear_2"] = (4096, 4096)
-    for i in range(8):
-        for ff in ("ff", "ff_context"):
-            layers[f"transformer_blocks.{i}.{ff}.linear_in"] = (4096, 24576)
-            layers[f"transformer_blocks.{i}.{ff}.linear_out"] = (12288, 4096)
-    for name, (inputs, outputs) in layers.items():
-        shapes[f"{name}.lora_A.weight"], shapes[f"{name}.lora_B.weight"] = (256, inputs), (outputs, 256)
-    return shapes
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from diffusers import Flux2Transformer2DModel
+from released_file import released_shapes
 from safetensors.torch import load_file, save_file
 
 from asymflow.adapters import (
@@ -47,23 +48,6 @@ def make(tiny_transformer):
     return make
 
 
-def released_shapes():
-    """The table of the released file: {name: shape} of its float16 tensors."""
-    shapes = {"x_embedder.weight": (4096, 768), "proj_out.weight": (768, 4096), "norm_out.linear.weight": (8192, 4096)}
-    layers = {
-        "time_guidance_embed.timestep_embedder.linear_1": (256, 4096),
-        "time_guidance_embed.timestep_embedder.linear_2": (4096, 4096),
-        **{f"single_transformer_blocks.{i}.attn.to_out": (16384, 4096) for i in range(24)},
-    }
-    for i in range(8):
-        for ff in ("ff", "ff_context"):
-            layers[f"transformer_blocks.{i}.{ff}.linear_in"] = (4096, 24576)
-            layers[f"transformer_blocks.{i}.{ff}.linear_out"] = (12288, 4096)
-    for name, (inputs, outputs) in layers.items():
-        shapes[f"{name}.lora_A.weight"], shapes[f"{name}.lora_B.weight"] = (256, inputs), (outputs, 256)
-    return shapes
-
-
 @pytest.fixture(scope="module")
 def klein():
     """FLUX.2 klein Base 9B lifted, without values."""
@@ -79,8 +63,8 @@ def test_names_shapes_and_types_are_the_released_files(klein):
     tensors = to_released(klein.trainable(), klein.subspace)
     assert len(tensors) == 121 and sum(t.numel() for t in tensors.values()) == 353_533_953
     assert len({released_name(name) for name in klein.trainable()}) == len(klein.trainable()) == 119
-    expected = {name: (shape, torch.float16) for name, shape in released_shapes().items()}
-    expected |= {"proj_buffer": ((768, 128), torch.bfloat16), "scale_buffer": ((), torch.bfloat16)}
+    types = {"proj_buffer": torch.bfloat16, "scale_buffer": torch.bfloat16}
+    expected = {name: (shape, types.get(name, torch.float16)) for name, shape in released_shapes().items()}
     assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == expected
 
 

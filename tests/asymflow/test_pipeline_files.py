@@ -1,0 +1,139 @@
+"""The pipeline is saved, loaded, and given adapters of every kind."""
+
+import copy
+import json
+
+import pytest
+import torch
+from accelerate import cpu_offload_with_hook
+from safetensors.torch import load_file
+from toy_pipeline import ADAPTER, BASE, PROMPTS, largest_difference, samples
+
+from asymflow.adapters import save_pth
+from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
+from asymflow.oklab import RELEASED
+from asymflow.subspace import Subspace
+from pipelines.convert import convert
+
+
+@pytest.mark.parametrize("how", ["saved", "comfyui", "merged", "released", "pth"])
+def test_files_give_the_same_picture_again(pipe, tmp_path, how):
+    if how == "saved":
+        pipe.save_pretrained(tmp_path)
+        again = AsymFlux2KleinPipeline.from_pretrained(tmp_path)
+    elif how == "merged":
+        convert(str(ADAPTER), "merged", str(tmp_path / "out"), str(BASE), "float32")
+        again = AsymFlux2KleinPipeline.from_pretrained(tmp_path / "out")
+    else:
+        convert(str(ADAPTER), "comfyui" if how == "comfyui" else "released", str(tmp_path / "out"))
+        if how == "pth":  # as the released adapter comes: no colour space, for which its own is taken
+            (tmp_path / "out/subspace.safetensors").unlink()
+        again = AsymFlux2KleinPipeline.from_pretrained(BASE, adapter=tmp_path / "out")
+    again.set_progress_bar_config(disable=True)
+    assert again.defaults == pipe.defaults
+    assert again.space == (RELEASED if how == "pth" else pipe.space)
+    for name, weight in pipe.transformer.state_dict().items():
+        assert torch.equal(again.transformer.state_dict()[name], weight), name
+    text = pipe.encode_prompt([PROMPTS[0], ""])
+    given = {"prompt": None, "prompt_embeds": text[:1], "negative_prompt_embeds": text[1:], "clamp_to_gamut": False}
+    assert largest_difference(again.encode_prompt(PROMPTS[0])[0], text[0]) < 1e-5
+    again.transformer.to(torch.float64)  # float32 products depend on where in memory a weight lies
+    x_0 = samples(double(pipe), output_type="latent", **given)
+    assert largest_difference(samples(again, output_type="latent", **given), x_0) < 1e-6
+
+
+def double(pipe):
+    """The same pipeline with a network in float64."""
+    parts = {**pipe.components, "transformer": copy.deepcopy(pipe.transformer).double()}
+    again = AsymFlux2KleinPipeline(**parts, oklab_mean=pipe.space.mean, oklab_std=pipe.space.std, **vars(pipe.defaults))
+    again.set_progress_bar_config(disable=True)
+    return again
+
+
+def test_an_adapter_alone_is_read_from_its_rounded_buffers(pipe, tmp_path):
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        (tmp_path / name).write_bytes((ADAPTER / name).read_bytes())
+    again = AsymFlux2KleinPipeline.from_pretrained(BASE, adapter=tmp_path, text_encoder=None, tokenizer=None)
+    A = again.transformer.proj_buffer
+    assert largest_difference(A.T @ A, torch.eye(128)) < 1e-5
+    assert 0 < largest_difference(A, pipe.transformer.proj_buffer) < 1e-3
+
+
+def test_half_precision_keeps_the_basis(tmp_path, pipe):
+    pipe.save_pretrained(tmp_path)
+    half = AsymFlux2KleinPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.transformer.dtype == torch.bfloat16 and half.text_encoder.dtype == torch.bfloat16
+    assert torch.equal(half.transformer.proj_buffer, pipe.transformer.proj_buffer)
+    assert torch.equal(half.transformer.to(torch.float16).proj_buffer, pipe.transformer.proj_buffer)
+    assert half.transformer.scale_buffer.dtype == torch.float32
+
+
+def test_what_cannot_be_loaded_is_said(tmp_path, pipe):
+    load = AsymFlux2KleinPipeline.from_pretrained
+    with pytest.raises(ValueError, match="is a Flux2KleinPipeline, a latent model: give adapter"):
+        load(BASE)
+    with pytest.raises(ValueError, match="no adapter folder at ./nowhere"):
+        load(BASE, adapter="./nowhere")
+    with pytest.raises(ValueError, match="not both"):
+        load(BASE, adapter=ADAPTER, subspace=ADAPTER / "subspace.safetensors")
+    with pytest.raises(ValueError, match="it lacks diffusion_pytorch_model.safetensors"):
+        load(BASE, adapter=tmp_path)
+    with pytest.raises(ValueError, match="save the pipeline, and quantize what was saved"):
+        load(BASE, adapter=ADAPTER, quantization_config=object())
+    without_text = load(BASE, adapter=ADAPTER, text_encoder=None, tokenizer=None)
+    with pytest.raises(ValueError, match="without a text encoder: give prompt_embeds"):
+        without_text(PROMPTS[0])
+
+
+def test_an_adapter_of_another_base_is_refused_with_what_differs(tmp_path):
+    for path in ADAPTER.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((ADAPTER / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_layers": 8, "num_attention_heads": 32}))
+    with pytest.raises(ValueError, match="num_layers is 8, the model's 1; num_attention_heads is 32, the model's 4"):
+        AsymFlux2KleinPipeline.from_pretrained(BASE, adapter=tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    subspace = Subspace.load(ADAPTER / "subspace.safetensors")
+    other = Subspace(subspace.A.flip(0), subspace.s, subspace.layout, subspace.space)
+    (tmp_path / "subspace.safetensors").unlink()
+    save_pth(other, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="is another than the adapter beside it was made with"):
+        AsymFlux2KleinPipeline.from_pretrained(BASE, adapter=tmp_path)
+
+
+def test_the_adapter_of_the_toy_is_of_the_released_form():
+    tensors = load_file(ADAPTER / "diffusion_pytorch_model.safetensors")
+    assert tensors["x_embedder.weight"].dtype == torch.float16 and tensors["proj_buffer"].dtype == torch.bfloat16
+    assert {name.split(".lora_")[0] for name in tensors if ".lora_" in name} == {
+        *(f"transformer_blocks.0.{ff}.linear_{end}" for ff in ("ff", "ff_context") for end in ("in", "out")),
+        *(f"single_transformer_blocks.{i}.attn.to_out" for i in range(4)),
+        *(f"time_guidance_embed.timestep_embedder.linear_{i}" for i in (1, 2)),
+    }
+
+
+@pytest.mark.parametrize("how", ["model", "leaf_level", "block_level"])
+def test_offloading_changes_nothing(pipe, how):
+    # An accelerator's part is played by the CPU: hooks and order of calls are the same.
+    offloaded, cpu = AsymFlux2KleinPipeline.from_pretrained(BASE, adapter=ADAPTER), torch.device("cpu")
+    offloaded.set_progress_bar_config(disable=True)
+    calls = []
+    for name in AsymFlux2KleinPipeline.model_cpu_offload_seq.split("->"):
+        part = getattr(offloaded, name)
+        if how == "model":
+            cpu_offload_with_hook(part, cpu)
+        part.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+    if how != "model":
+        offloaded.enable_group_offload(cpu, cpu, offload_type=how, num_blocks_per_group=1)
+    assert largest_difference(samples(offloaded), samples(pipe)) < 1e-4
+    assert calls == ["text_encoder"] * 2 + ["transformer"] * 6  # with guidance, three steps
+
+
+def test_weights_kept_in_eight_bits_give_nearly_the_same_picture(tmp_path, pipe):
+    plain = samples(pipe)
+    pipe.save_pretrained(tmp_path)
+    small = AsymFlux2KleinPipeline.from_pretrained(tmp_path)
+    small.set_progress_bar_config(disable=True)
+    small.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    assert small.transformer.transformer_blocks[0].ff.linear_in.weight.dtype == torch.float8_e4m3fn
+    assert small.transformer.proj_buffer.dtype == torch.float32
+    assert 1e-3 < largest_difference(samples(small), plain) < 0.5
