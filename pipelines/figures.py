@@ -1,10 +1,9 @@
 """Figures of the pipeline: bases, spectra, losses."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -12,7 +11,14 @@ from asymflow.oklab import OklabSpace
 from asymflow.patches import unpatchify
 from pipelines.pictures import grid_of, to_pictures
 
-matplotlib.use("Agg")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(**options: Any) -> "Figure":
+    from matplotlib.figure import Figure  # the driver alone draws, and workers import the steps too
+
+    return Figure(**options)
 
 
 def basis_tiles(A: Tensor, patch_size: int, layout: str, space: OklabSpace, columns: int = 16) -> Image.Image:
@@ -23,10 +29,10 @@ def basis_tiles(A: Tensor, patch_size: int, layout: str, space: OklabSpace, colu
     return grid_of(to_pictures(space.decode(patches)), columns=columns, scale=2)
 
 
-def spectrum_figure(gram: Tensor, bases: Mapping[str, Tensor]) -> Figure:
+def spectrum_figure(gram: Tensor, bases: Mapping[str, Tensor]) -> "Figure":
     """Eigenvalues of the patch Gram matrix, and the energy along the columns of each basis."""
     eigenvalues = torch.linalg.eigvalsh(gram.double()).flip(0).clamp_min(1e-12)
-    figure = Figure(figsize=(6, 4))
+    figure = new_figure(figsize=(6, 4))
     axes = figure.subplots()
     total = eigenvalues.sum()
     axes.loglog(range(1, len(eigenvalues) + 1), eigenvalues / total, label="eigenvalues")
@@ -38,9 +44,9 @@ def spectrum_figure(gram: Tensor, bases: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
-def convergence_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> Figure:
+def convergence_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> "Figure":
     """What is still missing of each basis's space, by the number of patches it was computed from."""
-    figure = Figure(figsize=(6, 4))
+    figure = new_figure(figsize=(6, 4))
     axes = figure.subplots()
     for name in names:
         axes.loglog([row["patches"] for row in rows], [max(1 - row[name], 1e-12) for row in rows], "o-", label=name)
@@ -49,18 +55,20 @@ def convergence_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str]
     return figure
 
 
-def histogram_figure(edges: Sequence[Sequence[float]], counts: Tensor, names: Sequence[str]) -> Figure:
+def histogram_figure(edges: Sequence[Sequence[float]], counts: Tensor, names: Sequence[str]) -> "Figure":
     """One panel a channel of counts (C, bins)."""
-    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    figure = new_figure(figsize=(9, 2.8), layout="constrained")
     for axes, name, edge, count in zip(figure.subplots(1, len(names)), names, edges, counts, strict=True):
         axes.stairs(count / count.sum(), edge, fill=True)
         axes.set(xlabel=name, yscale="log")
     return figure
 
 
-def curves_figure(x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str, log: bool = False) -> Figure:
+def curves_figure(
+    x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str, log: bool = False
+) -> "Figure":
     """One panel a curve, over a shared axis."""
-    figure = Figure(figsize=(6, 2.2 * len(curves)), layout="constrained")
+    figure = new_figure(figsize=(6, 2.2 * len(curves)), layout="constrained")
     panels = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, y) in zip(panels, curves.items(), strict=True):
         axes.plot(x, y)

@@ -13,8 +13,6 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, BinaryIO, TypeVar
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, IncompleteReadError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -81,6 +79,9 @@ def client() -> Any:
 
 @lru_cache(maxsize=1)
 def _client(environment: tuple[tuple[str, str], ...]) -> Any:
+    import boto3  # where the storage is a folder, no process needs it
+    from botocore.config import Config
+
     config = Config(connect_timeout=CONNECT_SECONDS, read_timeout=SILENT_SECONDS, retries={"mode": "standard"})
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")  # boto3 reads the second alone
     # a session of its own: the default one would keep the first credentials it finds

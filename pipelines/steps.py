@@ -6,13 +6,15 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines import artifacts, storage
 from pipelines.artifacts import Artifact, MissingArtifact
 from pipelines.config import ConfigError, RunSettings, Settings
 from pipelines.prebuild import put_ninja_on_path
-from pipelines.tracking import Tracker, open_run, tracking_uri
+
+if TYPE_CHECKING:
+    from pipelines.tracking import Tracker
 
 
 class StepFailed(RuntimeError):
@@ -32,7 +34,7 @@ class Context:
     folder: str
     """URI of the artifact being made; what an interrupted run left there may be gone on from"""
     inputs: Mapping[str, Artifact]
-    tracker: Tracker
+    tracker: "Tracker"
 
     def file(self, *parts: str) -> str:
         return storage.join(self.folder, *parts)
@@ -90,6 +92,8 @@ def identify(step: Step, settings: StepSettings, inputs: Mapping[str, Artifact])
 
 def run_step(step: Step, settings: StepSettings, parent_run: str | None = None) -> Outcome:
     """Run one step, unless its artifact stands. Raises ConfigError before Ray starts."""
+    from pipelines.tracking import open_run, tracking_uri  # MLflow: workers import the steps too, and need none
+
     started = time.monotonic()
     inputs = find_inputs(step, settings)
     tracking_uri(settings.run)

@@ -2,9 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
+
+from pipelines.figures import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS = 40
 _EDGES = {
@@ -34,8 +39,8 @@ class Histograms:
                 self.counts[kind][name] = [a + b for a, b in zip(self.counts[kind][name], more, strict=True)]
 
 
-def report_figure(histograms: Histograms, reasons: Counter[str], buckets: Counter[str]) -> Figure:
-    figure = Figure(figsize=(12, 13), layout="constrained")
+def report_figure(histograms: Histograms, reasons: Counter[str], buckets: Counter[str]) -> "Figure":
+    figure = new_figure(figsize=(12, 13), layout="constrained")
     grid = figure.add_gridspec(4, 2, height_ratios=(1, 1, 1, 1.6))
     for place, (name, edges) in enumerate(_EDGES.items()):
         axes = figure.add_subplot(grid[divmod(place, 2)])

@@ -24,7 +24,6 @@ from pipelines.encode import load_unconditional
 from pipelines.figures import curves_figure
 from pipelines.finetune.attempt import Attempt, stopping_on_sigterm
 from pipelines.finetune.config import FinetuneSettings
-from pipelines.finetune.export import check_export, export_adapter, picture_size, register
 from pipelines.finetune.perceptual import check_perceptual
 from pipelines.finetune.record import AVERAGE, RECORD, Record
 from pipelines.models import check_base
@@ -35,6 +34,8 @@ INPUTS = {"curated": "curate", "encoded": "encode", "basis": "basis"}
 
 
 def check(settings: FinetuneSettings) -> None:
+    from pipelines.finetune.export import check_export  # MLflow: in the driver alone, as in `build`
+
     check_export(settings)
     check_base(settings.base, ("transformer",))
     if settings.loss.kind == "variance_reduced" and settings.loss.perceptual:
@@ -98,6 +99,8 @@ def with_absolute_paths(settings: FinetuneSettings) -> FinetuneSettings:
 
 
 def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
+    from pipelines.finetune.export import export_adapter, picture_size, register
+
     settings = with_absolute_paths(settings)
     if not storage.exists(context.file(RECORD)):
         train(settings, context)
