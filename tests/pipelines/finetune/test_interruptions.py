@@ -163,8 +163,10 @@ def test_a_driver_that_is_killed_and_the_rest_on_two_workers_with_other_zero(tin
 
 def test_a_driver_that_is_asked_to_stop_leaves_a_checkpoint_and_says_so(tiny_workflow, tmp_path, plain):
     """SIGTERM, as `ray job stop` sends it; the rest on one worker, at another ZeRO stage. Run again, it is done."""
-    settings = settings_for(tiny_workflow, tmp_path / "runs", workers=2, zero_stage=0)
-    job = start_job(with_checkpoints_every(settings, 1), tmp_path)
+    settings = settings_for(tiny_workflow, tmp_path / "runs", without_validation=False, workers=2, zero_stage=0)
+    drawing = settings.validation.model_copy(update={"every": 1, "steps": 20})  # else it may be done before it hears
+    settings = with_checkpoints_every(settings, 1).model_copy(update={"validation": drawing})
+    job = start_job(settings, tmp_path)
     wait_for(job, tmp_path, is_checkpoint(tmp_path))
     job.send_signal(signal.SIGTERM)
     assert job.wait(120) == 1
