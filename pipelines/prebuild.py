@@ -6,13 +6,15 @@ DeepSpeed compiles this extension wherever it starts with gloo. Compilers mark t
 that was left by a killed build makes every later start wait for ever, silently, so such a file is removed first.
 """
 
+import math
 import os
 import sysconfig
 import time
 from pathlib import Path
 
 PROCESSES = Path("/proc")
-_FRESH_SECONDS = 300  # a build takes about a minute
+BUILD_SECONDS = 300
+"""More than a build ever takes: about a minute"""
 
 
 def main() -> None:
@@ -42,9 +44,11 @@ def extensions_folder() -> Path:
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
 
 
-def remove_stale_locks(folder: Path) -> list[Path]:
-    """Remove and return the locks of DeepSpeed's extensions below a folder that no build holds."""
+def remove_stale_locks(folder: Path, older_than: float = 0) -> list[Path]:
+    """Remove and return the locks of DeepSpeed's extensions below a folder that no build on this machine holds, and
+    that are so many seconds old."""
     stale = [lock for lock in sorted(folder.glob("**/deepspeed_*/lock")) if not _is_held(lock)]
+    stale = [lock for lock in stale if _age(lock) >= older_than]
     for lock in stale:
         lock.unlink(missing_ok=True)
     return stale
@@ -53,10 +57,7 @@ def remove_stale_locks(folder: Path) -> list[Path]:
 def _is_held(lock: Path) -> bool:
     """A build keeps its lock open; where open files cannot be listed, a young lock counts as held."""
     if not (PROCESSES / "self/fd").is_dir():
-        try:
-            return time.time() - lock.stat().st_mtime < _FRESH_SECONDS
-        except FileNotFoundError:
-            return False
+        return _age(lock) < BUILD_SECONDS
     target = str(lock.resolve())
     for descriptor in PROCESSES.glob("[0-9]*/fd/*"):
         try:
@@ -65,6 +66,13 @@ def _is_held(lock: Path) -> bool:
         except OSError:  # the process ended, or is another user's
             continue
     return False
+
+
+def _age(lock: Path) -> float:
+    try:
+        return time.time() - lock.stat().st_mtime
+    except FileNotFoundError:  # released meanwhile
+        return math.inf
 
 
 def put_ninja_on_path() -> None:

@@ -4,6 +4,7 @@ What is trained is float32 whatever the base's precision, so that DeepSpeed sees
 ZeRO stages shard, and nothing is cast.
 """
 
+import logging
 import math
 import sys
 from typing import Any
@@ -18,6 +19,9 @@ from asymflow.models.adapted import AdaptedFlux2
 from pipelines.finetune.batches import Batch
 from pipelines.finetune.config import FinetuneSettings, Optim
 from pipelines.finetune.objective import Objective
+from pipelines.prebuild import BUILD_SECONDS, extensions_folder, remove_stale_locks
+
+LOGGER = logging.getLogger(__name__)
 
 
 class Unsharded:
@@ -88,6 +92,9 @@ def make_engine(
     """DeepSpeed's engine, and the optimizer inside it, whose rates may be set. torch.distributed must be set up."""
     optimizer = make_optimizer(objective.model, settings.optim, settings.resources.zero_stage)
     trained: list[nn.Parameter] = list(objective.model.trainable().values())
+    # DeepSpeed would wait for it for ever, without a word. Young ones may be held on another node with the same home.
+    for lock in remove_stale_locks(extensions_folder(), older_than=BUILD_SECONDS):
+        LOGGER.warning("removed %s: a build that was killed had left it", lock)
     engine, *_ = deepspeed.initialize(
         model=objective,
         optimizer=optimizer,

@@ -3,6 +3,7 @@
 import math
 import os
 import socket
+import time
 from dataclasses import replace
 from itertools import product
 
@@ -72,6 +73,22 @@ def make(tiny_transformer):
         return engine, inner, model, TrainableState(engine, model.trainable())
 
     return make
+
+
+def test_the_lock_of_a_killed_build_is_no_reason_to_wait(make, tmp_path, monkeypatch):
+    lock = tmp_path / "py311_cpu/deepspeed_shm_comm/lock"
+    lock.parent.mkdir(parents=True)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+
+    def initialize(**options):
+        raise RuntimeError("young" if lock.exists() else "gone")
+
+    monkeypatch.setattr(deepspeed, "initialize", initialize)
+    for age, found in ((10, "young"), (3600, "gone")):
+        lock.touch()
+        os.utime(lock, (time.time() - age,) * 2)
+        with pytest.raises(RuntimeError, match=found):
+            make()
 
 
 def batch(seed: int) -> Batch:
