@@ -38,10 +38,9 @@ _CBRT_LINEAR_BELOW = 1e-9
 
 def _mix(matrix: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Apply a (3, 3) colour matrix to the channel axis of (..., 3, H, W)."""
-    matrix = matrix.to(device=images.device, dtype=images.dtype)
-    # Written out rather than as a matrix product: under autocast a product would run in half precision.
     red, green, blue = images.unbind(-3)
-    rows = [row[0] * red + row[1] * green + row[2] * blue for row in matrix]
+    # Written out rather than as a matrix product: under autocast, or with TF32, a product would lose precision.
+    rows = [torch.add(torch.add(r * red, green, alpha=g), blue, alpha=b) for r, g, b in matrix.tolist()]
     return torch.stack(rows, dim=-3)
 
 
@@ -163,10 +162,13 @@ class OklabSpace:
     def clamp_to_gamut(self, x: torch.Tensor) -> torch.Tensor:
         """Normalised Oklab moved to the colour that a screen shows for it: encode(decode(x)), App. B.2.
 
-        Without the transfer curve, which encoding would only undo.
+        Without the transfer curve, which encoding would only undo. It passes no gradient.
         """
         mean, std = self._shift_and_scale(x)
-        return (_linear_to_oklab(_oklab_to_linear(x * std + mean).clamp(0, 1)) - mean) / std
+        with torch.no_grad():
+            linear = _oklab_to_linear(torch.addcmul(mean, x, std)).clamp_(0, 1)
+            # no colour of the gamut has a negative cone response: the plain root will do
+            return _mix(_LAB_FROM_LMS, _mix(_LMS_FROM_RGB, linear).pow_(1 / 3)).sub_(mean).div_(std)
 
 
 # The constants inside the released AsymFLUX.2 klein weights. Adapters trained with other numbers need their

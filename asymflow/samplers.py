@@ -44,15 +44,11 @@ def noise_for(
 
 def _denoise(
     velocity: Velocity, x_t: torch.Tensor, sigma: torch.Tensor, transform_x_0: Transform
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (x_0, u) at x_t, with the transform applied to both."""
+) -> torch.Tensor:
+    """Return x_0 at x_t, transformed."""
     batch_sigma = sigma.to(device=x_t.device, dtype=x_t.dtype).expand(x_t.shape[0])
-    u = velocity(x_t, batch_sigma)
-    x_0 = x_0_from_u(u, x_t, batch_sigma)
-    if transform_x_0 is not None:
-        x_0 = transform_x_0(x_0)
-        u = u_from_x_0(x_0, x_t, batch_sigma)
-    return x_0, u
+    x_0 = x_0_from_u(velocity(x_t, batch_sigma), x_t, batch_sigma)
+    return x_0 if transform_x_0 is None else transform_x_0(x_0)
 
 
 def _after(callback: Callback, step: int, x_t: torch.Tensor) -> torch.Tensor:
@@ -72,8 +68,9 @@ def euler(
     """First-order solver; `steps` evaluations."""
     sigmas, x_t = sampling_sigmas(steps, shift), noise
     for i in range(steps):
-        x_0, u = _denoise(velocity, x_t, sigmas[i], transform_x_0)
-        x_t = x_0 if i == steps - 1 else x_t + float(sigmas[i + 1] - sigmas[i]) * u
+        x_0 = _denoise(velocity, x_t, sigmas[i], transform_x_0)
+        # x_t + (sigma' - sigma) u in one pass: the step goes along the straight line from x_t to x_0
+        x_t = torch.lerp(x_0, x_t, float(sigmas[i + 1] / sigmas[i]))
         x_t = _after(callback, i, x_t)
     return x_t
 
@@ -90,13 +87,14 @@ def heun(
     """Second-order solver; 2 steps - 1 evaluations. The last step is Euler's: sigma 0 has no velocity."""
     sigmas, x_t = sampling_sigmas(steps, shift), noise
     for i in range(steps):
-        x_0, u = _denoise(velocity, x_t, sigmas[i], transform_x_0)
+        x_0 = _denoise(velocity, x_t, sigmas[i], transform_x_0)
         if i == steps - 1:
             x_t = x_0
         else:
-            delta = float(sigmas[i + 1] - sigmas[i])
-            _, u_next = _denoise(velocity, x_t + delta * u, sigmas[i + 1], transform_x_0)
-            x_t = x_t + delta / 2 * (u + u_next)
+            x_next = torch.lerp(x_0, x_t, float(sigmas[i + 1] / sigmas[i]))  # Euler's step
+            x_0_next = _denoise(velocity, x_next, sigmas[i + 1], transform_x_0)
+            u, u_next = u_from_x_0(x_0, x_t, sigmas[i]), u_from_x_0(x_0_next, x_next, sigmas[i + 1])
+            x_t = x_t + float(sigmas[i + 1] - sigmas[i]) / 2 * (u + u_next)
         x_t = _after(callback, i, x_t)
     return x_t
 
@@ -129,7 +127,7 @@ def unipc(
     scheduler.sigmas[0] = max(_UNIPC_SIGMA_MAX, float(1 + sigmas[1]) / 2)
     scheduler.set_begin_index(0)
     for i in range(steps):
-        x_0, _ = _denoise(velocity, x_t, sigmas[i], transform_x_0)
+        x_0 = _denoise(velocity, x_t, sigmas[i], transform_x_0)
         x_t = scheduler.step(x_0, scheduler.timesteps[i], x_t, return_dict=False)[0]
         x_t = _after(callback, i, x_t)
     return x_t
