@@ -10,6 +10,12 @@ FILES = ["*.json", "*.safetensors", "*.pth"]
 OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
 
 
+def is_repository(adapter: str | Path) -> bool:
+    """Whether it can only be the name of one: OWNER/NAME, where no folder OWNER is."""
+    parts = str(adapter).split("/")
+    return len(parts) == 2 and all(parts) and parts[0][0] not in ".~" and not Path(parts[0]).is_dir()
+
+
 def local_folder(adapter: str | Path, revision: str | None = None, options: Mapping[str, Any] | None = None) -> Path:
     """The folder itself, or that of the repository OWNER/NAME after its files were fetched.
 
@@ -17,7 +23,7 @@ def local_folder(adapter: str | Path, revision: str | None = None, options: Mapp
     """
     if Path(adapter).is_dir():
         return Path(adapter)
-    if str(adapter).startswith((".", "/", "~")) or str(adapter).count("/") != 1:
+    if not is_repository(adapter):
         raise ValueError(f"there is no adapter folder at {adapter}")
     known = {name: value for name, value in (options or {}).items() if name in OPTIONS}
     return Path(snapshot_download(str(adapter), revision=revision, allow_patterns=FILES, **known))

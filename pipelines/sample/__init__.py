@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from asymflow.adapters.hub import is_repository
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
 from pipelines import storage
 from pipelines.config import ConfigError
@@ -40,7 +41,7 @@ def check_model(base: str, adapter: str, latent: bool) -> None:
     """Raises ConfigError unless they can be sampled with, as far as can be told without loading them."""
     if adapter:
         check_base(base, ("transformer",), images=latent, text=True)
-        if adapter.startswith((".", "/")) and not Path(adapter).is_dir():
+        if not (adapter.startswith("s3://") or Path(adapter).is_dir() or is_repository(adapter)):
             raise ConfigError(f"adapter={adapter!r}: no such folder; a finetune writes one, and jobs/export.py does")
         return
     index = Path(base) / "model_index.json"

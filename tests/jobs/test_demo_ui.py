@@ -183,7 +183,8 @@ def test_a_person_at_the_command_line(monkeypatch):
         (["--port", "99999"], "--port 99999: cannot be listened on"),
     ],
 )
-def test_bad_arguments(run, arguments, message):
+def test_bad_arguments(run, monkeypatch, arguments, message):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     status, out, err = run(*arguments)
     assert status == 2 and out == ""
     assert err.startswith("error: ") and message in err and err.count("\n") == 1

@@ -20,8 +20,10 @@ def test_folders_are_themselves_and_repositories_are_fetched(tmp_path, monkeypat
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["./absent", "/absent/folder", "absent", "a/b/c", "~/x"])
-def test_a_path_where_nothing_is_is_no_repository(path, monkeypatch):
+@pytest.mark.parametrize("path", ["./absent", "/absent/folder", "absent", "a/b/c", "~/x", "models/absent", "/x"])
+def test_a_path_where_nothing_is_is_no_repository(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
     monkeypatch.setattr(hub, "snapshot_download", lambda *a, **k: pytest.fail("a hub was asked"))
     with pytest.raises(ValueError, match="there is no adapter folder at"):
         hub.local_folder(path)
