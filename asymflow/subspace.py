@@ -159,6 +159,11 @@ class Subspace:
         return self.A.shape[0]
 
     @property
+    def patch_size(self) -> int:
+        """Side of a square patch of three colours with patch_dim values."""
+        return round((self.patch_dim / 3) ** 0.5)
+
+    @property
     def rank(self) -> int:
         return self.A.shape[1]
 

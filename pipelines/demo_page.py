@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from asymflow.models.klein import PIXELS_PER_TOKEN
 from pipelines.config import ConfigError, validate
 from pipelines.pictures import to_pictures
-from pipelines.sample import PIXELS_PER_TOKEN, check, check_model, made_from, models_of
+from pipelines.sample import check, check_model, made_from, models_of
 from pipelines.sample.config import Safety, SampleSettings
 from pipelines.sample.marks import encode_marked
 from pipelines.sample.painter import Painter

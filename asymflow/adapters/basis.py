@@ -80,14 +80,15 @@ def load_pth(path: str | os.PathLike, space: OklabSpace = RELEASED) -> Subspace:
     if len(sizes) != 1 or f"scale_p{sizes[0]}" not in tensors:
         raise ValueError(f"{path} holds {sorted(map(str, tensors))}; expected proj_mat_p16 and scale_p16")
     A, s = tensors[f"proj_mat_p{sizes[0]}"], tensors[f"scale_p{sizes[0]}"]
-    if str(patch_side(A.shape[0])) != sizes[0]:
+    subspace = Subspace(A.float(), float(s), LAYOUT, space, {"source": Path(path).name})
+    if str(subspace.patch_size) != sizes[0]:
         raise ValueError(f"{path}: proj_mat_p{sizes[0]} is {list(A.shape)}, of no patch of that side")
-    return Subspace(A.float(), float(s), LAYOUT, space, {"source": Path(path).name})
+    return subspace
 
 
 def save_pth(subspace: Subspace, path: str | os.PathLike) -> None:
     """Write the `.pth` that `load_pth` reads, in float32."""
-    channel_first, size = in_layout(subspace, LAYOUT), patch_side(subspace.patch_dim)
+    channel_first, size = in_layout(subspace, LAYOUT), subspace.patch_size
     content: dict[str, Any] = {
         f"proj_mat_p{size}": channel_first.A.detach().cpu().float().contiguous(),
         f"scale_p{size}": torch.tensor(subspace.s, dtype=torch.float32),
@@ -99,10 +100,5 @@ def in_layout(subspace: Subspace, layout: str) -> Subspace:
     """The same subspace for patches packed in another order."""
     if subspace.layout == layout:
         return subspace
-    order = layout_order(patch_side(subspace.patch_dim), subspace.layout, layout)
+    order = layout_order(subspace.patch_size, subspace.layout, layout)
     return replace(subspace, A=subspace.A[order.to(subspace.A.device)], layout=layout)
-
-
-def patch_side(patch_dim: int) -> int:
-    """Of a square patch of three colours."""
-    return round((patch_dim / 3) ** 0.5)

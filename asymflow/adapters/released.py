@@ -14,7 +14,7 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
-from asymflow.adapters.basis import LAYOUT, patch_side
+from asymflow.adapters.basis import LAYOUT
 from asymflow.adapters.defaults import SamplingDefaults
 from asymflow.adapters.files import read_adapter, write_adapter
 from asymflow.models.adapted import AdaptedFlux2
@@ -143,7 +143,7 @@ def adapter_config(
     if subspace is None:
         config |= {name: known[name] for name in ("in_channels", "patch_size")}
     else:
-        config |= {"in_channels": 3, "patch_size": patch_side(subspace.patch_dim), "base_rank": subspace.rank}
+        config |= {"in_channels": 3, "patch_size": subspace.patch_size, "base_rank": subspace.rank}
     config |= {name: known[name] for name in BASE_KEYS} | {"num_timesteps": 1}
     config["axes_dims_rope"] = list(config["axes_dims_rope"])
     if kind == "asymflow":
@@ -182,7 +182,7 @@ def _buffers(subspace: Subspace) -> dict[str, Tensor]:
 
 def _repacked(tensors: Mapping[str, Tensor], subspace: Subspace, source: str, target: str) -> dict[str, Tensor]:
     """Tensors whose patches are packed in the layout `source`, brought into `target`."""
-    order = layout_order(patch_side(subspace.patch_dim), source, target)
+    order = layout_order(subspace.patch_size, source, target)
     return {
         name: tensor.index_select(PATCH_AXES[name], order.to(tensor.device)) if name in PATCH_AXES else tensor
         for name, tensor in tensors.items()

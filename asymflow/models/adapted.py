@@ -105,7 +105,7 @@ class AdaptedFlux2(nn.Module):
                 f"the basis has rank {rank}, the transformer's tokens have {transformer.config.in_channels} values: "
                 "compute a Procrustes basis with this model's own autoencoder"
             )
-        self.patch_size = round((patch_dim / 3) ** 0.5)
+        self.patch_size = subspace.patch_size
         if 3 * self.patch_size**2 != patch_dim:
             raise ValueError(f"a patch of {patch_dim} values is no square of three colours")
         self.transformer = transformer.requires_grad_(False)

@@ -13,7 +13,6 @@ from asymflow.models.pixel import AsymFlux2Transformer2DModel
 from asymflow.models.text import pad_embeddings
 from asymflow.patches import patchify, unpatchify
 
-LAYOUT = "channel_first"
 MAX_REFERENCE_PIXELS = 1024 * 1024
 _REFERENCE_TIME = 10  # reference i is at time 10 (i + 1), the noisy picture at 0, as in FLUX.2
 
@@ -39,7 +38,7 @@ class TextVelocity:
         patch, device = transformer.config.patch_size, text[0].device
         self.references = None
         if references:
-            self.references = torch.cat([patchify(picture[None], patch, LAYOUT) for picture in references], dim=1)
+            self.references = torch.cat([patchify(picture[None], patch) for picture in references], dim=1)
         self.positions = torch.cat(
             [
                 image_positions((height // patch, width // patch), device, _REFERENCE_TIME * i)
@@ -56,7 +55,7 @@ class TextVelocity:
         patch, references = self.transformer.config.patch_size, self.references
         with self.transformer.cache_context(self.branch):
             u = self.transformer(
-                hidden_states=patchify(x_t, patch, LAYOUT),
+                hidden_states=patchify(x_t, patch),
                 encoder_hidden_states=self.text,
                 timestep=sigma,
                 img_ids=self.positions,
@@ -65,7 +64,7 @@ class TextVelocity:
                 return_dict=False,
                 reference_hidden_states=None if references is None else references.expand(len(x_t), -1, -1),
             )[0]
-        return unpatchify(u, *self.size, patch, layout=LAYOUT)
+        return unpatchify(u, *self.size, patch)
 
 
 def prepare_references(pictures: Image.Image | list[Image.Image] | None, patch_size: int) -> list[Tensor]:

@@ -97,9 +97,8 @@ class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
         weights |= {name: tensor.detach().to(device, dtype) for name, tensor in trained.items()}
         weights["proj_buffer"] = subspace.A.detach().to(device, torch.float32)
         weights["scale_buffer"] = torch.tensor(subspace.s, device=device)
-        size = round((subspace.patch_dim / 3) ** 0.5)
         known = {k: v for k, v in transformer.config.items() if k in cls._get_init_keys(cls)}
-        settings = {**known, "in_channels": 3, "patch_size": size, "base_rank": subspace.rank}
+        settings = {**known, "in_channels": 3, "patch_size": subspace.patch_size, "base_rank": subspace.rank}
         with torch.device("meta"):
             model = cls(**settings, sigma_min=sigma_floor_sample)
         model.load_state_dict(weights, assign=True)

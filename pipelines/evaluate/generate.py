@@ -83,7 +83,7 @@ class Generator:
                 model, noise, text, self.unconditional, guidance, settings.steps, settings.shift
             ).cpu()
         subspace = model.subspace
-        size = round((subspace.patch_dim / 3) ** 0.5)
+        size = subspace.patch_size
         grid = (self.height // size, self.width // size)
         tokens = patchify(noise, size, subspace.layout) @ subspace.A.to(self.device)
         z_0 = sample_latents(

@@ -13,6 +13,7 @@ from PIL import Image
 
 from asymflow.adapters.hub import is_repository
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
+from asymflow.models.klein import PIXELS_PER_TOKEN
 from pipelines import storage
 from pipelines.config import ConfigError
 from pipelines.models import check_base
@@ -24,7 +25,6 @@ from pipelines.sample.safety import SafetyFilter, check_safety
 from pipelines.shards import map_items
 from pipelines.steps import Context, Step
 
-PIXELS_PER_TOKEN = 16
 _THUMBNAIL = 256
 
 

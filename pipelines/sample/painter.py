@@ -18,15 +18,14 @@ from torch import Tensor
 
 from asymflow.adapters import COMFYUI, WEIGHTS, SamplingDefaults
 from asymflow.adapters.hub import local_folder
-from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
+from asymflow.diffusers_pipeline import SCHEDULERS, AsymFlux2KleinPipeline
 from asymflow.guidance import Guidance
 from asymflow.models.latent import ImageEncoder, family_of
 from asymflow.patches import patchify
-from asymflow.samplers import euler, heun, noise_for, unipc
+from asymflow.samplers import noise_for
 from pipelines import storage
 from pipelines.sampling import latent_velocity, text_guided
 
-SOLVERS = {"unipc": unipc, "euler": euler, "heun": heun}
 _SCHEDULERS = {
     "unipc": UniPCMultistepScheduler,
     "euler": FlowMatchEulerDiscreteScheduler,
@@ -117,7 +116,8 @@ class Painter:
         velocity = text_guided(latent_velocity(transformer, grid), texts[:-1], texts[-1], guidance)
         noise = patchify(_noise(seeds, drawing).to(self.device), size) @ A
         shift = drawing.latent_shift or drawing.shift / s
-        z_0 = SOLVERS[drawing.solver](velocity, noise, drawing.steps, shift, callback=lambda step, z_t: on_step(step))
+        solve = SCHEDULERS[_SCHEDULERS[drawing.solver]]
+        z_0 = solve(velocity, noise, drawing.steps, shift, callback=lambda step, z_t: on_step(step))
         return encoder.decode(z_0, grid).float().cpu()
 
     @cached_property
