@@ -1,0 +1,74 @@
+"""The one place where metrics get their models from: a local file or folder, or a repository that was named.
+
+Nothing is fetched that nobody asked for: without a source there is an error that says what is needed.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download, snapshot_download
+
+from asymflow.adapters.hub import is_repository
+
+_CHUNK = 1 << 20
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+
+
+class MissingWeights(ValueError):
+    """A metric's model is not where it was said to be; the message says what is needed, and how to get it."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model on this machine."""
+
+    path: Path
+    identity: str
+    """Repository and commit, or the content of what lies locally: the same model is the same anywhere"""
+
+
+def find(source: str, needed: str, file: str = "", revision: str = "main", patterns: Sequence[str] = _FILES) -> Found:
+    """The folder of a model, or with `file` that one file.
+
+    `source` is a path, or a repository OWNER/NAME, of which `revision` is fetched into huggingface_hub's cache (only
+    `patterns`, by default no pickles). `needed` says in words what is looked for, and where it comes from. A `source`
+    that is a file already is that file.
+
+    Raises:
+        MissingWeights: there is none.
+    """
+    if not source:
+        raise MissingWeights(f"no model was named: needed is {needed}")
+    path = Path(source)
+    if path.exists():
+        path = path / file if file and path.is_dir() else path
+        if not path.exists() or path.is_dir() == bool(file):
+            raise MissingWeights(f"{source} has no {file or 'folder'}: needed is {needed}")
+        return Found(path, f"local:{_content(path)}")
+    if not is_repository(source):
+        raise MissingWeights(f"{source} does not exist: needed is {needed}")
+    try:
+        if file:
+            path = Path(hf_hub_download(source, file, revision=revision))
+        else:
+            path = Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
+    except Exception as error:  # of the hub, the network or the disk
+        raise MissingWeights(f"{source} ({revision}) cannot be fetched, {type(error).__name__}: {error}") from error
+    commit = path.parts[path.parts.index("snapshots") + 1]
+    return Found(path, f"{source}@{commit}" + (f"/{file}" if file else ""))
+
+
+def _content(path: Path) -> str:
+    """Names, sizes, and the first and last MiB of each file: weights of tens of gigabytes are not read whole."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path)} {size}\n".encode() if path.is_dir() else f"{size}\n".encode())
+        with open(file, "rb") as stream:
+            digest.update(stream.read(_CHUNK))
+            stream.seek(max(0, size - _CHUNK))
+            digest.update(stream.read(_CHUNK))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,53 @@
+import pytest
+
+from asymflow.metrics import weights
+from asymflow.metrics.weights import MissingWeights, find
+
+
+def test_a_local_model_is_known_by_what_lies_in_it_not_by_where(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"x" * 1000)
+    a, b = (find(str(tmp_path / name), "a model") for name in ("a", "b"))
+    assert a.path == tmp_path / "a" and a.identity == b.identity
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"x" * 999 + b"y")
+    assert find(str(tmp_path / "b"), "a model").identity != a.identity
+
+
+def test_one_file_is_found_in_its_folder_or_by_its_own_path(tmp_path):
+    (tmp_path / "head.pt").write_bytes(b"1")
+    a, b = find(str(tmp_path), "a head", "head.pt"), find(str(tmp_path / "head.pt"), "a head", "head.pt")
+    assert a == b and a.path == tmp_path / "head.pt"
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "says"),
+    [("", "", "no model was named"), ("{}/none", "", "does not exist"), ("{}", "head.pt", "has no head.pt")],
+)
+def test_a_missing_model_is_an_error_that_says_what_is_needed(tmp_path, source, file, says):
+    with pytest.raises(MissingWeights, match=f"{says}.*needed is HPSv2's checkpoint"):
+        find(source.format(tmp_path), "HPSv2's checkpoint", file)
+
+
+def test_a_repository_is_known_by_its_commit_and_fetched_only_when_named(monkeypatch, tmp_path):
+    folder = tmp_path / "models--some--model" / "snapshots" / "abc123"
+    folder.mkdir(parents=True)
+    asked = []
+
+    def fetch(repository, revision, allow_patterns):
+        asked.append((repository, revision, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(weights, "snapshot_download", fetch)
+    assert find("some/model", "a model", revision="v1").identity == "some/model@abc123"
+    repository, revision, patterns = asked[0]
+    assert (repository, revision) == ("some/model", "v1") and not any("bin" in p or "pt" in p for p in patterns)
+
+
+def test_a_hub_that_does_not_answer_is_an_error_in_words(monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(weights, "hf_hub_download", fail)
+    with pytest.raises(MissingWeights, match="some/model .*cannot be fetched, OSError: no network"):
+        find("some/model", "a model", "head.pt")
