@@ -26,9 +26,9 @@ from asymflow.adapters import SamplingDefaults, load_merged, read_defaults
 from asymflow.adapters.basis import LAYOUT, in_layout
 from asymflow.adapters.hub import OPTIONS, local_folder
 from asymflow.guidance import Guidance, guided
-from asymflow.models.conditioned import TextVelocity, prepare_references
+from asymflow.models.conditioned import TextVelocity, encode_prompts, prepare_references
 from asymflow.models.pixel import AsymFlux2Transformer2DModel
-from asymflow.models.text import MAX_TOKENS, encode_captions
+from asymflow.models.text import MAX_TOKENS
 from asymflow.oklab import RELEASED, OklabSpace
 from asymflow.schedule import sampling_sigmas
 from asymflow.subspace import Subspace
@@ -145,13 +145,8 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         if self.text_encoder is None or self.tokenizer is None:
             raise ValueError("this pipeline was loaded without a text encoder: give prompt_embeds")
         prompts, device = [prompt] if isinstance(prompt, str) else list(prompt), device or self._execution_device
-        if self.defaults.text_padding == "none":
-            embeddings = encode_captions(self.text_encoder, self.tokenizer, prompts, max_sequence_length)
-            return [embedding.to(device) for embedding in embeddings]
-        padded = Flux2KleinPipeline._get_qwen3_prompt_embeds(
-            self.text_encoder, self.tokenizer, prompts, device=device, max_sequence_length=max_sequence_length
-        )
-        return list(padded)
+        padding = self.defaults.text_padding
+        return encode_prompts(self.text_encoder, self.tokenizer, prompts, padding, device, max_sequence_length)
 
     @torch.no_grad()
     def __call__(

@@ -102,7 +102,7 @@ class Artist:
         for model in models_of(settings):
             progress(model, 0)
             if model == "latent":
-                _ = self.painter.latent_model  # loaded before the clock starts
+                _ = self.painter.latent  # loaded before the clock starts
             start = time.perf_counter()
             images = getattr(self.painter, model)(
                 prompts, seeds, drawing, lambda step, model=model: progress(model, step + 1)

@@ -5,6 +5,7 @@ files.py      the folder that holds them
 basis.py      the subspace beside them
 comfyui.py    the same tensors for ComfyUI
 merge.py      base and adapter -> one pixel model
+restore.py    base and adapter -> our own class of any kind
 defaults.py   how a model wants to be sampled
 """
 
@@ -20,6 +21,7 @@ from asymflow.adapters.released import (
     save_adapter,
     to_released,
 )
+from asymflow.adapters.restore import kind_of, restore
 
 __all__ = [
     "COMFYUI",
@@ -29,6 +31,7 @@ __all__ = [
     "SamplingDefaults",
     "adapter_config",
     "from_released",
+    "kind_of",
     "load_adapter",
     "load_merged",
     "load_pth",
@@ -36,6 +39,7 @@ __all__ = [
     "read_adapter",
     "read_defaults",
     "released_name",
+    "restore",
     "save_adapter",
     "save_pth",
     "to_released",

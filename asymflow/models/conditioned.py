@@ -4,17 +4,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers import Flux2KleinPipeline
 from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 from PIL import Image
 from torch import Tensor
 
 from asymflow.models.adapted import image_positions, text_positions
 from asymflow.models.pixel import AsymFlux2Transformer2DModel
-from asymflow.models.text import pad_embeddings
+from asymflow.models.text import MAX_TOKENS, encode_captions, pad_embeddings
 from asymflow.patches import patchify, unpatchify
 
 MAX_REFERENCE_PIXELS = 1024 * 1024
 _REFERENCE_TIME = 10  # reference i is at time 10 (i + 1), the noisy picture at 0, as in FLUX.2
+
+
+def encode_prompts(
+    text_encoder, tokenizer, prompts: Sequence[str], padding: str, device=None, max_tokens: int = MAX_TOKENS
+) -> list[Tensor]:
+    """One embedding (T_i, E) a prompt: of its own tokens with `padding` none; of `max_tokens` with max_length, where
+    the model sees the padding, as FLUX.2 klein was trained."""
+    device = device or text_encoder.device
+    if padding == "none":
+        return [e.to(device) for e in encode_captions(text_encoder, tokenizer, prompts, max_tokens)]
+    padded = Flux2KleinPipeline._get_qwen3_prompt_embeds(
+        text_encoder, tokenizer, list(prompts), device=device, max_sequence_length=max_tokens
+    )
+    return list(padded)
 
 
 class TextVelocity:

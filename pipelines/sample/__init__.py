@@ -13,14 +13,14 @@ from PIL import Image
 
 from asymflow.adapters.hub import is_repository
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
-from asymflow.models.klein import PIXELS_PER_TOKEN
 from pipelines import storage
 from pipelines.config import ConfigError
 from pipelines.models import check_base
 from pipelines.pictures import side_by_side, to_pictures
 from pipelines.sample.config import SampleSettings
+from pipelines.sample.drawing import Drawing
 from pipelines.sample.marks import encode_marked
-from pipelines.sample.painter import Drawing, Painter
+from pipelines.sample.painter import Painter
 from pipelines.sample.safety import SafetyFilter, check_safety
 from pipelines.shards import map_items
 from pipelines.steps import Context, Step
@@ -30,10 +30,7 @@ _THUMBNAIL = 256
 
 def check(settings: SampleSettings) -> None:
     check_model(settings.base, settings.adapter, settings.latent)
-    for name in ("height", "width"):
-        side = getattr(settings, name)
-        if side is not None and side % PIXELS_PER_TOKEN:
-            raise ConfigError(f"{name}={side}: must be a multiple of {PIXELS_PER_TOKEN}, the side of a patch")
+    settings.check_size()
     check_safety(settings.safety)
 
 

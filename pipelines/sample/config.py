@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from asymflow.adapters import SamplingDefaults
 from pipelines.config import Settings, Uri
-from pipelines.sample.painter import Drawing
+from pipelines.sample.drawing import DrawingSettings
 from pipelines.shards import ModelWorkers
 from pipelines.steps import StepSettings
 
@@ -36,7 +35,7 @@ class Resources(ModelWorkers):
     """Pictures sampled together"""
 
 
-class SampleSettings(StepSettings):
+class SampleSettings(StepSettings, DrawingSettings):
     base: Uri
     """Folder of the latent model, or of a merged pipeline"""
     adapter: str = ""
@@ -45,26 +44,10 @@ class SampleSettings(StepSettings):
     """One or a list"""
     prompt_file: str = ""
     """Instead of prompts: a text file with one a line"""
-    negative_prompt: str = ""
     seeds: list[int] = Field([0], min_length=1)
     """A picture a prompt and seed"""
-    height: int | None = Field(None, ge=1)
-    """Empty, here and below: as the model wants it"""
-    width: int | None = Field(None, ge=1)
-    steps: int | None = Field(None, ge=1)
-    guidance: float | None = Field(None, ge=1)
-    shift: float | None = Field(None, gt=0)
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Noise levels, within [0, 1], at which there is guidance"""
-    orthogonal: bool = True
-    """APG: no guidance along the denoised picture"""
-    clamp: bool = True
-    """Move each denoised picture into the colours that a screen can show"""
-    solver: Literal["unipc", "euler", "heun"] = "unipc"
     latent: bool = False
     """Beside each picture that of the latent model, from the same noise"""
-    latent_shift: float | None = Field(None, gt=0)
-    """Of the latent model; empty: such that its noise levels are the pixel model's"""
     shown: int = Field(8, ge=1)
     """Rows of the picture of all"""
     provenance: Provenance = Provenance()
@@ -97,13 +80,6 @@ class SampleSettings(StepSettings):
             raise ValueError("must not be empty")
         return value
 
-    @field_validator("guidance_interval")
-    @classmethod
-    def _within(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= value[0] <= value[1] <= 1:
-            raise ValueError("must be two numbers within [0, 1], the lower one first")
-        return value
-
     @model_validator(mode="after")
     def _has_prompts(self) -> "SampleSettings":
         if not self.prompts:
@@ -111,22 +87,6 @@ class SampleSettings(StepSettings):
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds={self.seeds}: one stands there twice")
         return self
-
-    def drawing(self, defaults: SamplingDefaults) -> Drawing:
-        height, width = self.height or defaults.height, self.width or defaults.width
-        return Drawing(
-            height=height,
-            width=width,
-            steps=self.steps or defaults.num_inference_steps,
-            guidance=self.guidance or defaults.guidance_scale,
-            shift=self.shift or defaults.shift_at(height, width),
-            latent_shift=self.latent_shift,
-            negative_prompt=self.negative_prompt,
-            interval=self.guidance_interval,
-            orthogonal=self.orthogonal,
-            clamp=self.clamp,
-            solver=self.solver,
-        )
 
     def pairs(self) -> Sequence[tuple[int, int]]:
         """(place of the prompt, seed) of every picture, in order."""

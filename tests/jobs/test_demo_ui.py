@@ -22,8 +22,9 @@ from pipelines.convert import convert
 from pipelines.demo_page import Artist, build_page, open_page
 from pipelines.pictures import to_pictures
 from pipelines.sample.config import Safety
+from pipelines.sample.drawing import Drawing
 from pipelines.sample.marks import read_metadata
-from pipelines.sample.painter import Drawing, Painter
+from pipelines.sample.painter import Painter
 from pipelines.sample.safety import SafetyFilter
 
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,9 @@ from pipelines.config import ConfigError, validate
 from pipelines.convert import convert
 from pipelines.sample import STEP
 from pipelines.sample.config import SampleSettings
+from pipelines.sample.drawing import Drawing
 from pipelines.sample.marks import read_metadata
-from pipelines.sample.painter import Drawing, Painter
+from pipelines.sample.painter import Painter
 from pipelines.steps import run_step
 
 MODELS = Path(__file__).parents[3] / "models"
