@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
 from asymflow.adapters.hub import is_repository
 
@@ -39,16 +39,9 @@ def find(source: str, needed: str, file: str = "", revision: str = "main", patte
     Raises:
         MissingWeights: there is none.
     """
-    if not source:
-        raise MissingWeights(f"no model was named: needed is {needed}")
-    path = Path(source)
-    if path.exists():
-        path = path / file if file and path.is_dir() else path
-        if not path.exists() or path.is_dir() == bool(file):
-            raise MissingWeights(f"{source} has no {file or 'folder'}: needed is {needed}")
-        return Found(path, f"local:{_content(path)}")
-    if not is_repository(source):
-        raise MissingWeights(f"{source} does not exist: needed is {needed}")
+    local = _local(source, needed, file)
+    if local:
+        return local
     try:
         if file:
             path = Path(hf_hub_download(source, file, revision=revision))
@@ -58,6 +51,33 @@ def find(source: str, needed: str, file: str = "", revision: str = "main", patte
         raise MissingWeights(f"{source} ({revision}) cannot be fetched, {type(error).__name__}: {error}") from error
     commit = path.parts[path.parts.index("snapshots") + 1]
     return Found(path, f"{source}@{commit}" + (f"/{file}" if file else ""))
+
+
+def identify(source: str, needed: str, file: str = "", revision: str = "main") -> str:
+    """What `find` would call it, but nothing is fetched: the hub is only asked for the commit. Raises MissingWeights."""
+    local = _local(source, needed, file)
+    if local:
+        return local.identity
+    try:
+        commit = HfApi().model_info(source, revision=revision).sha
+    except Exception as error:  # of the hub or the network
+        raise MissingWeights(f"{source} ({revision}) cannot be asked for, {type(error).__name__}: {error}") from error
+    return f"{source}@{commit}" + (f"/{file}" if file else "")
+
+
+def _local(source: str, needed: str, file: str) -> Found | None:
+    """None for what can only be a repository."""
+    if not source:
+        raise MissingWeights(f"no model was named: needed is {needed}")
+    path = Path(source)
+    if not path.exists() and not is_repository(source):
+        raise MissingWeights(f"{source} does not exist: needed is {needed}")
+    if not path.exists():
+        return None
+    path = path / file if file and path.is_dir() else path
+    if not path.exists() or path.is_dir() == bool(file):
+        raise MissingWeights(f"{source} has no {file or 'folder'}: needed is {needed}")
+    return Found(path, f"local:{_content(path)}")
 
 
 def _content(path: Path) -> str:

@@ -1,7 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 
 from asymflow.metrics import weights
-from asymflow.metrics.weights import MissingWeights, find
+from asymflow.metrics.weights import MissingWeights, find, identify
 
 
 def test_a_local_model_is_known_by_what_lies_in_it_not_by_where(tmp_path):
@@ -25,8 +27,9 @@ def test_one_file_is_found_in_its_folder_or_by_its_own_path(tmp_path):
     [("", "", "no model was named"), ("{}/none", "", "does not exist"), ("{}", "head.pt", "has no head.pt")],
 )
 def test_a_missing_model_is_an_error_that_says_what_is_needed(tmp_path, source, file, says):
-    with pytest.raises(MissingWeights, match=f"{says}.*needed is HPSv2's checkpoint"):
-        find(source.format(tmp_path), "HPSv2's checkpoint", file)
+    for search in (find, identify):
+        with pytest.raises(MissingWeights, match=f"{says}.*needed is HPSv2's checkpoint"):
+            search(source.format(tmp_path), "HPSv2's checkpoint", file)
 
 
 def test_a_repository_is_known_by_its_commit_and_fetched_only_when_named(monkeypatch, tmp_path):
@@ -51,3 +54,19 @@ def test_a_hub_that_does_not_answer_is_an_error_in_words(monkeypatch):
     monkeypatch.setattr(weights, "hf_hub_download", fail)
     with pytest.raises(MissingWeights, match="some/model .*cannot be fetched, OSError: no network"):
         find("some/model", "a model", "head.pt")
+
+
+def test_a_model_is_known_by_the_same_name_before_it_is_fetched(monkeypatch, tmp_path):
+    (tmp_path / "head.pt").write_bytes(b"1")
+    assert identify(str(tmp_path), "a head", "head.pt") == find(str(tmp_path), "a head", "head.pt").identity
+    folder = tmp_path / "models--some--model" / "snapshots" / "abc123"
+    folder.mkdir(parents=True)
+    asked = SimpleNamespace(model_info=lambda source, revision: SimpleNamespace(sha={"v1": "abc123"}[revision]))
+    monkeypatch.setattr(weights, "HfApi", lambda: asked)
+    monkeypatch.setattr(weights, "snapshot_download", lambda *args, **kwargs: str(folder))
+    monkeypatch.setattr(weights, "hf_hub_download", lambda *args, **kwargs: str(folder / "head.pt"))
+    for file in ("", "head.pt"):
+        found = find("some/model", "a model", file, revision="v1")
+        assert identify("some/model", "a model", file, revision="v1") == found.identity
+    with pytest.raises(MissingWeights, match="cannot be asked for, KeyError"):
+        identify("some/model", "a model", revision="v2")
