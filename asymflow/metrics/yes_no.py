@@ -1,0 +1,175 @@
+"""Yes/no questions about pictures, by any visual question answering model or chat model of transformers.
+
+Questions of one length go through the model together, so that there is no padding and an answer depends on nothing
+else in its batch. (BLIP's decoder would attend to padding.)
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from asymflow.metrics.weights import MissingWeights, find
+
+CHAT_QUESTION = "{} Answer yes or no."
+_MOST = 8  # pictures in one forward
+_MAX_ANSWER = 10  # tokens
+
+
+def is_yes(answer: str) -> bool:
+    """The benchmark's rule: the answer is this one word and nothing else."""
+    return answer.strip().lower() == "yes"
+
+
+class YesNo(ABC):
+    """Answers one question a picture; of a subclass, by `load_yes_no`."""
+
+    protocol: dict[str, Any]
+
+    def __init__(self, model: Any, processor: Any, identity: str):
+        self.model, self.processor = model.eval(), processor
+        self.protocol = {
+            "metric": "yes_no",
+            "model": identity,
+            "class": type(model).__name__,
+            "precision": str(model.dtype).removeprefix("torch."),
+            "pictures": type(processor.image_processor).__name__,
+        }
+
+    def __call__(self, images: Tensor, questions: Sequence[str]) -> list[bool]:
+        """Of uint8 images (B, 3, H, W), sRGB, and B questions. Raises ValueError for anything else."""
+        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (B, 3, H, W)")
+        if len(questions) != len(images) or not all(question.strip() for question in questions):
+            raise ValueError(f"{len(images)} images need as many questions, none of them empty; got {len(questions)}")
+        pictures = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
+        prompts = [self._prompt(question) for question in questions]
+        found = [False] * len(images)
+        with torch.inference_mode():
+            for places in self._groups(prompts):
+                # Pictures nested by prompt: some chat models' processors take nothing else.
+                inputs = self.processor(
+                    images=[self._picture(pictures[i]) for i in places],
+                    text=[prompts[i] for i in places],
+                    return_tensors="pt",
+                )
+                inputs = inputs.to(self.model.device, self.model.dtype)
+                for i, yes in zip(places, self._answer(inputs), strict=True):
+                    found[i] = yes
+        return found
+
+    def _groups(self, prompts: Sequence[str]) -> Iterator[list[int]]:
+        places: dict[int, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            length = len(self.processor.tokenizer(prompt)["input_ids"])
+            if length > self._longest():
+                raise ValueError(f"{prompt!r} is {length} tokens; the model reads {self._longest()}")
+            places.setdefault(length, []).append(i)
+        for same in places.values():
+            yield from (same[start : start + _MOST] for start in range(0, len(same), _MOST))
+
+    def _longest(self) -> int:
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    def _prompt(self, question: str) -> str:
+        return question
+
+    def _picture(self, picture: Image.Image) -> Any:
+        return picture
+
+    @abstractmethod
+    def _answer(self, inputs: Any) -> list[bool]: ...
+
+
+class Generated(YesNo):
+    """BLIP: it writes an answer; greedily, at most 10 tokens."""
+
+    def __init__(self, model: Any, processor: Any, identity: str):
+        super().__init__(model, processor, identity)
+        self.protocol["answer"] = f"greedy, {_MAX_ANSWER} tokens"
+
+    def _answer(self, inputs: Any) -> list[bool]:
+        written = self.model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=_MAX_ANSWER)
+        return [is_yes(text) for text in self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+
+class Classified(YesNo):
+    """ViLT: it picks one of its labels. Raises ValueError where none of them is "yes"."""
+
+    def __init__(self, model: Any, processor: Any, identity: str):
+        super().__init__(model, processor, identity)
+        self.protocol["answer"] = "likeliest label"
+        self.yes = [i for i, label in model.config.id2label.items() if is_yes(label)]
+        if not self.yes:
+            raise ValueError(f"{identity} has no label 'yes' among its {len(model.config.id2label)}")
+
+    def _answer(self, inputs: Any) -> list[bool]:
+        return [label in self.yes for label in self.model(**inputs).logits.argmax(-1).tolist()]
+
+
+class Chat(YesNo):
+    """Qwen2-VL and its like: is "yes" or "Yes" likelier to begin the answer than "no" or "No"? Equal is no.
+
+    Raises:
+        ValueError: the model has no chat template, or "yes" and "no" begin with the same token.
+    """
+
+    def __init__(self, model: Any, processor: Any, identity: str):
+        super().__init__(model, processor, identity)
+        self.protocol |= {"answer": "first token: yes, Yes against no, No", "question": CHAT_QUESTION}
+        if not (getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
+            raise ValueError(f"{identity} has no chat template: it is no chat model")
+        self.yes, self.no = self._first("yes", "Yes"), self._first("no", "No")
+        if set(self.yes) & set(self.no):
+            raise ValueError(f"for {identity}, yes and no begin with the same token")
+
+    def _first(self, *words: str) -> list[int]:
+        return sorted({self.processor.tokenizer.encode(word, add_special_tokens=False)[0] for word in words})
+
+    def _prompt(self, question: str) -> str:
+        from asymflow.models.captioner import chat_prompt
+
+        return chat_prompt(self.processor, CHAT_QUESTION.format(question))
+
+    def _picture(self, picture: Image.Image) -> Any:
+        return [picture]
+
+    def _answer(self, inputs: Any) -> list[bool]:
+        logits = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
+        yes, no = (logits[:, tokens].logsumexp(-1) for tokens in (self.yes, self.no))
+        return (yes > no).tolist()
+
+
+def load_yes_no(source: str, revision: str = "main", device: str = "cpu") -> YesNo:
+    """A model of transformers from a folder or repository of safetensors: BLIP or ViLT, finetuned for visual question
+    answering, in float32; or a chat model that sees pictures, in bfloat16 on a GPU and float32 on a CPU.
+
+    Raises:
+        MissingWeights: there is none.
+        ValueError: it is of another kind.
+    """
+    found = find(source, "a visual question answering or chat model of transformers", revision=revision)
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForVisualQuestionAnswering, AutoProcessor
+
+    try:
+        kind = AutoConfig.from_pretrained(found.path, local_files_only=True).model_type
+        if kind in _ANSWERING:
+            model = _pretrained(AutoModelForVisualQuestionAnswering, found.path, torch.float32)
+        else:
+            dtype = torch.float32 if device == "cpu" else torch.bfloat16
+            model = _pretrained(AutoModelForImageTextToText, found.path, dtype)
+        processor = AutoProcessor.from_pretrained(found.path, local_files_only=True)
+    except OSError as error:
+        raise MissingWeights(f"{source}: {error}") from error
+    return _ANSWERING.get(kind, Chat)(model.to(device), processor, found.identity)
+
+
+def _pretrained(auto: Any, path: Path, dtype: torch.dtype) -> Any:
+    return auto.from_pretrained(path, dtype=dtype, local_files_only=True, use_safetensors=True)
+
+
+_ANSWERING: dict[str, type[YesNo]] = {"blip": Generated, "vilt": Classified}
