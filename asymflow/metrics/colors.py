@@ -1,0 +1,97 @@
+"""GenEval's colours: which of ten an object has, by CLIP ViT-L/14 of OpenAI (open_clip)."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from asymflow.metrics.geneval import Box
+from asymflow.metrics.weights import MissingWeights, find
+
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+TEMPLATES = ("a photo of a {c} {obj}", "a photo of a {c}-colored {obj}", "a photo of a {c} object")
+BACKGROUND = 0x99
+"""#999, where the object is not"""
+MODEL = "timm/vit_large_patch14_clip_224.openai"
+ARCHITECTURE = "ViT-L-14-quickgelu"  # OpenAI's weights need QuickGELU; by its name alone, ViT-L-14 has GELU
+
+
+class ColorClassifier:
+    """Names an object's colour. `model` and `tokenizer` are open_clip's; the model stays on its device, in float32.
+
+    What is outside of the mask becomes #999, then the picture is cropped to the box and goes through CLIP's own
+    preprocessing: bicubic to the shorter side, centre crop. Each colour's three sentences are normalised, averaged and
+    normalised again; those of a class are computed once.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, identity: str):
+        from open_clip import image_transform
+
+        self.model, self.tokenizer = model.eval(), tokenizer
+        parameter = next(model.parameters())
+        self.device = parameter.device
+        self.transform = image_transform(model.visual.image_size, is_train=False)
+        self.features: dict[str, Tensor] = {}  # (10, dim) of each class
+        self.protocol: dict[str, Any] = {
+            "metric": "geneval_colors",
+            "model": identity,
+            "precision": str(parameter.dtype).removeprefix("torch."),
+            "resize": f"bicubic, shorter side to {model.visual.image_size}, centre crop",
+            "background": f"#{BACKGROUND:02x}{BACKGROUND:02x}{BACKGROUND:02x}",
+            "colors": list(COLORS),
+            "templates": list(TEMPLATES),
+        }
+
+    @classmethod
+    def load(
+        cls, source: str = MODEL, revision: str = "main", device: str = "cpu", architecture: str = ARCHITECTURE
+    ) -> "ColorClassifier":
+        """From `open_clip_model.safetensors` in a folder or repository, or any file of safetensors; `architecture` is
+        open_clip's name. Raises MissingWeights where there is none, or it is of another architecture."""
+        found = find(source, f"{ARCHITECTURE} as in {MODEL}", file="open_clip_model.safetensors", revision=revision)
+        import open_clip
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        model = open_clip.create_model(architecture, pretrained=None, precision="fp32")
+        try:
+            model.load_state_dict(load_file(found.path))
+        except (RuntimeError, SafetensorError) as error:
+            raise MissingWeights(f"{found.path} does not hold {architecture}: {error}") from error
+        return cls(model.to(device), open_clip.get_tokenizer(architecture), f"{architecture} {found.identity}")
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor, mask: Tensor, box: Box, name: str) -> str:
+        """The colour of an object of class `name` in a uint8 image (3, H, W), sRGB, with its mask (H, W) of bool.
+
+        Raises:
+            ValueError: shapes or types are others, or the box has no pixels in the picture.
+        """
+        picture = object_alone(image, mask, box)
+        pixels = self.transform(picture)[None].to(self.device)
+        features = F.normalize(self.model.encode_image(pixels), dim=-1)[0]
+        return COLORS[int((self._of_class(name) @ features).argmax())]
+
+    def _of_class(self, name: str) -> Tensor:
+        if name not in self.features:
+            texts = [template.format(c=color, obj=name) for color in COLORS for template in TEMPLATES]
+            sentences = F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)), dim=-1)
+            means = sentences.view(len(COLORS), len(TEMPLATES), -1).mean(1)
+            self.features[name] = F.normalize(means, dim=-1)
+        return self.features[name]
+
+
+def object_alone(image: Tensor, mask: Tensor, box: Box) -> Image.Image:
+    """The part of an image (3, H, W) in the box, #999 outside of the mask. ValueError as for the classifier."""
+    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+        raise ValueError(f"the image is {image.dtype} {tuple(image.shape)}; expected uint8 (3, H, W)")
+    if mask.dtype != torch.bool or mask.shape != image.shape[1:]:
+        raise ValueError(f"the mask is {mask.dtype} {tuple(mask.shape)}; expected bool {tuple(image.shape[1:])}")
+    height, width = mask.shape
+    left, top, right, bottom = (round(side) for side in box[:4])
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(f"the box {box[:4]} is not inside of a picture of {width}x{height}")
+    alone = torch.where(mask.cpu(), image.cpu(), BACKGROUND)[:, top:bottom, left:right]
+    return Image.fromarray(alone.permute(1, 2, 0).contiguous().numpy())
