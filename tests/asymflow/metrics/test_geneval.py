@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from asymflow.metrics.geneval import TASKS, judge, keep_detections, overall, relations
+from asymflow.metrics.geneval import MOST, RELATIONS, TASKS, judge, keep_detections, overall, relations
 
 
 def box(x, y, width=10.0, height=10.0, score=0.9):
@@ -209,3 +209,133 @@ def test_overall_is_the_mean_of_six_tasks():
     assert overall({task: i / 10 for i, task in enumerate(TASKS)}) == pytest.approx(0.25)
     with pytest.raises(ValueError, match="needed are those of"):
         overall({task: 1.0 for task in TASKS[:5]})
+
+
+SEEDS = range(12)
+SIDE = 512.0
+MIRRORED = {"left of": "right of", "right of": "left of", "above": "above", "below": "below"}
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+def scene(rng, tag):
+    """Detections {class: boxes} of a random picture, and what is asked of it for a task."""
+
+    def some(count):
+        return [
+            box(rng.uniform(0, SIDE), rng.uniform(0, SIDE), rng.uniform(5, 200), rng.uniform(5, 200),
+                score=rng.uniform(0.25, 1.0))
+            for _ in range(count)
+        ]  # fmt: skip
+
+    found = {"cat": some(rng.randint(0, 4)), "dog": some(rng.randint(0, 4))}
+    wanted = {
+        "single_object": [want("cat")],
+        "two_object": [want("cat"), want("dog")],
+        "counting": [want("cat", rng.randint(1, 3))],
+        "colors": [want("cat", color="red")],
+        "position": [want("cat"), want("dog", position=[rng.choice(RELATIONS), 0])],
+        "color_attr": [want("cat", color="red"), want("dog", color="blue")],
+    }[tag]
+    exclude = [want("cat", wanted[0]["count"] + 1)] if tag == "counting" else []
+    return found, {"tag": tag, "include": wanted, "exclude": exclude}
+
+
+def verdict(found, metadata):
+    """With colours that hang on the score, which nothing below changes."""
+    objects = {name: keep_detections(boxes, metadata["tag"]) for name, boxes in found.items()}
+    return judge(metadata, objects, lambda _, one: "red" if int(one[4] * 1000) % 2 else "blue")
+
+
+def every(found, change):
+    return {name: [(*change(*one[:4]), one[4]) for one in boxes] for name, boxes in found.items()}
+
+
+def mirror(x0, y0, x1, y1):
+    return SIDE - x1, y0, SIDE - x0, y1
+
+
+def test_random_scenes_hold_as_often_as_not():
+    """Otherwise the properties below would say little."""
+    for tag in TASKS:
+        held = sum(verdict(*scene(random.Random(seed), tag))[0] for seed in range(200))
+        assert 10 < held < 190, tag
+
+
+@pytest.mark.parametrize("tag", TASKS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_neither_order_size_nor_place_matters(tag, seed):
+    rng = random.Random(seed)
+    found, metadata = scene(rng, tag)
+    expected = verdict(found, metadata)
+    backwards = dict(reversed([(name, rng.sample(boxes, len(boxes))) for name, boxes in found.items()]))
+    assert verdict(backwards, metadata) == expected
+    for scale in (0.5, 2.0):
+        assert verdict(every(found, lambda *sides, scale=scale: [scale * side for side in sides]), metadata) == expected
+    assert verdict(every(found, lambda x0, y0, x1, y1: (x0 + 64, y0 - 32, x1 + 64, y1 - 32)), metadata) == expected
+
+
+@pytest.mark.parametrize("tag", TASKS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_mirrored_picture_holds_what_is_asked_the_other_way_round(tag, seed):
+    found, metadata = scene(random.Random(seed), tag)
+    asked = [
+        {**one, "position": [MIRRORED[one["position"][0]], one["position"][1]]} if "position" in one else one
+        for one in metadata["include"]
+    ]
+    mirrored = verdict(every(found, mirror), {**metadata, "include": asked})
+    assert mirrored[0] == verdict(found, metadata)[0]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_relations_turn_round_with_the_picture_and_with_the_pair(seed):
+    rng = random.Random(seed)
+    for _ in range(20):
+        one, other = (
+            box(rng.uniform(0, SIDE), rng.uniform(0, SIDE), rng.uniform(5, 200), rng.uniform(5, 200)) for _ in "12"
+        )
+        held = relations(one, other)
+        assert relations(mirror(*one[:4]), mirror(*other[:4])) == {MIRRORED[name] for name in held}
+        assert relations(other, one) == {OPPOSITE[name] for name in held}
+        turned = [(y0, x0, y1, x1) for x0, y0, x1, y1, _ in (one, other)]
+        swap = {"left of": "above", "above": "left of", "right of": "below", "below": "right of"}
+        assert relations(*turned) == {swap[name] for name in held}
+        assert len(held) <= 2 and not any(OPPOSITE[name] in held for name in held)
+        assert relations(one, one) == set()
+
+
+@pytest.mark.parametrize("tag", TASKS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_objects_of_other_classes_change_nothing(tag, seed):
+    found, metadata = scene(random.Random(seed), tag)
+    others = {"zebra": [box(9000, 9000, score=0.99)] * 20, "cup": [box(0, 0, 500, 500, score=1.0)]}
+    assert verdict({**others, **found}, metadata) == verdict({**found, **others}, metadata) == verdict(found, metadata)
+
+
+@pytest.mark.parametrize("tag", TASKS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_detections_that_were_kept_are_kept(tag, seed):
+    rng = random.Random(seed)
+    boxes = [box(i, 0, score=rng.choice([0.2, 0.3, 0.5, 0.9, 0.91, rng.random()])) for i in range(rng.randint(0, 60))]
+    kept = keep_detections(boxes, tag)
+    assert keep_detections(kept, tag) == kept
+    assert len(kept) <= MOST and set(kept) <= set(boxes)
+    left = [one[4] for one in boxes if one not in kept and one[4] > (0.9 if tag == "counting" else 0.3)]
+    assert not left or (len(kept) == MOST and max(left) <= kept[-1][4])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_equal_scores_the_first_are_looked_at(count):
+    boxes = [box(20 * i, 0, score=0.5) for i in range(3)]
+    metadata = {"include": [want("cup", count, color="red")]}
+    asked = []
+    judge(metadata, {"cup": keep_detections(boxes, "colors")}, lambda _, one: asked.append(one) or "red")
+    assert asked == boxes[:count]
+
+
+@pytest.mark.parametrize("tag", TASKS)
+@pytest.mark.parametrize("empty", [{}, {"cat": [], "dog": []}, {"cat": [box(0, 0, score=0.1)]}])
+def test_an_empty_picture_holds_nothing_that_is_asked_for(tag, empty):
+    _, metadata = scene(random.Random(0), tag)
+    correct, reasons = verdict(empty, metadata)
+    assert not correct and len(reasons) == len(metadata["include"])
+    assert verdict(empty, {**metadata, "include": []}) == (True, [])
