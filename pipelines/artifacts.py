@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pipelines import storage
 
 MANIFEST = "manifest.json"
-UNHASHED = ("run", "resources", "checkpoints", "validation", "watch", "export")
+UNHASHED = ("run", "resources", "checkpoints", "validation", "watch", "export", "floors", "ceilings")
 VERSIONED = ("asymflow", "torch", "ray", "deepspeed", "diffusers", "transformers", "peft", "mlflow")
 _CHUNK = 1 << 20
 
@@ -52,7 +52,14 @@ class Artifact:
 
 def settings_of(config: BaseModel) -> dict[str, Any]:
     """The settings that decide what a step makes."""
-    return {k: v for k, v in config.model_dump(mode="json").items() if k not in UNHASHED}
+    return _without_resources({k: v for k, v in config.model_dump(mode="json").items() if k not in UNHASHED})
+
+
+def _without_resources(tree: Any) -> Any:
+    """Parts of a step run on resources of their own."""
+    if not isinstance(tree, dict):
+        return tree
+    return {k: _without_resources(v) for k, v in tree.items() if k != "resources"}
 
 
 def artifact_id(step: str, settings: dict[str, Any], inputs: dict[str, str]) -> str:
@@ -102,12 +109,12 @@ def _describe(uri: str) -> dict[str, Any]:
 
 
 def folder_fingerprint(folder: str) -> str:
-    """Identity of a local folder: names and sizes, and the first and last MiB of each file (weights of tens of
+    """Identity of a local folder or file: names and sizes, and the first and last MiB of each file (weights of tens of
     gigabytes are not read whole)."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+    digest, root = hashlib.sha256(), Path(folder)
+    for path in sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]:
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder)} {size}\n".encode())
+        digest.update(f"{path.relative_to(root)} {size}\n".encode())
         with open(path, "rb") as file:
             digest.update(file.read(_CHUNK))
             file.seek(max(0, size - _CHUNK))

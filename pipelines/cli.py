@@ -2,43 +2,56 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelines.config import ConfigError, describe, load_config
 from pipelines.shards import ItemsFailed
-from pipelines.steps import Step, StepFailed, run_step
+from pipelines.steps import Outcome, Step, StepFailed, run_step
 from pipelines.storage import StorageError
 
 DRY_RUN = "--dry-run"
 
 
-def main(step: Step, about: str, dry_run: Callable[[Any], dict[str, Any]] | None = None) -> None:
+def main(
+    step: Step,
+    about: str,
+    dry_run: Callable[[Any], dict[str, Any]] | None = None,
+    *,
+    arguments: Sequence[str] | None = None,
+    usage: str = "CONFIG.yaml",
+    prepare: Callable[[Any], Any] = lambda settings: settings,
+    conclude: Callable[[Any, Outcome], None] = lambda settings, outcome: None,
+) -> None:
     """`python jobs/STEP.py CONFIG.yaml [dotted.key=value ...]`; exits 0, 2 for a bad setting, 1 otherwise.
 
     `dry_run(settings)` prints what would be done, and returns its numbers; a step that has none knows no --dry-run.
+    `arguments` are by default the process's, `usage` what stands before the overrides. `prepare` may change the
+    settings that were read. `conclude` is called with the outcome; what it raises ends the job as a failing step would.
     """
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     dry = dry_run is not None and DRY_RUN in arguments
     arguments = [a for a in arguments if not (dry and a == DRY_RUN)]
     asked = "-h" in arguments or "--help" in arguments
     if asked or not arguments:
         option = f" [{DRY_RUN}]" if dry_run else ""
-        print(f"usage: python jobs/{step.name}.py CONFIG.yaml{option} [dotted.key=value ...]\n")
+        print(f"usage: python jobs/{step.name}.py {usage}{option} [dotted.key=value ...]\n")
         print(f"{(about or '').strip()}\n")
         print("settings and their defaults:")
         print("\n".join(describe(step.settings)))
         sys.exit(0 if asked else 2)
     try:
-        settings = load_config(step.settings, arguments[0], arguments[1:])
+        settings = prepare(load_config(step.settings, arguments[0], arguments[1:]))
         if dry and dry_run:
             print(json.dumps({"artifact": None, "mlflow_run": None, "metrics": dry_run(settings)}))
             return
         outcome = run_step(step, settings)
+        if outcome.reused:
+            print(f"{step.name}: done before, nothing to do: {outcome.artifact.uri}", file=sys.stderr)
+        metrics = outcome.artifact.manifest["metrics"]
+        print(json.dumps({"artifact": outcome.artifact.uri, "mlflow_run": outcome.mlflow_run, "metrics": metrics}))
+        sys.stdout.flush()
+        conclude(settings, outcome)
     except (ConfigError, ItemsFailed, StepFailed, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
-    if outcome.reused:
-        print(f"{step.name}: done before, nothing to do: {outcome.artifact.uri}", file=sys.stderr)
-    metrics = outcome.artifact.manifest["metrics"]
-    print(json.dumps({"artifact": outcome.artifact.uri, "mlflow_run": outcome.mlflow_run, "metrics": metrics}))

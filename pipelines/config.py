@@ -79,6 +79,15 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override {override!r} is not of the form dotted.key=value")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}={text!r} is not a YAML value") from None
+    set_at(tree, key, value)
+
+
+def set_at(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key, making sections on its way. Raises ConfigError where one of them is a value."""
     *parents, last = key.split(".")
     for parent in parents:
         if tree.get(parent) is None:  # absent, or a heading with nothing under it
@@ -86,10 +95,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         tree = tree[parent]
         if not isinstance(tree, dict):
             raise ConfigError(f"{key}: {parent} is a value, not a section")
-    try:
-        tree[last] = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        raise ConfigError(f"{key}={text!r} is not a YAML value") from None
+    tree[last] = value
 
 
 def _readable(error: Any, model: type[BaseModel]) -> str:

@@ -45,6 +45,24 @@ def side_by_side(
     return sheet
 
 
+def thumbnail(picture: Image.Image, side: int = 256) -> Image.Image:
+    """Large ones made smaller, small ones larger by whole pixels."""
+    factor = side // max(picture.size)
+    if factor:
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    small = picture.copy()
+    small.thumbnail((side, side))
+    return small
+
+
+def beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two pictures on white, left and right."""
+    sheet = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
+    sheet.paste(left, (0, 0))
+    sheet.paste(right, (left.width, 0))
+    return sheet
+
+
 def _wrap(text: str, width: int) -> str:
     import textwrap
 

@@ -47,6 +47,11 @@ class Workers(Settings):
     def gpus(self) -> float:
         return 0
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Others of Ray's, for each actor."""
+        return {}
+
 
 class ModelWorkers(Workers):
     """Actors that each hold a model."""
@@ -81,7 +86,7 @@ def by_name(files: list[str]) -> dict[str, str]:
 
 
 class _Task:
-    """Makes the worker once an actor, and keeps each item's summary."""
+    """Makes the worker once an actor, and keeps each item's summary where there is a folder for them."""
 
     def __init__(self, make_worker: Callable[[], Worker], summaries: str):
         self.worker = make_worker()
@@ -91,7 +96,8 @@ class _Task:
         name, item = row["name"], row["item"]
         try:
             summary = {"item": item, **self.worker(item)}
-            storage.write_bytes(_summary_file(self.summaries, name), json.dumps(summary).encode())
+            if self.summaries:
+                storage.write_bytes(_summary_file(self.summaries, name), json.dumps(summary).encode())
         except Exception as error:  # of any kind: the other items go on
             LOGGER.exception("item %s failed", name)
             return {"name": name, "error": f"{type(error).__name__}: {error}"}
@@ -116,21 +122,28 @@ def map_items(
     summaries = storage.join(folder, ".done", *filter(None, [stage]))
     done = _names_done(summaries)
     todo = {name: item for name, item in items.items() if name not in done}
-    if todo:
-        label = " ".join(filter(None, [PurePosixPath(folder).parent.name, stage]))
-        _do(todo, make_worker, summaries, resources, label)
+    label = " ".join(filter(None, [PurePosixPath(folder).parent.name, stage]))
+    do_items(todo, make_worker, resources, label, summaries)
     yield from _read_summaries(_summary_file(summaries, name) for name in items)
 
 
-def _do(
-    todo: Mapping[str, str], make_worker: Callable[[], Worker], summaries: str, resources: Workers, label: str
+def do_items(
+    todo: Mapping[str, str],
+    make_worker: Callable[[], Worker],
+    resources: Workers,
+    label: str,
+    summaries: str = "",
+    unit: str = "shard",
 ) -> None:
-    """Do all items. Raises ItemsFailed."""
+    """Do all items, {name: what the worker is called with}, whether done before or not: for outputs that tell by
+    themselves what is missing. `make_worker` and the worker are those of `map_items`. Raises ItemsFailed."""
+    if not todo:
+        return
     missing = dict.fromkeys(todo, "its worker died each time (out of memory?)")
     failed: dict[str, str] = {}
     rows = _start(todo, make_worker, summaries, resources).iter_rows()
     try:
-        for row in tqdm(rows, total=len(todo), desc=label, unit="shard"):
+        for row in tqdm(rows, total=len(todo), desc=label, unit=unit):
             del missing[row["name"]]
             if row["error"]:
                 failed[row["name"]] = row["error"]
@@ -159,6 +172,7 @@ def _start(
             ),
             num_cpus=1,
             num_gpus=resources.gpus or None,
+            **resources.options,
             max_task_retries=2,
         )
     data.context.max_errored_blocks = MAX_FAILED

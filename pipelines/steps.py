@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from pipelines import artifacts, storage
@@ -47,8 +48,8 @@ class Step:
     `inputs` names the settings that hold artifact URIs, and which step makes each; an empty URI means "none".
     `check` looks for what would fail later (missing weights, say) and `check_inputs` for inputs that do not fit; both
     raise ConfigError, and run before Ray starts. `build` does the work and returns the numbers to report.
-    `contents` names the settings that hold folders from outside (models, raw data): where they are local, what lies in
-    them belongs to the step's identity.
+    `contents` names the settings (`dotted.key`) that hold files and folders from outside (models, raw data): where they
+    are local, what lies in them belongs to the step's identity.
     """
 
     name: str
@@ -85,8 +86,10 @@ def identify(step: Step, settings: StepSettings, inputs: Mapping[str, Artifact])
     """The artifact's ID: where inputs and folders lie does not matter, what they are does."""
     content = {k: v for k, v in artifacts.settings_of(settings).items() if k not in step.inputs}
     for name in step.contents:
-        if os.path.isdir(content[name]):
-            content[name] = artifacts.folder_fingerprint(content[name])
+        *sections, last = name.split(".")
+        section = reduce(lambda tree, key: tree[key], sections, content)
+        if os.path.exists(section[last]):
+            section[last] = artifacts.folder_fingerprint(section[last])
     return artifacts.artifact_id(step.name, content, {name: a.id for name, a in inputs.items()})
 
 

@@ -102,6 +102,10 @@ class Tracker:
     def log_table(self, name: str, columns: Mapping[str, list[Any]]) -> None:
         self.client.log_table(self.run_id, dict(columns), f"{name}.json")
 
+    def log_file(self, uri: str) -> None:
+        """A stored file, under its own name."""
+        storage.read_file(uri, lambda local: self.client.log_artifact(self.run_id, str(local)))
+
     def set_tag(self, key: str, value: str) -> None:
         self.client.set_tag(self.run_id, key, value)
 

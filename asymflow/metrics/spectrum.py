@@ -58,8 +58,13 @@ def spectrum_distance(fake: torch.Tensor, real: torch.Tensor) -> float:
         raise ValueError(
             f"images are {tuple(fake.shape[2:])} and {tuple(real.shape[2:])}; they must have one size"
         )
+    return distance_of_spectra(radial_spectrum(fake), radial_spectrum(real))
+
+
+def distance_of_spectra(fake: torch.Tensor, real: torch.Tensor) -> float:
+    """The same from radial spectra, each a mean over its images."""
     # The floor stands for an image of one colour; it lies far below the rounding noise of 8-bit images.
-    logs = [radial_spectrum(images)[1:].clamp_min(1e-12).log10() for images in (fake, real)]
+    logs = [spectrum[1:].clamp_min(1e-12).log10() for spectrum in (fake, real)]
     return float((logs[0] - logs[1]).square().mean().sqrt())
 
 
@@ -69,12 +74,16 @@ def high_frequency_power_ratio(fake: torch.Tensor, real: torch.Tensor) -> float:
 
     That is above 0.25 cycles a pixel, corners included. 1 is right, below is blur, above is noise.
     """
-    means = []
-    for images in (fake, real):
-        power, frequency = _power(images)
-        means.append(float(power[frequency > 0.25].mean()))
+    means = [high_frequency_power(images) for images in (fake, real)]
     if means[1] == 0:
         raise ValueError(
             "the real images have no power at high frequency, so there is nothing to compare with"
         )
     return means[0] / means[1]
+
+
+@torch.no_grad()
+def high_frequency_power(images: torch.Tensor) -> float:
+    """Mean power above half the Nyquist frequency, corners included."""
+    power, frequency = _power(images)
+    return float(power[frequency > 0.25].mean())

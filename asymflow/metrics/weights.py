@@ -10,8 +10,6 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
-from asymflow.adapters.hub import is_repository
-
 _CHUNK = 1 << 20
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
@@ -54,7 +52,8 @@ def find(source: str, needed: str, file: str = "", revision: str = "main", patte
 
 
 def identify(source: str, needed: str, file: str = "", revision: str = "main") -> str:
-    """What `find` would call it, but nothing is fetched: the hub is only asked for the commit. Raises MissingWeights."""
+    """What `find` would call it, but nothing is fetched: the hub is asked for the commit alone. Raises MissingWeights.
+    """
     local = _local(source, needed, file)
     if local:
         return local.identity
@@ -67,6 +66,8 @@ def identify(source: str, needed: str, file: str = "", revision: str = "main") -
 
 def _local(source: str, needed: str, file: str) -> Found | None:
     """None for what can only be a repository."""
+    from asymflow.adapters.hub import is_repository  # with the adapters come diffusers and transformers
+
     if not source:
         raise MissingWeights(f"no model was named: needed is {needed}")
     path = Path(source)

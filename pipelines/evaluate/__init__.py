@@ -1,164 +1,232 @@
-"""Evaluate: sample before and after training, show the pictures, and measure their distance to real ones."""
+"""Evaluate: draw what a suite asks for, score each picture, and say what the numbers are and what they mean.
 
-import io
-import json
-from collections.abc import Mapping, Sequence
+suites.py     the suites, as data: prompts, pictures a prompt, scorers, measures
+prompts.py    the benchmarks' own files of prompts
+subject.py    what is evaluated, and where it came from
+generate.py   pictures, every missing one by an actor pool
+scorers.py    what looks at one picture at a time: settings and models
+score.py      scores, every missing one by an actor pool each
+measures.py   from scores to the numbers of the table; bootstrap.py their intervals
+show.py       pictures of pictures, the table, MLflow
+registry.py   models of MLflow's registry: in, and the scores back
+self_test.py  known answers, before GPU hours are spent
+"""
+
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from itertools import islice
 
-import torch
+import numpy as np
 from PIL import Image
-from pydantic import Field
-from torch import Tensor
 
-from asymflow.metrics.sliced_wasserstein import image_sliced_wasserstein
-from asymflow.metrics.spectrum import high_frequency_power_ratio, spectrum_distance
+from asymflow.metrics.references import Reference, load_reference
+from asymflow.metrics.weights import MissingWeights
 from pipelines import storage
 from pipelines.artifacts import Artifact
-from pipelines.config import ConfigError, Uri
-from pipelines.datasets import pixels_of, read_rows, rows_by_group
-from pipelines.embeddings import is_stored
-from pipelines.evaluate.generate import MODELS, Generator, samples_file
+from pipelines.config import ConfigError
+from pipelines.evaluate.config import EvaluateSettings, Model
+from pipelines.evaluate.generate import PictureSet, found_pictures, generate, reference_pictures, store_pictures
+from pipelines.evaluate.measures import Evaluated, Pictures, Row
+from pipelines.evaluate.prompts import Prompt, Shot, read_held_out, shots_of
+from pipelines.evaluate.score import score
+from pipelines.evaluate.show import report
+from pipelines.evaluate.subject import Subject, read_subject
+from pipelines.evaluate.suites import SUITES, Suite
+from pipelines.images import encode_png
 from pipelines.models import check_base
-from pipelines.pictures import side_by_side, to_pictures
-from pipelines.prompts import Prompts
-from pipelines.shards import ModelWorkers, map_items
-from pipelines.steps import Context, Step, StepSettings
+from pipelines.sample import check_model
+from pipelines.steps import Context, Outcome, Step, StepFailed
 
-INPUTS = {"curated": "curate", "encoded": "encode", "basis": "basis", "finetuned": "finetune"}
-
-
-class Resources(ModelWorkers):
-    batch: int = Field(32, ge=1)
-    """Pictures sampled together"""
-
-
-class EvaluateSettings(StepSettings):
-    curated: Uri
-    """Artifact of the curate step: held-out real pictures"""
-    encoded: Uri
-    """Artifact of the encode step: the prompts"""
-    basis: Uri
-    """Artifact of the basis step"""
-    finetuned: Uri
-    """Artifact of the finetune step"""
-    base: Uri
-    """Folder of the latent model"""
-    samples: int = Field(128, ge=1)
-    """Pictures a seed and model; prompts are the first held-out captions"""
-    seeds: list[int] = Field([0, 1, 2], min_length=1)
-    steps: int = Field(32, ge=2)
-    guidance: float = Field(4.0, ge=1)
-    orthogonal: bool = True
-    """APG: no guidance along the denoised sample"""
-    shift: float = Field(17.0, gt=0)
-    """Flow shift of pixel sampling"""
-    latent_shift: float = Field(7.0, gt=0)
-    """Flow shift of the latent model"""
-    shown: int = Field(10, ge=1)
-    """Rows of the picture"""
-    resources: Resources = Resources()
+INPUTS = {"curated": "curate", "basis": "basis", "finetuned": "finetune"}
+REAL = "real"
+_ADAPTER = "adapter"
+"""In a finetune's artifact"""
 
 
 def check(settings: EvaluateSettings) -> None:
-    check_base(settings.base, ("transformer",), images=True)
-    if settings.shown > settings.samples:
-        raise ConfigError(f"shown={settings.shown}: must be at most samples={settings.samples}")
+    suite = suite_of(settings)
+    sources = [name for name in ("adapter", "finetuned", "registered", "pictures") if getattr(settings, name)]
+    if len(sources) > 1:
+        raise ConfigError(f"{' and '.join(sources)}: more than one of them says what is evaluated; leave one")
+    if suite.pictures_only and not settings.pictures:
+        raise ConfigError(f"pictures: missing; {settings.suite} needs a folder of them: {suite.pictures_only}")
+    settings.sampling.check_size("sampling.")
+    if settings.pictures:
+        if settings.models not in (None, ["trained"]):
+            raise ConfigError(f"models={settings.models}: pictures from elsewhere have no other models beside them")
+    elif not settings.base:
+        raise ConfigError("base: missing; the folder of the latent model")
+    elif "trained" not in models_of(settings) or settings.adapter or settings.finetuned:
+        check_base(settings.base, ("transformer",), images="latent" in models_of(settings), text=True)
+    elif not settings.registered:
+        check_model(settings.base, "", latent=models_of(settings) != ["trained"])
+    unknown = sorted(set(settings.leave_out) - set(suite.scorers))
+    if unknown:
+        raise ConfigError(f"leave_out={unknown}: {settings.suite} has the scorers {', '.join(suite.scorers)}")
+    for name in scorers_of(settings):
+        try:
+            getattr(settings.scorers, name).identity()
+        except MissingWeights as error:
+            choice = f"leave_out: [{name}] does without it, and without what it measures"
+            raise ConfigError(f"scorers.{name}.{error}; {choice}") from None
+    if suite.read:
+        read_prompts(settings, None)
+    names = [name for measure in measures_of(settings) for name in measure.names]
+    metrics = [f"{model}/{name}" for model in models_of(settings) for name in names]
+    for section in ("floors", "ceilings"):
+        for name in getattr(settings, section):
+            if name not in metrics:
+                raise ConfigError(f"{section}.{name}: no such score; there will be {', '.join(metrics)}")
+    if any(measure.needs_real for measure in measures_of(settings)) and suite.read and not settings.reference.source:
+        raise ConfigError("reference.source: missing; a folder of real pictures, or an .npz with their statistics")
 
 
 def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> None:
-    available = _held_out_rows(inputs["curated"])
-    if settings.samples > available:
-        raise ConfigError(f"samples={settings.samples}: only {available} held-out pictures and captions stand")
-    if not is_stored(inputs["encoded"]):
-        check_base(settings.base, text=True)
+    if not suite_of(settings).read:
+        if "curated" not in inputs:
+            raise ConfigError(f"curated: missing; the captions and pictures of {settings.suite} are held out there")
+        read_prompts(settings, inputs["curated"])
+    if "lifted" in models_of(settings) and not (settings.adapter or {"basis", "finetuned"} & inputs.keys()):
+        raise ConfigError("basis: missing; a lifted model needs one")
 
 
-def _held_out_rows(curated: Artifact) -> int:
-    return sum(sum(rows_by_group(uri)) for uri in curated.files("held_out", ".parquet"))
+def pin_registered(settings: EvaluateSettings, latest: bool) -> EvaluateSettings:
+    """The version that the registry's alias points to now, in place of the alias. Raises ConfigError."""
+    from pipelines.evaluate.registry import pin  # MLflow: in the driver alone
+
+    name = settings.registered or (f"{settings.run.experiment}@newest" if latest else "")
+    if not name:
+        return settings
+    settings = settings.model_copy(update={"registered": name})
+    check(settings)
+    return settings.model_copy(update={"registered": pin(name, settings.run)})
+
+
+def hold_limits(settings: EvaluateSettings, outcome: Outcome) -> None:
+    """Raises StepFailed, with all scores that are outside their limits."""
+    metrics = outcome.artifact.manifest["metrics"]
+    low = [f"{k} is {metrics[k]:.4g}, its floor {v:g}" for k, v in settings.floors.items() if metrics[k] < v]
+    high = [f"{k} is {metrics[k]:.4g}, its ceiling {v:g}" for k, v in settings.ceilings.items() if metrics[k] > v]
+    if low or high:
+        raise StepFailed(f"{settings.suite}: {'; '.join(low + high)}")
+
+
+def suite_of(settings: EvaluateSettings) -> Suite:
+    if settings.suite not in SUITES:
+        raise ConfigError(f"suite={settings.suite!r}: must be one of {', '.join(SUITES)}")
+    return SUITES[settings.suite]
+
+
+def models_of(settings: EvaluateSettings) -> list[Model]:
+    return ["trained"] if settings.pictures else settings.models or list(suite_of(settings).models)
+
+
+def scorers_of(settings: EvaluateSettings) -> list[str]:
+    return [name for name in suite_of(settings).scorers if name not in settings.leave_out]
+
+
+def measures_of(settings: EvaluateSettings) -> list:
+    wanted = {"", *scorers_of(settings)}
+    return [measure for measure in suite_of(settings).measures if measure.scorer in wanted]
+
+
+def read_prompts(settings: EvaluateSettings, curated: Artifact | None) -> list[Prompt]:
+    """Those that are asked for. Raises ConfigError where there are fewer, or other than the benchmark's own number."""
+    suite, wanted = suite_of(settings), settings.prompts.count
+    if suite.read is None:
+        found = [prompt for prompt, _ in islice(read_held_out(curated), wanted)] if curated else []
+    elif suite.file and not settings.prompts.file:
+        raise ConfigError(f"prompts.file: missing; {suite.file}")
+    else:
+        found = suite.read(settings.prompts.file, settings.prompts.column)
+    if suite.prompts and wanted is None and len(found) != suite.prompts:
+        raise ConfigError(
+            f"prompts.file={settings.prompts.file!r}: has {len(found)} prompts, {settings.suite} has {suite.prompts}; "
+            "prompts.count=N takes the first N, and the results say so"
+        )
+    if not found or (wanted and len(found) < wanted):
+        raise ConfigError(f"prompts.count={wanted}: there are only {len(found)}")
+    return found[:wanted]
 
 
 def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
-    prompts = Prompts(
-        curated=context.inputs["curated"].files("held_out", ".parquet"),
-        text=context.inputs["encoded"].files("text/held_out", ".parquet"),
-        count=settings.samples,
-    )
-    size = settings.resources.batch
-    items = {
-        f"{model}-{seed}-{start}": json.dumps([model, seed, start, min(start + size, settings.samples)])
-        for model in MODELS
-        for seed in settings.seeds
-        for start in range(0, settings.samples, size)
-    }
-    inputs = dict(context.inputs)
-    make_worker = partial(Generator, settings, inputs, prompts, context.folder)
-    summaries = map_items(items, make_worker, context.folder, settings.resources)
-    made: dict[tuple[str, int], list[Tensor]] = {}
-    for summary in summaries:
-        model, seed, start, _ = json.loads(summary["item"])
-        images = pictures_in(samples_file(context.folder, model, seed, start))
-        made.setdefault((model, seed), []).append(images)
-    samples = {key: torch.cat(parts) for key, parts in made.items()}
-    real = torch.cat([images for images in prompts.images()])[: settings.samples]
-    show(settings, context, prompts, real, samples)
-    return measure(settings, context, real, samples)
+    from pipelines.evaluate.registry import link  # MLflow: in the driver alone
+
+    suite, root = suite_of(settings), storage.absolute(settings.run.storage)
+    prompts = read_prompts(settings, context.inputs.get("curated"))
+    repeats = settings.images_per_prompt or suite.images_per_prompt
+    shots = shots_of(prompts, repeats)
+    subject = find_subject(settings, context) if not settings.pictures else None
+    sets = draw(settings, subject, shots, root)
+    reference, real = find_real(settings, context, len(prompts), root)
+    everything = {**sets, **({REAL: real} if real else {})}
+    needed = {measure.scorer for measure in measures_of(settings) if measure.needs_real}
+    scores: dict[str, dict] = {label: {} for label in everything}
+    for name in scorers_of(settings):
+        asked = everything if name in needed else sets
+        for label, found in score(asked, shots, name, getattr(settings.scorers, name), root).items():
+            scores[label][name] = found
+    pictures = {label: Pictures(found, scores[label]) for label, found in everything.items()}
+    compare = partial(Evaluated, shots, repeats)
+    rows: list[Row] = []
+    for model in sets:
+        evaluated = compare(pictures[model], pictures.get(REAL), reference, settings.bootstrap)
+        rows += [{"model": model, **row} for measure in measures_of(settings) for row in measure.rows(evaluated)]
+    report(settings, context, shots, pictures, rows)
+    metrics = {f"{row['model']}/{row['metric']}": row["value"] for row in rows if not row["category"]}
+    link(context.tracker, subject.lineage if subject else {}, settings.suite, metrics)
+    return metrics
 
 
-def pictures_in(uri: str) -> Tensor:
-    """(B, 3, H, W) in [-1, 1], from a samples file."""
-    return torch.cat([pixels_of(rows["image"]) for rows in read_rows(uri, ["image"])])
+def draw(
+    settings: EvaluateSettings, subject: Subject | None, shots: list[Shot], root: str
+) -> dict[str, PictureSet]:
+    """The pictures of each model."""
+    if subject is None:
+        return {"trained": found_pictures(settings.pictures, shots)}
+    given = settings.sampling.model_dump(exclude_defaults=True)
+    sampling = settings.sampling.model_copy(update={**suite_of(settings).drawing, **given})
+    drawing = sampling.drawing(subject.defaults)
+    return generate(subject, models_of(settings), drawing, shots, root, settings.resources)
 
 
-def distances(images: Tensor, real: Tensor) -> dict[str, float]:
-    """The weight-free distances of pictures in [-1, 1] to as many real ones."""
-    wasserstein = image_sliced_wasserstein(images, real)
-    return {
-        "sliced_wasserstein": wasserstein["raw"],
-        "sliced_wasserstein_high_pass": wasserstein["high_pass"],
-        "spectrum": spectrum_distance(images, real),
-        "high_frequency_power": high_frequency_power_ratio(images, real),
-    }
+def find_subject(settings: EvaluateSettings, context: Context) -> Subject:
+    """The adapter of the settings, wherever they say that it is."""
+    from pipelines.evaluate.registry import fetch
+
+    lineage: dict[str, str] = {}
+    adapter = settings.adapter
+    if finetuned := context.inputs.get("finetuned"):
+        adapter = finetuned.file(_ADAPTER)
+        lineage = {"adapter": finetuned.uri, "adapter_id": finetuned.id}
+    if settings.registered:
+        adapter, lineage = fetch(settings.registered, settings.run)
+    if adapter and storage.is_local(adapter) and storage.exists(adapter):
+        adapter = storage.absolute(adapter)  # workers have other working directories
+    return read_subject(settings.base, adapter, context.inputs.get("basis"), lineage)
 
 
-def measure(
-    settings: EvaluateSettings, context: Context, real: Tensor, samples: dict[tuple[str, int], Tensor]
-) -> dict[str, float]:
-    """Distances by model and seed, written as a table; the metrics are means over seeds."""
-    rows: list[dict[str, Any]] = []
-    for (model, seed), images in samples.items():
-        rows.append({"model": model, "seed": seed, **distances(images, real)})
-    halves = real.chunk(2)
-    rows.append({"model": "real", "seed": -1, **distances(halves[0], halves[1][: len(halves[0])])})
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    context.tracker.log_table("distances", columns)
-    storage.write_bytes(context.file("distances.json"), json.dumps(rows, indent=1).encode())
-    means: dict[str, float] = {}
-    names = [n for n in rows[0] if n not in ("model", "seed")]
-    for model in dict.fromkeys(row["model"] for row in rows):
-        for name in names:
-            values = [row[name] for row in rows if row["model"] == model]
-            means[f"{model}/{name}"] = sum(values) / len(values)
-    return means
+def find_real(
+    settings: EvaluateSettings, context: Context, count: int, root: str
+) -> tuple[Reference | None, PictureSet | None]:
+    """What the pictures are compared with: the statistics that were given, and real pictures."""
+    if curated := context.inputs.get("curated"):
+        encoded = (image for _, image in islice(read_held_out(curated), count))
+        return None, store_pictures(encoded, {"held out of": curated.id}, count, root)
+    source = settings.reference.source
+    if not source:
+        return None, None
+    if not source.endswith(".npz"):
+        return None, reference_pictures(source)
+    reference = storage.read_file(source, load_reference)
+    if reference.images is None:
+        return reference, None
+    protocol = {"reference": reference.sha256}
+    return reference, store_pictures(map(_png, reference.images), protocol, len(reference.images), root)
 
 
-def show(
-    settings: EvaluateSettings,
-    context: Context,
-    prompts: Prompts,
-    real: Tensor,
-    samples: dict[tuple[str, int], Tensor],
-) -> None:
-    """The picture: real | decoded latent sample | lifted, before training | after, for the same captions and noise."""
-    seed, n = settings.seeds[0], settings.shown
-    titles = {"latent": "decoded latent", "lifted": "lifted, untrained", "trained": "trained"}
-    columns: dict[str, Sequence[Image.Image]] = {"real": to_pictures(real[:n])}
-    columns |= {title: to_pictures(samples[model, seed][:n]) for model, title in titles.items()}
-    sheet = side_by_side(columns, prompts.captions()[:n], scale=2)
-    context.tracker.log_picture("before_and_after", sheet)
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    storage.write_bytes(context.file("before_and_after.png"), buffer.getvalue())
+def _png(pixels: np.ndarray) -> bytes:
+    return encode_png(Image.fromarray(pixels))
 
 
 STEP = Step(
@@ -168,5 +236,5 @@ STEP = Step(
     inputs=INPUTS,
     check=check,
     check_inputs=check_inputs,
-    contents=("base",),
+    contents=("base", "adapter", "pictures", "prompts.file", "reference.source"),
 )

@@ -16,7 +16,7 @@ from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
 from pipelines import storage
 from pipelines.config import ConfigError
 from pipelines.models import check_base
-from pipelines.pictures import side_by_side, to_pictures
+from pipelines.pictures import side_by_side, thumbnail, to_pictures
 from pipelines.sample.config import SampleSettings
 from pipelines.sample.drawing import Drawing
 from pipelines.sample.marks import encode_marked
@@ -24,8 +24,6 @@ from pipelines.sample.painter import Painter
 from pipelines.sample.safety import SafetyFilter, check_safety
 from pipelines.shards import map_items
 from pipelines.steps import Context, Step
-
-_THUMBNAIL = 256
 
 
 def check(settings: SampleSettings) -> None:
@@ -119,22 +117,16 @@ def sheet_of(settings: SampleSettings, context: Context) -> Image.Image:
     """The first prompts, one a row, with their seeds side by side."""
     places = list(islice(range(len(settings.prompts)), settings.shown))
     columns: dict[str, Sequence[Image.Image]] = {
-        f"{model}, seed {seed}": [thumbnail(context.file(file_of(model, place, seed))) for place in places]
+        f"{model}, seed {seed}": [_read(context, file_of(model, place, seed)) for place in places]
         for seed in settings.seeds
         for model in models_of(settings)
     }
     return side_by_side(columns, [settings.prompts[place] for place in places], scale=1)
 
 
-def thumbnail(uri: str) -> Image.Image:
-    """Large ones made smaller, small ones larger by whole pixels."""
-    with Image.open(io.BytesIO(storage.read_bytes(uri))) as picture:
-        small = picture.convert("RGB")
-    factor = _THUMBNAIL // max(small.size)
-    if factor:
-        return small.resize((small.width * factor, small.height * factor), Image.Resampling.NEAREST)
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return small
+def _read(context: Context, name: str) -> Image.Image:
+    with Image.open(io.BytesIO(storage.read_bytes(context.file(name)))) as picture:
+        return thumbnail(picture.convert("RGB"))
 
 
 STEP = Step("sample", SampleSettings, build, check=check, contents=("base", "adapter"))

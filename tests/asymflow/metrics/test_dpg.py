@@ -168,3 +168,14 @@ def test_categories_of_other_items_or_none(tmp_path):
         category_scores(items, {"b9": [crop], "a1": []})
     with pytest.raises(ValueError, match="no answer to question 3"):
         category_scores(items, {"b9": [crop], "a1": [{1: True, 2: True}]}, official=True)
+
+
+def test_the_reference_drops_the_first_row_of_the_first_prompt():
+    parents = {1: [0], 2: [1], 3: [0], 4: [2, 3]}
+    answers = [{1: False, 2: True, 3: True, 4: True}, {1: True, 2: True, 3: False, 4: True}]
+    assert score_prompt(parents, answers) == pytest.approx((1 / 4 + 2 / 4) / 2)
+    assert score_prompt(parents, answers, official=True) == pytest.approx((3 / 3 + 1 / 3) / 2)
+    with pytest.raises(ValueError, match="no answer to question 1"):
+        score_prompt(parents, [{2: True, 3: True, 4: True}], official=True)
+    with pytest.raises(ValueError, match="there are no questions"):
+        score_prompt({1: [0]}, [{1: True}], official=True)

@@ -1,0 +1,1 @@
+def inception_score(logits): raise NotImplementedError

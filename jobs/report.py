@@ -1,0 +1,36 @@
+"""Compare evaluations on one page: python jobs/report.py OUT.html [LABEL=]SOURCE ... [--tracking-uri URI]
+
+A SOURCE is an artifact of the evaluate step (its address), or the ID of its MLflow run. The page is one file that
+refers to nothing outside itself; the paper's Tables 3 and 4 stand beside, marked as quoted.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from pipelines.artifacts import MissingArtifact
+from pipelines.config import ConfigError
+from pipelines.report import read_evaluation, render
+from pipelines.storage import StorageError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python jobs/report.py", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", metavar="OUT.html")
+    parser.add_argument("sources", nargs="+", metavar="[LABEL=]SOURCE")
+    parser.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", ""), help="of the runs' MLflow")
+    options = parser.parse_args()
+    try:
+        page = render([read_evaluation(source, options.tracking_uri) for source in options.sources])
+        Path(options.out).write_text(page, "utf-8")
+    except (ConfigError, MissingArtifact, StorageError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError | MissingArtifact) else 1)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()

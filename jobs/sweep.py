@@ -1,0 +1,33 @@
+"""Evaluate over a grid of settings, or search for the best guidance; points that stand are not evaluated again."""
+
+import json
+import sys
+
+from pipelines.config import ConfigError, describe, load_config
+from pipelines.shards import ItemsFailed
+from pipelines.steps import StepFailed
+from pipelines.storage import StorageError
+from pipelines.sweep import SweepSettings, rows_of, run_sweep, table_of
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(f"usage: python jobs/sweep.py CONFIG.yaml [dotted.key=value ...]\n\n{__doc__}\n")
+        print("settings and their defaults:")
+        print("\n".join(describe(SweepSettings)))
+        print("\nThe evaluation's settings: python jobs/evaluate.py --help")
+        sys.exit(0 if arguments else 2)
+    try:
+        settings = load_config(SweepSettings, arguments[0], arguments[1:])
+        run_id, points, best = run_sweep(settings)
+    except (ConfigError, ItemsFailed, StepFailed, StorageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    print(f"\n{table_of(rows_of(settings, points))}\n")
+    metrics = best.outcome.artifact.manifest["metrics"]
+    print(json.dumps({"artifact": best.outcome.artifact.uri, "mlflow_run": run_id, "metrics": metrics}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Settings of an evaluation."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from pipelines.config import OptionalUri, Settings
+from pipelines.evaluate.scorers import Scorers
+from pipelines.sample.drawing import DrawingSettings
+from pipelines.shards import ModelWorkers
+from pipelines.steps import StepSettings
+
+Model = Literal["latent", "lifted", "trained"]
+
+
+class PromptSource(Settings):
+    file: OptionalUri = ""
+    """The benchmark's own file (the suite says which)"""
+    column: str = "prompt"
+    """Where the file has several"""
+    count: int | None = Field(None, ge=1)
+    """Only the first of them; the results say so. Empty: all that the benchmark has"""
+
+
+class Reference(Settings):
+    """Real pictures that Fréchet distances, precision and recall compare with."""
+
+    source: OptionalUri = ""
+    """A folder of pictures, or an .npz of ADM's with their statistics"""
+
+
+class Bootstrap(Settings):
+    """Confidence intervals: prompts are drawn again, each with all its pictures."""
+
+    resamples: int = Field(1000, ge=0)
+    """For means over pictures; 0: no intervals"""
+    set_resamples: int = Field(20, ge=0)
+    """For distances between sets of pictures, which are dearer; their interval is that of a normal distribution"""
+    level: float = Field(0.95, gt=0, lt=1)
+    seed: int = 0
+
+
+class Resources(ModelWorkers):
+    """Those that draw the pictures."""
+
+    workers: int = Field(1, ge=1)
+    """Each holds the model"""
+    batch: int = Field(4, ge=1)
+    """Pictures sampled together"""
+
+
+class EvaluateSettings(StepSettings):
+    suite: str = "demo"
+    """demo, coco10k, hpsv3_benchmark, dpg, geneval or imagenet50k"""
+    base: OptionalUri = ""
+    """Folder of the latent model"""
+    adapter: str = ""
+    """What is evaluated: an adapter's folder, s3://... or OWNER/NAME on the hub"""
+    finetuned: OptionalUri = ""
+    """Or an artifact of the finetune step"""
+    registered: str = ""
+    """Or NAME@ALIAS of MLflow's model registry"""
+    pictures: OptionalUri = ""
+    """Or a folder of pictures made elsewhere, by name in the order of the prompts and their repeats"""
+    models: list[Model] | None = Field(None, min_length=1)
+    """trained: what is evaluated; lifted: the same before training; latent: the base it was made from. Empty: as the
+    suite has it"""
+    curated: OptionalUri = ""
+    """Artifact of the curate step: its held-out pictures and captions are the demo suite's"""
+    basis: OptionalUri = ""
+    """Artifact of the basis step, for lifted and latent models where no adapter brings its own"""
+    prompts: PromptSource = PromptSource()
+    images_per_prompt: int | None = Field(None, ge=1)
+    """Empty: as the benchmark wants it"""
+    sampling: DrawingSettings = DrawingSettings()
+    """What is left empty is the suite's, or else the model's own"""
+    reference: Reference = Reference()
+    leave_out: list[str] = []
+    """Scorers of the suite that are not wanted"""
+    scorers: Scorers = Scorers()
+    bootstrap: Bootstrap = Bootstrap()
+    shown: int = Field(10, ge=1)
+    """Rows of the pictures of pictures"""
+    floors: dict[str, float] = {}
+    """MODEL/METRIC: the job's exit status is 1 where a score is below"""
+    ceilings: dict[str, float] = {}
+    """The same for what should be small"""
+    resources: Resources = Resources()
+
+    @field_validator("models")
+    @classmethod
+    def _once(cls, value: list[Any] | None) -> list[Any] | None:
+        if value and len(set(value)) != len(value):
+            raise ValueError("one stands there twice")
+        return value

@@ -1,0 +1,71 @@
+"""MLflow's model registry: the adapter that a name's alias points to, and its scores, written beside it."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlflow.artifacts
+from mlflow.entities import LoggedModelInput
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from asymflow.adapters import CONFIG, WEIGHTS
+from pipelines import storage
+from pipelines.config import ConfigError, RunSettings
+from pipelines.tracking import Tracker, tracking_uri
+
+FOLDER = "registered"
+
+
+def pin(name: str, run: RunSettings) -> str:
+    """NAME/VERSION of NAME@ALIAS, which may point elsewhere tomorrow. Raises ConfigError where there is none."""
+    version = _find(name, run)
+    return f"{version.name}/{version.version}"
+
+
+def fetch(name: str, run: RunSettings) -> tuple[str, dict[str, str]]:
+    """The adapter of NAME/VERSION or NAME@ALIAS, put into the storage where every node can read it, and where it came
+    from. Raises ConfigError where there is none."""
+    uri, version = tracking_uri(run), _find(name, run)
+    folder = storage.join(storage.absolute(run.storage), FOLDER, version.name, str(version.version))
+    if not storage.exists(storage.join(folder, CONFIG)):
+        source = MlflowClient(uri, uri).get_model_version_download_uri(version.name, version.version)
+        with tempfile.TemporaryDirectory() as scratch:
+            local = Path(mlflow.artifacts.download_artifacts(source, dst_path=scratch, tracking_uri=uri))
+            found = [path.parent for path in local.rglob(WEIGHTS)]
+            if len(found) != 1:
+                raise ConfigError(f"registered={name!r}: version {version.version} holds {len(found)} adapters")
+            storage.put_folder(found[0], folder, last=CONFIG)
+    lineage = {"registered": f"{version.name}/{version.version}", "adapter_run": version.run_id or ""}
+    tags = {f"adapter_{key}": version.tags[key] for key in ("artifact", "step", "kind") if key in version.tags}
+    return folder, lineage | tags | {"model_id": version.model_id or ""}
+
+
+def _find(name: str, run: RunSettings) -> ModelVersion:
+    uri = tracking_uri(run)
+    client, alias = MlflowClient(uri, uri), "@" in name
+    try:
+        if alias:
+            return client.get_model_version_by_alias(*name.split("@", 1))
+        return client.get_model_version(*name.rsplit("/", 1))
+    except (MlflowException, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"registered={name!r}: {reason}; say NAME@ALIAS (a finetune's is EXPERIMENT@newest) or NAME/VERSION"
+        ) from None
+
+
+def link(tracker: Tracker, lineage: Mapping[str, str], suite: str, metrics: Mapping[str, float]) -> None:
+    """Tags of the evaluation's run say what it is of; the registered version's say how it did."""
+    client = tracker.client
+    for key, value in lineage.items():
+        if value:
+            tracker.set_tag(key, value)
+    if lineage.get("model_id"):
+        client.log_inputs(tracker.run_id, models=[LoggedModelInput(lineage["model_id"])])
+    if lineage.get("registered"):
+        registry = MlflowClient(tracker.uri, tracker.uri)
+        name, version = lineage["registered"].rsplit("/", 1)
+        for metric, number in metrics.items():
+            registry.set_model_version_tag(name, version, f"{suite}/{metric}", f"{number:.6g}")

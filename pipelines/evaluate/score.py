@@ -1,0 +1,161 @@
+"""Scores: every missing one is made, once, by a pool of actors for each scorer.
+
+A batch's rows are a parquet file in STORAGE/scores/PICTURES/SCORER, two hashes of all that decides them.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from asymflow.metrics.protocol import Protocol, fingerprint
+from pipelines import storage
+from pipelines.evaluate.generate import PictureSet, in_batches
+from pipelines.evaluate.prompts import Prompt, Shot
+from pipelines.evaluate.scorers import Row, Scorer
+from pipelines.images import decode_image, to_array
+from pipelines.shards import do_items
+
+PROTOCOL = "protocol.json"
+_AT_ONCE = 512
+"""Features that are handed on together; also the order of summation, which so depends on nothing else"""
+_OPEN = 8
+"""Files of features held in memory"""
+
+
+class ScoresDiffer(ValueError):
+    """Scores stand that were made under another protocol than is used now; the message says where."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Those of one scorer for one set of pictures, in the order of `keys`."""
+
+    folder: str
+    keys: Sequence[str]
+
+    @cached_property
+    def protocol(self) -> Protocol:
+        return json.loads(storage.read_bytes(storage.join(self.folder, PROTOCOL)))
+
+    @cached_property
+    def _files(self) -> list[str]:
+        return storage.list_files(self.folder, ".parquet")
+
+    def rows(self) -> list[Row]:
+        """Without features; what was no plain value is JSON."""
+        found = {row["key"]: row for file in self._files for row in _plain(file)}
+        return [found[key] for key in self.keys]
+
+    def features(self, name: str) -> Iterator[Tensor]:
+        """(N, ...), some hundred pictures at a time: no more than that is ever held."""
+        places = {key: (file, i) for file in self._files for i, key in enumerate(_keys(file))}
+        part = lru_cache(_OPEN)(partial(_features, name=name))
+        for keys in in_batches(list(self.keys), _AT_ONCE):
+            yield torch.stack([part(places[key][0])[places[key][1]] for key in keys])
+
+
+class ScoreWorker:
+    """Scores a batch: JSON [folder, [[key, URI, place of its prompt], ...]]."""
+
+    def __init__(self, scorer: Scorer, prompts: Sequence[Prompt], folders: Sequence[str]):
+        self.prompts = prompts
+        self.score, protocol = scorer.load(scorer.resources.device)
+        for folder in folders:
+            _note(protocol, folder)
+
+    def __call__(self, item: str) -> dict[str, Any]:
+        folder, batch = json.loads(item)
+        images = [load_picture(uri) for _, uri, _ in batch]
+        prompts = [self.prompts[place] for _, _, place in batch]
+        rows: dict[int, Row] = {}
+        sizes = dict.fromkeys(image.shape for image in images)
+        for size in sizes:
+            same = [i for i, image in enumerate(images) if image.shape == size]
+            scored = self.score(torch.stack([images[i] for i in same]), [prompts[i] for i in same])
+            rows.update(zip(same, scored, strict=True))
+        _write(folder, [{"key": batch[i][0], **rows[i]} for i in range(len(batch))])
+        return {}
+
+
+def load_picture(uri: str) -> Tensor:
+    """uint8 (3, H, W). Raises BadImage."""
+    pixels = to_array(decode_image(storage.read_bytes(uri)))
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+def score(
+    sets: Mapping[str, PictureSet], shots: Sequence[Shot], name: str, scorer: Scorer, root: str
+) -> dict[str, Scores]:
+    """The scores of each set, {its name: ...}; pictures that belong to no shot have an empty prompt.
+
+    Raises:
+        ItemsFailed: some pictures could not be scored, or what stands was scored otherwise (ScoresDiffer).
+    """
+    identity = fingerprint({"scorer": name, **scorer.identity()})
+    folders = {label: storage.join(root, "scores", found.id, f"{name}-{identity}") for label, found in sets.items()}
+    prompts = [Prompt("", ""), *{shot.prompt.digest: shot.prompt for shot in shots}.values()]
+    place_of = {prompt.digest: place for place, prompt in enumerate(prompts)}
+    places = {shot.key: place_of[shot.prompt.digest] for shot in shots}
+    items = {}
+    for label, found in sets.items():
+        standing = {key for file in storage.list_files(folders[label], ".parquet") for key in _keys(file)}
+        missing = [[key, uri, places.get(key, 0)] for key, uri in found.files.items() if key not in standing]
+        for batch in in_batches(missing, scorer.resources.batch):
+            items[f"{label} {batch[0][0]}"] = json.dumps([folders[label], batch])
+    make_worker = partial(ScoreWorker, scorer, prompts, list(folders.values()))
+    do_items(items, make_worker, scorer.resources, f"score {name}", unit="batch")
+    return {label: Scores(folders[label], list(found.files)) for label, found in sets.items()}
+
+
+def _note(protocol: Protocol, folder: str) -> None:
+    """Beside the scores, once. Raises ScoresDiffer."""
+    uri = storage.join(folder, PROTOCOL)
+    if not storage.exists(uri):
+        storage.write_bytes(uri, json.dumps(protocol, indent=1).encode())
+    elif (known := json.loads(storage.read_bytes(uri))) != json.loads(json.dumps(protocol)):
+        raise ScoresDiffer(f"the scores in {folder} are of the protocol {known}, not {protocol}: move that folder away")
+
+
+def _write(folder: str, rows: Sequence[Row]) -> None:
+    """A file of its own for each batch, named by its keys: a batch that is done again takes the same place."""
+    keys = [row["key"] for row in rows]
+    columns: dict[str, Any] = {}
+    for column in rows[0]:
+        values = [row[column] for row in rows]
+        if isinstance(values[0], Tensor):
+            columns[column] = pa.FixedShapeTensorArray.from_numpy_ndarray(torch.stack(values).contiguous().numpy())
+        elif isinstance(values[0], list | dict):
+            columns[column] = [json.dumps(value) for value in values]
+        else:
+            columns[column] = values
+    name = f"{keys[0]}-{hashlib.sha256(' '.join(keys).encode()).hexdigest()[:10]}.parquet"
+    storage.write_file(storage.join(folder, name), lambda local: pq.write_table(pa.table(columns), local))
+
+
+def _read(file: str, columns: list[str] | None = None) -> pa.Table:
+    with storage.open_file(file) as source:
+        return pq.read_table(source, columns=columns)
+
+
+def _keys(file: str) -> list[str]:
+    return _read(file, ["key"])["key"].to_pylist()
+
+
+def _plain(file: str) -> list[Row]:
+    with storage.open_file(file) as source:
+        schema = pq.read_schema(source)
+    names = [field.name for field in schema if not isinstance(field.type, pa.FixedShapeTensorType)]
+    return _read(file, names).to_pylist()
+
+
+def _features(file: str, name: str) -> Tensor:
+    array = _read(file, [name])[name].combine_chunks()
+    return torch.from_numpy(array.to_numpy_ndarray().copy())

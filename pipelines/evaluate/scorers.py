@@ -1,0 +1,225 @@
+"""Scorers: each looks at pictures and their prompts, one at a time, and knows nothing of the others.
+
+Its settings say where its model is from. `identity` is asked for by the driver, which loads no model; `load` by the
+actor that scores.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from asymflow.metrics.protocol import Protocol
+from asymflow.metrics.weights import MissingWeights, identify
+from pipelines.config import Settings
+from pipelines.evaluate.prompts import Prompt
+from pipelines.shards import ModelWorkers
+
+Row = dict[str, Any]
+Score = Callable[[Tensor, Sequence[Prompt]], list[Row]]
+"""(uint8 pictures (B, 3, H, W), their prompts) -> what each got: numbers, texts, lists, and features as tensors"""
+
+
+class Resources(ModelWorkers):
+    workers: int = Field(1, ge=1)
+    batch: int = Field(16, ge=1)
+    """Pictures scored together"""
+    environment: dict[str, Any] = {}
+    """A Ray runtime environment of its own, for a package that cannot share ours: {py_executable: PYTHON}, ..."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"runtime_env": self.environment} if self.environment else {}
+
+
+class Scorer(Settings):
+    resources: Resources = Resources()
+
+    def identity(self) -> dict[str, Any]:
+        """What moves its numbers, as JSON. Raises MissingWeights."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if name != "resources"}
+
+    def load(self, device: str) -> tuple[Score, Protocol]:
+        raise NotImplementedError
+
+
+class ModelScorer(Scorer):
+    model: str = ""
+    """A path, or OWNER/NAME on the hub"""
+    revision: str = "main"
+    """Of what is on the hub"""
+
+    needed: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    """{setting: (what it has to be, in words; the file in it, or empty)}"""
+
+    def identity(self) -> dict[str, Any]:
+        """A model is what it is, wherever it lies. Raises MissingWeights."""
+        found = {}
+        for name, (needed, file) in self.needed.items():
+            try:
+                found[name] = identify(getattr(self, name), needed, file, self.revision)
+            except MissingWeights as error:
+                raise MissingWeights(f"{name}: {error}") from None
+        return {**super().identity(), **found, "revision": ""}
+
+
+def _scores(call: Callable[[Tensor, list[str]], Tensor]) -> Score:
+    def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
+        return [{"score": value} for value in call(images, [prompt.text for prompt in prompts]).tolist()]
+
+    return score
+
+
+class ClipScorer(ModelScorer):
+    architecture: str = "ViT-L-14-336-quickgelu"
+    """open_clip's name of it"""
+    needed = {"model": ("CLIP ViT-L-14-336 of OpenAI, as open_clip has it", "")}
+
+    def load(self, device: str) -> tuple[Score, Protocol]:
+        from asymflow.metrics.clip_score import ClipScore
+
+        metric = ClipScore.load(self.model, self.revision, device, architecture=self.architecture)
+        return _scores(metric), metric.protocol
+
+
+class HpsV2Scorer(ModelScorer):
+    activation: Literal["quickgelu", "gelu"] = "quickgelu"
+    """quickgelu as for the paper's table, gelu as in the hpsv2 package"""
+    needed = {"model": ("HPS_v2.1_compressed.pt of xswu/HPSv2", "HPS_v2.1_compressed.pt")}
+
+    def load(self, device: str) -> tuple[Score, Protocol]:
+        from asymflow.metrics.hps_v2 import HpsV2
+
+        metric = HpsV2.load(self.model, self.revision, device, activation=self.activation)
+        return _scores(metric), metric.protocol
+
+
+class HpsV3Scorer(ModelScorer):
+    template: str = ""
+    """A text file with the question that the model was trained on, {prompt} and <|Reward|> in it"""
+    needed = {"model": ("HPSv3.safetensors of MizzenAI/HPSv3", "")}
+
+    def load(self, device: str) -> tuple[Score, Protocol]:
+        from asymflow.metrics.hps_v3 import HpsV3
+
+        metric = HpsV3.load(self.model, self.revision, device, template=self.template)
+        return _scores(metric), metric.protocol
+
+
+class VqaScorer(ModelScorer):
+    template: str = ""
+    """A text file with the chat that the model was trained on, <image> and {question} in it"""
+    needed = {"model": ("zhiqiulin/clip-flant5-xxl", "")}
+
+    def load(self, device: str) -> tuple[Score, Protocol]:
+        from asymflow.metrics.vqa_score import VqaScore
+
+        metric = VqaScore.load(self.model, self.revision, device, template=self.template)
+        return _scores(metric), metric.protocol
+
+
+class InceptionScorer(ModelScorer):
+    """Features of the Inception network of 2015."""
+
+    resize: Literal["bicubic", "centre_crop", "none"] = "bicubic"
+    needed = {"model": ("weights-inception-2015-12-05-6726825d.pth of torch-fidelity", "")}
+
+    def load(self, device: str) -> tuple[Score, Protocol]:
+        from asymflow.metrics.inception import Inception
+
+        metric = Inception.load(self.model, self.revision, device, resize=self.resize)
+
+        def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
+            found = metric(images)
+            return [
+                {"pool": pool, "spatial": spatial, "logits": logits}
+                for pool, spatial, logits in zip(found.pool, found.spatial, found.logits, strict=True)
+            ]
+
+        return score, metric.protocol
+
+
+class GenEvalScorer(ModelScorer):
+    colors: str = ""
+    """CLIP ViT-L-14 of OpenAI for the colours: a path, or OWNER/NAME"""
+    needed = {
+        "model": ("facebook/mask2former-swin-small-coco-instance", ""),
+        "colors": ("timm/vit_large_patch14_clip_224.openai", "open_clip_model.safetensors"),
+    }
+
+    def load(self, device: str) -> tuple[Score, Protocol]:
+        from asymflow.metrics.colors import ColorClassifier
+        from asymflow.metrics.geneval_picture import GenEval
+        from asymflow.metrics.mask2former import Mask2FormerDetector
+
+        detector = Mask2FormerDetector.load(self.model, self.revision, device)
+        metric = GenEval(detector, ColorClassifier.load(self.colors, self.revision, device))
+
+        def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
+            return metric(images, [prompt.data for prompt in prompts])
+
+        return score, metric.protocol
+
+
+class DpgScorer(ModelScorer):
+    kind: Literal["transformers", "mplug"] = "transformers"
+    """mplug is the reference's, by modelscope, in an environment of its own"""
+    needed = {"model": ("a yes/no visual question answering model, such as Salesforce/blip-vqa-base", "")}
+
+    def identity(self) -> dict[str, Any]:
+        """modelscope's hub cannot be asked."""
+        return Scorer.identity(self) if self.kind == "mplug" and self.model else super().identity()
+
+    def load(self, device: str) -> tuple[Score, Protocol]:
+        from asymflow.metrics.mplug import Mplug
+        from asymflow.metrics.yes_no import load_yes_no
+
+        load = Mplug.load if self.kind == "mplug" else load_yes_no
+        metric = load(self.model, self.revision, device)
+
+        def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
+            """A picture is one crop of the reference's grid of four, which needs not be pasted and cut again."""
+            asked = [(i, q, text) for i, prompt in enumerate(prompts) for q, text in prompt.data["questions"].items()]
+            rows: list[Row] = [{"answers": {}} for _ in prompts]
+            places = torch.tensor([i for i, _, _ in asked])
+            answers = metric(images[places], [text for _, _, text in asked])
+            for (i, question, _), yes in zip(asked, answers, strict=True):
+                rows[i]["answers"][question] = yes
+            return rows
+
+        return score, metric.protocol
+
+
+class SpectrumScorer(Scorer):
+    """Power by radius: needs no weights."""
+
+    def load(self, device: str) -> tuple[Score, Protocol]:
+        from asymflow.metrics.spectrum import high_frequency_power, radial_spectrum
+
+        def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
+            return [
+                {"score": high_frequency_power(one), "radial": radial_spectrum(one)}
+                for one in (images.double() / 127.5 - 1).split(1)
+            ]
+
+        return score, {"metric": "power spectrum of the luma", "window": "hann"}
+
+
+class Scorers(Settings):
+    """Those that a suite uses must say where their models are."""
+
+    spectrum: SpectrumScorer = SpectrumScorer()
+    clip_score: ClipScorer = ClipScorer()
+    hps_v2: HpsV2Scorer = HpsV2Scorer()
+    hps_v3: HpsV3Scorer = HpsV3Scorer()
+    vqa_score: VqaScorer = VqaScorer()
+    inception: InceptionScorer = InceptionScorer()
+    """Of whole pictures, for the Fréchet distance"""
+    inception_crop: InceptionScorer = InceptionScorer(resize="centre_crop")
+    """Of a part, at full resolution"""
+    inception_as_is: InceptionScorer = InceptionScorer(resize="none")
+    """As ADM's suite does"""
+    geneval: GenEvalScorer = GenEvalScorer()
+    dpg: DpgScorer = DpgScorer()

@@ -1,0 +1,170 @@
+"""Known answers: made-up detections, answers, scores and features go through a suite's own rules, and what comes out is
+compared with what is written down here. It shows that an installation computes what this project's tests checked,
+before GPU hours are spent; it needs no model."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asymflow.metrics.geneval import judge, keep_detections
+from pipelines.evaluate.config import Bootstrap
+from pipelines.evaluate.generate import PictureSet
+from pipelines.evaluate.measures import Evaluated, Pictures
+from pipelines.evaluate.prompts import Prompt, read_dpg, shots_of
+from pipelines.evaluate.suites import SUITES
+
+TOLERANCE = 1e-6
+"""Relative: that of float32 sums in another order"""
+PROMPTS, REAL = 40, 60
+NO_INTERVALS = Bootstrap(resamples=0, set_resamples=0)
+
+EXPECTED: dict[str, dict[str, float]] = {}
+
+
+def self_test(suites: Sequence[str]) -> int:
+    """Print a line for each number. Exit status: 0 where all are as they should be, else 1."""
+    wrong = 0
+    for suite in suites:
+        found, expected = run(suite), EXPECTED[suite]
+        for name in sorted(expected.keys() | found.keys()):
+            value, known = found.get(name, float("nan")), expected.get(name, float("nan"))
+            right = abs(value - known) <= TOLERANCE * max(1.0, abs(known))
+            wrong += not right
+            wanted = "" if right else f", not {known:.9g}"
+            print(f"{'ok  ' if right else 'FAIL'}  {suite}  {name}  {value:.9g}{wanted}")
+    print(f"{wrong} wrong" if wrong else "all as they should be")
+    return int(wrong > 0)
+
+
+def run(suite: str) -> dict[str, float]:
+    """{metric or metric/category: value} of the suite's measures for the made-up scores."""
+    evaluated = MADE_UP.get(suite, _made_up)(suite)
+    rows = [row for measure in SUITES[suite].measures for row in measure.rows(evaluated)]
+    return {"/".join(filter(None, (row["metric"], row["category"]))): row["value"] for row in rows}
+
+
+@dataclass(frozen=True)
+class _Given:
+    """As `Scores`, but out of nothing."""
+
+    plain: Sequence[dict[str, Any]] = ()
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return list(self.plain)
+
+    def features(self, name: str) -> Iterator[Tensor]:
+        yield from self.tensors[name].split(16)
+
+
+@dataclass(frozen=True)
+class _Drawn(Pictures):
+    images: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def tensor(self) -> Tensor:
+        return self.images
+
+
+def wave(count: int, width: int, frequency: float) -> Tensor:
+    """(count, width) float64 numbers in [-1, 1] without any order that shows, the same on every machine."""
+    places = torch.arange(count * width, dtype=torch.float64).view(count, width)
+    return torch.sin(places.square() * 1e-3 * frequency + places * frequency)
+
+
+def _given(count: int, frequency: float) -> dict[str, Any]:
+    """What any scorer might have made of pictures."""
+    values = wave(count, 40, frequency)
+    spectra = torch.exp(values[:, :9])
+    scorers = ("hps_v3", "hps_v2", "vqa_score", "clip_score", "spectrum")
+    inception = {"pool": values[:, :12], "spatial": values[:, 12:24], "logits": 4 * values[:, 24:]}
+    plain = {name: _Given([{"score": float(v)} for v in values[:, i].abs()]) for i, name in enumerate(scorers)}
+    plain["spectrum"] = _Given(plain["spectrum"].plain, {"radial": spectra})
+    extracted = {name: _Given([], inception) for name in ("inception", "inception_crop", "inception_as_is")}
+    return {**plain, **extracted}
+
+
+def _evaluated(prompts: list[Prompt], repeats: int, scores: Mapping[str, Any]) -> Evaluated:
+    shots = shots_of(prompts, repeats)
+
+    def drawn(count: int, frequency: float, scores: Mapping[str, Any]) -> _Drawn:
+        images = wave(count, 3 * 24 * 24, frequency).float().view(count, 3, 24, 24)
+        return _Drawn(PictureSet("", {}, {}), scores, images)
+
+    made = drawn(len(shots), 0.731, scores)
+    return Evaluated(shots, repeats, made, drawn(REAL, 0.517, _given(REAL, 0.517)), None, NO_INTERVALS)
+
+
+def _made_up(suite: str) -> Evaluated:
+    prompts = [Prompt(str(i), f"prompt {i}", "abc"[i * i % 7 % 3]) for i in range(PROMPTS)]
+    repeats = min(SUITES[suite].images_per_prompt, 3)
+    return _evaluated(prompts, repeats, _given(PROMPTS * repeats, 0.731))
+
+
+_QUESTIONS = """item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,\
+question_natural_language
+a,a red cube on a table,,1,0,entity,whole,entity - whole (cube),Is there a cube?
+a,a red cube on a table,,2,0,entity,whole,entity - whole (table),Is there a table?
+a,a red cube on a table,,3,1,attribute,color,"attribute - color (cube, red)",Is the cube red?
+a,a red cube on a table,,4,"1,2",relation,spatial,"relation - spatial (cube, table, on)",Is the cube on the table?
+b,two birds singing,,1,0,entity,whole,entity - whole (birds),Are there birds?
+b,two birds singing,,2,1,other,count,"other - count (birds, ==2)",Are there two birds?
+b,two birds singing,,3,2,relation,non-spatial,"relation - non-spatial (birds, sing)",Do the two birds sing?
+c,an old map,,1,2,attribute,state,"attribute - state (map, old)",Is the map old?
+c,an old map,,2,0,entity,whole,entity - whole (map),Is there a map?
+"""
+_ANSWERS = {"a": ("yyyy", "nyyy", "ynyy", "yyny"), "b": ("yyy", "nyy", "yny", "yyy"), "c": ("yn", "yy", "nn", "yn")}
+
+
+def _dpg(suite: str) -> Evaluated:
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "questions.csv"
+        file.write_text(_QUESTIONS, "utf-8")
+        prompts = read_dpg(str(file), "")
+    rows = []
+    for prompt in prompts:
+        for answers in _ANSWERS[prompt.id]:
+            answered = zip(prompt.data["questions"], answers, strict=True)
+            rows.append({"answers": json.dumps({question: answer == "y" for question, answer in answered})})
+    return _evaluated(prompts, 4, {"dpg": _Given(rows)})
+
+
+def _geneval(suite: str) -> Evaluated:
+    """One prompt a task, four pictures each: right, too few, too many or in the wrong place, and nothing at all."""
+    cat, dog = (10.0, 10.0, 60.0, 60.0, 0.95), (120.0, 10.0, 180.0, 70.0, 0.8)
+    faint, other = (10.0, 10.0, 60.0, 60.0, 0.2), (200.0, 200.0, 240.0, 240.0, 0.93)
+    one = [{"class": "cat", "count": 1}]
+    asked: dict[str, dict[str, Any]] = {
+        "single_object": {"include": one},
+        "two_object": {"include": [*one, {"class": "dog", "count": 1}]},
+        "counting": {"include": [{"class": "cat", "count": 2}], "exclude": [{"class": "cat", "count": 3}]},
+        "colors": {"include": [{"class": "cat", "count": 1, "color": "red"}]},
+        "position": {"include": [{"class": "dog", "count": 1}, {**one[0], "position": ["left of", 0]}]},
+        "color_attr": {
+            "include": [{**one[0], "color": "red"}, {"class": "dog", "count": 1, "color": "blue"}],
+        },
+    }
+    scenes: list[dict[str, list]] = [
+        {"cat": [cat, other], "dog": [dog]},
+        {"cat": [faint], "dog": [dog]},
+        {"cat": [cat, other, cat], "dog": [cat]},
+        {},
+    ]
+    colors = {"cat": "red", "dog": "blue"}
+    rows = []
+    for tag, metadata in asked.items():
+        for scene in scenes:
+            objects = {name: keep_detections(boxes, tag) for name, boxes in scene.items()}
+            correct, _ = judge(metadata, objects, lambda name, box: colors[name])
+            rows.append({"correct": correct})
+    prompts = [Prompt(tag, tag, tag, metadata) for tag, metadata in asked.items()]
+    return _evaluated(prompts, len(scenes), {"geneval": _Given(rows)})
+
+
+MADE_UP: dict[str, Callable[[str], Evaluated]] = {"dpg": _dpg, "geneval": _geneval}

@@ -1,0 +1,112 @@
+"""The results of an evaluation, for people and for programs: table, scores of each picture, pictures of pictures."""
+
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from asymflow.metrics.protocol import fingerprint
+from pipelines import storage
+from pipelines.evaluate.config import EvaluateSettings
+from pipelines.evaluate.measures import Pictures, Row
+from pipelines.evaluate.prompts import Shot
+from pipelines.images import decode_image
+from pipelines.pictures import beside, side_by_side, thumbnail
+from pipelines.steps import Context
+
+SCORES, TABLE, PROTOCOLS = "scores.parquet", "table.json", "protocols.json"
+COLUMNS = ("model", "metric", "category", "value", "low", "high", "prompts", "pictures", "fingerprint")
+
+
+def report(
+    settings: EvaluateSettings,
+    context: Context,
+    shots: Sequence[Shot],
+    pictures: Mapping[str, Pictures],
+    rows: Sequence[Row],
+) -> None:
+    """Write all results into the artifact, and log them to MLflow."""
+    tracker = context.tracker
+    protocols = {fingerprint(row["protocol"]): row["protocol"] for row in rows}
+    table = [{**row, "fingerprint": fingerprint(row["protocol"])} for row in rows]
+    table = [{name: row[name] for name in COLUMNS} for row in table]
+    made = {label: {"id": found.set.id, **found.set.protocol} for label, found in pictures.items()}
+    _write_json(context.file(TABLE), table)
+    _write_json(context.file(PROTOCOLS), {"numbers": protocols, "pictures": made})
+    tracker.log_table("table", {name: [row[name] for row in table] for name in COLUMNS})
+    own = {label: found for label, found in pictures.items() if label != "real"}
+    storage.write_file(context.file(SCORES), lambda local: pq.write_table(_scores(shots, own), local))
+    for name in (SCORES, PROTOCOLS):
+        tracker.log_file(context.file(name))
+    for name, sheet in _sheets(settings, shots, pictures, own):
+        buffer = io.BytesIO()
+        sheet.save(buffer, "PNG")
+        storage.write_bytes(context.file(f"{name}.png"), buffer.getvalue())
+        tracker.log_picture(name, sheet)
+    by_category = {f"{row['model']}/{row['metric']}/{row['category']}": row["value"] for row in rows if row["category"]}
+    tracker.log_metrics({re.sub(r"[^\w\-./ ]", "_", name): value for name, value in by_category.items()})
+
+
+def _scores(shots: Sequence[Shot], own: Mapping[str, Pictures]) -> pa.Table:
+    """A row each picture: what it is of, and what each scorer made of it."""
+    found: list[dict[str, Any]] = []
+    for model, pictures in own.items():
+        scored = {name: scores.rows() for name, scores in pictures.scores.items()}
+        for i, shot in enumerate(shots):
+            row = {
+                "model": model, "index": shot.index, "prompt_id": shot.prompt.id, "prompt": shot.prompt.text,
+                "category": shot.prompt.category, "picture": pictures.set.files[shot.key],
+            }  # fmt: skip
+            for name, rows in scored.items():
+                row |= {f"{name}/{column}": value for column, value in rows[i].items() if column != "key"}
+            found.append(row)
+    return pa.Table.from_pylist(found)
+
+
+def _sheets(
+    settings: EvaluateSettings, shots: Sequence[Shot], pictures: Mapping[str, Pictures], own: Mapping[str, Pictures]
+) -> Iterable[tuple[str, Image.Image]]:
+    """The first prompts, with all models side by side; then what each scorer likes best, and least."""
+    repeats = next((i for i, shot in enumerate(shots) if shot.prompt is not shots[0].prompt), len(shots))
+    first = list(range(0, len(shots), repeats))[: settings.shown]
+    shown = [label for label in pictures if label in own or settings.curated]  # whose real picture i is prompt i's
+    places = {label: first if label in own else range(len(first)) for label in shown}
+    columns = {label: _read(pictures[label], places[label]) for label in places}
+    yield "samples", side_by_side(columns, [shots[i].prompt.text for i in first], scale=1)
+    for model, found in own.items():
+        for name, scores in found.scores.items():
+            rows = scores.rows()
+            if "score" not in rows[0]:
+                continue
+            ranked = sorted(range(len(rows)), key=lambda i: -rows[i]["score"])
+            count = min(settings.shown, -(-len(ranked) // 2))
+            parts = []
+            for title, picked in (("most", ranked[:count]), ("least", ranked[::-1][:count])):
+                captions = [f"{rows[i]['score']:.4g}  {shots[i].prompt.text}" for i in picked]
+                parts.append(side_by_side({f"{name}: {title}": _read(found, picked)}, captions, scale=1))
+            yield f"{model}_{name}", beside(*parts)
+
+
+def _read(pictures: Pictures, places: Iterable[int]) -> list[Image.Image]:
+    files = list(pictures.set.files.values())
+    return [thumbnail(decode_image(storage.read_bytes(files[i]))) for i in places]
+
+
+def _write_json(uri: str, content: Any) -> None:
+    storage.write_bytes(uri, json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """For a terminal."""
+    lines = [("model", "metric", "category", "value", "interval", "pictures", "protocol")]
+    for row in rows:
+        interval = "" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"
+        value, count = f"{row['value']:.4g}", str(row["pictures"])
+        lines.append((row["model"], row["metric"], row["category"], value, interval, count, row["fingerprint"]))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

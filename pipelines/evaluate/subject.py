@@ -1,0 +1,68 @@
+"""What is evaluated: an adapter, wherever it is, with its base; and what it came from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from asymflow.adapters import SamplingDefaults, kind_of, read_adapter, read_defaults
+from asymflow.adapters.basis import LAYOUT, find_subspace, in_layout
+from asymflow.metrics.protocol import fingerprint
+from asymflow.subspace import Subspace
+from pipelines import storage
+from pipelines.artifacts import Artifact, folder_fingerprint
+from pipelines.basis import load_subspace
+from pipelines.config import ConfigError
+from pipelines.sample.painter import Paint, adapter_files, load_painter, weights_sha256
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One adapter on its base, and the models that come with it."""
+
+    base: str
+    adapter: str
+    """Folder, S3 URI or repository that every node can read; empty: a merged pipeline, or no trained model"""
+    subspace: Subspace | None
+    defaults: SamplingDefaults
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """What it is made of, by content: base, adapter, subspace"""
+    lineage: Mapping[str, str] = field(default_factory=dict)
+    """Where it came from, for MLflow's tags"""
+
+    def identity(self, model: str) -> dict[str, str]:
+        """What decides a model's pictures, and no more: latent models of two adapters are one."""
+        needed = ("base", "adapter", "subspace") if model == "trained" else ("base", "subspace")
+        return {"model": model, **{name: self.parts[name] for name in needed if name in self.parts}}
+
+    def painter(self, model: str, device: str) -> Paint:
+        with adapter_files(self.adapter if model == "trained" else "") as folder:
+            return load_painter(model, self.base, folder, self.subspace, self.defaults, device)
+
+
+def read_subject(base: str, adapter: str, basis: Artifact | None, lineage: Mapping[str, str]) -> Subject:
+    """Raises ConfigError for files that are missing or unsound."""
+    try:
+        with adapter_files(adapter) as folder:
+            subspace = None if basis is None else in_layout(load_subspace(basis), LAYOUT)
+            parts = {"base": folder_fingerprint(base)}
+            defaults = SamplingDefaults()
+            if folder is None:
+                defaults = _pipeline_defaults(base)
+            else:
+                tensors, config = read_adapter(folder)
+                if kind_of(config) != "latent":
+                    subspace = find_subspace(folder, tensors)
+                defaults, parts["adapter"] = read_defaults(folder), weights_sha256(folder)
+    except ValueError as error:
+        raise ConfigError(f"adapter={adapter!r}: {error}") from None
+    if subspace is not None:
+        parts["subspace"] = fingerprint({"A": subspace.A.double().sum(0).tolist(), "s": float(subspace.s)})
+    return Subject(storage.absolute(base), adapter, subspace, defaults, parts, lineage)
+
+
+def _pipeline_defaults(base: str) -> SamplingDefaults:
+    """A merged pipeline's own, which stand in its model_index.json; the released model's for what it leaves out."""
+    index = json.loads((Path(base) / "model_index.json").read_text("utf-8"))
+    names = {f.name for f in fields(SamplingDefaults)}
+    return SamplingDefaults(**{name: value for name, value in index.items() if name in names})

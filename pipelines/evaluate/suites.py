@@ -1,0 +1,123 @@
+"""The suites, each as data: prompts, pictures a prompt, size, scorers, and what becomes of the scores."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.evaluate.config import Model
+from pipelines.evaluate.measures import (
+    DpgCategories,
+    Frechet,
+    HighFrequencyPower,
+    InceptionScore,
+    Mean,
+    Measure,
+    PrecisionRecall,
+    SlicedWasserstein,
+    SpectrumDistance,
+    dpg_score,
+)
+from pipelines.evaluate.prompts import Reader, read_captions, read_dpg, read_geneval, read_hpsv3, read_labels
+
+KLEIN = {"height": 1024, "width": 1024, "steps": 32, "guidance": 4.0}
+"""How text-to-image benchmarks are sampled for the paper; noise, APG and the clamp are the defaults anyway"""
+
+
+@dataclass(frozen=True)
+class Suite:
+    about: str
+    read: Reader | None
+    """None: the prompts are the held-out captions of a curate artifact, whose pictures are the reference"""
+    file: str
+    """What `prompts.file` has to be; empty: none is needed"""
+    prompts: int | None
+    """How many the benchmark has"""
+    images_per_prompt: int
+    scorers: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    drawing: Mapping[str, Any] = field(default_factory=dict)
+    """Of `sampling`, unless the settings say otherwise"""
+    models: tuple[Model, ...] = ("trained",)
+    pictures_only: str = ""
+    """Why its pictures cannot be drawn by a text-to-image model"""
+
+
+SUITES: dict[str, Suite] = {
+    "demo": Suite(
+        about="distances to held-out real pictures that need no weights",
+        read=None,
+        file="",
+        prompts=None,
+        images_per_prompt=3,
+        scorers=("spectrum",),
+        measures=(
+            SlicedWasserstein("sliced_wasserstein"),
+            SlicedWasserstein("sliced_wasserstein_high_pass", high_pass=True),
+            SpectrumDistance("spectrum"),
+            HighFrequencyPower("high_frequency_power"),
+        ),
+        models=("latent", "lifted", "trained"),
+    ),
+    "coco10k": Suite(
+        about="10,000 captions of COCO 2014 val: preference, alignment and distribution (Table 3)",
+        read=read_captions,
+        file="the captions of Lakonik/t2i-prompts-coco-10k, split test: .parquet, .jsonl, or a line each",
+        prompts=10_000,
+        images_per_prompt=1,
+        scorers=("hps_v3", "hps_v2", "vqa_score", "clip_score", "inception", "inception_crop"),
+        measures=(
+            Mean("hpsv3", "hps_v3"),
+            Mean("hpsv2.1", "hps_v2"),
+            Mean("vqa_score", "vqa_score"),
+            Mean("clip_score", "clip_score"),
+            Frechet("fid", "inception"),
+            Frechet("pfid", "inception_crop"),
+        ),
+        drawing=KLEIN,
+    ),
+    "hpsv3_benchmark": Suite(
+        about="HPSv3's benchmark: the unweighted mean of twelve categories (Table 4)",
+        read=read_hpsv3,
+        file="the folder `benchmark` of MizzenAI/HPDv3, twelve benchmark_<Category>.json",
+        prompts=None,
+        images_per_prompt=1,
+        scorers=("hps_v3",),
+        measures=(Mean("hpsv3", "hps_v3", by_category=True),),
+        drawing=KLEIN,
+    ),
+    "dpg": Suite(
+        about="DPG-Bench: long prompts, asked after by yes/no questions (Table 4)",
+        read=read_dpg,
+        file="dpg_bench.csv of ELLA",
+        prompts=1065,
+        images_per_prompt=4,
+        scorers=("dpg",),
+        measures=(Mean("dpg", "dpg", value=dpg_score, scale=100), DpgCategories("dpg")),
+        drawing=KLEIN,
+    ),
+    "geneval": Suite(
+        about="GenEval: objects, counts, colours and positions, with a detector of transformers (Table 4)",
+        read=read_geneval,
+        file="evaluation_metadata.jsonl (metadata.jsonl) of GenEval",
+        prompts=553,
+        images_per_prompt=4,
+        scorers=("geneval",),
+        measures=(Mean("geneval-hf", "geneval", column="correct", by_category=True),),
+        drawing=KLEIN,
+    ),
+    "imagenet50k": Suite(
+        about="50,000 class-conditional pictures of 256 x 256 by ADM's protocol",
+        read=read_labels,
+        file="",
+        prompts=1000,
+        images_per_prompt=50,
+        scorers=("inception_as_is",),
+        measures=(
+            Frechet("fid", "inception_as_is"),
+            Frechet("sfid", "inception_as_is", feature="spatial"),
+            InceptionScore("inception_score", "inception_as_is"),
+            PrecisionRecall("inception_as_is"),
+        ),
+        pictures_only="its models are told a class, not a text",
+    ),
+}
