@@ -10,8 +10,8 @@ import sys
 from functools import partial
 
 from pipelines.cli import main
-from pipelines.evaluate import STEP, hold_limits, pin_registered
 from pipelines.evaluate.self_test import self_test
+from pipelines.evaluate.step import STEP, hold_limits, pin_registered
 from pipelines.evaluate.suites import SUITES
 
 LATEST, SELF_TEST = "--latest-registered", "--self-test"

@@ -25,7 +25,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     last = outcomes["evaluate"].artifact
-    print(f"\n{table(outcomes)}\n\npicture:   {last.file('before_and_after.png')}")
+    print(f"\n{table(outcomes)}\n\npicture:   {last.file('samples.png')}")
     print(f"MLflow UI: .venv/bin/mlflow ui --backend-store-uri {tracking_uri(settings.run)}\n")
     print(json.dumps({"artifact": last.uri, "mlflow_run": run_id, "metrics": last.manifest["metrics"]}))
 

@@ -15,8 +15,8 @@ from pydantic import Field, model_validator
 
 from pipelines import storage
 from pipelines.config import ConfigError, RunSettings, Settings, set_at, validate
-from pipelines.evaluate import STEP, measures_of, models_of, pin_registered
 from pipelines.evaluate.config import EvaluateSettings
+from pipelines.evaluate.step import STEP, measures_of, models_of, pin_registered
 from pipelines.figures import new_figure
 from pipelines.steps import Outcome, find_inputs, run_step
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import Field
 
-from pipelines import basis, caption, color_stats, curate, encode, evaluate, finetune, storage
+from pipelines import basis, caption, color_stats, curate, encode, finetune, storage
 from pipelines.config import ConfigError, RunSettings, Settings, Uri, validate
+from pipelines.evaluate import step as evaluate
 from pipelines.steps import Outcome, Step, run_step
 from pipelines.tracking import open_run, tracking_uri
 

@@ -5,39 +5,33 @@ prompt's hash. So evaluations with more prompts, other scorers or another suite 
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any, cast
 
 import torch
+from diffusers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from asymflow.metrics.protocol import fingerprint
 from pipelines import storage
+from pipelines.evaluate.picture_sets import PictureSet, in_batches, keys_in
 from pipelines.evaluate.prompts import Shot
 from pipelines.evaluate.subject import Subject
-from pipelines.images import decode_image, encode_png
+from pipelines.images import encode_png
 from pipelines.pictures import to_pictures
 from pipelines.sample.drawing import Drawing
 from pipelines.sample.painter import Paint
 from pipelines.shards import do_items
 
 
-@dataclass(frozen=True)
-class PictureSet:
-    """Pictures, and by what they are known."""
-
-    id: str
-    files: Mapping[str, str]
-    """{key: URI}, in order"""
-    protocol: Mapping[str, Any]
-
-
 class Generator:
     """Draws a batch: JSON [model, folder, [[seed, prompt, key], ...]]. One model at a time is held."""
 
     def __init__(self, subject: Subject, drawing: Drawing, device: str):
+        logging.disable_progress_bar()  # the driver shows one for all
+        transformers_logging.disable_progress_bar()
         self.subject, self.drawing, self.device = subject, drawing, device
         self.loaded: tuple[str, Paint | None] = ("", None)
 
@@ -80,45 +74,3 @@ def generate(
     make_worker = partial(Generator, subject, drawing, resources.device)
     do_items(items, make_worker, resources, "draw", unit="batch")
     return sets
-
-
-def keys_in(folder: str) -> set[str]:
-    return {PurePosixPath(uri).stem for uri in storage.list_files(folder, ".png")}
-
-
-def in_batches(items: list, size: int) -> list[list]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def store_pictures(encoded: Iterable[bytes], protocol: Mapping[str, Any], count: int, root: str) -> PictureSet:
-    """Real pictures, which lie in other files, as files of their own; `encoded` is read only where some are missing."""
-    folder = storage.join(root, "pictures", fingerprint(protocol))
-    files = {f"{i:06}": storage.join(folder, f"{i:06}.png") for i in range(count)}
-    standing = keys_in(folder)
-    if not files.keys() <= standing:
-        for (key, uri), data in zip(files.items(), encoded, strict=True):
-            if key not in standing:
-                storage.write_bytes(uri, encode_png(decode_image(data)))
-    return PictureSet(fingerprint(protocol), files, protocol)
-
-
-def found_pictures(uri: str, shots: Sequence[Shot]) -> PictureSet:
-    """Pictures from elsewhere, by name in the order of the shots. Raises ValueError for another number of them."""
-    files = picture_files(uri)
-    if len(files) != len(shots):
-        raise ValueError(f"there are {len(files)} pictures in {uri}, the suite asks for {len(shots)}")
-    protocol = {"pictures": storage.absolute(uri), "files": fingerprint({"names": files})}
-    return PictureSet(fingerprint(protocol), dict(zip((s.key for s in shots), files, strict=True)), protocol)
-
-
-def reference_pictures(uri: str) -> PictureSet:
-    """Real ones of any number and size. Raises ValueError where there are none."""
-    files = picture_files(uri)
-    if not files:
-        raise ValueError(f"there are no pictures in {uri}")
-    protocol = {"reference": storage.absolute(uri), "files": fingerprint({"names": files})}
-    return PictureSet(fingerprint(protocol), {f"{i:06}": file for i, file in enumerate(files)}, protocol)
-
-
-def picture_files(uri: str) -> list[str]:
-    return [f for f in storage.list_files(uri) if PurePosixPath(f).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")]

@@ -26,9 +26,9 @@ from asymflow.metrics.spectrum import distance_of_spectra
 from pipelines.evaluate import bootstrap
 from pipelines.evaluate.bootstrap import Interval
 from pipelines.evaluate.config import Bootstrap
-from pipelines.evaluate.generate import PictureSet
+from pipelines.evaluate.picture_sets import PictureSet, load_picture
 from pipelines.evaluate.prompts import Prompt, Shot
-from pipelines.evaluate.score import Scores, load_picture
+from pipelines.evaluate.score import Scores
 
 Row = dict[str, Any]
 

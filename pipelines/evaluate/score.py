@@ -17,10 +17,9 @@ from torch import Tensor
 
 from asymflow.metrics.protocol import Protocol, fingerprint
 from pipelines import storage
-from pipelines.evaluate.generate import PictureSet, in_batches
+from pipelines.evaluate.picture_sets import PictureSet, in_batches, load_picture
 from pipelines.evaluate.prompts import Prompt, Shot
 from pipelines.evaluate.scorers import Row, Scorer
-from pipelines.images import decode_image, to_array
 from pipelines.shards import do_items
 
 PROTOCOL = "protocol.json"
@@ -83,12 +82,6 @@ class ScoreWorker:
             rows.update(zip(same, scored, strict=True))
         _write(folder, [{"key": batch[i][0], **rows[i]} for i in range(len(batch))])
         return {}
-
-
-def load_picture(uri: str) -> Tensor:
-    """uint8 (3, H, W). Raises BadImage."""
-    pixels = to_array(decode_image(storage.read_bytes(uri)))
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
 def score(

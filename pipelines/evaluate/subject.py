@@ -1,13 +1,15 @@
 """What is evaluated: an adapter, wherever it is, with its base; and what it came from."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import torch
+
 from asymflow.adapters import SamplingDefaults, kind_of, read_adapter, read_defaults
-from asymflow.adapters.basis import LAYOUT, find_subspace, in_layout
-from asymflow.metrics.protocol import fingerprint
+from asymflow.adapters.basis import LAYOUT, SUBSPACE, find_subspace, in_layout
 from asymflow.subspace import Subspace
 from pipelines import storage
 from pipelines.artifacts import Artifact, folder_fingerprint
@@ -23,7 +25,8 @@ class Subject:
     base: str
     adapter: str
     """Folder, S3 URI or repository that every node can read; empty: a merged pipeline, or no trained model"""
-    subspace: Subspace | None
+    subspace: str
+    """URI of a file, channel first, of the pixel model's subspace; empty: none is known"""
     defaults: SamplingDefaults
     parts: Mapping[str, str] = field(default_factory=dict)
     """What it is made of, by content: base, adapter, subspace"""
@@ -36,12 +39,16 @@ class Subject:
         return {"model": model, **{name: self.parts[name] for name in needed if name in self.parts}}
 
     def painter(self, model: str, device: str) -> Paint:
+        subspace = storage.read_file(self.subspace, Subspace.load) if self.subspace else None
         with adapter_files(self.adapter if model == "trained" else "") as folder:
-            return load_painter(model, self.base, folder, self.subspace, self.defaults, device)
+            return load_painter(model, self.base, folder, subspace, self.defaults, device)
 
 
-def read_subject(base: str, adapter: str, basis: Artifact | None, lineage: Mapping[str, str]) -> Subject:
-    """Raises ConfigError for files that are missing or unsound."""
+def read_subject(
+    base: str, adapter: str, basis: Artifact | None, lineage: Mapping[str, str], folder_for_subspace: str
+) -> Subject:
+    """The subspace is written into a folder that every node can read. Raises ConfigError for files that are missing or
+    unsound."""
     try:
         with adapter_files(adapter) as folder:
             subspace = None if basis is None else in_layout(load_subspace(basis), LAYOUT)
@@ -56,9 +63,13 @@ def read_subject(base: str, adapter: str, basis: Artifact | None, lineage: Mappi
                 defaults, parts["adapter"] = read_defaults(folder), weights_sha256(folder)
     except ValueError as error:
         raise ConfigError(f"adapter={adapter!r}: {error}") from None
+    place = ""
     if subspace is not None:
-        parts["subspace"] = fingerprint({"A": subspace.A.double().sum(0).tolist(), "s": float(subspace.s)})
-    return Subject(storage.absolute(base), adapter, subspace, defaults, parts, lineage)
+        place = storage.join(folder_for_subspace, SUBSPACE)
+        storage.write_file(place, subspace.save)
+        values = torch.cat([subspace.A.double().flatten(), torch.tensor([subspace.s], dtype=torch.float64)])
+        parts["subspace"] = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+    return Subject(storage.absolute(base), adapter, place, defaults, parts, lineage)
 
 
 def _pipeline_defaults(base: str) -> SamplingDefaults:

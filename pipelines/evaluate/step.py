@@ -1,0 +1,230 @@
+"""The step: settings in, pictures drawn and scored, numbers out."""
+
+
+from collections.abc import Mapping
+from functools import partial
+from itertools import islice
+
+import numpy as np
+from PIL import Image
+
+from asymflow.metrics.references import Reference, load_reference
+from asymflow.metrics.weights import MissingWeights
+from pipelines import storage
+from pipelines.artifacts import Artifact
+from pipelines.config import ConfigError
+from pipelines.evaluate.config import EvaluateSettings, Model
+from pipelines.evaluate.generate import generate
+from pipelines.evaluate.measures import Evaluated, Pictures, Row
+from pipelines.evaluate.picture_sets import PictureSet, found_pictures, reference_pictures, store_pictures
+from pipelines.evaluate.prompts import Prompt, Shot, read_held_out, shots_of
+from pipelines.evaluate.score import score
+from pipelines.evaluate.show import report
+from pipelines.evaluate.subject import Subject, read_subject
+from pipelines.evaluate.suites import SUITES, Suite
+from pipelines.images import encode_png
+from pipelines.models import check_base
+from pipelines.sample import check_model
+from pipelines.steps import Context, Outcome, Step, StepFailed
+
+INPUTS = {"curated": "curate", "basis": "basis", "finetuned": "finetune"}
+REAL = "real"
+_ADAPTER = "adapter"
+"""In a finetune's artifact"""
+
+
+def check(settings: EvaluateSettings) -> None:
+    suite = suite_of(settings)
+    sources = [name for name in ("adapter", "finetuned", "registered", "pictures") if getattr(settings, name)]
+    if len(sources) > 1:
+        raise ConfigError(f"{' and '.join(sources)}: more than one of them says what is evaluated; leave one")
+    if suite.pictures_only and not settings.pictures:
+        raise ConfigError(f"pictures: missing; {settings.suite} needs a folder of them: {suite.pictures_only}")
+    settings.sampling.check_size("sampling.")
+    if settings.pictures:
+        if settings.models not in (None, ["trained"]):
+            raise ConfigError(f"models={settings.models}: pictures from elsewhere have no other models beside them")
+    elif not settings.base:
+        raise ConfigError("base: missing; the folder of the latent model")
+    elif "trained" not in models_of(settings) or settings.adapter or settings.finetuned:
+        check_base(settings.base, ("transformer",), images="latent" in models_of(settings), text=True)
+    elif not settings.registered:
+        check_model(settings.base, "", latent=models_of(settings) != ["trained"])
+    unknown = sorted(set(settings.leave_out) - set(suite.scorers))
+    if unknown:
+        raise ConfigError(f"leave_out={unknown}: {settings.suite} has the scorers {', '.join(suite.scorers)}")
+    for name in scorers_of(settings):
+        try:
+            getattr(settings.scorers, name).identity()
+        except MissingWeights as error:
+            choice = f"leave_out: [{name}] does without it, and without what it measures"
+            raise ConfigError(f"scorers.{name}.{error}; {choice}") from None
+    if suite.read:
+        read_prompts(settings, None)
+    names = [name for measure in measures_of(settings) for name in measure.names]
+    metrics = [f"{model}/{name}" for model in models_of(settings) for name in names]
+    for section in ("floors", "ceilings"):
+        for name in getattr(settings, section):
+            if name not in metrics:
+                raise ConfigError(f"{section}.{name}: no such score; there will be {', '.join(metrics)}")
+    if any(measure.needs_real for measure in measures_of(settings)) and suite.read and not settings.reference.source:
+        raise ConfigError("reference.source: missing; a folder of real pictures, or an .npz with their statistics")
+
+
+def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> None:
+    if not suite_of(settings).read:
+        if "curated" not in inputs:
+            raise ConfigError(f"curated: missing; the captions and pictures of {settings.suite} are held out there")
+        read_prompts(settings, inputs["curated"])
+    if "lifted" in models_of(settings) and not (settings.adapter or {"basis", "finetuned"} & inputs.keys()):
+        raise ConfigError("basis: missing; a lifted model needs one")
+
+
+def pin_registered(settings: EvaluateSettings, latest: bool) -> EvaluateSettings:
+    """The version that the registry's alias points to now, in place of the alias. Raises ConfigError."""
+    from pipelines.evaluate.registry import pin  # MLflow: in the driver alone
+
+    name = settings.registered or (f"{settings.run.experiment}@newest" if latest else "")
+    if not name:
+        return settings
+    settings = settings.model_copy(update={"registered": name})
+    check(settings)
+    return settings.model_copy(update={"registered": pin(name, settings.run)})
+
+
+def hold_limits(settings: EvaluateSettings, outcome: Outcome) -> None:
+    """Raises StepFailed, with all scores that are outside their limits."""
+    metrics = outcome.artifact.manifest["metrics"]
+    low = [f"{k} is {metrics[k]:.4g}, its floor {v:g}" for k, v in settings.floors.items() if metrics[k] < v]
+    high = [f"{k} is {metrics[k]:.4g}, its ceiling {v:g}" for k, v in settings.ceilings.items() if metrics[k] > v]
+    if low or high:
+        raise StepFailed(f"{settings.suite}: {'; '.join(low + high)}")
+
+
+def suite_of(settings: EvaluateSettings) -> Suite:
+    if settings.suite not in SUITES:
+        raise ConfigError(f"suite={settings.suite!r}: must be one of {', '.join(SUITES)}")
+    return SUITES[settings.suite]
+
+
+def models_of(settings: EvaluateSettings) -> list[Model]:
+    return ["trained"] if settings.pictures else settings.models or list(suite_of(settings).models)
+
+
+def scorers_of(settings: EvaluateSettings) -> list[str]:
+    return [name for name in suite_of(settings).scorers if name not in settings.leave_out]
+
+
+def measures_of(settings: EvaluateSettings) -> list:
+    wanted = {"", *scorers_of(settings)}
+    return [measure for measure in suite_of(settings).measures if measure.scorer in wanted]
+
+
+def read_prompts(settings: EvaluateSettings, curated: Artifact | None) -> list[Prompt]:
+    """Those that are asked for. Raises ConfigError where there are fewer, or other than the benchmark's own number."""
+    suite, wanted = suite_of(settings), settings.prompts.count
+    if suite.read is None:
+        found = [prompt for prompt, _ in islice(read_held_out(curated), wanted)] if curated else []
+    elif suite.file and not settings.prompts.file:
+        raise ConfigError(f"prompts.file: missing; {suite.file}")
+    else:
+        found = suite.read(settings.prompts.file, settings.prompts.column)
+    if suite.prompts and wanted is None and len(found) != suite.prompts:
+        raise ConfigError(
+            f"prompts.file={settings.prompts.file!r}: has {len(found)} prompts, {settings.suite} has {suite.prompts}; "
+            "prompts.count=N takes the first N, and the results say so"
+        )
+    if not found or (wanted and len(found) < wanted):
+        raise ConfigError(f"prompts.count={wanted}: there are only {len(found)}")
+    return found[:wanted]
+
+
+def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
+    from pipelines.evaluate.registry import link  # MLflow: in the driver alone
+
+    suite, root = suite_of(settings), storage.absolute(settings.run.storage)
+    prompts = read_prompts(settings, context.inputs.get("curated"))
+    repeats = settings.images_per_prompt or suite.images_per_prompt
+    shots = shots_of(prompts, repeats)
+    subject = find_subject(settings, context) if not settings.pictures else None
+    sets = draw(settings, subject, shots, root)
+    reference, real = find_real(settings, context, len(prompts), root)
+    everything = {**sets, **({REAL: real} if real else {})}
+    needed = {measure.scorer for measure in measures_of(settings) if measure.needs_real}
+    scores: dict[str, dict] = {label: {} for label in everything}
+    for name in scorers_of(settings):
+        asked = everything if name in needed else sets
+        for label, found in score(asked, shots, name, getattr(settings.scorers, name), root).items():
+            scores[label][name] = found
+    pictures = {label: Pictures(found, scores[label]) for label, found in everything.items()}
+    compare = partial(Evaluated, shots, repeats)
+    rows: list[Row] = []
+    for model in sets:
+        evaluated = compare(pictures[model], pictures.get(REAL), reference, settings.bootstrap)
+        rows += [{"model": model, **row} for measure in measures_of(settings) for row in measure.rows(evaluated)]
+    report(settings, context, shots, pictures, rows)
+    metrics = {f"{row['model']}/{row['metric']}": row["value"] for row in rows if not row["category"]}
+    link(context.tracker, subject.lineage if subject else {}, settings.suite, metrics)
+    return metrics
+
+
+def draw(
+    settings: EvaluateSettings, subject: Subject | None, shots: list[Shot], root: str
+) -> dict[str, PictureSet]:
+    """The pictures of each model."""
+    if subject is None:
+        return {"trained": found_pictures(settings.pictures, shots)}
+    given = settings.sampling.model_dump(exclude_defaults=True)
+    sampling = settings.sampling.model_copy(update={**suite_of(settings).drawing, **given})
+    drawing = sampling.drawing(subject.defaults)
+    return generate(subject, models_of(settings), drawing, shots, root, settings.resources)
+
+
+def find_subject(settings: EvaluateSettings, context: Context) -> Subject:
+    """The adapter of the settings, wherever they say that it is."""
+    from pipelines.evaluate.registry import fetch
+
+    lineage: dict[str, str] = {}
+    adapter = settings.adapter
+    if finetuned := context.inputs.get("finetuned"):
+        adapter = finetuned.file(_ADAPTER)
+        lineage = {"adapter": finetuned.uri, "adapter_id": finetuned.id}
+    if settings.registered:
+        adapter, lineage = fetch(settings.registered, settings.run)
+    if adapter and storage.is_local(adapter) and storage.exists(adapter):
+        adapter = storage.absolute(adapter)  # workers have other working directories
+    return read_subject(settings.base, adapter, context.inputs.get("basis"), lineage, context.folder)
+
+
+def find_real(
+    settings: EvaluateSettings, context: Context, count: int, root: str
+) -> tuple[Reference | None, PictureSet | None]:
+    """What the pictures are compared with: the statistics that were given, and real pictures."""
+    if curated := context.inputs.get("curated"):
+        encoded = (image for _, image in islice(read_held_out(curated), count))
+        return None, store_pictures(encoded, {"held out of": curated.id}, count, root)
+    source = settings.reference.source
+    if not source:
+        return None, None
+    if not source.endswith(".npz"):
+        return None, reference_pictures(source)
+    reference = storage.read_file(source, load_reference)
+    if reference.images is None:
+        return reference, None
+    protocol = {"reference": reference.sha256}
+    return reference, store_pictures(map(_png, reference.images), protocol, len(reference.images), root)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    return encode_png(Image.fromarray(pixels))
+
+
+STEP = Step(
+    "evaluate",
+    EvaluateSettings,
+    build,
+    inputs=INPUTS,
+    check=check,
+    check_inputs=check_inputs,
+    contents=("base", "adapter", "pictures", "prompts.file", "reference.source"),
+)
