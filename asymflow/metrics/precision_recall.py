@@ -1,0 +1,58 @@
+"""Improved precision and recall (Kynkäänniemi et al.): how much of one set of features lies on the other's manifold."""
+
+import torch
+from torch import Tensor
+
+_ROUNDING = 1e-13  # of a squared distance, in units of the largest squared norm
+
+
+def precision_recall(features: Tensor, reference: Tensor, k: int = 3, chunk: int = 4096) -> tuple[float, float]:
+    """Precision and recall of features (N, dim) against reference features (M, dim), both on one device.
+
+    A set's manifold is the union of balls around its points, each with the distance to the k-th nearest *other* point
+    as radius. Precision is the share of `features` on the reference's manifold, recall the share of `reference` on
+    that of the features. A point on a ball's surface is inside, and copies of a point are its neighbours.
+
+    Distances are in float64, `chunk` x `chunk` at a time. They come from a matrix product, so equal distances differ by
+    rounding; within it they count as equal. torch-fidelity takes the same product in the features' own precision and
+    compares as it is: with ties, copies, or float32 far from the origin it may miss points that are counted here.
+
+    Raises:
+        ValueError: shapes that do not fit, not more than k points in a set, or values that are not finite.
+    """
+    if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
+        raise ValueError(f"features are {tuple(features.shape)} and {tuple(reference.shape)}; expected (N, dim) each")
+    if k < 1 or min(len(features), len(reference)) <= k:
+        raise ValueError(f"{len(features)} and {len(reference)} points: needed are more than k = {k}, k of 1 or more")
+    if not (torch.isfinite(features).all() and torch.isfinite(reference).all()):
+        raise ValueError("the features hold NaN or infinite values")
+    middle = reference.mean(0, dtype=torch.float64)  # smaller norms round less, and distances stay
+    fake = [part.double() - middle for part in features.detach().split(chunk)]
+    real = [part.double() - middle for part in reference.detach().split(chunk)]
+    slack = _ROUNDING * max(float(part.square().sum(1).max()) for part in fake + real)
+    fake_radii, real_radii = _radii(fake, k), _radii(real, k)
+    precise = [torch.zeros(len(a), dtype=torch.bool, device=a.device) for a in fake]
+    recalled = [torch.zeros(len(b), dtype=torch.bool, device=b.device) for b in real]
+    for i, a in enumerate(fake):
+        for j, b in enumerate(real):
+            squares = _squares(a, b)
+            precise[i] |= (squares <= real_radii[j] + slack).any(1)
+            recalled[j] |= (squares <= fake_radii[i][:, None] + slack).any(0)
+    return float(torch.cat(precise).double().mean()), float(torch.cat(recalled).double().mean())
+
+
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances (N, M)."""
+    return torch.addmm(a.square().sum(1)[:, None] + b.square().sum(1), a, b.T, alpha=-2).clamp_min(0)
+
+
+def _radii(parts: list[Tensor], k: int) -> list[Tensor]:
+    """The square of each point's distance to its k-th neighbour, by parts; the nearest of all is the point itself."""
+    radii = []
+    for a in parts:
+        nearest = a.new_empty(len(a), 0)
+        for b in parts:
+            nearest = torch.cat([nearest, _squares(a, b)], 1)
+            nearest = nearest.topk(min(k + 1, nearest.shape[1]), largest=False).values
+        radii.append(nearest.amax(1))
+    return radii
