@@ -10,6 +10,7 @@ from torch import Tensor
 
 from asymflow.metrics.protocol import fingerprint
 from pipelines import storage
+from pipelines.config import ConfigError
 from pipelines.evaluate.prompts import Shot
 from pipelines.images import decode_image, encode_png, to_array
 
@@ -47,19 +48,19 @@ def store_pictures(encoded: Iterable[bytes], protocol: Mapping[str, Any], count:
 
 
 def found_pictures(uri: str, shots: Sequence[Shot]) -> PictureSet:
-    """Pictures from elsewhere, by name in the order of the shots. Raises ValueError for another number of them."""
+    """Pictures from elsewhere, by name in the order of the shots. Raises ConfigError for another number of them."""
     files = picture_files(uri)
     if len(files) != len(shots):
-        raise ValueError(f"there are {len(files)} pictures in {uri}, the suite asks for {len(shots)}")
+        raise ConfigError(f"pictures={uri!r}: there are {len(files)} pictures, the suite asks for {len(shots)}")
     protocol = {"pictures": storage.absolute(uri), "files": fingerprint({"names": files})}
     return PictureSet(fingerprint(protocol), dict(zip((s.key for s in shots), files, strict=True)), protocol)
 
 
 def reference_pictures(uri: str) -> PictureSet:
-    """Real ones of any number and size. Raises ValueError where there are none."""
+    """Real ones of any number and size. Raises ConfigError where there are none."""
     files = picture_files(uri)
     if not files:
-        raise ValueError(f"there are no pictures in {uri}")
+        raise ConfigError(f"reference.source={uri!r}: there are no pictures")
     protocol = {"reference": storage.absolute(uri), "files": fingerprint({"names": files})}
     return PictureSet(fingerprint(protocol), {f"{i:06}": file for i, file in enumerate(files)}, protocol)
 

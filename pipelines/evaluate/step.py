@@ -15,7 +15,7 @@ from pipelines.artifacts import Artifact
 from pipelines.config import ConfigError
 from pipelines.evaluate.config import EvaluateSettings, Model
 from pipelines.evaluate.generate import generate
-from pipelines.evaluate.measures import Evaluated, Pictures, Row
+from pipelines.evaluate.measures import Evaluated, Pictures, PrecisionRecall, Row
 from pipelines.evaluate.picture_sets import PictureSet, found_pictures, reference_pictures, store_pictures
 from pipelines.evaluate.prompts import Prompt, Shot, read_held_out, shots_of
 from pipelines.evaluate.score import score
@@ -46,10 +46,10 @@ def check(settings: EvaluateSettings) -> None:
             raise ConfigError(f"models={settings.models}: pictures from elsewhere have no other models beside them")
     elif not settings.base:
         raise ConfigError("base: missing; the folder of the latent model")
-    elif "trained" not in models_of(settings) or settings.adapter or settings.finetuned:
+    elif "trained" not in models_of(settings) or settings.finetuned or settings.registered:
         check_base(settings.base, ("transformer",), images="latent" in models_of(settings), text=True)
-    elif not settings.registered:
-        check_model(settings.base, "", latent=models_of(settings) != ["trained"])
+    else:
+        check_model(settings.base, settings.adapter, latent=models_of(settings) != ["trained"])
     unknown = sorted(set(settings.leave_out) - set(suite.scorers))
     if unknown:
         raise ConfigError(f"leave_out={unknown}: {settings.suite} has the scorers {', '.join(suite.scorers)}")
@@ -69,13 +69,19 @@ def check(settings: EvaluateSettings) -> None:
                 raise ConfigError(f"{section}.{name}: no such score; there will be {', '.join(metrics)}")
     if any(measure.needs_real for measure in measures_of(settings)) and suite.read and not settings.reference.source:
         raise ConfigError("reference.source: missing; a folder of real pictures, or an .npz with their statistics")
+    if settings.reference.source and not settings.reference.source.endswith(".npz"):
+        reference_pictures(settings.reference.source)
 
 
 def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> None:
     if not suite_of(settings).read:
         if "curated" not in inputs:
             raise ConfigError(f"curated: missing; the captions and pictures of {settings.suite} are held out there")
-        read_prompts(settings, inputs["curated"])
+    if settings.pictures:
+        prompts = read_prompts(settings, inputs.get("curated"))
+        found_pictures(settings.pictures, shots_of(prompts, repeats_of(settings)))
+    else:
+        read_prompts(settings, inputs.get("curated"))
     if "lifted" in models_of(settings) and not (settings.adapter or {"basis", "finetuned"} & inputs.keys()):
         raise ConfigError("basis: missing; a lifted model needs one")
 
@@ -111,6 +117,10 @@ def models_of(settings: EvaluateSettings) -> list[Model]:
     return ["trained"] if settings.pictures else settings.models or list(suite_of(settings).models)
 
 
+def repeats_of(settings: EvaluateSettings) -> int:
+    return settings.images_per_prompt or suite_of(settings).images_per_prompt
+
+
 def scorers_of(settings: EvaluateSettings) -> list[str]:
     return [name for name in suite_of(settings).scorers if name not in settings.leave_out]
 
@@ -142,9 +152,9 @@ def read_prompts(settings: EvaluateSettings, curated: Artifact | None) -> list[P
 def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
     from pipelines.evaluate.registry import link  # MLflow: in the driver alone
 
-    suite, root = suite_of(settings), storage.absolute(settings.run.storage)
+    root = storage.absolute(settings.run.storage)
     prompts = read_prompts(settings, context.inputs.get("curated"))
-    repeats = settings.images_per_prompt or suite.images_per_prompt
+    repeats = repeats_of(settings)
     shots = shots_of(prompts, repeats)
     subject = find_subject(settings, context) if not settings.pictures else None
     sets = draw(settings, subject, shots, root)
@@ -208,7 +218,8 @@ def find_real(
         return None, None
     if not source.endswith(".npz"):
         return None, reference_pictures(source)
-    reference = storage.read_file(source, load_reference)
+    precise = any(isinstance(measure, PrecisionRecall) for measure in measures_of(settings))
+    reference = storage.read_file(source, partial(load_reference, images=precise))
     if reference.images is None:
         return reference, None
     protocol = {"reference": reference.sha256}
