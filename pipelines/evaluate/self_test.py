@@ -24,7 +24,55 @@ TOLERANCE = 1e-6
 PROMPTS, REAL = 40, 60
 NO_INTERVALS = Bootstrap(resamples=0, set_resamples=0)
 
-EXPECTED: dict[str, dict[str, float]] = {}
+EXPECTED: dict[str, dict[str, float]] = {
+    "demo": {
+        "sliced_wasserstein": 0.0381966958713,
+        "sliced_wasserstein_high_pass": 0.0376576600498,
+        "spectrum": 0.0603675172611,
+        "high_frequency_power": 1.03726483693,
+    },
+    "coco10k": {
+        "hpsv3": 0.610369766468,
+        "hpsv2.1": 0.700953865787,
+        "vqa_score": 0.618185830058,
+        "clip_score": 0.632370381183,
+        "fid": 0.996039596673,
+        "pfid": 0.996039596673,
+    },
+    "hpsv3_benchmark": {
+        "hpsv3": 0.639096060221,
+        "hpsv3/a": 0.690885220721,
+        "hpsv3/b": 0.55526438151,
+        "hpsv3/c": 0.671138578433,
+    },
+    "dpg": {
+        "dpg": 48.6111111111,
+        "dpg/attribute": 37.5,
+        "dpg/entity": 62.5,
+        "dpg/other": 50,
+        "dpg/relation": 50,
+        "dpg_official/attribute": 50,
+        "dpg_official/entity": 75,
+        "dpg_official/other": 100,
+        "dpg_official/relation": 100,
+    },
+    "geneval": {
+        "geneval-hf": 0.416666666667,
+        "geneval-hf/single_object": 0.5,
+        "geneval-hf/two_object": 0.5,
+        "geneval-hf/counting": 0.25,
+        "geneval-hf/colors": 0.5,
+        "geneval-hf/position": 0.25,
+        "geneval-hf/color_attr": 0.5,
+    },
+    "imagenet50k": {
+        "fid": 0.885967896975,
+        "sfid": 0.902098459621,
+        "inception_score": 2.4349357142,
+        "precision": 0.966666666667,
+        "recall": 1.0,
+    },
+}
 
 
 def self_test(suites: Sequence[str]) -> int:

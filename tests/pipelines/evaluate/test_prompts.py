@@ -1,0 +1,109 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.config import ConfigError
+from pipelines.evaluate.prompts import (
+    Prompt,
+    read_captions,
+    read_dpg,
+    read_geneval,
+    read_hpsv3,
+    read_labels,
+    shots_of,
+)
+
+HEADER = (
+    "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,question_natural_language"
+)
+
+
+def write(path, *rows):
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return str(path)
+
+
+def test_indices_count_prompts_times_repeats_and_keys_stay_when_prompts_are_added():
+    prompts = [Prompt("a", "a cat"), Prompt("b", "a dog"), Prompt("c", "a cat")]
+    shots = shots_of(prompts, 2)
+    assert [(shot.index, shot.prompt.id) for shot in shots] == list(enumerate("aabbcc"))
+    assert [shot.key for shot in shots_of(prompts[:2], 2)] == [shot.key for shot in shots[:4]]
+    assert len({shot.key for shot in shots}) == 6
+    other = Prompt("a", "a cat", data={"tag": "colors"})
+    assert shots_of([other], 1)[0].key != shots[0].key  # it is asked for something else
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+def test_captions_of_every_kind_of_file(tmp_path, kind):
+    texts = ["a red cat", "två hundar – utomhus"]
+    path = tmp_path / f"captions.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"prompt": texts, "id": [3, 4]}), path)
+    else:
+        write(path, *(texts if kind == "txt" else [{"prompt": text} for text in texts]))
+    assert [(p.id, p.text) for p in read_captions(str(path), "prompt")] == [("00000", texts[0]), ("00001", texts[1])]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("a.jsonl", [{"caption": "x"}], "row 1 has no 'prompt'; it has caption"),
+        ("a.jsonl", [{"prompt": "x"}, "{oops"], "line 2 is no JSON"),
+        ("a.jsonl", [{"prompt": 3}], "row 1 holds no prompt but 3"),
+        ("a.jsonl", [{"prompt": "  "}], "row 1 holds no prompt"),
+    ],
+)
+def test_unsound_captions(tmp_path, name, rows, message):
+    with pytest.raises(ConfigError, match=message):
+        read_captions(write(tmp_path / name, *rows), "prompt")
+
+
+def test_files_that_are_not_there_or_no_text(tmp_path):
+    for read in (read_captions, read_geneval, read_dpg):
+        with pytest.raises(ConfigError, match="no such file"):
+            read(str(tmp_path / "absent"), "prompt")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="no text in UTF-8"):
+        read_captions(str(tmp_path / "bytes.txt"), "prompt")
+    pq.write_table(pa.table({"caption": ["x"]}), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match="prompts.column='prompt': .* has caption"):
+        read_captions(str(tmp_path / "a.parquet"), "prompt")
+
+
+def test_hpsv3_has_twelve_categories(tmp_path):
+    for i in range(12):
+        rows = [{"caption": f"{i} {j}", "category": "x", "image_file": "y"} for j in range(2)]
+        (tmp_path / f"benchmark_Kind{i:02}.json").write_text(json.dumps(rows))
+    prompts = read_hpsv3(str(tmp_path), "")
+    assert len(prompts) == 24 and prompts[3] == Prompt("Kind01-0001", "1 1", "Kind01")
+    (tmp_path / "benchmark_Kind03.json").unlink()
+    with pytest.raises(ConfigError, match="has 11 files benchmark_<Category>.json, needed are 12"):
+        read_hpsv3(str(tmp_path), "")
+
+
+def test_geneval_keeps_what_is_asked_for(tmp_path):
+    row = {"tag": "counting", "include": [{"class": "cat", "count": 2}], "exclude": [{"class": "cat", "count": 3}]}
+    rows = [{**row, "prompt": "two cats"}, {"tag": "colors", "include": [], "prompt": "x"}]
+    path = write(tmp_path / "metadata.jsonl", *rows)
+    first, second = read_geneval(path, "")
+    assert (first.text, first.category, first.data) == ("two cats", "counting", row)
+    assert second.data["exclude"] == []
+    with pytest.raises(ConfigError, match="line 1 has the tag 'shape'"):
+        read_geneval(write(tmp_path / "b.jsonl", {"tag": "shape", "include": [], "prompt": "x"}), "")
+
+
+def test_dpg_questions_travel_as_json(tmp_path):
+    rows = "a,a cat,,1,0,entity,whole,t,Is there a cat?", "a,a cat,,2,1,other,c,t,One?"
+    path = write(tmp_path / "q.csv", HEADER, *rows)
+    (prompt,) = read_dpg(path, "")
+    assert prompt.text == "a cat" and prompt.data["parents"] == {"1": [0], "2": [1]}
+    assert json.loads(json.dumps(prompt.data)) == prompt.data
+    with pytest.raises(ConfigError, match="prompts.file=.*b.csv': .*no column"):
+        read_dpg(write(tmp_path / "b.csv", "item_id,text"), "")
+
+
+def test_classes():
+    labels = read_labels("", "")
+    assert len(labels) == 1000 and labels[207].data == {"label": 207}
