@@ -1,0 +1,98 @@
+"""What pictures are compared with: the ADM evaluation's reference files, and statistics of our own in safetensors."""
+
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from asymflow.metrics.frechet import FrechetStatistics
+
+IMAGENET_TRAIN = 1_281_167
+_SYMMETRY = 1e-6  # of the largest entry; of a covariance only one triangle is read
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference of an ADM evaluation."""
+
+    pool: FrechetStatistics
+    """Of pool3's 2048 features: for FID"""
+    spatial: FrechetStatistics | None
+    """For sFID: 2023 features in the order (17, 17, 7), row, column, channel"""
+    images: np.ndarray | None
+    """uint8 (N, H, W, 3): for precision and recall"""
+    sha256: str
+    """Of the file: part of a protocol"""
+
+
+def load_reference(path: str | Path, images: bool = False, count: int = IMAGENET_TRAIN) -> Reference:
+    """Read an .npz: `mu`, `sigma`, where there are some `mu_s`, `sigma_s`, and with `images` also them, `arr_0`.
+
+    The file does not say of how many pictures its moments are. `count` is taken; by default what ImageNet's are of. A
+    distance depends on it only if it is not above the number of features, for it bounds the covariance's rank; it
+    weighs in where a reference is merged, which it is not meant for.
+
+    Raises:
+        ValueError: there is no such file, it is none of numpy's, or lacks an entry; or an entry has another shape or
+            type, is not finite, or is no covariance.
+    """
+    arrays, sha256 = _read(Path(path), images)
+    pool = _statistics(path, arrays["mu"], arrays["sigma"], count)
+    spatial = _statistics(path, arrays["mu_s"], arrays["sigma_s"], count) if "mu_s" in arrays else None
+    pictures = arrays.get("arr_0")
+    if pictures is not None and (pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3):
+        raise ValueError(f"{path}: arr_0 is {pictures.dtype} {pictures.shape}; expected uint8 (N, H, W, 3)")
+    return Reference(pool, spatial, pictures, sha256)
+
+
+def save_statistics(path: str | Path, statistics: FrechetStatistics) -> None:
+    """Write float64 `mean` (dim,) and unbiased `cov` (dim, dim), and int64 `count`. ValueError below two features."""
+    count = torch.tensor(statistics.count)
+    save_file({"mean": statistics.mean.contiguous(), "cov": statistics.cov.contiguous(), "count": count}, path)
+
+
+def read_statistics(path: str | Path) -> FrechetStatistics:
+    """What `save_statistics` wrote. ValueError for another file, or what is no mean, covariance and count."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if set(tensors) != {"mean", "cov", "count"} or tensors["count"].numel() != 1:
+        raise ValueError(f"{path} has {', '.join(sorted(tensors)) or 'nothing'}; expected mean, cov and one count")
+    return _statistics(path, tensors["mean"], tensors["cov"], int(tensors["count"]))
+
+
+def _read(path: Path, images: bool) -> tuple[dict[str, np.ndarray], str]:
+    try:
+        with open(path, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no .npz")
+        with np.load(path, allow_pickle=False) as entries:
+            found = set(entries.files)
+            spatial = bool(found & {"mu_s", "sigma_s"})
+            needed = ["mu", "sigma"] + ["mu_s", "sigma_s"] * spatial + ["arr_0"] * images
+            if missing := [name for name in needed if name not in found]:
+                raise ValueError(f"it has no {', '.join(missing)}, but {', '.join(sorted(found)) or 'nothing'}")
+            return {name: entries[name] for name in needed}, sha256
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _statistics(path: str | Path, mean: np.ndarray | Tensor, cov: np.ndarray | Tensor, count: int) -> FrechetStatistics:
+    try:
+        mean, cov = torch.as_tensor(mean).double(), torch.as_tensor(cov).double()
+        if mean.ndim != 1:
+            raise ValueError(f"the mean is {tuple(mean.shape)}, not (dim,)")
+        statistics = FrechetStatistics.from_moments(mean, cov, count)
+        if not (cov - cov.T).abs().max() <= _SYMMETRY * cov.abs().max() or (cov.diagonal() < 0).any():
+            raise ValueError("the covariance is not symmetric, or has negative variances")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return statistics
