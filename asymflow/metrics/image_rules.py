@@ -1,0 +1,64 @@
+"""How a picture becomes what Inception sees: by which rule it is brought to 299 pixels, and by which to whole levels.
+
+Both move FID, so both are settings, and part of a protocol.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SIDE = 299
+RESIZES = ("bicubic", "centre_crop", "none")
+ROUNDINGS = ("truncate_half_up", "truncate", "round")
+
+_STEPS = 1024  # of a level: coarser than a resize's float32 noise, far finer than what it is rounded to
+
+
+def to_uint8(levels: Tensor, rounding: str) -> Tensor:
+    """Levels in 0...255 of any shape, as uint8. Others, such as a resize's overshoot, are clamped first.
+
+    For a sample x in [-1, 1], of which the level is 127.5 (x + 1), these are the rules in use:
+    "truncate_half_up" trunc(127.5 x + 128), "truncate" trunc(127.5 (x + 1)), "round" the nearest, halves to even.
+
+    Raises:
+        ValueError: another rule, or a level that is not a number.
+    """
+    if torch.isnan(levels).any():
+        raise ValueError("the levels hold NaN")
+    levels = levels.clamp(0, 255)
+    if rounding == "truncate_half_up":
+        levels = (levels + 0.5).clamp_max(255)  # 255.5 is truncated to 255 as well, where an image is clamped last
+    elif rounding == "round":
+        levels = levels.round()
+    elif rounding != "truncate":
+        raise ValueError(f"{rounding!r} is no rule of rounding; there are {', '.join(ROUNDINGS)}")
+    return levels.to(torch.uint8)
+
+
+def prepare(images: Tensor, resize: str, rounding: str) -> Tensor:
+    """uint8 (B, 3, H, W) to what the network is given, uint8 too.
+
+    "bicubic": antialiased to 299 x 299, clamped, then `to_uint8`; this is FID's. "centre_crop": the middle 299 x 299,
+    an odd pixel left at the bottom and the right; pFID's. "none": as it is, and the network resizes; ADM's.
+
+    Raises:
+        ValueError: another rule, shape or type; no square picture to resize; none large enough to crop.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (B, 3, H, W)")
+    height, width = images.shape[2:]
+    if resize == "centre_crop":
+        if min(height, width) < SIDE:
+            raise ValueError(f"a picture of {height} x {width} has no centre of {SIDE} x {SIDE}")
+        top, left = (height - SIDE) // 2, (width - SIDE) // 2
+        return images[:, :, top : top + SIDE, left : left + SIDE]
+    if resize not in RESIZES:
+        raise ValueError(f"{resize!r} is no rule of resizing; there are {', '.join(RESIZES)}")
+    if height != width:
+        raise ValueError(f"a picture of {height} x {width} would be distorted; crop it to a square first")
+    if resize == "none" or height == SIDE:
+        return images
+    levels = F.interpolate(images.float(), (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
+    # An area of one level comes out as that level give or take float32's rounding, of which "truncate" would make a
+    # level less here and there, on each machine elsewhere. Steps of a 1024th level take the rounding away.
+    return to_uint8((levels * _STEPS).round() / _STEPS, rounding)

@@ -1,0 +1,137 @@
+"""Inception's features of pictures: what FID, sFID, pFID, Inception Score, precision and recall are computed from."""
+
+import pickle
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from asymflow.metrics.image_rules import RESIZES, ROUNDINGS, prepare
+from asymflow.metrics.weights import find
+
+FILE = "weights-inception-2015-12-05-6726825d.pth"
+NEEDED = (
+    f"the FID Inception of 2015: torch-fidelity's {FILE} (github.com/toshas/torch-fidelity, releases) or the same as "
+    "safetensors, or NVIDIA's TorchScript inception-2015-12-05.pt"
+)
+
+
+@dataclass(frozen=True)
+class InceptionFeatures:
+    """Of B pictures, all in float32 on the CPU."""
+
+    pool: Tensor
+    """pool3 (B, 2048)"""
+    logits: Tensor
+    """(B, 1008), without the output's bias: for the Inception Score"""
+    maybe_spatial: Tensor | None = field(repr=False)
+
+    @property
+    def spatial(self) -> Tensor:
+        """(B, 2023): 7 channels of Mixed_6d.branch1x1 in the order (17, 17, 7), as in an ADM reference.
+
+        Raises ValueError where the network is NVIDIA's, which does not give them.
+        """
+        if self.maybe_spatial is None:
+            raise ValueError(f"NVIDIA's TorchScript gives no spatial features; sFID needs torch-fidelity's {FILE}")
+        return self.maybe_spatial
+
+
+class Inception:
+    """The network behind a rule of resizing and one of rounding, see `image_rules`.
+
+    `network` is an `inception_network` module: uint8 images to pool3, logits, and spatial features or None. On a GPU
+    too it runs in float32, not in TF32.
+    """
+
+    def __init__(
+        self, network: nn.Module, identity: str, resize: str = "bicubic", rounding: str = "truncate_half_up"
+    ) -> None:
+        if resize not in RESIZES or rounding not in ROUNDINGS:
+            raise ValueError(f"{resize!r}, {rounding!r}: expected one of {RESIZES} and one of {ROUNDINGS}")
+        self.network, self.resize, self.rounding = network.eval(), resize, rounding
+        self.protocol: dict[str, Any] = {
+            "metric": "inception-2015-12-05",
+            "model": identity,
+            "network": type(network).__name__,
+            "resize": resize,
+            "rounding": rounding if resize == "bicubic" else None,  # the others change no level
+            "input": "tensorflow 1 bilinear to 299, (x - 128) / 128",
+            "precision": "float32",
+        }
+
+    @classmethod
+    def load(
+        cls,
+        source: str,
+        revision: str = "main",
+        device: str | torch.device = "cpu",
+        file: str = FILE,
+        resize: str = "bicubic",
+        rounding: str = "truncate_half_up",
+    ) -> "Inception":
+        """From a file, or `file` in a folder or a repository; whose it is is told from its content.
+
+        Raises:
+            ValueError: there is none (`MissingWeights`), or it holds other weights.
+        """
+        from asymflow.metrics.inception_network import Inception2015, ScriptedInception  # torchvision takes a second
+
+        found = find(source, NEEDED, file, revision)
+        network: nn.Module
+        if _is_script(found.path):
+            network = ScriptedInception(torch.jit.load(found.path, map_location="cpu"))
+        else:
+            with torch.device("meta"):
+                network = Inception2015()
+            try:
+                network.load_state_dict(_weights(found.path), assign=True)
+            except RuntimeError as error:
+                raise ValueError(f"{found.path} is not {NEEDED}: {error}") from error
+            network.requires_grad_(False)
+        return cls(network.to(device), found.identity, resize, rounding)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> InceptionFeatures:
+        """Of uint8 (B, 3, H, W) sRGB on any device. ValueError for pictures that the rule of resizing refuses."""
+        device = next(iter(self.network.state_dict().values())).device  # a TorchScript need not have parameters
+        prepared = prepare(images.to(device), self.resize, self.rounding)
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            pool, logits, spatial = self.network(prepared)
+        return InceptionFeatures(pool.float().cpu(), logits.float().cpu(), _cpu(spatial))
+
+
+def _cpu(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.float().cpu()
+
+
+def _is_script(path: Path) -> bool:
+    """TorchScript is a zip that holds code; so is no checkpoint."""
+    if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """In float32. ValueError for a file that cannot be read as weights, or holds values that are not finite."""
+    try:
+        read: Any
+        if path.suffix == ".safetensors":
+            read = load_file(path)
+        else:
+            read = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is not {NEEDED}: {error}") from error
+    if not isinstance(read, dict) or not all(isinstance(value, Tensor) for value in read.values()):
+        raise ValueError(f"{path} is not {NEEDED}: it holds more than named tensors")
+    for name, value in read.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{path}: {name} holds NaN or infinite values")
+    # A plain dict: batch norm counters may then be missing, and nothing reads them
+    return {name: value.float() if value.is_floating_point() else value for name, value in read.items()}

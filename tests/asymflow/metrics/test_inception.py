@@ -1,0 +1,186 @@
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+from asymflow.metrics.image_rules import prepare
+from asymflow.metrics.inception import FILE, Inception
+from asymflow.metrics.inception_network import Inception2015, ScriptedInception, resize_like_tensorflow1
+from asymflow.metrics.protocol import fingerprint
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # NVIDIA's file is what it is
+
+
+def filled(generator):
+    """Every parameter and buffer with values of its own, so that none can be left out or mixed up unseen."""
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in Inception2015().state_dict().items()}
+    state = {}
+    for name, shape in shapes.items():
+        value = torch.randn(shape, generator=generator)
+        if name.endswith("num_batches_tracked"):
+            value = torch.tensor(7)
+        elif value.ndim > 1:
+            value = value * math.sqrt(2 / shape[1:].numel())
+        elif name.endswith(("running_var", "bn.weight")):
+            value = 0.5 + value.abs()
+        state[name] = value
+    return state
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("inception") / FILE
+    torch.save(filled(torch.Generator().manual_seed(0)), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def inception(weights):
+    return Inception.load(str(weights), resize="none")
+
+
+@pytest.fixture(scope="module")
+def reference(weights):
+    """torch-fidelity's pool3, logits and the branch that sFID takes, channels last, of the same weights."""
+    network = FeatureExtractorInceptionV3("reference", ["2048", "logits_unbiased"], str(weights))
+    branch = []
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: branch.append(output))
+
+    def features(images):
+        pool, logits = network(images)
+        return pool, logits, branch.pop().movedim(1, -1)[..., :7].reshape(len(images), -1)
+
+    return features
+
+
+def pictures(side, count=2, seed=0):
+    return torch.randint(0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
+def close(found, expected, rel=1e-5):
+    assert found.dtype == torch.float32 and found.device.type == "cpu" and found.shape == expected.shape
+    return (found - expected).norm() < rel * expected.norm() and expected.std() > 0.01 * expected.abs().mean()
+
+
+@pytest.mark.parametrize("side", [256, 340])
+def test_equals_torch_fidelity(inception, reference, side):
+    images = pictures(side)
+    found, (pool, logits, spatial) = inception.features(images), reference(images)
+    assert pool.shape == (2, 2048) and logits.shape == (2, 1008) and spatial.shape == (2, 2023)
+    assert close(found.pool, pool) and close(found.logits, logits) and close(found.spatial, spatial)
+
+
+def test_a_picture_is_resized_by_the_rule_before_the_network(weights, reference):
+    images = pictures(330, count=1)
+    for resize, rounding in (("bicubic", "truncate"), ("centre_crop", "round")):
+        found = Inception.load(str(weights), resize=resize, rounding=rounding).features(images)
+        assert close(found.pool, reference(prepare(images, resize, rounding))[0])
+
+
+def test_a_picture_does_not_depend_on_its_batch(inception):
+    images = pictures(75, count=3)
+    together, alone = inception.features(images), inception.features(images[1:2])
+    for name in ("pool", "logits", "spatial"):
+        assert close(getattr(together, name)[1:2], getattr(alone, name))
+
+
+@pytest.mark.parametrize("sizes", [(32, 299), (299, 64), (512, 300), (1, 7)])
+def test_the_resize_is_tensorflows(sizes):
+    images = 255 * torch.rand(2, 3, *sizes, generator=torch.Generator().manual_seed(1))
+    expected = interpolate_bilinear_2d_like_tensorflow1x(images, (299, 299), align_corners=False)
+    assert (resize_like_tensorflow1(images) - expected).abs().max() < 1e-4
+
+
+def test_the_resize_in_closed_form():
+    ramp = torch.arange(4.0).view(1, 1, 1, 4).repeat(1, 1, 4, 1)
+    assert resize_like_tensorflow1(ramp, 8)[0, 0, 0].tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3]  # no half-pixel shift
+    assert resize_like_tensorflow1(ramp, 2)[0, 0, 0].tolist() == [0, 2]  # no antialiasing
+
+
+def test_safetensors_without_counters_are_the_same_model(weights, tmp_path, inception):
+    state = {name: x for name, x in torch.load(weights, weights_only=True).items() if "num_batches" not in name}
+    save_file(state, tmp_path / "inception.safetensors")
+    again = Inception.load(str(tmp_path), file="inception.safetensors", resize="none")
+    assert torch.equal(again.features(pictures(80, 1)).pool, inception.features(pictures(80, 1)).pool)
+    assert again.protocol["model"] != inception.protocol["model"]  # the file is another
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda state: state.pop("Mixed_7c.branch1x1.bn.running_mean"), "Mixed_7c.branch1x1.bn.running_mean"),
+        (lambda state: state.update({"fc.bias": torch.zeros(1000)}), "fc.bias"),  # torchvision's own
+        (lambda state: state.update({"more": torch.zeros(1)}), "more"),
+        (lambda state: state["fc.weight"].fill_(torch.nan), "fc.weight holds NaN"),
+        (lambda state: state.update({"epoch": 3}), "more than named tensors"),
+    ],
+)
+def test_other_weights(weights, tmp_path, change, named):
+    state = torch.load(weights, weights_only=True)
+    change(state)
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=named):
+        Inception.load(str(tmp_path / "other.pth"))
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(ValueError, match=f"has no {FILE}: needed is the FID Inception of 2015"):
+        Inception.load(str(tmp_path))
+    for name in ("text.pth", "text.safetensors"):
+        (tmp_path / name).write_text("not weights")
+        with pytest.raises(ValueError, match=f"{name} is not the FID Inception"):
+            Inception.load(str(tmp_path / name))
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pth")  # would run code of its own
+    with pytest.raises(ValueError, match="module.pth is not the FID Inception"):
+        Inception.load(str(tmp_path / "module.pth"))
+
+
+class Colours(nn.Module):
+    """A network with the interface of NVIDIA's, of which the features are mean colours."""
+
+    def __init__(self, outputs: int = 1008):
+        super().__init__()
+        self.output = nn.Linear(3, outputs)
+
+    def forward(
+        self, img: torch.Tensor, return_features: bool = False, use_fp16: bool = False, no_output_bias: bool = False
+    ) -> torch.Tensor:
+        features = img.to(torch.float32).mean([2, 3]) / 255
+        if return_features:
+            return features
+        if no_output_bias:
+            return (features @ self.output.weight.t()).softmax(1)
+        return self.output(features).softmax(1)
+
+
+def test_nvidias_torchscript(tmp_path):
+    script = torch.jit.script(Colours())
+    script.save(tmp_path / "inception-2015-12-05.pt")
+    inception = Inception.load(str(tmp_path), file="inception-2015-12-05.pt", resize="none")
+    images = pictures(20)
+    found = inception.features(images)
+    assert close(found.pool, script(images, return_features=True).detach())
+    probabilities = script(images, no_output_bias=True).detach()
+    assert torch.allclose(found.logits.softmax(1), probabilities, rtol=1e-5)
+    assert not torch.allclose(script(images).detach(), probabilities, rtol=1e-2)  # the bias is not in it
+    with pytest.raises(ValueError, match=f"no spatial features; sFID needs torch-fidelity's {FILE}"):
+        _ = found.spatial
+    assert inception.protocol["network"] == "ScriptedInception"
+    torch.jit.script(Colours(1000)).save(tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"no output.weight \(1008"):
+        Inception.load(str(tmp_path / "other.pt"))
+
+
+def test_the_protocol_holds_what_moves_the_number():
+    def of(identity="local:1", **settings):
+        return fingerprint(Inception(ScriptedInception(torch.jit.script(Colours())), identity, **settings).protocol)
+
+    assert len({of(), of("local:2"), of(rounding="truncate"), of(resize="none"), of(resize="centre_crop")}) == 5
+    assert of(resize="none", rounding="truncate") == of(resize="none")  # where nothing is rounded
+    with pytest.raises(ValueError, match="expected one of"):
+        of(resize="lanczos")
