@@ -39,7 +39,7 @@ def fetch(name: str, run: RunSettings) -> tuple[str, dict[str, str]]:
             storage.put_folder(found[0], folder, last=CONFIG)
     lineage = {"registered": f"{version.name}/{version.version}", "adapter_run": version.run_id or ""}
     tags = {f"adapter_{key}": version.tags[key] for key in ("artifact", "step", "kind") if key in version.tags}
-    return folder, lineage | tags | {"model_id": version.model_id or ""}
+    return folder, lineage | tags | {"model_id": version.tags.get("model_id", "")}
 
 
 def _find(name: str, run: RunSettings) -> ModelVersion:

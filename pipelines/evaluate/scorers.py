@@ -18,6 +18,7 @@ from pipelines.evaluate.prompts import Prompt
 from pipelines.shards import ModelWorkers
 
 Row = dict[str, Any]
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 Score = Callable[[Tensor, Sequence[Prompt]], list[Row]]
 """(uint8 pictures (B, 3, H, W), their prompts) -> what each got: numbers, texts, lists, and features as tensors"""
 
@@ -124,19 +125,19 @@ class InceptionScorer(ModelScorer):
     """Features of the Inception network of 2015."""
 
     resize: Literal["bicubic", "centre_crop", "none"] = "bicubic"
-    needed = {"model": ("weights-inception-2015-12-05-6726825d.pth of torch-fidelity", "")}
+    rounding: Literal["truncate_half_up", "truncate", "round"] = "truncate_half_up"
+    """Of resized values to 8 bits"""
+    features: list[Literal["pool", "spatial", "logits"]] = ["pool"]
+    needed = {"model": ("torch-fidelity's converted weights, or NVIDIA's TorchScript", INCEPTION)}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.inception import Inception
 
-        metric = Inception.load(self.model, self.revision, device, resize=self.resize)
+        metric = Inception.load(self.model, self.revision, device, resize=self.resize, rounding=self.rounding)
 
         def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
-            found = metric(images)
-            return [
-                {"pool": pool, "spatial": spatial, "logits": logits}
-                for pool, spatial, logits in zip(found.pool, found.spatial, found.logits, strict=True)
-            ]
+            found = metric.features(images)
+            return [{name: getattr(found, name)[i] for name in self.features} for i in range(len(images))]
 
         return score, metric.protocol
 
@@ -219,7 +220,7 @@ class Scorers(Settings):
     """Of whole pictures, for the Fréchet distance"""
     inception_crop: InceptionScorer = InceptionScorer(resize="centre_crop")
     """Of a part, at full resolution"""
-    inception_as_is: InceptionScorer = InceptionScorer(resize="none")
+    inception_as_is: InceptionScorer = InceptionScorer(resize="none", features=["pool", "spatial", "logits"])
     """As ADM's suite does"""
     geneval: GenEvalScorer = GenEvalScorer()
     dpg: DpgScorer = DpgScorer()

@@ -219,4 +219,5 @@ def _make_version(
         client.finalize_logged_model(logged.model_id, "FAILED")
         raise
     client.finalize_logged_model(logged.model_id, "READY")
-    return client.create_model_version(name, logged.artifact_location, run_id, tags, model_id=logged.model_id)
+    named = {**tags, "model_id": logged.model_id}  # which MLflow takes, and does not give back
+    return client.create_model_version(name, logged.artifact_location, run_id, named, model_id=logged.model_id)

@@ -42,11 +42,11 @@ def test_a_second_run_finds_everything_and_keeps_the_parent(tiny_workflow):
 
 def test_the_picture_and_the_distances_are_there(tiny_workflow):
     artifact = tiny_workflow[2]["evaluate"].artifact
-    picture = storage.read_file(artifact.file("before_and_after.png"), Image.open)
-    assert picture.width > 4 * 32 * 2
-    rows = json.loads(storage.read_bytes(artifact.file("distances.json")))
-    assert [row["model"] for row in rows] == ["latent", "lifted", "trained", "real"]
-    assert all(row["sliced_wasserstein"] > 0 for row in rows)
+    picture = storage.read_file(artifact.file("samples.png"), Image.open)
+    assert picture.width > 4 * 256
+    rows = json.loads(storage.read_bytes(artifact.file("table.json")))
+    assert list(dict.fromkeys(row["model"] for row in rows)) == ["latent", "lifted", "trained"]
+    assert all(row["value"] > 0 for row in rows)
 
 
 def test_basis_and_encoding_say_what_they_are(tiny_workflow):
@@ -75,7 +75,7 @@ def test_a_bad_section_is_refused_before_the_first_step(tiny_workflow, tmp_path,
         ("finetune", {"pixels": {"patch_size": 8}}, "patch_size=8 needs 192"),
         ("finetune", {"base": "nowhere"}, "no such folder"),
         ("finetune", {"basis": "nowhere"}, "jobs/basis.py"),
-        ("evaluate", {"samples": 10_000}, "held-out"),
+        ("evaluate", {"prompts": {"count": 10_000}}, "prompts.count=10000: there are only"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_before_ray(tiny_workflow, step, changes, message):
