@@ -242,7 +242,9 @@ def test_job_exports_a_running_run_and_then_the_finished_one(make_run, job, tmp_
     version = client.get_model_version_by_alias(name, "newest")
     assert (str(version.version), version.run_id, version.status) == ("2", tracker.run_id, "READY")
     base = str(tmp_path / "base")
-    assert version.tags == {"artifact": run.folder, "base": base, "kind": "asymflow", "step": "9"}
+    logged = client.get_run(tracker.run_id).outputs.model_outputs[-1].model_id
+    expected = {"artifact": run.folder, "base": base, "kind": "asymflow", "step": "9", "model_id": logged}
+    assert version.tags == expected
 
 
 def test_job_writes_other_formats_beside_the_released_one(make_run, job, tmp_path):
