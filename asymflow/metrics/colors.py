@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from asymflow.metrics.geneval import Box
-from asymflow.metrics.weights import MissingWeights, find
+from asymflow.metrics.open_clip_model import load_open_clip
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {c} {obj}", "a photo of a {c}-colored {obj}", "a photo of a {c} object")
@@ -50,17 +50,8 @@ class ColorClassifier:
     ) -> "ColorClassifier":
         """From `open_clip_model.safetensors` in a folder or repository, or any file of safetensors; `architecture` is
         open_clip's name. Raises MissingWeights where there is none, or it is of another architecture."""
-        found = find(source, f"{ARCHITECTURE} as in {MODEL}", file="open_clip_model.safetensors", revision=revision)
-        import open_clip
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        model = open_clip.create_model(architecture, pretrained=None, precision="fp32")
-        try:
-            model.load_state_dict(load_file(found.path))
-        except (RuntimeError, SafetensorError) as error:
-            raise MissingWeights(f"{found.path} does not hold {architecture}: {error}") from error
-        return cls(model.to(device), open_clip.get_tokenizer(architecture), f"{architecture} {found.identity}")
+        clip = load_open_clip(source, f"{ARCHITECTURE} as in {MODEL}", architecture, revision=revision, device=device)
+        return cls(clip.model, clip.tokenizer, f"{architecture} {clip.identity}")
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, mask: Tensor, box: Box, name: str) -> str:

@@ -18,6 +18,7 @@ from pipelines.evaluate.prompts import Prompt
 from pipelines.shards import ModelWorkers
 
 Row = dict[str, Any]
+OPEN_CLIP = "open_clip_model.safetensors"
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 Score = Callable[[Tensor, Sequence[Prompt]], list[Row]]
 """(uint8 pictures (B, 3, H, W), their prompts) -> what each got: numbers, texts, lists, and features as tensors"""
@@ -76,7 +77,7 @@ def _scores(call: Callable[[Tensor, list[str]], Tensor]) -> Score:
 class ClipScorer(ModelScorer):
     architecture: str = "ViT-L-14-336-quickgelu"
     """open_clip's name of it"""
-    needed = {"model": ("CLIP ViT-L-14-336 of OpenAI, as open_clip has it", "")}
+    needed = {"model": ("timm/vit_large_patch14_clip_336.openai", OPEN_CLIP)}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.clip_score import ClipScore
@@ -147,7 +148,7 @@ class GenEvalScorer(ModelScorer):
     """CLIP ViT-L-14 of OpenAI for the colours: a path, or OWNER/NAME"""
     needed = {
         "model": ("facebook/mask2former-swin-small-coco-instance", ""),
-        "colors": ("timm/vit_large_patch14_clip_224.openai", "open_clip_model.safetensors"),
+        "colors": ("timm/vit_large_patch14_clip_224.openai", OPEN_CLIP),
     }
 
     def load(self, device: str) -> tuple[Score, Protocol]:

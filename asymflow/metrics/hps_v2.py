@@ -1,0 +1,65 @@
+"""HPSv2.1: what people prefer, by a CLIP ViT-H/14 that was finetuned on their choices."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from asymflow.metrics.clip_score import activation_of
+from asymflow.metrics.open_clip_model import OpenClip, check_images, load_open_clip
+
+ARCHITECTURE, FILE = "ViT-H-14", "HPS_v2.1_compressed.pt"
+NEEDED = f"{FILE} of xswu/HPSv2"
+ACTIVATIONS = ("quickgelu", "gelu")
+
+
+class HpsV2:
+    """The raw cosine. A picture's longer side goes to the model's by bicubic on the tensor, antialiased; the rest of
+    the square is black."""
+
+    def __init__(self, clip: OpenClip):
+        self.clip = clip
+        self.protocol: dict[str, Any] = {
+            "metric": "hpsv2.1",
+            "model": clip.identity,
+            "activation": activation_of(clip.model),
+            "resize": f"bicubic on the tensor, antialiased, longer side to {clip.size}, zero padding",
+            "precision": "float32",
+        }
+
+    @classmethod
+    def load(
+        cls,
+        source: str,
+        revision: str = "main",
+        device: str = "cpu",
+        activation: str = "quickgelu",
+        architecture: str = ARCHITECTURE,
+    ) -> "HpsV2":
+        """`activation` is quickgelu as for the paper's table, or gelu as in the hpsv2 package: 5e-3 apart.
+
+        Raises MissingWeights, or ValueError for another activation.
+        """
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+        quick = activation == "quickgelu"
+        return cls(load_open_clip(source, NEEDED, architecture, FILE, revision, device, quick_gelu=quick))
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> what the model is given."""
+        check_images(images)
+        side, (height, width) = self.clip.size, images.shape[-2:]
+        scale = side / max(height, width)
+        small = (round(height * scale), round(width * scale))
+        pixels = images.to(self.clip.device, torch.float32) / 255
+        if small != (height, width):
+            pixels = F.interpolate(pixels, small, mode="bicubic", antialias=True)
+        above, left = (side - small[0]) // 2, (side - small[1]) // 2
+        pixels = F.pad(pixels, (left, side - small[1] - left, above, side - small[0] - above))
+        return self.clip.normalise(pixels)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(B,) float32, of uint8 images (B, 3, H, W) and their prompts."""
+        return self.clip.cosines(self.pixels(images), list(prompts))
