@@ -11,7 +11,7 @@ SIDE = 299
 RESIZES = ("bicubic", "centre_crop", "none")
 ROUNDINGS = ("truncate_half_up", "truncate", "round")
 
-_STEPS = 1024  # of a level: coarser than a resize's float32 noise, far finer than what it is rounded to
+_ROUNDING = 1e-9  # of a level, above what float64 loses in a resize
 
 
 def to_uint8(levels: Tensor, rounding: str) -> Tensor:
@@ -38,11 +38,12 @@ def to_uint8(levels: Tensor, rounding: str) -> Tensor:
 def prepare(images: Tensor, resize: str, rounding: str) -> Tensor:
     """uint8 (B, 3, H, W) to what the network is given, uint8 too.
 
-    "bicubic": antialiased to 299 x 299, clamped, then `to_uint8`; this is FID's. "centre_crop": the middle 299 x 299,
-    an odd pixel left at the bottom and the right; pFID's. "none": as it is, and the network resizes; ADM's.
+    "bicubic": antialiased to 299 x 299, each side by its own factor, clamped, then `to_uint8`; this is FID's.
+    "centre_crop": the middle 299 x 299, an odd pixel left at the bottom and the right; pFID's. "none": as it is, a
+    square, and the network resizes; ADM's.
 
     Raises:
-        ValueError: another rule, shape or type; no square picture to resize; none large enough to crop.
+        ValueError: another rule, shape or type; a picture that is too small to crop, or no square for "none".
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (B, 3, H, W)")
@@ -54,11 +55,13 @@ def prepare(images: Tensor, resize: str, rounding: str) -> Tensor:
         return images[:, :, top : top + SIDE, left : left + SIDE]
     if resize not in RESIZES:
         raise ValueError(f"{resize!r} is no rule of resizing; there are {', '.join(RESIZES)}")
-    if height != width:
-        raise ValueError(f"a picture of {height} x {width} would be distorted; crop it to a square first")
-    if resize == "none" or height == SIDE:
+    if resize == "none":
+        if height != width:
+            raise ValueError(f"a picture of {height} x {width} would be distorted; crop it to a square first")
         return images
-    levels = F.interpolate(images.float(), (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
-    # An area of one level comes out as that level give or take float32's rounding, of which "truncate" would make a
-    # level less here and there, on each machine elsewhere. Steps of a 1024th level take the rounding away.
-    return to_uint8((levels * _STEPS).round() / _STEPS, rounding)
+    if height == width == SIDE:
+        return images
+    levels = F.interpolate(images.double(), (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
+    # An area of one level comes out as that level give or take rounding, of which "truncate" would make a level less
+    # here and there, on each machine elsewhere.
+    return to_uint8(levels + _ROUNDING, rounding)

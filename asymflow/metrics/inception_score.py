@@ -17,7 +17,7 @@ def inception_score(logits: Tensor, splits: int = 10, shuffle_seed: int | None =
     Raises:
         ValueError: fewer samples than splits, another shape, or values that are not finite.
     """
-    if logits.ndim != 2 or splits < 1 or len(logits) < splits:
+    if logits.ndim != 2 or not logits.shape[1] or splits < 1 or len(logits) < splits:
         raise ValueError(f"logits are {tuple(logits.shape)}; expected (N, classes), N of at least {splits} splits")
     if not torch.isfinite(logits).all():
         raise ValueError("the logits hold NaN or infinite values")

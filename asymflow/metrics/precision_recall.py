@@ -22,6 +22,8 @@ def precision_recall(features: Tensor, reference: Tensor, k: int = 3, chunk: int
     """
     if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
         raise ValueError(f"features are {tuple(features.shape)} and {tuple(reference.shape)}; expected (N, dim) each")
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it must be 1 or more")
     if k < 1 or min(len(features), len(reference)) <= k:
         raise ValueError(f"{len(features)} and {len(reference)} points: needed are more than k = {k}, k of 1 or more")
     if not (torch.isfinite(features).all() and torch.isfinite(reference).all()):
