@@ -54,7 +54,7 @@ class HpsV3:
         """
         from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLImageProcessor, Qwen2VLModel
 
-        text = Template(template, (PROMPT, REWARD), ORIGIN)
+        text = read_template(template)
         found, folder = find(source, NEEDED, FILE, revision), find(base, BASE_NEEDED, patterns=BASE_FILES)
         weights, head = read_checkpoint(found.path)
         tokenizer = AutoTokenizer.from_pretrained(folder.path)
@@ -107,6 +107,11 @@ class HpsV3:
         if ids.count(self.reward_id) != 1 or ids.count(self.image_id) != image_tokens:
             raise ValueError(f"the prompt {prompt!r} holds {REWARD} or {IMAGE}, which the model takes for its own")
         return ids
+
+
+def read_template(path: str) -> Template:
+    """Raises MissingWeights."""
+    return Template(path, (PROMPT, REWARD), ORIGIN)
 
 
 def resized(image: Tensor) -> Image.Image:

@@ -99,26 +99,40 @@ class HpsV2Scorer(ModelScorer):
 
 
 class HpsV3Scorer(ModelScorer):
+    base: str = ""
+    """Of the model that it was made from: configuration and tokenizer"""
     template: str = ""
-    """A text file with the question that the model was trained on, {prompt} and <|Reward|> in it"""
-    needed = {"model": ("HPSv3.safetensors of MizzenAI/HPSv3", "")}
+    """A text file with the question that the model was trained on, {text_prompt} and <|Reward|> in it"""
+    needed = {"model": ("MizzenAI/HPSv3", "HPSv3.safetensors"), "base": ("Qwen/Qwen2-VL-7B-Instruct", "")}
+
+    def identity(self) -> dict[str, Any]:
+        from asymflow.metrics.hps_v3 import read_template
+
+        return {**super().identity(), **read_template(self.template).protocol, "template": ""}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.hps_v3 import HpsV3
 
-        metric = HpsV3.load(self.model, self.revision, device, template=self.template)
+        metric = HpsV3.load(self.model, self.revision, device, self.base, self.template)
         return _scores(metric), metric.protocol
 
 
 class VqaScorer(ModelScorer):
+    vision: str = ""
+    """Its vision model"""
     template: str = ""
     """A text file with the chat that the model was trained on, <image> and {question} in it"""
-    needed = {"model": ("zhiqiulin/clip-flant5-xxl", "")}
+    needed = {"model": ("zhiqiulin/clip-flant5-xxl", ""), "vision": ("openai/clip-vit-large-patch14-336", "")}
+
+    def identity(self) -> dict[str, Any]:
+        from asymflow.metrics.vqa_score import read_template
+
+        return {**super().identity(), **read_template(self.template).protocol, "template": ""}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.vqa_score import VqaScore
 
-        metric = VqaScore.load(self.model, self.revision, device, template=self.template)
+        metric = VqaScore.load(self.model, self.revision, device, self.vision, self.template)
         return _scores(metric), metric.protocol
 
 
