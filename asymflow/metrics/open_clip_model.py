@@ -63,7 +63,8 @@ def load_open_clip(
     quick_gelu: bool | None = None,
 ) -> OpenClip:
     """From a file of weights, or `file` in a folder or repository: safetensors, or a checkpoint that is read as tensors
-    alone. `architecture` is open_clip's name; `quick_gelu` says otherwise than it about the activation.
+    alone. `architecture` is open_clip's name, or a .json file of its kind, known by the file's name from then on;
+    `quick_gelu` says otherwise than it about the activation.
 
     Raises:
         MissingWeights: there is none, or it is of another architecture.
@@ -73,6 +74,9 @@ def load_open_clip(
 
     options = {} if quick_gelu is None else {"quick_gelu": quick_gelu}
     try:
+        if architecture.endswith(".json"):
+            open_clip.add_model_config(Path(architecture))
+            architecture = Path(architecture).stem
         model = open_clip.create_model(architecture, pretrained=None, precision="fp32", **options)
     except (RuntimeError, FileNotFoundError) as error:
         raise MissingWeights(f"open_clip knows no architecture {architecture!r}: {error}") from None

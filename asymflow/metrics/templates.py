@@ -20,7 +20,8 @@ class Template:
         self.text = Path(path).read_text("utf-8")
         for place in places:
             if self.text.count(place) != 1:
-                raise MissingWeights(f"the template {path} has {place} {self.text.count(place)} times: needed is {needed}")
+                count = self.text.count(place)
+                raise MissingWeights(f"the template {path} has {place} {count} times: needed is {needed}")
         self.protocol: dict[str, Any] = {"template_sha256": hashlib.sha256(self.text.encode()).hexdigest()[:16]}
 
     def fill(self, place: str, value: str) -> str:

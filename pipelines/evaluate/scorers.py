@@ -76,7 +76,7 @@ def _scores(call: Callable[[Tensor, list[str]], Tensor]) -> Score:
 
 class ClipScorer(ModelScorer):
     architecture: str = "ViT-L-14-336-quickgelu"
-    """open_clip's name of it"""
+    """open_clip's name of it, or a file of its configuration"""
     needed = {"model": ("timm/vit_large_patch14_clip_336.openai", OPEN_CLIP)}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
@@ -89,12 +89,13 @@ class ClipScorer(ModelScorer):
 class HpsV2Scorer(ModelScorer):
     activation: Literal["quickgelu", "gelu"] = "quickgelu"
     """quickgelu as for the paper's table, gelu as in the hpsv2 package"""
+    architecture: str = "ViT-H-14"
     needed = {"model": ("HPS_v2.1_compressed.pt of xswu/HPSv2", "HPS_v2.1_compressed.pt")}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.hps_v2 import HpsV2
 
-        metric = HpsV2.load(self.model, self.revision, device, activation=self.activation)
+        metric = HpsV2.load(self.model, self.revision, device, self.activation, self.architecture)
         return _scores(metric), metric.protocol
 
 
@@ -160,6 +161,8 @@ class InceptionScorer(ModelScorer):
 class GenEvalScorer(ModelScorer):
     colors: str = ""
     """CLIP ViT-L-14 of OpenAI for the colours: a path, or OWNER/NAME"""
+    architecture: str = "ViT-L-14-quickgelu"
+    """Of the colours' model"""
     needed = {
         "model": ("facebook/mask2former-swin-small-coco-instance", ""),
         "colors": ("timm/vit_large_patch14_clip_224.openai", OPEN_CLIP),
@@ -171,7 +174,7 @@ class GenEvalScorer(ModelScorer):
         from asymflow.metrics.mask2former import Mask2FormerDetector
 
         detector = Mask2FormerDetector.load(self.model, self.revision, device)
-        metric = GenEval(detector, ColorClassifier.load(self.colors, self.revision, device))
+        metric = GenEval(detector, ColorClassifier.load(self.colors, self.revision, device, self.architecture))
 
         def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
             return metric(images, [prompt.data for prompt in prompts])

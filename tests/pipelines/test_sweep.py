@@ -1,8 +1,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from pipelines import sweep
 from pipelines.config import ConfigError, load_config, validate
@@ -67,29 +69,39 @@ def settings(tmp_path, held_out):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_grid_and_a_wider_one_that_finds_its_points(settings, local_ray, tmp_path, monkeypatch):
+    """Over pictures that stand: drawing them is the evaluation's own test."""
+    folders = []
+    for i, spread in enumerate((40, 80, 120)):
+        folders.append(tmp_path / f"made{i}")
+        folders[i].mkdir()
+        for j in range(3):
+            pixels = np.random.default_rng([i, j]).normal(128, spread, (64, 64, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folders[i] / f"{j}.png")
+    made = [str(folder) for folder in folders]
+    evaluation = {**settings().evaluate, "base": "", "adapter": "", "models": None}
     done = []
     once = sweep.run_step
     monkeypatch.setattr(sweep, "run_step", lambda *args: done.append(once(*args)) or done[-1])
-    first = settings()
+    first = settings(evaluate=evaluation, grid={"pictures": made[:2], "images_per_prompt": [1]})
     parent, points, best = run_sweep(first)
     assert len(points) == 2 and not any(outcome.reused for outcome in done)
     assert best.value == min(point.value for point in points) and len({point.value for point in points}) == 2
     rows = rows_of(first, points)
-    assert rows[0]["trained/spectrum"] == best.value and "sampling.steps" in table_of(rows)
+    assert rows[0]["trained/spectrum"] == best.value and "images_per_prompt" in table_of(rows)
     (folder,) = (tmp_path / "runs" / "sweeps").iterdir()
     assert json.loads((folder / "points.json").read_text()) == rows
     client = MlflowClient(tracking_uri(first.run))
     runs = [client.get_run(point.outcome.mlflow_run) for point in points]
     assert {run.data.tags[PARENT] for run in runs} == {parent}
     tags = client.get_run(parent).data.tags
-    assert tags["best sampling.steps"] == str(best.changes["sampling.steps"])
+    assert tags["best pictures"] == best.changes["pictures"]
     assert [f.path for f in client.list_artifacts(parent, "pictures")] == ["pictures/sweep.png"]
 
     done.clear()
     again = run_sweep(first)
     assert again[0] == parent and all(outcome.reused for outcome in done)
     done.clear()
-    run_sweep(settings(grid={"sampling.guidance": [2.0, 3.0], "sampling.steps": [1]}))
+    run_sweep(settings(evaluate=evaluation, grid={"images_per_prompt": [1], "pictures": made[1:]}))
     assert [outcome.reused for outcome in done] == [True, False]
 
 

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_detector import write_detector
 
 from asymflow.metrics.geneval import TASKS
 from asymflow.metrics.mask2former import (
@@ -140,32 +141,6 @@ def test_objects_of_a_task(tag):
     scores = {name: [box[4] for box in boxes] for name, boxes in objects_of(found, tag).items()}
     assert scores == {"cat": [0.92] if tag == "counting" else [0.92, 0.4], "dog": [0.95]}
     assert objects_of([], tag) == {}
-
-
-def write_detector(folder, labels=80):
-    from transformers import (
-        Mask2FormerConfig,
-        Mask2FormerForUniversalSegmentation,
-        Mask2FormerImageProcessor,
-        SwinConfig,
-    )  # fmt: skip
-
-    backbone = SwinConfig(
-        image_size=32, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    config = Mask2FormerConfig(
-        backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=32,
-        dim_feedforward=32, encoder_layers=1, decoder_layers=2, num_attention_heads=2, num_queries=10,
-        num_labels=labels,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Mask2FormerForUniversalSegmentation(config)
-    with torch.no_grad():
-        model.class_predictor.weight.mul_(100)  # so that classes differ between queries and pictures
-    model.save_pretrained(folder)
-    Mask2FormerImageProcessor(size={"shortest_edge": 48, "longest_edge": 96}).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

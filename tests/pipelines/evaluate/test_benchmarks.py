@@ -1,0 +1,193 @@
+"""The benchmarks' suites from prompts to numbers: every scorer's real classes at tiny size, by real Ray, on pictures
+made elsewhere."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from tiny_clip import NAME, write_tiny_clip
+from tiny_detector import write_detector
+from tiny_flan_t5 import write_models
+from tiny_hps_v3 import write_hps_v3
+from tiny_vqa_models import write_vilt
+
+from asymflow.metrics.hps_v2 import FILE as HPS_V2
+from asymflow.metrics.inception_network import Inception2015
+from pipelines.config import ConfigError, validate
+from pipelines.evaluate.config import EvaluateSettings
+from pipelines.evaluate.scorers import INCEPTION, Scorers
+from pipelines.evaluate.step import STEP, check
+from pipelines.steps import run_step
+
+HEADER = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,"
+COUNT = 4
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Models, prompts, pictures and real pictures of all suites."""
+    root = tmp_path_factory.mktemp("benchmarks")
+    clip = write_tiny_clip(root / "clip")
+    from safetensors.torch import load_file
+
+    (root / "hps_v2").mkdir()
+    torch.save({"state_dict": load_file(clip)}, root / "hps_v2" / HPS_V2)
+    write_hps_v3(root / "hps_v3")
+    write_models(root / "vqa")
+    (root / "inception").mkdir()
+    torch.manual_seed(0)
+    torch.save(Inception2015().state_dict(), root / "inception" / INCEPTION)
+    write_detector(root / "detector")
+    write_vilt(root / "vilt")
+    for folder, count, size in (("made", 4 * COUNT, (320, 320)), ("real", 7, (400, 320)), ("small", 1000, (32, 32))):
+        (root / folder).mkdir()
+        for i in range(count):
+            rough = np.random.default_rng([count, i]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(rough).resize(size, Image.Resampling.BICUBIC).save(root / folder / f"{i:04}.png")
+    (root / "one_each").mkdir()
+    for i in range(COUNT):
+        (root / "one_each" / f"{i}.png").write_bytes((root / "made" / f"{i:04}.png").read_bytes())
+    (root / "captions.txt").write_text("a cat\ntwo dogs\na red {bus}\nrain\n")
+    asked = [{"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}], "prompt": "a red cat"}]
+    asked += [{"tag": "counting", "include": [{"class": "dog", "count": 2}], "prompt": "two dogs"}] * (COUNT - 1)
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    rows = [f"{i},a cat {i},,{q},{q - 1},entity,whole,t,is it bright?" for i in range(COUNT) for q in (1, 2)]
+    (root / "dpg.csv").write_text("\n".join([HEADER + "question_natural_language", *rows]))
+    return root
+
+
+@pytest.fixture
+def scorers(root):
+    def at(*parts):
+        return str(root.joinpath(*parts))
+
+    config = at("clip", "config", f"{NAME}.json")
+    inception = {"model": at("inception")}
+    return {
+        "hps_v3": {"model": at("hps_v3"), "base": at("hps_v3", "base"), "template": at("hps_v3", "template.txt")},
+        "hps_v2": {"model": at("hps_v2"), "architecture": config},
+        "vqa_score": {"model": at("vqa", "t5"), "vision": at("vqa", "vision"), "template": at("vqa", "template.txt")},
+        "clip_score": {"model": at("clip"), "architecture": config},
+        "inception": inception,
+        "inception_crop": {**inception, "resize": "centre_crop"},
+        "inception_as_is": {**inception, "resize": "none", "features": ["pool", "spatial", "logits"]},
+        "geneval": {"model": at("detector"), "colors": at("clip"), "architecture": config},
+        "dpg": {"model": at("vilt")},
+    }
+
+
+@pytest.fixture
+def settings(root, scorers, tmp_path):
+    def make(suite, **changes):
+        tree = {
+            "run": {"storage": str(tmp_path / "runs")}, "suite": suite, "pictures": str(root / "made"),
+            "prompts": {"count": COUNT}, "scorers": scorers, "bootstrap": {"resamples": 50, "set_resamples": 0},
+            "shown": 1,
+        }  # fmt: skip
+        return validate(EvaluateSettings, tree | changes)
+
+    return make
+
+
+def evaluated(settings):
+    artifact = run_step(STEP, settings).artifact
+    table = json.loads(Path(artifact.uri, "table.json").read_text())
+    rows = pq.read_table(Path(artifact.uri, "scores.parquet")).to_pylist()
+    return {"/".join(filter(None, (row["metric"], row["category"]))): row for row in table}, rows, artifact
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_coco_by_six_scorers(settings, root, local_ray):
+    # One of them in an environment of its own, which another Python of the same packages stands for here.
+    found = settings(
+        "coco10k", pictures=str(root / "one_each"), reference={"source": str(root / "real")},
+        prompts={"count": COUNT, "file": str(root / "captions.txt")},
+    )  # fmt: skip
+    clip = found.scorers.clip_score
+    python = {"py_executable": sys.executable}
+    clip = clip.model_copy(update={"resources": clip.resources.model_copy(update={"environment": python})})
+    found = found.model_copy(update={"scorers": found.scorers.model_copy(update={"clip_score": clip})})
+    table, rows, artifact = evaluated(found)
+    assert list(table) == ["hpsv3", "hpsv2.1", "vqa_score", "clip_score", "fid", "pfid"]
+    columns = {"hpsv3": "hps_v3", "hpsv2.1": "hps_v2", "vqa_score": "vqa_score", "clip_score": "clip_score"}
+    for metric, scorer in columns.items():
+        values = [row[f"{scorer}/score"] for row in rows]
+        assert len(set(values)) == COUNT and table[metric]["value"] == pytest.approx(np.mean(values))
+        assert table[metric]["low"] < table[metric]["value"] < table[metric]["high"]
+    assert table["fid"]["value"] > 0 and table["pfid"]["value"] > 0 and table["fid"]["low"] is None
+    protocols = json.loads(Path(artifact.uri, "protocols.json").read_text())["numbers"]
+    assert protocols[table["fid"]["fingerprint"]]["scorer"]["resize"] == "bicubic"
+    assert protocols[table["pfid"]["fingerprint"]]["scorer"]["resize"] == "centre_crop"
+    assert len(protocols[table["fid"]["fingerprint"]]["reference"]) == 12
+    assert protocols[table["hpsv2.1"]["fingerprint"]]["scorer"]["activation"] == "quickgelu"
+    assert all(protocol["pictures"] == COUNT for protocol in protocols.values())
+
+    # A part of them: what was scored stands.
+    before = {p: p.stat().st_mtime_ns for p in Path(found.run.storage, "scores").rglob("*.parquet")}
+    fewer = found.model_copy(update={"leave_out": ["hps_v3", "inception", "inception_crop"]})
+    assert list(evaluated(fewer)[0]) == ["hpsv2.1", "vqa_score", "clip_score"]
+    assert {p: p.stat().st_mtime_ns for p in Path(found.run.storage, "scores").rglob("*.parquet")} == before
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_geneval_and_dpg(settings, root, local_ray):
+    from asymflow.metrics.dpg import score_prompt
+
+    table, rows, _ = evaluated(settings("geneval", prompts={"count": COUNT, "file": str(root / "metadata.jsonl")}))
+    assert list(table) == ["geneval-hf", "geneval-hf/colors", "geneval-hf/counting"]
+    right = [row["geneval/correct"] for row in rows]
+    assert table["geneval-hf/counting"]["value"] == np.mean(right[4:]) and table["geneval-hf/counting"]["prompts"] == 3
+    assert table["geneval-hf"]["value"] == pytest.approx(np.mean([np.mean(right[:4]), np.mean(right[4:])]))
+    assert all(isinstance(json.loads(row["geneval/reasons"]), list) for row in rows)
+
+    table, rows, _ = evaluated(settings("dpg", prompts={"count": COUNT, "file": str(root / "dpg.csv")}))
+    answers = [{int(q): yes for q, yes in json.loads(row["dpg/answers"]).items()} for row in rows]
+    scores = [score_prompt({1: [0], 2: [1]}, answers[i : i + 4]) for i in range(0, 4 * COUNT, 4)]
+    assert {yes for answer in answers for yes in answer.values()} == {True, False}
+    assert table["dpg"]["value"] == pytest.approx(100 * np.mean(scores))
+    assert list(table) == ["dpg", "dpg/entity", "dpg_official/entity"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_imagenet_by_adms_protocol(settings, root, local_ray, tmp_path):
+    """Against statistics, and pictures, that stand in a file of ADM's form."""
+    images = np.random.default_rng(5).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    generator = np.random.default_rng(6)
+    moments = {}
+    for name, width in (("", 2048), ("_s", 2023)):
+        sample = generator.normal(0, 1, (40, width)).astype(np.float32)
+        moments |= {f"mu{name}": sample.mean(0), f"sigma{name}": np.cov(sample.T)}
+    np.savez(tmp_path / "reference.npz", arr_0=images, **moments)
+    reference = {"source": str(tmp_path / "reference.npz")}
+    part = settings("imagenet50k", pictures=str(root / "small"), images_per_prompt=50, reference=reference,
+                    prompts={"count": 20})  # fmt: skip
+    with pytest.raises(ConfigError, match="there are 1000 pictures, the suite asks for 50000"):
+        run_step(STEP, part.model_copy(update={"prompts": part.prompts.model_copy(update={"count": None})}))
+    fewer = part.model_copy(update={"images_per_prompt": 1, "pictures": str(root / "made")})
+    fewer = fewer.model_copy(update={"prompts": fewer.prompts.model_copy(update={"count": 16})})
+    table, rows, _ = evaluated(fewer)
+    assert list(table) == ["fid", "sfid", "inception_score", "precision", "recall"]
+    assert table["fid"]["value"] > 0 and table["sfid"]["value"] > 0 and 1 <= table["inception_score"]["value"] <= 10
+    assert len(rows) == 16 and rows[3]["prompt_id"] == "003"
+
+
+@pytest.mark.parametrize("name", sorted(set(Scorers.model_fields) - {"spectrum"}))
+def test_a_scorer_is_known_by_its_models_and_settings_without_loading_them(name, scorers, tmp_path):
+    scorer = getattr(validate(Scorers, scorers), name)
+    identity = json.loads(json.dumps(scorer.identity()))
+    assert identity["model"].startswith("local:") and "resources" not in identity
+    other = type(scorer).model_validate({**scorers[name], "resources": {"batch": 3}})
+    assert other.identity() == scorer.identity()
+    assert type(scorer).model_validate({**scorers[name], "model": str(tmp_path)}) != scorer
+    with pytest.raises(ConfigError, match=rf"scorers.{name}.model: .*needed is .*leave_out: \[{name}\]"):
+        suite = {"geneval": "geneval", "dpg": "dpg", "inception_as_is": "imagenet50k"}.get(name, "coco10k")
+        tree = {"suite": suite, "pictures": "x", "scorers": {**scorers, name: {**scorers[name], "model": "./none"}}}
+        check(validate(EvaluateSettings, tree))
