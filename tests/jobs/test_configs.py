@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import load_config
+from pipelines.evaluate.config import EvaluateSettings
 from pipelines.sample.config import SampleSettings
+from pipelines.sweep import SweepSettings, grid_of, point_settings
 from pipelines.workflow import STEPS, WorkflowSettings
 
 CONFIGS = sorted((Path(__file__).parents[2] / "jobs/configs").glob("*.yaml"))
@@ -13,10 +15,13 @@ CONFIGS = sorted((Path(__file__).parents[2] / "jobs/configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_is_valid(path):
-    sampling = path.stem.startswith("sample_")
+    kind = path.stem.split("_")[0]
     step = "finetune" if "klein" in path.stem else path.stem.removeprefix("laion_")
-    model = SampleSettings if sampling else WorkflowSettings if step == "demo" else STEPS[step].settings
-    load_config(model, str(path), [])
+    named = {"sample": SampleSettings, "evaluate": EvaluateSettings, "sweep": SweepSettings, "demo": WorkflowSettings}
+    found = load_config(named.get(kind) or STEPS[step].settings, str(path), [])
+    if isinstance(found, SweepSettings):  # which holds an evaluation's
+        for changes in grid_of(found) if found.grid else [{}]:
+            point_settings(found, changes)
 
 
 def test_finetune_of_the_released_space_fits_its_basis():
