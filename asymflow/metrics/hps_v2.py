@@ -16,16 +16,17 @@ ACTIVATIONS = ("quickgelu", "gelu")
 
 
 class HpsV2:
-    """The raw cosine. A picture's longer side goes to the model's by bicubic on the tensor, antialiased; the rest of
-    the square is black."""
+    """The raw cosine. A picture's longer side goes to the model's by bicubic on the tensor; the rest of the square is
+    black."""
 
-    def __init__(self, clip: OpenClip):
-        self.clip = clip
+    def __init__(self, clip: OpenClip, antialias: bool = True):
+        self.clip, self.antialias = clip, antialias
         self.protocol: dict[str, Any] = {
             "metric": "hpsv2.1",
             "model": clip.identity,
             "activation": activation_of(clip.model),
-            "resize": f"bicubic on the tensor, antialiased, longer side to {clip.size}, zero padding",
+            "resize": f"bicubic on the tensor, longer side to {clip.size}, zero padding",
+            "antialias": antialias,
             "precision": "float32",
         }
 
@@ -37,25 +38,27 @@ class HpsV2:
         device: str = "cpu",
         activation: str = "quickgelu",
         architecture: str = ARCHITECTURE,
+        antialias: bool = True,
     ) -> "HpsV2":
-        """`activation` is quickgelu as for the paper's table, or gelu as in the hpsv2 package: 5e-3 apart.
+        """`activation` is quickgelu as for the paper's table, or gelu as in the hpsv2 package: 5e-3 apart. `antialias`
+        is left to torchvision there, which does it for tensors since version 0.17.
 
         Raises MissingWeights, or ValueError for another activation.
         """
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
         quick = activation == "quickgelu"
-        return cls(load_open_clip(source, NEEDED, architecture, FILE, revision, device, quick_gelu=quick))
+        return cls(load_open_clip(source, NEEDED, architecture, FILE, revision, device, quick_gelu=quick), antialias)
 
     def pixels(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> what the model is given."""
         check_images(images)
         side, (height, width) = self.clip.size, images.shape[-2:]
         scale = side / max(height, width)
-        small = (round(height * scale), round(width * scale))
+        small = (max(1, round(height * scale)), max(1, round(width * scale)))
         pixels = images.to(self.clip.device, torch.float32) / 255
         if small != (height, width):
-            pixels = F.interpolate(pixels, small, mode="bicubic", antialias=True)
+            pixels = F.interpolate(pixels, small, mode="bicubic", antialias=self.antialias)
         above, left = (side - small[0]) // 2, (side - small[1]) // 2
         pixels = F.pad(pixels, (left, side - small[1] - left, above, side - small[0] - above))
         return self.clip.normalise(pixels)

@@ -1,179 +1,201 @@
-"""HPSv3: what people prefer, by a Qwen2-VL whose head was trained on their choices."""
+"""HPSv3: the preference that a Qwen2-VL, finetuned with a head on one special token, predicts for a picture.
 
-from collections.abc import Mapping, Sequence
+The reference (package `hpsv3`) was written for transformers 4.45, which differs from ours in three things that move
+the score: names of modules, M-RoPE, and what becomes of rotary frequencies in a model that is cast to bfloat16.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from asymflow.metrics.open_clip_model import check_images
-from asymflow.metrics.templates import Template
-from asymflow.metrics.weights import MissingWeights, find
+from asymflow.metrics.templates import check_template, read_template
+from asymflow.metrics.weights import MissingWeights, find, fit_weights
 
-FILE, BASE = "HPSv3.safetensors", "Qwen/Qwen2-VL-7B-Instruct"
-NEEDED, BASE_NEEDED = f"{FILE} of MizzenAI/HPSv3", f"the configuration and tokenizer of {BASE}"
-BASE_FILES = ("*.json", "*.txt", "*.jinja")
-PROMPT, REWARD, IMAGE = "{text_prompt}", "<|Reward|>", "<|image_pad|>"
-ORIGIN = "which the package hpsv3 has as INSTRUCTION and prompt_with_special_token, one after the other"
-PIXELS, FACTOR = 256 * 28 * 28, 28
+FILE = "HPSv3.safetensors"
+PIXELS = 256 * 28 * 28
+"""Of a resized picture, as nearly as multiples of 28 allow: the least and the most"""
+SPECIAL = "<|Reward|>"
+PROMPT = "{text_prompt}"
+"""As in the reference's own text"""
+FIELDS = (PROMPT, SPECIAL)
+ORIGIN = "INSTRUCTION and prompt_with_special_token of the package hpsv3, one after the other"
+_MOST = 8  # pictures in one forward
+_BASE_FILES = ("*.json", "*.txt", "*.jinja")
+# From the names in the checkpoint, of transformers 4.45 or 4.52, to those of Qwen2VLModel in 5; the first that fits.
+_NAMES = (
+    (r"^model\.(language_model|visual)\.", r"\1."),
+    (r"^model\.(embed_tokens|layers|norm)\.", r"language_model.\1."),
+)
+
+
+def target_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) in multiples of 28, near PIXELS in all, rounded down from larger pictures and up from smaller.
+
+    transformers' rule gives with these bounds what hpsv3's own gives. ValueError for sides more than 200 : 1.
+    """
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    return smart_resize(height, width, factor=28, min_pixels=PIXELS, max_pixels=PIXELS)
+
+
+def new_head(width: int) -> nn.Sequential:
+    """Features (…, width) -> mean and spread (…, 2), in float32."""
+    return nn.Sequential(
+        nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
+    )
 
 
 class HpsV3:
-    """The first output of the head at the reward token.
+    """Of a `Qwen2VLModel`, a head (`new_head`), a Qwen2-VL processor, whose tokenizer gets the special token, and a
+    template, the text that follows the picture: `{text_prompt}` and `<|Reward|>` once each.
 
-    The language model is given plain positions 0, 1, 2, ..., as the reference does: transformers' own forward would
-    count rows and columns of the picture (M-RoPE), and the score would be another.
+    `round_frequencies` rounds the model's rotary frequencies to bfloat16 (in place): the reference casts the model
+    with its buffers, in training as in inference, and position 400 times such a frequency is another angle.
+
+    Raises:
+        ValueError: the template lacks something, or the model's vocabulary is not the tokenizer's.
     """
 
-    def __init__(self, model: Any, head: nn.Module, tokenizer: Any, processor: Any, template: Template, identity: str):
-        """`model` is a Qwen2VLModel, `processor` a Qwen2VLImageProcessor; the tokenizer knows the reward token."""
-        self.model, self.head, self.tokenizer = model.eval(), head.float().eval(), tokenizer
-        self.processor, self.template = processor, template
-        self.image_id, self.reward_id = (tokenizer.convert_tokens_to_ids(token) for token in (IMAGE, REWARD))
+    def __init__(
+        self, model: Any, head: nn.Module, processor: Any, template: str, identity: str, round_frequencies: bool = True
+    ):
+        self.template = check_template(template, FIELDS, ORIGIN)
+        self.model, self.head, self.processor = model.eval(), head.eval().float(), processor
+        processor.tokenizer.padding_side = "right"  # so that real tokens' places, and what they attend to, stay
+        processor.tokenizer.add_tokens([SPECIAL], special_tokens=True)
+        self.token = processor.tokenizer.convert_tokens_to_ids(SPECIAL)
+        rows, vocabulary = model.get_input_embeddings().num_embeddings, len(processor.tokenizer)
+        if rows != vocabulary:
+            raise ValueError(f"the model has {rows} tokens, its tokenizer {vocabulary} with {SPECIAL}")
+        if round_frequencies:
+            for rotary in (model.language_model.rotary_emb, model.visual.rotary_pos_emb):
+                rotary.inv_freq = rotary.inv_freq.to(torch.bfloat16).float()
         self.protocol: dict[str, Any] = {
-            "metric": "hpsv3",
+            "metric": "hps_v3",
             "model": identity,
-            "resize": f"Pillow bicubic to {PIXELS} pixels, sides multiples of {FACTOR}",
-            "positions": "plain",
-            "precision": f"{str(model.dtype).removeprefix('torch.')}, head float32",
-            **template.protocol,
+            "precision": str(model.dtype).removeprefix("torch."),
+            "head": "float32, output 0",
+            "pictures": f"PIL bicubic to {PIXELS} pixels in multiples of 28",
+            "positions": "one-dimensional",
+            "frequencies": "bfloat16" if round_frequencies else "float32",
+            "template": hashlib.sha256(template.encode()).hexdigest(),
+            "chat_template": hashlib.sha256(self._chat(template).encode()).hexdigest(),
         }
 
     @classmethod
     def load(
-        cls, source: str, revision: str = "main", device: str = "cpu", base: str = BASE, template: str = ""
+        cls,
+        source: str,
+        revision: str = "main",
+        device: str = "cpu",
+        base: str = "",
+        base_revision: str = "main",
+        template: str | Path = "",
+        round_frequencies: bool = True,
     ) -> "HpsV3":
-        """The checkpoint, the folder or repository of the model that it was made from (no weights of which are read),
-        and the template's file. In bfloat16 on a GPU, in float32 on a CPU.
+        """Weights from `source` (a file, a folder or MizzenAI/HPSv3); configuration and processor from `base` (a
+        folder or Qwen/Qwen2-VL-7B-Instruct), of which no weights are needed; the text from the file `template`.
+
+        bfloat16 on a GPU, as the reference; float32 on a CPU. The head is float32 always.
 
         Raises:
-            ValueError: one is missing (`MissingWeights`), or does not fit.
+            MissingWeights: a model is not there.
+            ValueError: there is no template, or weights do not fit the configuration, all of them and no others.
         """
-        from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLImageProcessor, Qwen2VLModel
+        text = read_template(template, FIELDS, ORIGIN)
+        found = find(source, f"{FILE} of MizzenAI/HPSv3", FILE, revision)
+        needed = "the configuration and processor of Qwen/Qwen2-VL-7B-Instruct"
+        origin = find(base, needed, revision=base_revision, patterns=_BASE_FILES)
+        from safetensors.torch import load_file
+        from transformers import AutoProcessor, Qwen2VLConfig, Qwen2VLModel
 
-        text = read_template(template)
-        found, folder = find(source, NEEDED, FILE, revision), find(base, BASE_NEEDED, patterns=BASE_FILES)
-        weights, head = read_checkpoint(found.path)
-        tokenizer = AutoTokenizer.from_pretrained(folder.path)
-        tokenizer.add_special_tokens({"extra_special_tokens": [REWARD]}, replace_extra_special_tokens=False)
-        config = Qwen2VLConfig.from_pretrained(folder.path)
-        config.text_config.vocab_size = len(weights["language_model.embed_tokens.weight"])  # with the reward token
-        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+        if not (origin.path / "config.json").is_file():
+            raise MissingWeights(f"{base} has no config.json: needed is {needed}")
         try:
-            model, loading = Qwen2VLModel.from_pretrained(
-                None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
-            )
+            config = Qwen2VLConfig.from_pretrained(origin.path, local_files_only=True)
+            processor = AutoProcessor.from_pretrained(origin.path, local_files_only=True)
+        except OSError as error:
+            raise MissingWeights(f"{base}: {error}: needed is {needed}") from error
+        weights, head_weights = split_weights(load_file(found.path))
+        if "language_model.embed_tokens.weight" in weights:  # it has one token more than the base
+            config.text_config.vocab_size = len(weights["language_model.embed_tokens.weight"])
+        head = new_head(config.text_config.hidden_size)
+        try:
+            head.load_state_dict(head_weights)
         except RuntimeError as error:
-            raise MissingWeights(f"{found.path} does not fit {base}: {error}") from error
-        wrong = sorted({*loading["missing_keys"], *loading["unexpected_keys"]})
-        if wrong:
-            raise MissingWeights(f"{found.path} does not fit {base}: missing or unknown are {', '.join(wrong[:5])}")
-        processor = Qwen2VLImageProcessor.from_pretrained(folder.path)
-        return cls(model.to(device), head.to(device), tokenizer, processor, text, found.identity)
+            raise ValueError(f"{source} does not fit {base}: {error}") from error
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        model = fit_weights(Qwen2VLModel, config, weights, dtype, f"{source} on {base}")
+        identity = f"{found.identity} on {origin.identity}"
+        return cls(model.to(device), head.to(device), processor, text, identity, round_frequencies)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32, of uint8 images (B, 3, H, W) and their prompts."""
-        check_images(images)
-        if len(images) != len(prompts):
-            raise ValueError(f"there are {len(images)} pictures and {len(prompts)} prompts")
-        device = self.model.device
-        pixels = self.processor(images=[resized(image) for image in images], do_resize=False, return_tensors="pt")
-        grid = pixels["image_grid_thw"]
-        tokens = (grid.prod(-1) // self.processor.merge_size**2).tolist()
-        ids = [torch.tensor(self._ids(p, n)) for p, n in zip(prompts, tokens, strict=True)]
-        # Padding stands on the right of a causal model: no token sees it.
-        input_ids = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_token_id).to(device)
-        mask = pad_sequence([torch.ones_like(one) for one in ids], batch_first=True).to(device)
-        embeddings = self.model.get_input_embeddings()(input_ids)
-        found = self.model.get_image_features(pixels["pixel_values"].to(device), grid.to(device)).pooler_output
-        place = (input_ids == self.image_id)[:, :, None]
-        embeddings = embeddings.masked_scatter(place, torch.cat(list(found)).to(embeddings))
-        positions = torch.arange(input_ids.shape[1], device=device).expand(3, len(ids), -1)
+        """(B,) float32, of uint8 images (B, 3, H, W), sRGB, and B prompts; higher is better.
+
+        Raises:
+            ValueError: images or prompts are something else, or a prompt holds one of the model's special tokens.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (B, 3, H, W)")
+        if len(prompts) != len(images):
+            raise ValueError(f"{len(images)} images need as many prompts; got {len(prompts)}")
+        for prompt in prompts:
+            for name in self.processor.tokenizer.get_added_vocab():
+                if name in prompt:
+                    raise ValueError(f"the prompt {prompt!r} holds the model's special token {name}")
+        scores = [
+            self._score(images[start : start + _MOST], prompts[start : start + _MOST])
+            for start in range(0, len(images), _MOST)
+        ]
+        return torch.cat(scores) if scores else torch.zeros(0)
+
+    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        inputs = self.inputs(images, prompts).to(self.model.device)
+        tokens = inputs["input_ids"]
+        embedded = self.model.get_input_embeddings()(tokens)
+        seen = self.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+        places = (tokens == self.model.config.image_token_id)[..., None].expand_as(embedded)
+        embedded = embedded.masked_scatter(places, torch.cat(seen).to(embedded.dtype))
+        # Qwen2VLModel would place the tokens of a picture by row and column; the reference counts them on as words.
+        count = torch.arange(tokens.shape[1], device=tokens.device).expand(3, *tokens.shape)
         hidden = self.model.language_model(
-            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
+            inputs_embeds=embedded, attention_mask=inputs["attention_mask"], position_ids=count, use_cache=False
         ).last_hidden_state
-        return self.head(hidden[input_ids == self.reward_id].float())[:, 0].cpu()
+        return self.head(hidden[tokens == self.token].float())[:, 0].cpu()
 
-    def _ids(self, prompt: str, image_tokens: int) -> list[int]:
-        text = self.template.fill(PROMPT, prompt)
-        content = [{"type": "image"}, {"type": "text", "text": text}]
-        messages = [{"role": "user", "content": content}]
-        chat = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = self.tokenizer(chat.replace(IMAGE, IMAGE * image_tokens, 1)).input_ids
-        if ids.count(self.reward_id) != 1 or ids.count(self.image_id) != image_tokens:
-            raise ValueError(f"the prompt {prompt!r} holds {REWARD} or {IMAGE}, which the model takes for its own")
-        return ids
+    def inputs(self, images: Tensor, prompts: Sequence[str]) -> Any:
+        """What the model sees: input_ids and attention_mask (B, T), pixel_values and image_grid_thw."""
+        height, width = target_size(*images.shape[-2:])
+        pictures = [
+            Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize((width, height), Image.Resampling.BICUBIC)
+            for image in images
+        ]
+        texts = [self._chat(self.template.replace(PROMPT, prompt)) for prompt in prompts]
+        return self.processor(images=pictures, text=texts, padding=True, return_tensors="pt", do_resize=False)
 
+    def _chat(self, text: str) -> str:
+        from asymflow.models.captioner import chat_prompt
 
-def read_template(path: str) -> Template:
-    """Raises MissingWeights."""
-    return Template(path, (PROMPT, REWARD), ORIGIN)
-
-
-def resized(image: Tensor) -> Image.Image:
-    """uint8 (3, H, W) -> the picture at the size that the model was trained with."""
-    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    height, width = smart_resize(picture.height, picture.width)
-    return picture.resize((width, height), Image.Resampling.BICUBIC)
+        return chat_prompt(self.processor, text)
 
 
-def smart_resize(height: int, width: int, factor: int = FACTOR, pixels: int = PIXELS) -> tuple[int, int]:
-    """(height, width), multiples of `factor` with about the same aspect: no more than `pixels`, or no less where
-    rounding alone would leave fewer. Raises ValueError above an aspect of 200."""
-    if max(height, width) > 200 * min(height, width):
-        raise ValueError(f"a picture of {height}x{width} is too long")
-    sides = [max(factor, round(side / factor) * factor) for side in (height, width)]
-    scale = (height * width / pixels) ** 0.5
-    if sides[0] * sides[1] > pixels:
-        sides = [max(factor, int(side / scale / factor) * factor) for side in (height, width)]
-    elif sides[0] * sides[1] < pixels:
-        sides = [-int(-side / scale // factor) * factor for side in (height, width)]
-    return sides[0], sides[1]
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], nn.Module]:
-    """Weights of a Qwen2VLModel, whichever of transformers' two layouts they stand in, and the head.
-
-    Raises MissingWeights for a file without the head's layers.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise MissingWeights(f"{path} cannot be read as weights: {error}") from None
-    head = {name.removeprefix("rm_head."): t for name, t in tensors.items() if name.startswith("rm_head.")}
-    rest = {name: t for name, t in tensors.items() if not name.startswith(("rm_head.", "lm_head."))}
-    weights = {own_name(name): tensor for name, tensor in rest.items()}
-    if "language_model.embed_tokens.weight" not in weights:
-        raise MissingWeights(f"{path} has no weights of a Qwen2-VL: needed is {NEEDED}")
-    return weights, make_head(head, path)
-
-
-def own_name(name: str) -> str:
-    """`model.layers...` and `visual...` as of old, `model.language_model...` and `model.visual...` as of now."""
-    if name.startswith("visual."):
-        return name
-    name = name.removeprefix("model.")
-    return name if name.startswith(("language_model.", "visual.")) else f"language_model.{name}"
-
-
-def make_head(weights: Mapping[str, Tensor], path: Path | str = "") -> nn.Module:
-    """Two outputs of which the first is the score. Raises MissingWeights."""
-    if weights.get("0.weight") is None:
-        raise MissingWeights(f"{path} has no head (rm_head.0.weight): needed is {NEEDED}")
-    width, first = weights["0.weight"].shape[1], len(weights["0.weight"])
-    second = len(weights.get("3.weight", ()))
-    head = nn.Sequential(
-        nn.Linear(width, first), nn.ReLU(), nn.Dropout(0.05), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, 2)
-    )
-    try:
-        head.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        raise MissingWeights(f"{path} has another head than HPSv3's: {error}") from error
-    return head
+def split_weights(checkpoint: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(of Qwen2VLModel, of the head), by their names in transformers 5; what predicts words is left out."""
+    model, head = {}, {}
+    for name, value in checkpoint.items():
+        if name.startswith("rm_head."):
+            head[name.removeprefix("rm_head.")] = value
+        elif name != "lm_head.weight":
+            for pattern, new in _NAMES:
+                if re.match(pattern, name):
+                    name = re.sub(pattern, new, name)
+                    break
+            model[name] = value
+    return model, head

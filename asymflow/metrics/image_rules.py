@@ -64,4 +64,4 @@ def prepare(images: Tensor, resize: str, rounding: str) -> Tensor:
     levels = F.interpolate(images.double(), (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
     # An area of one level comes out as that level give or take rounding, of which "truncate" would make a level less
     # here and there, on each machine elsewhere.
-    return to_uint8(levels + _ROUNDING, rounding)
+    return to_uint8(levels if rounding == "round" else levels + _ROUNDING, rounding)

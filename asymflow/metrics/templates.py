@@ -1,29 +1,27 @@
 """Texts that a metric's model was trained with, around the prompt. They are their authors', so they are read from a
 file that the user names."""
 
-import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from asymflow.metrics.weights import MissingWeights
 
 
-class Template:
-    """A text with places to fill in. MissingWeights where there is no such file, or a place is not in it just once."""
+def read_template(path: str | Path, fields: Sequence[str], origin: str) -> str:
+    """The text of a file, exactly as it stands, in which each of `fields` occurs once.
 
-    def __init__(self, path: str, places: tuple[str, ...], origin: str):
-        needed = f"a text file with {' and '.join(places)} in it, {origin}"
-        if not path:
-            raise MissingWeights(f"no template was named: needed is {needed}")
-        if not Path(path).is_file():
-            raise MissingWeights(f"the template {path} does not exist: needed is {needed}")
-        self.text = Path(path).read_text("utf-8")
-        for place in places:
-            if self.text.count(place) != 1:
-                count = self.text.count(place)
-                raise MissingWeights(f"the template {path} has {place} {count} times: needed is {needed}")
-        self.protocol: dict[str, Any] = {"template_sha256": hashlib.sha256(self.text.encode()).hexdigest()[:16]}
+    Raises:
+        MissingWeights: there is no such file, or a field is not there once; `origin` says where to take the text from.
+    """
+    needed = f"needed is a text file that holds {' and '.join(fields)} once each: {origin}"
+    if not path or not Path(path).is_file():
+        raise MissingWeights(f"there is no template {str(path)!r}; {needed}")
+    return check_template(Path(path).read_bytes().decode(), fields, needed)
 
-    def fill(self, place: str, value: str) -> str:
-        """Other braces mean nothing."""
-        return self.text.replace(place, value)
+
+def check_template(text: str, fields: Sequence[str], needed: str) -> str:
+    """The text itself. Raises MissingWeights, with `needed`, where one of `fields` does not occur once."""
+    wrong = [field for field in fields if text.count(field) != 1]
+    if wrong:
+        raise MissingWeights(f"the template holds {' and '.join(wrong)} not once; {needed}")
+    return text

@@ -1,162 +1,254 @@
-"""VQAScore: how likely CLIP-FlanT5 is to answer yes, asked whether a picture shows its prompt."""
+"""VQAScore: how likely CLIP-FlanT5 is to answer Yes when it is asked whether a picture shows the prompt.
 
+CLIP-FlanT5 is a T5 that reads, in the place of one word, the patches of CLIP's vision tower through a projector.
+"""
+
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from asymflow.metrics.open_clip_model import check_images
-from asymflow.metrics.templates import Template
-from asymflow.metrics.weights import MissingWeights, find
+from asymflow.metrics.templates import check_template, read_template
+from asymflow.metrics.weights import MissingWeights, find, fit_weights
 
-NEEDED = "zhiqiulin/clip-flant5-xxl: its configuration, tokenizer and weights"
-VISION, VISION_NEEDED = "openai/clip-vit-large-patch14-336", "CLIP ViT-L/14-336 of transformers, with its processor"
-FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.bin")  # the last are read as tensors alone
-QUESTION, ANSWER = 'Does this figure show "{}"? Please answer yes or no.', "Yes"
-PICTURE, PLACE = "<image>", "{question}"
-ORIGIN = "which the package t2v_metrics has as SYSTEM_MSG and format_question (t5_chat)"
-LAYER = -2
-"""Of the vision model's hidden states: the last but one"""
+QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
+ANSWER = "Yes"
+PICTURE = "<image>"
+FIELDS = (PICTURE, "{question}")
+ORIGIN = "the text around a question in t2v_metrics, `format_question` (t5_chat)"
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's colours, in [0, 1]"""
+_LAYER = -2  # of the vision tower: what the last but one puts out
+_LONGEST = 2048  # tokens, of which the picture is one: the reference cuts there
+_MOST = 8  # pictures in one forward
+_WEIGHT_FILES = ("*.json", "*.safetensors", "*.bin")
+_TOKENIZER_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "spiece.model")
+_SHARED = ("embed_tokens.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+
+
+def new_projector(width: int, out: int) -> nn.Sequential:
+    """Patches' features (…, width) -> words' (…, out)."""
+    return nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Linear(out, out))
+
+
+def picture(image: Tensor, side: int) -> Tensor:
+    """(3, side, side) float32, as CLIP takes it, of a uint8 image (3, H, W), sRGB: padded to a square with CLIP's mean
+    colour, the image in the middle (half a pixel up or left of it where the margin is odd), and resized by PIL's
+    bicubic."""
+    height, width = image.shape[1:]
+    longest = max(height, width)
+    square = torch.tensor([int(255 * value) for value in MEAN], dtype=torch.uint8).view(3, 1, 1)
+    square = square.repeat(1, longest, longest)
+    top, left = (longest - height) // 2, (longest - width) // 2
+    square[:, top : top + height, left : left + width] = image
+    pil = Image.fromarray(square.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.BICUBIC)
+    values = torch.frombuffer(bytearray(pil.tobytes()), dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1) / 255
+    return (values - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
 class VqaScore:
-    """exp of the mean log-probability of the answer's tokens, the end of text among them.
+    """Of a `T5ForConditionalGeneration`, a `CLIPVisionModel`, a projector (`new_projector`), a T5 tokenizer and a
+    template, the text around picture and question: `<image>` and `{question}` once each.
 
-    `vision` is a CLIPVisionModel, `projector` two layers with a GELU between, `t5` a T5ForConditionalGeneration. The
-    features of a picture's patches stand in the question where the template says so. The two texts around them are
-    tokenized apart, each with its own end of text, as in the model's training.
+    As in the reference: text on each side of the picture ends with the end token, and so does the answer, where it
+    counts; rows of the vocabulary beyond the tokenizer's are cut off. (Its first versions, which asked "Is the image
+    showing", masked unknown tokens too.)
+
+    Raises:
+        ValueError: the template lacks something, or tokenizer and model do not fit.
     """
 
-    def __init__(
-        self, t5: Any, projector: nn.Module, vision: Any, processor: Any, tokenizer: Any, template: Template,
-        identity: str,
-    ):  # fmt: skip
-        self.t5, self.projector, self.vision = t5.eval(), projector.eval(), vision.eval()
-        self.processor, self.tokenizer, self.template = processor, tokenizer, template
-        self.answer = tokenizer(ANSWER, return_tensors="pt").input_ids
+    def __init__(self, language: Any, vision: Any, projector: nn.Module, tokenizer: Any, template: str, identity: str):
+        self.template = check_template(template, FIELDS, ORIGIN)
+        self.language, self.vision, self.projector = language.eval(), vision.eval(), projector.eval()
+        self.tokenizer = tokenizer
+        self.answer = torch.tensor(tokenizer(ANSWER)["input_ids"], device=language.device)
+        if self.answer[-1] != tokenizer.eos_token_id:
+            raise ValueError("the tokenizer does not put its end token behind a text")
+        rows = language.lm_head.out_features
+        if len(tokenizer) > rows:
+            raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model {rows}")
         self.protocol: dict[str, Any] = {
             "metric": "vqa_score",
             "model": identity,
+            "precision": str(language.dtype).removeprefix("torch."),
             "question": QUESTION,
-            "answer": ANSWER,
-            "resize": "square with the mean colour around, then the processor's",
-            "vision_layer": LAYER,
-            "precision": str(t5.dtype).removeprefix("torch."),
-            **template.protocol,
+            "answer": f"{ANSWER}, then the end",
+            "pictures": f"square with the mean colour, PIL bicubic to {vision.config.image_size}",
+            "features": f"patches of layer {_LAYER}",
+            "vocabulary": len(tokenizer),
+            "template": hashlib.sha256(template.encode()).hexdigest(),
         }
 
     @classmethod
     def load(
-        cls, source: str, revision: str = "main", device: str = "cpu", vision: str = VISION, template: str = ""
+        cls,
+        source: str,
+        revision: str = "main",
+        device: str = "cpu",
+        vision: str = "",
+        vision_revision: str = "main",
+        tokenizer: str = "",
+        tokenizer_revision: str = "main",
+        template: str | Path = "",
     ) -> "VqaScore":
-        """Folders or repositories of CLIP-FlanT5 and of its vision model, and the template's file. In bfloat16 on a
-        GPU, in float32 on a CPU.
+        """Each from a folder or repository: `source` zhiqiulin/clip-flant5-xxl, `vision`
+        openai/clip-vit-large-patch14-336, `tokenizer` google/flan-t5-xxl; the text from the file `template`. Weights
+        of the vision tower are those in `source` where there are some, otherwise those of `vision`.
+
+        bfloat16 on a GPU, as the reference; float32 on a CPU.
 
         Raises:
-            ValueError: one is missing (`MissingWeights`), or does not fit.
+            MissingWeights: a model is not there.
+            ValueError: there is no template, or weights do not fit the configuration, all of them and no others.
         """
-        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPVisionModel
+        text = read_template(template, FIELDS, ORIGIN)
+        needed = "CLIP-FlanT5, zhiqiulin/clip-flant5-xxl"
+        tower_needed = "CLIP's vision tower, openai/clip-vit-large-patch14-336"
+        found = find(source, needed, revision=revision, patterns=_WEIGHT_FILES)
+        tower = find(vision, tower_needed, revision=vision_revision, patterns=_WEIGHT_FILES)
+        words_needed = "the tokenizer of google/flan-t5-xxl"
+        words = find(tokenizer, words_needed, revision=tokenizer_revision, patterns=_TOKENIZER_FILES)
+        for one, what in ((found, needed), (tower, tower_needed)):
+            if not (one.path / "config.json").is_file():
+                raise MissingWeights(f"{one.path} has no config.json: needed is {what}")
+        from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, T5Config, T5ForConditionalGeneration
 
-        text = read_template(template)
-        found = find(source, NEEDED, revision=revision, patterns=FILES)
-        eye = find(vision, VISION_NEEDED, patterns=FILES)
-        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        model = _load_t5(found.path, dtype)
-        tower = CLIPVisionModel.from_pretrained(eye.path, dtype=dtype)
-        if model.mm_projector[0].in_features != tower.config.hidden_size:
-            raise MissingWeights(f"{vision} gives {tower.config.hidden_size} values a patch, {source} wants others")
-        return cls(
-            model.to(device),
-            model.mm_projector.to(device),
-            tower.to(device),
-            CLIPImageProcessor.from_pretrained(eye.path),
-            AutoTokenizer.from_pretrained(found.path),
-            text,
-            f"{found.identity} {eye.identity}",
-        )
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        checkpoint = read_weights(found.path, needed)
+        try:
+            weights, seeing, projecting = split_weights(checkpoint)
+        except ValueError as error:
+            raise ValueError(f"{source} does not fit: {error}") from error
+        # Its model_type is not transformers'; and where this is false, T5 does not scale what it puts out.
+        described = json.loads((found.path / "config.json").read_text())
+        config = T5Config(**{name: value for name, value in described.items() if name != "model_type"})
+        config.vocab_size = len(weights["shared.weight"])
+        language = fit_weights(T5ForConditionalGeneration, config, weights, dtype, source).to(device, dtype)
+        tower_config = CLIPVisionConfig.from_pretrained(tower.path, local_files_only=True)
+        own = bool(seeing)
+        if not own:
+            seeing = tower_weights(read_weights(tower.path, tower_needed))
+        eyes = fit_weights(CLIPVisionModel, tower_config, seeing, dtype, source if own else vision).to(device, dtype)
+        projector = new_projector(tower_config.hidden_size, config.d_model)
+        try:
+            projector.load_state_dict(projecting)
+            reader = AutoTokenizer.from_pretrained(words.path, local_files_only=True)
+        except RuntimeError as error:
+            raise ValueError(f"{source}: the projector's weights do not fit: {error}") from error
+        except OSError as error:
+            raise MissingWeights(f"{tokenizer}: {error}: needed is {words_needed}") from error
+        identity = f"{found.identity}; tower {'its own' if own else tower.identity}; words {words.identity}"
+        return cls(language, eyes, projector.to(device, dtype), reader, text, identity)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32 in (0, 1], of uint8 images (B, 3, H, W) and their prompts."""
-        check_images(images)
-        if len(images) != len(prompts):
-            raise ValueError(f"there are {len(images)} pictures and {len(prompts)} prompts")
-        features = self.features(images)
-        asked = [self._asked(prompt, own) for prompt, own in zip(prompts, features, strict=True)]
-        longest = max(len(one) for one in asked)
-        embeddings = torch.stack([F.pad(one, (0, 0, 0, longest - len(one))) for one in asked])
-        lengths = torch.tensor([len(one) for one in asked], device=embeddings.device)
-        mask = (torch.arange(longest, device=embeddings.device) < lengths[:, None]).long()
-        labels = self.answer.to(embeddings.device).repeat(len(images), 1)
-        logits = self.t5(inputs_embeds=embeddings, attention_mask=mask, labels=labels).logits.float()
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        return (-loss.view_as(labels).mean(1)).exp().cpu()
+        """(B,) float32 in (0, 1), of uint8 images (B, 3, H, W), sRGB, and B prompts.
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, patches, T5's width)."""
-        pixels = self.processor(images=[squared(i, self.processor.image_mean) for i in images], return_tensors="pt")
-        pixels = pixels["pixel_values"].to(self.vision.device, self.vision.dtype)
-        hidden = self.vision(pixels, output_hidden_states=True).hidden_states[LAYER]
-        return self.projector(hidden[:, 1:])  # without the class token
+        Raises:
+            ValueError: images or prompts are something else, a prompt is empty, or too long to be read whole.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (B, 3, H, W)")
+        if len(prompts) != len(images) or not all(prompt.strip() for prompt in prompts):
+            raise ValueError(f"{len(images)} images need as many prompts, none of them empty; got {len(prompts)}")
+        texts = [self._tokens(prompt) for prompt in prompts]
+        scores = []
+        # The reference casts the weights, and runs under autocast besides: norms and CLIP's residuals in float32.
+        bfloat16 = self.language.dtype == torch.bfloat16
+        with torch.autocast(self.language.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            for start in range(0, len(images), _MOST):
+                part = slice(start, start + _MOST)
+                scores.append(self._score(images[part], texts[part]))
+        return torch.cat(scores) if scores else torch.zeros(0)
 
-    def _asked(self, prompt: str, features: Tensor) -> Tensor:
-        """(tokens, width) of one question, the picture in it."""
-        before, after = self.template.text.split(PICTURE)
-        question = QUESTION.format(prompt)
-        texts = [part.replace(PLACE, question) for part in (before, after)]
-        embed = self.t5.get_input_embeddings()
-        ids = [torch.tensor(self.tokenizer(text).input_ids, device=features.device) for text in texts]
-        return torch.cat([embed(ids[0]), features, embed(ids[1])])
+    def _tokens(self, prompt: str) -> list[Tensor]:
+        """Of the text before the picture, and of that behind it. A prompt may hold `<image>`, as words."""
+        sides = [side.replace("{question}", QUESTION.format(prompt)) for side in self.template.split(PICTURE)]
+        tokens = [torch.tensor(self.tokenizer(side)["input_ids"], device=self.language.device) for side in sides]
+        length = sum(map(len, tokens)) + 1
+        if length > _LONGEST:
+            raise ValueError(f"the prompt {prompt[:50]!r}… makes {length} tokens; the model reads {_LONGEST}")
+        return tokens
+
+    def _score(self, images: Tensor, texts: Sequence[Sequence[Tensor]]) -> Tensor:
+        device, dtype = self.language.device, self.language.dtype
+        pixels = torch.stack([picture(image.cpu(), self.vision.config.image_size) for image in images])
+        seen = self.vision(pixels.to(device, dtype), output_hidden_states=True).hidden_states[_LAYER][:, 1:]
+        embed, rows, masks = self.language.get_input_embeddings(), [], []
+        for patches, (before, behind) in zip(self.projector(seen).to(dtype), texts, strict=True):
+            rows.append(torch.cat([embed(before), patches, embed(behind)]))
+            masks.append(torch.ones(len(rows[-1]), dtype=torch.long, device=device))
+        answer = self.answer.expand(len(rows), -1)
+        logits = self.language(
+            inputs_embeds=nn.utils.rnn.pad_sequence(rows, batch_first=True),
+            attention_mask=nn.utils.rnn.pad_sequence(masks, batch_first=True),
+            decoder_input_ids=self.language.prepare_decoder_input_ids_from_labels(answer),
+            use_cache=False,
+        ).logits
+        odds = logits.float()[..., : len(self.tokenizer)].log_softmax(-1)
+        return odds.gather(-1, answer[..., None]).mean((1, 2)).exp().cpu()
 
 
-def read_template(path: str) -> Template:
-    """Raises MissingWeights."""
-    return Template(path, (PICTURE, PLACE), ORIGIN)
+def read_weights(folder: Path, needed: str) -> dict[str, Tensor]:
+    """All tensors of a model's folder: safetensors, otherwise pickles that hold nothing but tensors; in shards or not.
+    Raises MissingWeights, or ValueError for pickles that hold more."""
+    from safetensors.torch import load_file
+
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        elif (folder / name).is_file():
+            files = [name]
+        else:
+            continue
+        weights: dict[str, Tensor] = {}
+        for file in files:
+            if not (folder / file).is_file():
+                raise MissingWeights(f"{folder} has no {file}, which its index lists: needed is {needed}")
+            if name.endswith(".safetensors"):
+                weights |= load_file(folder / file)
+                continue
+            try:
+                weights |= torch.load(folder / file, map_location="cpu", weights_only=True, mmap=True)
+            except UnpicklingError as error:
+                raise ValueError(f"{folder / file} holds more than tensors: {error}") from error
+        return weights
+    raise MissingWeights(f"{folder} has neither model.safetensors nor pytorch_model.bin: needed is {needed}")
 
 
-def squared(image: Tensor, mean: Sequence[float]) -> Image.Image:
-    """uint8 (3, H, W) in the middle of a square of the mean colour."""
-    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    side = max(picture.size)
-    square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return square
+def split_weights(checkpoint: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """(of T5, of the vision tower, of the projector), by the names of their modules. ValueError without embeddings of
+    words, with two that differ, or without the output's: transformers would tie it to them."""
+    language, tower, projector = {}, {}, {}
+    for name, value in checkpoint.items():
+        if name.startswith("mm_projector."):
+            projector[name.removeprefix("mm_projector.")] = value
+        elif name.startswith("vision_tower.vision_tower."):
+            tower[name.removeprefix("vision_tower.vision_tower.")] = value
+        elif name not in _SHARED:
+            language[name] = value
+    for name in ("shared.weight", "lm_head.weight"):
+        if name not in language:
+            raise ValueError(f"there is no {name}")
+    for name in _SHARED:  # the same once more
+        if name in checkpoint and not torch.equal(checkpoint[name], language["shared.weight"]):
+            raise ValueError(f"{name} is not shared.weight")
+    return language, tower_weights(tower), projector
 
 
-def _load_t5(folder: Path, dtype: torch.dtype) -> Any:
-    """A T5 with the projector beside, all of whose weights stand in the folder. Raises MissingWeights."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise MissingWeights(f"{folder} has no config.json: needed is {NEEDED}")
-    settings = json.loads(config_file.read_text("utf-8"))
-    if "mm_hidden_size" not in settings:
-        raise MissingWeights(f"{config_file} knows no mm_hidden_size, so it is no CLIP-FlanT5: needed is {NEEDED}")
-
-    class ClipT5(T5ForConditionalGeneration):
-        def __init__(self, config: Any):
-            super().__init__(config)
-            width = config.d_model
-            layers = nn.Linear(config.mm_hidden_size, width), nn.GELU(), nn.Linear(width, width)
-            self.mm_projector = nn.Sequential(*layers)
-
-    # "clip_t5", which the file is of, is none of transformers' kinds
-    config = T5Config.from_dict({name: value for name, value in settings.items() if name != "model_type"})
-    try:
-        model, loading = ClipT5.from_pretrained(
-            folder, config=config, dtype=dtype, weights_only=True, output_loading_info=True
-        )
-    except (OSError, RuntimeError) as error:
-        raise MissingWeights(f"{folder} cannot be read: {error}") from error
-    missing = sorted(loading["missing_keys"])
-    unknown = sorted(name for name in loading["unexpected_keys"] if not name.startswith("vision_tower."))
-    if missing or unknown:
-        shown = ", ".join([*missing, *unknown][:5])
-        raise MissingWeights(f"{folder} does not fit its configuration: missing or unknown are {shown}")
-    return model
+def tower_weights(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of CLIP's vision tower, by the names in transformers 5, of a whole CLIP or of the tower alone."""
+    left_out = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
+    return {
+        name.removeprefix("vision_model."): value
+        for name, value in checkpoint.items()
+        if not name.startswith(left_out) and not name.endswith("embeddings.position_ids")
+    }

@@ -7,8 +7,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _CHUNK = 1 << 20
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -62,6 +67,23 @@ def identify(source: str, needed: str, file: str = "", revision: str = "main") -
     except Exception as error:  # of the hub or the network
         raise MissingWeights(f"{source} ({revision}) cannot be asked for, {type(error).__name__}: {error}") from error
     return f"{source}@{commit}" + (f"/{file}" if file else "")
+
+
+def fit_weights(kind: Any, config: Any, weights: "dict[str, Tensor]", dtype: "torch.dtype", source: str) -> Any:
+    """A model of transformers with exactly these weights. Raises ValueError for others, which are named."""
+    model, loaded = kind.from_pretrained(
+        None,
+        config=config,
+        state_dict=weights,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loaded[problem]:
+            names = ", ".join(sorted(str(name) for name in loaded[problem])[:5])
+            raise ValueError(f"{source} does not fit: {len(loaded[problem])} {problem}, {names} among them")
+    return model
 
 
 def _local(source: str, needed: str, file: str) -> Found | None:

@@ -11,7 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from asymflow.metrics.protocol import Protocol
+from asymflow.metrics.protocol import Protocol, fingerprint
+from asymflow.metrics.templates import read_template
 from asymflow.metrics.weights import MissingWeights, identify
 from pipelines.config import Settings
 from pipelines.evaluate.prompts import Prompt
@@ -67,6 +68,10 @@ class ModelScorer(Scorer):
         return {**super().identity(), **found, "revision": ""}
 
 
+def _content(template: str, fields: Sequence[str], origin: str) -> str:
+    return fingerprint({"text": read_template(template, fields, origin)})
+
+
 def _scores(call: Callable[[Tensor, list[str]], Tensor]) -> Score:
     def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
         return [{"score": value} for value in call(images, [prompt.text for prompt in prompts]).tolist()]
@@ -90,12 +95,14 @@ class HpsV2Scorer(ModelScorer):
     activation: Literal["quickgelu", "gelu"] = "quickgelu"
     """quickgelu as for the paper's table, gelu as in the hpsv2 package"""
     architecture: str = "ViT-H-14"
+    antialias: bool = True
+    """Of the resize"""
     needed = {"model": ("HPS_v2.1_compressed.pt of xswu/HPSv2", "HPS_v2.1_compressed.pt")}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.hps_v2 import HpsV2
 
-        metric = HpsV2.load(self.model, self.revision, device, self.activation, self.architecture)
+        metric = HpsV2.load(self.model, self.revision, device, self.activation, self.architecture, self.antialias)
         return _scores(metric), metric.protocol
 
 
@@ -107,33 +114,40 @@ class HpsV3Scorer(ModelScorer):
     needed = {"model": ("MizzenAI/HPSv3", "HPSv3.safetensors"), "base": ("Qwen/Qwen2-VL-7B-Instruct", "")}
 
     def identity(self) -> dict[str, Any]:
-        from asymflow.metrics.hps_v3 import read_template
+        from asymflow.metrics.hps_v3 import FIELDS, ORIGIN
 
-        return {**super().identity(), **read_template(self.template).protocol, "template": ""}
+        return {**super().identity(), "template": _content(self.template, FIELDS, ORIGIN)}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.hps_v3 import HpsV3
 
-        metric = HpsV3.load(self.model, self.revision, device, self.base, self.template)
+        metric = HpsV3.load(self.model, self.revision, device, self.base, template=self.template)
         return _scores(metric), metric.protocol
 
 
 class VqaScorer(ModelScorer):
     vision: str = ""
     """Its vision model"""
+    tokenizer: str = ""
     template: str = ""
     """A text file with the chat that the model was trained on, <image> and {question} in it"""
-    needed = {"model": ("zhiqiulin/clip-flant5-xxl", ""), "vision": ("openai/clip-vit-large-patch14-336", "")}
+    needed = {
+        "model": ("zhiqiulin/clip-flant5-xxl", ""),
+        "vision": ("openai/clip-vit-large-patch14-336", ""),
+        "tokenizer": ("google/flan-t5-xxl", ""),
+    }
 
     def identity(self) -> dict[str, Any]:
-        from asymflow.metrics.vqa_score import read_template
+        from asymflow.metrics.vqa_score import FIELDS, ORIGIN
 
-        return {**super().identity(), **read_template(self.template).protocol, "template": ""}
+        return {**super().identity(), "template": _content(self.template, FIELDS, ORIGIN)}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.vqa_score import VqaScore
 
-        metric = VqaScore.load(self.model, self.revision, device, self.vision, self.template)
+        metric = VqaScore.load(
+            self.model, self.revision, device, self.vision, tokenizer=self.tokenizer, template=self.template
+        )
         return _scores(metric), metric.protocol
 
 

@@ -42,11 +42,11 @@ def test_the_score_is_the_cosine_of_the_models_own_features(metric):
         torch.testing.assert_close(metric(images[i : i + 1], prompts[i : i + 1])[0], scores[i], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 40), (30, 77), (16, 16)])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 40), (30, 77), (16, 16), (2, 200)])
 def test_the_longer_side_fits_and_the_rest_is_black(metric, height, width):
     image = pictures(1, height, width)
     scale = 32 / max(height, width)
-    small = [round(height * scale), round(width * scale)]
+    small = [max(1, round(height * scale)), round(width * scale)]
     expected = TF.resize(image[0] / 255, small, TF.InterpolationMode.BICUBIC, antialias=True)
     above, left = (32 - small[0]) // 2, (32 - small[1]) // 2
     found = metric.pixels(image)[0] * STD + MEAN
@@ -75,3 +75,11 @@ def test_activations_are_two_metrics(folder, metric):
 def test_without_its_checkpoint(tmp_path):
     with pytest.raises(MissingWeights, match="has no HPS_v2.1_compressed.pt: needed is .*xswu/HPSv2"):
         HpsV2.load(str(tmp_path), architecture=NAME)
+
+
+def test_resizing_without_antialiasing_is_another_metric(folder, metric):
+    rough = HpsV2.load(str(folder), architecture=NAME, antialias=False)
+    image = pictures(1, 64, 64)
+    expected = TF.resize(image[0] / 255, [32, 32], TF.InterpolationMode.BICUBIC, antialias=False)
+    torch.testing.assert_close(rough.pixels(image)[0] * STD + MEAN, expected)
+    assert rough.protocol == metric.protocol | {"antialias": False}

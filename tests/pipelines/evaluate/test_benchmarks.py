@@ -71,14 +71,17 @@ def scorers(root):
     return {
         "hps_v3": {"model": at("hps_v3"), "base": at("hps_v3", "base"), "template": at("hps_v3", "template.txt")},
         "hps_v2": {"model": at("hps_v2"), "architecture": config},
-        "vqa_score": {"model": at("vqa", "t5"), "vision": at("vqa", "vision"), "template": at("vqa", "template.txt")},
+        "vqa_score": {
+            "model": at("vqa", "t5"), "vision": at("vqa", "vision"), "tokenizer": at("vqa", "t5"),
+            "template": at("vqa", "template.txt"),
+        },
         "clip_score": {"model": at("clip"), "architecture": config},
         "inception": inception,
         "inception_crop": {**inception, "resize": "centre_crop"},
         "inception_as_is": {**inception, "resize": "none", "features": ["pool", "spatial", "logits"]},
         "geneval": {"model": at("detector"), "colors": at("clip"), "architecture": config},
         "dpg": {"model": at("vilt")},
-    }
+    }  # fmt: skip
 
 
 @pytest.fixture
