@@ -1,5 +1,7 @@
 """The Fréchet distance between two Gaussians, and the statistics of features that it needs."""
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -54,6 +56,7 @@ class FrechetStatistics:
         total = self.count + count
         if not count:
             return
+        self.__dict__.pop("root", None)
         shift = mean - self._mean
         self._scatter = self._scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
         self._mean = self._mean + shift * (count / total)
@@ -74,6 +77,17 @@ class FrechetStatistics:
         return self._scatter / (self.count - 1)
 
 
+    @cached_property
+    def root(self) -> Tensor:
+        """L (dim, rank) with L L^T the covariance; n features have a rank of at most n - 1, and the rest is rounding.
+
+        Kept until features are added: a reference is compared with many times.
+        """
+        values, vectors = torch.linalg.eigh(self.cov)
+        rank = min(len(values), self.count - 1)
+        return vectors[:, -rank:] * values[-rank:].clamp_min(0).sqrt()
+
+
 def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
     """|mean_a - mean_b|^2 + tr(cov_a) + tr(cov_b) - 2 tr((cov_a cov_b)^(1/2)); FID where features are Inception's.
 
@@ -83,12 +97,5 @@ def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of {len(a.mean)} and of {len(b.mean)} values have no distance")
-    cross = torch.linalg.svdvals(_root(a).T @ _root(b)).sum()
+    cross = torch.linalg.svdvals(a.root.T @ b.root).sum()
     return float((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross)
-
-
-def _root(statistics: FrechetStatistics) -> Tensor:
-    """L (dim, rank) with L L^T the covariance; n features have a rank of at most n - 1, and the rest is rounding."""
-    values, vectors = torch.linalg.eigh(statistics.cov)
-    rank = min(len(values), statistics.count - 1)
-    return vectors[:, -rank:] * values[-rank:].clamp_min(0).sqrt()

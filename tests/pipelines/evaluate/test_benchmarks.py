@@ -61,6 +61,16 @@ def root(tmp_path_factory):
     return root
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Matrices of 2048 x 2048 are the slowest of it, and two threads that share two cores with others wait for each
+    other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def scorers(root):
     def at(*parts):
