@@ -71,6 +71,8 @@ class VqaScore:
         self.answer = torch.tensor(tokenizer(ANSWER)["input_ids"], device=language.device)
         if self.answer[-1] != tokenizer.eos_token_id:
             raise ValueError("the tokenizer does not put its end token behind a text")
+        if tokenizer.unk_token_id in self.answer:
+            raise ValueError(f"the tokenizer does not know the word {ANSWER}")
         rows = language.lm_head.out_features
         if len(tokenizer) > rows:
             raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model {rows}")
@@ -115,9 +117,11 @@ class VqaScore:
         tower = find(vision, tower_needed, revision=vision_revision, patterns=_WEIGHT_FILES)
         words_needed = "the tokenizer of google/flan-t5-xxl"
         words = find(tokenizer, words_needed, revision=tokenizer_revision, patterns=_TOKENIZER_FILES)
-        for one, what in ((found, needed), (tower, tower_needed)):
-            if not (one.path / "config.json").is_file():
-                raise MissingWeights(f"{one.path} has no config.json: needed is {what}")
+        # Without its tokenizer.json transformers makes a T5 tokenizer up that knows no word, and says nothing.
+        files = ((found, "config.json", needed), (tower, "config.json", tower_needed))
+        for one, file, what in (*files, (words, "tokenizer.json", words_needed)):
+            if not (one.path / file).is_file():
+                raise MissingWeights(f"{one.path} has no {file}: needed is {what}")
         from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, T5Config, T5ForConditionalGeneration
 
         dtype = torch.float32 if device == "cpu" else torch.bfloat16

@@ -358,6 +358,13 @@ def test_what_is_missing_is_named(tmp_path, parts, folders):
         VqaScore.load(str(tmp_path / "empty"), **folders)
 
 
+def test_a_tokenizer_without_its_words_is_not_made_up(tmp_path, parts, folders):
+    source = write_language(tmp_path / "model", checkpoint(parts))
+    (tmp_path / "words" / "tokenizer.json").unlink()  # and tokenizer_config.json stays
+    with pytest.raises(MissingWeights, match="words has no tokenizer.json: needed is the tokenizer of google/flan-t5"):
+        VqaScore.load(source, **folders)
+
+
 def test_pickles_that_hold_code_are_not_run(tmp_path, folders):
     source = tmp_path / "model"
     source.mkdir()
@@ -391,6 +398,10 @@ def test_parts_that_do_not_fit(parts):
     bigger.add_tokens(["more"])
     with pytest.raises(ValueError, match="the tokenizer has 41 tokens, the model 40"):
         VqaScore(*parts, bigger, TEMPLATE, "tiny")
+    from transformers import T5Tokenizer
+
+    with pytest.raises(ValueError, match="does not know the word Yes"):
+        VqaScore(*parts, T5Tokenizer(extra_ids=0), TEMPLATE, "tiny")
     endless = t5_tokenizer()
     endless._tokenizer.post_processor = None
     with pytest.raises(ValueError, match="end token"):
