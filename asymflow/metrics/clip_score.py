@@ -15,7 +15,11 @@ NEEDED = f"{FILE} of CLIP ViT-L/14-336 by OpenAI, such as timm/vit_large_patch14
 
 class ClipScore:
     """The raw cosine, neither scaled nor cut at 0. The shorter side goes to the model's by Pillow's bicubic, and the
-    middle is looked at."""
+    middle is looked at.
+
+    The authors' evaluation resizes on the tensor (antialiased, clamped; 0.2 of 255 levels from Pillow's in the mean),
+    rounds the longer side where this cuts it, and computes in float16.
+    """
 
     def __init__(self, clip: OpenClip):
         from open_clip import image_transform

@@ -17,7 +17,11 @@ ACTIVATIONS = ("quickgelu", "gelu")
 
 class HpsV2:
     """The raw cosine. A picture's longer side goes to the model's by bicubic on the tensor; the rest of the square is
-    black."""
+    black.
+
+    Not as elsewhere: the authors' evaluation clamps the resized picture to [0, 1], by up to 15 of 255 levels at sharp
+    edges, and computes in float16; the hpsv2 package does not clamp, and computes under autocast.
+    """
 
     def __init__(self, clip: OpenClip, antialias: bool = True):
         self.clip, self.antialias = clip, antialias

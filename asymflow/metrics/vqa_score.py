@@ -58,7 +58,8 @@ class VqaScore:
 
     As in the reference: text on each side of the picture ends with the end token, and so does the answer, where it
     counts; rows of the vocabulary beyond the tokenizer's are cut off. (Its first versions, which asked "Is the image
-    showing", masked unknown tokens too.)
+    showing", masked unknown tokens too.) The authors' evaluation differs: it cuts off no rows, resizes on the tensor
+    (antialiased, clamped), and does not use autocast.
 
     Raises:
         ValueError: the template lacks something, or tokenizer and model do not fit.
