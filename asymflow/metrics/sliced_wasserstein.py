@@ -60,21 +60,31 @@ def sliced_wasserstein(
         raise ValueError(
             f"sets have shapes {tuple(fake.shape)} and {tuple(real.shape)}; expected (n, F) and (m, F)"
         )
+    fake, real = standardised(fake, real), standardised(real, real)
+    parts = directions(real.shape[1], projections, seed).to(real).split(chunk)
+    means = [distance_on_lines(fake @ part.T, real @ part.T) * len(part) for part in parts]
+    return sum(means) / projections
+
+
+def standardised(vectors: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Vectors (n, F) in units of the real ones' (m, F) deviations from their mean, feature by feature."""
     mean, std = real.mean(0), real.std(0, correction=0)
     # A feature that never varies in the real set has no unit; it keeps its own.
-    std = torch.where(std > 1e-6, std, torch.ones_like(std))
-    fake, real = (fake - mean) / std, (real - mean) / std
-    directions = torch.randn(
-        projections, real.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-    directions = (directions / directions.norm(dim=1, keepdim=True)).to(device=real.device, dtype=real.dtype)
+    return (vectors - mean) / torch.where(std > 1e-6, std, torch.ones_like(std))
+
+
+def directions(width: int, projections: int, seed: int = 0) -> torch.Tensor:
+    """Random unit vectors (projections, width), float64."""
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.randn(projections, width, generator=generator, dtype=torch.float64)
+    return found / found.norm(dim=1, keepdim=True)
+
+
+def distance_on_lines(fake: torch.Tensor, real: torch.Tensor) -> float:
+    """Mean over k lines of the Wasserstein-1 distance between values (n, k) and (m, k)."""
     of_fake, of_real, weights = (t.to(real.device) for t in _pairing(len(fake), len(real)))
-    total = 0.0
-    for part in directions.split(chunk):
-        a = (fake @ part.T).sort(dim=0).values[of_fake]
-        b = (real @ part.T).sort(dim=0).values[of_real]
-        total += float(((a - b).abs().double() * weights.unsqueeze(1)).sum())
-    return total / projections
+    a, b = fake.sort(dim=0).values[of_fake], real.sort(dim=0).values[of_real]
+    return float(((a - b).abs().double() * weights.unsqueeze(1)).sum()) / fake.shape[1]
 
 
 def image_sliced_wasserstein(

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
@@ -21,7 +22,14 @@ from asymflow.metrics.frechet import FrechetStatistics, frechet_distance
 from asymflow.metrics.inception_score import inception_score
 from asymflow.metrics.precision_recall import precision_recall
 from asymflow.metrics.references import Reference
-from asymflow.metrics.sliced_wasserstein import high_pass, patches_of, sliced_wasserstein
+from asymflow.metrics.sliced_wasserstein import (
+    directions,
+    distance_on_lines,
+    high_pass,
+    patches_of,
+    sliced_wasserstein,
+    standardised,
+)
 from asymflow.metrics.spectrum import distance_of_spectra
 from pipelines.evaluate import bootstrap
 from pipelines.evaluate.bootstrap import Interval
@@ -31,6 +39,7 @@ from pipelines.evaluate.prompts import Prompt, Shot
 from pipelines.evaluate.score import Scores
 
 Row = dict[str, Any]
+_FEW = 8  # lines in each draw of a bootstrap, which are for the spread alone
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Pictures:
     set: PictureSet
     scores: Mapping[str, Scores]
 
+    @cached_property
     def tensor(self) -> Tensor:
         """All at once, (B, 3, H, W) in [-1, 1]: for small suites."""
         return torch.stack([load_picture(uri) for uri in self.set.files.values()]).float() / 127.5 - 1
@@ -258,15 +268,18 @@ class SlicedWasserstein(_Named):
     needs_real: ClassVar[bool] = True
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
-        real = self._patches(evaluated.real_pictures(self.metric).tensor())
-        images = evaluated.made.tensor()
+        real = self._patches(evaluated.real_pictures(self.metric).tensor)
+        images = evaluated.made.tensor
         made = [self._patches(images[r :: evaluated.repeats]) for r in range(evaluated.repeats)]
         value = _mean([sliced_wasserstein(part.flatten(0, 1), real.flatten(0, 1)) for part in made])
 
+        lines = directions(real.shape[-1], _FEW).to(real).T
+        of_made = [standardised(part.flatten(0, 1), real.flatten(0, 1)) @ lines for part in made]
+        of_real = standardised(real.flatten(0, 1), real.flatten(0, 1)) @ lines
+
         def again(counts: np.ndarray) -> float:
-            times = torch.from_numpy(counts)
-            drawn = [part.repeat_interleave(times, dim=0).flatten(0, 1) for part in made]
-            return _mean([sliced_wasserstein(part, real.flatten(0, 1), projections=32) for part in drawn])
+            times = torch.from_numpy(counts).repeat_interleave(real.shape[1])  # a picture's patches stay together
+            return _mean([distance_on_lines(part.repeat_interleave(times, dim=0), of_real) for part in of_made])
 
         interval = bootstrap.of_set(again, len(made[0]), value, evaluated.settings)
         more = {"patches": "64 of 7x7 a picture", "projections": 256, "high_pass": self.high_pass}

@@ -116,7 +116,8 @@ class _Given:
 class _Drawn(Pictures):
     images: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def tensor(self) -> Tensor:
+    @property
+    def tensor(self) -> Tensor:  # type: ignore[override]
         return self.images
 
 
