@@ -7,7 +7,7 @@ subject.py    what is evaluated, and where it came from
 picture_sets.py, generate.py    pictures, every missing one drawn by an actor pool
 scorers.py    what looks at one picture at a time: settings and models
 score.py      scores, every missing one by an actor pool each
-measures.py   from scores to the numbers of the table; bootstrap.py their intervals
+measures.py, set_measures.py    from scores to the numbers of the table; bootstrap.py their intervals
 show.py       pictures of pictures, the table, MLflow
 registry.py   models of MLflow's registry: in, and the scores back
 self_test.py  known answers, before GPU hours are spent

@@ -4,6 +4,7 @@ Its settings say where its model is from. `identity` is asked for by the driver,
 actor that scores.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -37,15 +38,16 @@ class Resources(ModelWorkers):
         return {"runtime_env": self.environment} if self.environment else {}
 
 
-class Scorer(Settings):
+class Scorer(Settings, ABC):
     resources: Resources = Resources()
 
     def identity(self) -> dict[str, Any]:
         """What moves its numbers, as JSON. Raises MissingWeights."""
         return {name: value for name, value in self.model_dump(mode="json").items() if name != "resources"}
 
+    @abstractmethod
     def load(self, device: str) -> tuple[Score, Protocol]:
-        raise NotImplementedError
+        """The scorer, and what its numbers mean."""
 
 
 class ModelScorer(Scorer):
@@ -243,7 +245,7 @@ class SpectrumScorer(Scorer):
 class Scorers(Settings):
     """Those that a suite uses must say where their models are."""
 
-    spectrum: SpectrumScorer = SpectrumScorer()
+    spectrum: SpectrumScorer = SpectrumScorer(resources=Resources(batch=64))
     clip_score: ClipScorer = ClipScorer()
     hps_v2: HpsV2Scorer = HpsV2Scorer()
     hps_v3: HpsV3Scorer = HpsV3Scorer()

@@ -74,7 +74,8 @@ def _sheets(
     """The first prompts, with all models side by side; then what each scorer likes best, and least."""
     repeats = next((i for i, shot in enumerate(shots) if shot.prompt is not shots[0].prompt), len(shots))
     first = list(range(0, len(shots), repeats))[: settings.shown]
-    shown = [label for label in pictures if label in own or settings.curated]  # whose real picture i is prompt i's
+    # of a curate artifact real picture i is prompt i's; others stand for no prompt
+    shown = [label for label in sorted(pictures, key=lambda label: label in own) if label in own or settings.curated]
     places = {label: first if label in own else range(len(first)) for label in shown}
     columns = {label: _read(pictures[label], places[label]) for label in places}
     yield "samples", side_by_side(columns, [shots[i].prompt.text for i in first], scale=1)

@@ -15,10 +15,11 @@ from pipelines.artifacts import Artifact
 from pipelines.config import ConfigError
 from pipelines.evaluate.config import EvaluateSettings, Model
 from pipelines.evaluate.generate import generate
-from pipelines.evaluate.measures import Evaluated, Pictures, PrecisionRecall, Row
+from pipelines.evaluate.measures import Evaluated, Pictures, Row
 from pipelines.evaluate.picture_sets import PictureSet, found_pictures, reference_pictures, store_pictures
 from pipelines.evaluate.prompts import Prompt, Shot, read_held_out, shots_of
 from pipelines.evaluate.score import score
+from pipelines.evaluate.set_measures import PrecisionRecall
 from pipelines.evaluate.show import report
 from pipelines.evaluate.subject import Subject, read_subject
 from pipelines.evaluate.suites import SUITES, Suite

@@ -5,19 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.evaluate.config import Model
-from pipelines.evaluate.measures import (
-    DpgCategories,
+from pipelines.evaluate.measures import DpgCategories, Mean, Measure, dpg_score
+from pipelines.evaluate.prompts import Reader, read_captions, read_dpg, read_geneval, read_hpsv3, read_labels
+from pipelines.evaluate.set_measures import (
     Frechet,
     HighFrequencyPower,
     InceptionScore,
-    Mean,
-    Measure,
     PrecisionRecall,
     SlicedWasserstein,
     SpectrumDistance,
-    dpg_score,
 )
-from pipelines.evaluate.prompts import Reader, read_captions, read_dpg, read_geneval, read_hpsv3, read_labels
 
 KLEIN = {"height": 1024, "width": 1024, "steps": 32, "guidance": 4.0}
 """How text-to-image benchmarks are sampled for the paper; noise, APG and the clamp are the defaults anyway"""

@@ -1,0 +1,192 @@
+"""Measures of whole sets of pictures: distances to real ones, and what else belongs to no single picture."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asymflow.metrics.frechet import FrechetStatistics, frechet_distance
+from asymflow.metrics.inception_score import inception_score
+from asymflow.metrics.precision_recall import precision_recall
+from asymflow.metrics.sliced_wasserstein import (
+    directions,
+    distance_on_lines,
+    high_pass,
+    patches_of,
+    sliced_wasserstein,
+    standardised,
+)
+from asymflow.metrics.spectrum import distance_of_spectra
+from pipelines.evaluate import bootstrap
+from pipelines.evaluate.measures import Evaluated, Named, Pictures, Row, mean_of
+
+_FEW = 8  # lines in each draw of a bootstrap, which are for the spread alone
+
+
+@dataclass(frozen=True)
+class Frechet(Named):
+    metric: str
+    scorer: str
+    feature: str = "pool"
+    needs_real: ClassVar[bool] = True
+
+    def rows(self, evaluated: Evaluated) -> list[Row]:
+        scores = evaluated.made.scores[self.scorer]
+        real = self._reference(evaluated)
+        made = _statistics(scores.features(self.feature))
+        value = frechet_distance(made, real)
+
+        def again(counts: np.ndarray) -> float:
+            times = torch.from_numpy(np.repeat(counts, evaluated.repeats))
+            return frechet_distance(_statistics(scores.features(self.feature), times), real)
+
+        interval = bootstrap.of_set(again, len(evaluated.shots) // evaluated.repeats, value, evaluated.settings)
+        return [evaluated.row(self.metric, value, interval, self.scorer, more={"reference": _hash_of(real)})]
+
+    def _reference(self, evaluated: Evaluated) -> FrechetStatistics:
+        given = evaluated.reference and getattr(evaluated.reference, self.feature)
+        if given:
+            return given
+        real = evaluated.real_pictures(self.metric)
+        return _statistics(real.scores[self.scorer].features(self.feature))
+
+
+@dataclass(frozen=True)
+class InceptionScore(Named):
+    """In ten splits of shuffled samples: the interval is that of the splits, not a bootstrap's."""
+
+    metric: str
+    scorer: str
+    needs_real: ClassVar[bool] = False
+
+    def rows(self, evaluated: Evaluated) -> list[Row]:
+        mean, spread = inception_score(torch.cat(list(evaluated.made.scores[self.scorer].features("logits"))))
+        more = {"splits": 10, "shuffled": True, "interval": "one standard deviation of the splits"}
+        return [evaluated.row(self.metric, mean, (mean - spread, mean + spread), self.scorer, more=more)]
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    scorer: str
+    k: int = 3
+    names: ClassVar[tuple[str, ...]] = ("precision", "recall")
+    needs_real: ClassVar[bool] = True
+
+    def rows(self, evaluated: Evaluated) -> list[Row]:
+        real = torch.cat(list(evaluated.real_pictures("precision").scores[self.scorer].features("pool")))
+        made = torch.cat(list(evaluated.made.scores[self.scorer].features("pool")))
+        values = dict(zip(("precision", "recall"), precision_recall(made, real, self.k), strict=True))
+        more = {"k": self.k, "reference": _hash(real)}
+        return [evaluated.row(name, value, None, self.scorer, more=more) for name, value in values.items()]
+
+
+@dataclass(frozen=True)
+class SlicedWasserstein(Named):
+    """Of patches; each repeat of the prompts is compared with as many real pictures, and the mean taken."""
+
+    metric: str
+    high_pass: bool = False
+    scorer: str = ""
+    needs_real: ClassVar[bool] = True
+
+    def rows(self, evaluated: Evaluated) -> list[Row]:
+        real = self._patches(evaluated.real_pictures(self.metric).tensor)
+        images = evaluated.made.tensor
+        made = [self._patches(images[r :: evaluated.repeats]) for r in range(evaluated.repeats)]
+        value = mean_of([sliced_wasserstein(part.flatten(0, 1), real.flatten(0, 1)) for part in made])
+
+        lines = directions(real.shape[-1], _FEW).to(real).T
+        of_made = [standardised(part.flatten(0, 1), real.flatten(0, 1)) @ lines for part in made]
+        of_real = standardised(real.flatten(0, 1), real.flatten(0, 1)) @ lines
+
+        def again(counts: np.ndarray) -> float:
+            times = torch.from_numpy(counts).repeat_interleave(real.shape[1])  # a picture's patches stay together
+            return mean_of([distance_on_lines(part.repeat_interleave(times, dim=0), of_real) for part in of_made])
+
+        interval = bootstrap.of_set(again, len(made[0]), value, evaluated.settings)
+        more = {"patches": "64 of 7x7 a picture", "projections": 256, "high_pass": self.high_pass}
+        return [evaluated.row(self.metric, value, interval, more={**more, "reference": _hash(real)})]
+
+    def _patches(self, images: Tensor) -> Tensor:
+        """(B, patches a picture, F), at the same places in every set."""
+        view = high_pass(images) if self.high_pass else images
+        return patches_of(view, generator=torch.Generator().manual_seed(0)).unflatten(0, (len(images), -1))
+
+
+@dataclass(frozen=True)
+class SpectrumDistance(Named):
+    metric: str
+    scorer: str = "spectrum"
+    needs_real: ClassVar[bool] = True
+
+    def rows(self, evaluated: Evaluated) -> list[Row]:
+        real = _radial(evaluated.real_pictures(self.metric)).mean(0)
+        made = _radial(evaluated.made)
+        return _of_repeats(self, evaluated, made, lambda mean: distance_of_spectra(mean, real), _hash(real))
+
+
+@dataclass(frozen=True)
+class HighFrequencyPower(Named):
+    """Over that of the real pictures: 1 is right, below is blur, above is noise."""
+
+    metric: str
+    scorer: str = "spectrum"
+    needs_real: ClassVar[bool] = True
+
+    def rows(self, evaluated: Evaluated) -> list[Row]:
+        real = _column(evaluated.real_pictures(self.metric), self.scorer).mean()
+        made = _column(evaluated.made, self.scorer)
+        return _of_repeats(self, evaluated, made, lambda mean: float(mean / real), _hash(real))
+
+
+def _of_repeats(
+    measure: SpectrumDistance | HighFrequencyPower,
+    evaluated: Evaluated,
+    made: Tensor,
+    statistic: Callable[[Tensor], float],
+    reference: str,
+) -> list[Row]:
+    """The mean over repeats of a statistic of the mean over prompts of (B, ...) values."""
+    parts = [made[r :: evaluated.repeats] for r in range(evaluated.repeats)]
+    value = mean_of([statistic(part.mean(0)) for part in parts])
+
+    def again(counts: np.ndarray) -> float:
+        weights = torch.from_numpy(counts).double() / counts.sum()
+        return mean_of([statistic(torch.tensordot(weights, part, dims=1)) for part in parts])
+
+    interval = bootstrap.of_set(again, len(parts[0]), value, evaluated.settings)
+    return [evaluated.row(measure.metric, value, interval, measure.scorer, more={"reference": reference})]
+
+
+def _radial(pictures: Pictures) -> Tensor:
+    return torch.cat(list(pictures.scores["spectrum"].features("radial")))
+
+
+def _column(pictures: Pictures, scorer: str, name: str = "score") -> Tensor:
+    return torch.tensor([row[name] for row in pictures.scores[scorer].rows()], dtype=torch.float64)
+
+
+def _statistics(parts: Iterator[Tensor], times: Tensor | None = None) -> FrechetStatistics:
+    """`times` says how often each picture counts."""
+    statistics, start = None, 0
+    for part in parts:
+        statistics = statistics or FrechetStatistics(part.shape[1])
+        if times is not None:
+            start, counts = start + len(part), times[start : start + len(part)]
+            part = part.repeat_interleave(counts, dim=0)
+        statistics.update(part)
+    if statistics is None:
+        raise ValueError("there are no features")
+    return statistics
+
+
+def _hash_of(statistics: FrechetStatistics) -> str:
+    return _hash(torch.cat([statistics.mean[None], statistics.cov]))
+
+
+def _hash(values: Tensor) -> str:
+    return hashlib.sha256(values.double().contiguous().numpy().tobytes()).hexdigest()[:12]
