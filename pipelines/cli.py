@@ -1,5 +1,6 @@
 """The command line that all step jobs share."""
 
+import gc
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -52,6 +53,7 @@ def main(
         print(json.dumps({"artifact": outcome.artifact.uri, "mlflow_run": outcome.mlflow_run, "metrics": metrics}))
         sys.stdout.flush()
         conclude(settings, outcome)
+        gc.freeze()  # at its end Python would look through all objects of torch and the like once more, for seconds
     except (ConfigError, ItemsFailed, StepFailed, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)

@@ -5,6 +5,8 @@ noise and fine detail only. It is the mean over random unit directions of the on
 distance.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -56,14 +58,26 @@ def sliced_wasserstein(
     standard deviation of the real data. Deterministic in `seed`. Memory is bounded by `chunk` projections at
     a time.
     """
-    if fake.dim() != 2 or real.dim() != 2 or fake.shape[1] != real.shape[1] or not len(fake) or not len(real):
-        raise ValueError(
-            f"sets have shapes {tuple(fake.shape)} and {tuple(real.shape)}; expected (n, F) and (m, F)"
-        )
-    fake, real = standardised(fake, real), standardised(real, real)
-    parts = directions(real.shape[1], projections, seed).to(real).split(chunk)
-    means = [distance_on_lines(fake @ part.T, real @ part.T) * len(part) for part in parts]
-    return sum(means) / projections
+    return sliced_wasserstein_of_each([fake], real, projections, seed, chunk)[0]
+
+
+@torch.no_grad()
+def sliced_wasserstein_of_each(
+    fakes: Sequence[torch.Tensor], real: torch.Tensor, projections: int = 256, seed: int = 0, chunk: int = 32
+) -> list[float]:
+    """That of each of several sets to one real set, which is projected and sorted once."""
+    for fake in fakes:
+        if fake.dim() != 2 or real.dim() != 2 or fake.shape[1] != real.shape[1] or not len(fake) or not len(real):
+            raise ValueError(
+                f"sets have shapes {tuple(fake.shape)} and {tuple(real.shape)}; expected (n, F) and (m, F)"
+            )
+    fakes, real = [standardised(fake, real) for fake in fakes], standardised(real, real)
+    totals = [0.0] * len(fakes)
+    for lines in directions(real.shape[1], projections, seed).to(real).split(chunk):
+        ordered = (real @ lines.T).sort(dim=0).values
+        for i, fake in enumerate(fakes):
+            totals[i] += distance_on_lines(fake @ lines.T, ordered) * len(lines)
+    return [total / projections for total in totals]
 
 
 def standardised(vectors: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -81,9 +95,9 @@ def directions(width: int, projections: int, seed: int = 0) -> torch.Tensor:
 
 
 def distance_on_lines(fake: torch.Tensor, real: torch.Tensor) -> float:
-    """Mean over k lines of the Wasserstein-1 distance between values (n, k) and (m, k)."""
+    """Mean over k lines of the Wasserstein-1 distance between values (n, k), and (m, k) sorted on each line."""
     of_fake, of_real, weights = (t.to(real.device) for t in _pairing(len(fake), len(real)))
-    a, b = fake.sort(dim=0).values[of_fake], real.sort(dim=0).values[of_real]
+    a, b = fake.sort(dim=0).values[of_fake], real[of_real]
     return float(((a - b).abs().double() * weights.unsqueeze(1)).sum()) / fake.shape[1]
 
 

@@ -17,7 +17,7 @@ from asymflow.metrics.sliced_wasserstein import (
     distance_on_lines,
     high_pass,
     patches_of,
-    sliced_wasserstein,
+    sliced_wasserstein_of_each,
     standardised,
 )
 from asymflow.metrics.spectrum import distance_of_spectra
@@ -97,11 +97,11 @@ class SlicedWasserstein(Named):
         real = self._patches(evaluated.real_pictures(self.metric).tensor)
         images = evaluated.made.tensor
         made = [self._patches(images[r :: evaluated.repeats]) for r in range(evaluated.repeats)]
-        value = mean_of([sliced_wasserstein(part.flatten(0, 1), real.flatten(0, 1)) for part in made])
+        value = mean_of(sliced_wasserstein_of_each([part.flatten(0, 1) for part in made], real.flatten(0, 1)))
 
         lines = directions(real.shape[-1], _FEW).to(real).T
         of_made = [standardised(part.flatten(0, 1), real.flatten(0, 1)) @ lines for part in made]
-        of_real = standardised(real.flatten(0, 1), real.flatten(0, 1)) @ lines
+        of_real = (standardised(real.flatten(0, 1), real.flatten(0, 1)) @ lines).sort(dim=0).values
 
         def again(counts: np.ndarray) -> float:
             times = torch.from_numpy(counts).repeat_interleave(real.shape[1])  # a picture's patches stay together
