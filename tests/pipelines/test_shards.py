@@ -8,11 +8,15 @@ from collections import Counter
 from functools import partial
 
 import pytest
+from ray import cloudpickle
 
 from pipelines import shards, storage
 from pipelines.cli import main
 from pipelines.shards import ItemsFailed, Workers, map_items
 from pipelines.steps import Step, StepSettings
+
+# Workers do not find the tests' modules: torch-fidelity has a package `tests` of its own.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class Recorder:
