@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SCALE_UNITS, INTERVAL_UNITS = 10, 50
 """The guidance search's steps are 0.1 of scale and 0.02 of noise level, counted in whole numbers (App. B.1)"""
+_LABEL = 16
 GUIDANCE, INTERVAL = "sampling.guidance", "sampling.guidance_interval"
 
 
@@ -221,7 +222,8 @@ def sweep_figure(metric: str, points: Sequence[Point]) -> "Figure":
     for axes, key in zip(figure.subplots(1, len(keys), sharey=True, squeeze=False)[0], keys, strict=True):
         values = [point.changes[key] for point in points]
         numeric = all(isinstance(value, int | float) for value in values)
-        axes.plot(values if numeric else [str(value) for value in values], [point.value for point in points], "o")
+        labels = [str(value)[-_LABEL:] for value in values]  # of a path the end tells it from others
+        axes.plot(values if numeric else labels, [point.value for point in points], "o")
         axes.set(xlabel=key)
         if not numeric:
             axes.tick_params(axis="x", rotation=45)
