@@ -11,7 +11,7 @@ from functools import partial
 
 from pipelines.cli import main
 from pipelines.evaluate.self_test import self_test
-from pipelines.evaluate.step import STEP, hold_limits, pin_registered
+from pipelines.evaluate.step import STEP, hold_limits, pin_registered, tell
 from pipelines.evaluate.suites import SUITES
 
 LATEST, SELF_TEST = "--latest-registered", "--self-test"
@@ -29,6 +29,7 @@ def evaluate(arguments: list[str]) -> None:
         arguments=[*rest, *(f"suite={name}" for name in suite if rest)],
         usage=f"[SUITE] CONFIG.yaml [{LATEST}]",
         prepare=partial(pin_registered, latest=latest),
+        tell=tell,
         conclude=hold_limits,
     )
 

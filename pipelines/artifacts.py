@@ -9,7 +9,6 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -106,17 +105,3 @@ def _describe(uri: str) -> dict[str, Any]:
             digest.update(chunk)
             size += len(chunk)
     return {"sha256": digest.hexdigest(), "bytes": size}
-
-
-def folder_fingerprint(folder: str) -> str:
-    """Identity of a local folder or file: names and sizes, and the first and last MiB of each file (weights of tens of
-    gigabytes are not read whole)."""
-    digest, root = hashlib.sha256(), Path(folder)
-    for path in sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]:
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(root)} {size}\n".encode())
-        with open(path, "rb") as file:
-            digest.update(file.read(_CHUNK))
-            file.seek(max(0, size - _CHUNK))
-            digest.update(file.read(_CHUNK))
-    return digest.hexdigest()[:16]

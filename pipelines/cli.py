@@ -22,13 +22,15 @@ def main(
     arguments: Sequence[str] | None = None,
     usage: str = "CONFIG.yaml",
     prepare: Callable[[Any], Any] = lambda settings: settings,
+    tell: Callable[[Outcome], str] = lambda outcome: "",
     conclude: Callable[[Any, Outcome], None] = lambda settings, outcome: None,
 ) -> None:
     """`python jobs/STEP.py CONFIG.yaml [dotted.key=value ...]`; exits 0, 2 for a bad setting, 1 otherwise.
 
     `dry_run(settings)` prints what would be done, and returns its numbers; a step that has none knows no --dry-run.
     `arguments` are by default the process's, `usage` what stands before the overrides. `prepare` may change the
-    settings that were read. `conclude` is called with the outcome; what it raises ends the job as a failing step would.
+    settings that were read. What `tell` makes of the outcome is printed above the last line. `conclude` is called with
+    the outcome; what it raises ends the job as a failing step would.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     dry = dry_run is not None and DRY_RUN in arguments
@@ -49,6 +51,8 @@ def main(
         outcome = run_step(step, settings)
         if outcome.reused:
             print(f"{step.name}: done before, nothing to do: {outcome.artifact.uri}", file=sys.stderr)
+        if told := tell(outcome):
+            print(f"{told}\n")
         metrics = outcome.artifact.manifest["metrics"]
         print(json.dumps({"artifact": outcome.artifact.uri, "mlflow_run": outcome.mlflow_run, "metrics": metrics}))
         sys.stdout.flush()

@@ -5,7 +5,9 @@ return memory that was never written when an answer is too short.
 """
 
 import errno
+import hashlib
 import io
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -152,11 +154,21 @@ def exists(uri: str) -> bool:
 
 def keys(uri: str) -> Iterator[str]:
     """The keys of all objects below a folder."""
+    return (entry["Key"] for entry in _entries(uri))
+
+
+def fingerprint(uri: str) -> str:
+    """Of what lies below a folder, as far as the store tells without being read: names, and checksums of its own."""
+    found = sorted((entry["Key"][len(place(uri)["Key"]) :], entry["ETag"]) for entry in _entries(uri))
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+
+def _entries(uri: str) -> Iterator[dict[str, Any]]:
     bucket, folder = place(uri).values()
     request = {"Bucket": bucket, "Prefix": folder and f"{folder}/"}
     while True:
         page = retried(uri, client().list_objects_v2, **request)
-        yield from (entry["Key"] for entry in page.get("Contents", []))
+        yield from page.get("Contents", [])
         if not page["IsTruncated"]:
             return
         request["ContinuationToken"] = page["NextContinuationToken"]

@@ -17,9 +17,6 @@ from pipelines.config import ConfigError
 from pipelines.evaluate.show import PROTOCOLS, TABLE
 
 Row = Mapping[str, Any]
-SMALLER_IS_BETTER = ("fid", "sfid", "pfid", "sliced_wasserstein", "sliced_wasserstein_high_pass", "spectrum")
-NO_ORDER = ("high_frequency_power",)
-"""Right at 1"""
 
 # Quoted from the paper's Tables 3 and 4; nothing of it was measured here.
 TABLE_3 = (
@@ -136,8 +133,9 @@ def _line(key: tuple[str, str], own: Sequence[tuple[Evaluation, str]]) -> _Line:
         line.cells.append(_Cell(*(found[0][name] for name in fields)) if found else None)
     cells = [cell for cell in line.cells if cell]
     line.comparable = len({cell.fingerprint for cell in cells}) == 1
-    if line.comparable and len(cells) > 1 and key[0] not in NO_ORDER:
-        pick = min if key[0] in SMALLER_IS_BETTER else max
+    better = next(r["better"] for e, _ in own for r in e.rows if (r["metric"], r["category"]) == key)
+    if line.comparable and len(cells) > 1 and better:
+        pick = min if better == "low" else max
         pick(cells, key=lambda cell: cell.value).best = True
     ends = [v for c in cells for v in (c.value, c.low, c.high) if v is not None]
     start, span = min(ends), max(ends) - min(ends)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
+from asymflow.content import content_of
 from pipelines import artifacts, storage
 from pipelines.artifacts import Artifact, MissingArtifact
 from pipelines.config import ConfigError, RunSettings, Settings
@@ -89,7 +90,7 @@ def identify(step: Step, settings: StepSettings, inputs: Mapping[str, Artifact])
         *sections, last = name.split(".")
         section = reduce(lambda tree, key: tree[key], sections, content)
         if os.path.exists(section[last]):
-            section[last] = artifacts.folder_fingerprint(section[last])
+            section[last] = content_of(section[last])
     return artifacts.artifact_id(step.name, content, {name: a.id for name, a in inputs.items()})
 
 

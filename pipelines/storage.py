@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import pyarrow.fs as pafs
 
+from asymflow.content import content_of
 from pipelines import object_store
 from pipelines.object_store import StorageError as StorageError
 
@@ -116,6 +117,11 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
 
 def _hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
+
+
+def fingerprint(uri: str) -> str:
+    """Of what a folder holds, wherever it lies."""
+    return content_of(absolute(uri)) if is_local(uri) else object_store.fingerprint(uri)
 
 
 def delete_folder(uri: str) -> None:

@@ -19,6 +19,7 @@ from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.step import STEP, measures_of, models_of, pin_registered
 from pipelines.figures import new_figure
 from pipelines.steps import Outcome, find_inputs, run_step
+from pipelines.text_table import aligned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,8 +60,6 @@ class SweepSettings(Settings):
     """Settings of the evaluation, but for `run`"""
     metric: str
     """MODEL/METRIC that decides which point is best"""
-    minimize: bool = False
-    """For distances"""
     grid: dict[str, list[Any]] = {}
     """{dotted.key of the evaluation: its values}: every combination is evaluated"""
     search: Search | None = None
@@ -82,6 +81,8 @@ class Point:
     """{dotted.key: value}"""
     outcome: Outcome
     value: float
+    cost: float
+    """The value, or its negative where higher is better"""
 
 
 def point_settings(settings: SweepSettings, changes: Mapping[str, Any]) -> EvaluateSettings:
@@ -90,10 +91,15 @@ def point_settings(settings: SweepSettings, changes: Mapping[str, Any]) -> Evalu
     for key, value in changes.items():
         set_at(tree, key, value)
     found = validate(EvaluateSettings, tree, "evaluate")
-    names = [f"{model}/{name}" for m in measures_of(found) for name in m.names for model in models_of(found)]
+    names = [f"{model}/{name}" for name in _directions(found) for model in models_of(found)]
     if settings.metric not in names:
         raise ConfigError(f"metric={settings.metric!r}: must be one of {', '.join(names)}")
     return found
+
+
+def _directions(settings: EvaluateSettings) -> dict[str, str]:
+    """{metric: which of it is better}, for those that have a better."""
+    return {name: measure.better for measure in measures_of(settings) if measure.better for name in measure.names}
 
 
 def grid_of(settings: SweepSettings) -> list[dict[str, Any]]:
@@ -131,9 +137,11 @@ def run_sweep(settings: SweepSettings) -> tuple[str, list[Point], Point]:
             if key not in points:
                 wanted = pin_registered(point_settings(settings, changes), latest=False)
                 outcome = run_step(STEP, wanted, tracker.run_id)
-                points[key] = Point(changes, outcome, outcome.artifact.manifest["metrics"][settings.metric])
+                value = outcome.artifact.manifest["metrics"][settings.metric]
+                low = _directions(wanted)[settings.metric.split("/")[1]] == "low"
+                points[key] = Point(changes, outcome, value, value if low else -value)
                 tracker.log_metrics({settings.metric: points[key].value}, step=len(points))
-            return points[key].value if settings.minimize else -points[key].value
+            return points[key].cost
 
         if settings.search is None:
             best = min(grid_of(settings), key=objective)
@@ -197,7 +205,7 @@ def _changes(place: Coordinates) -> dict[str, Any]:
 
 def rows_of(settings: SweepSettings, points: Sequence[Point]) -> list[dict[str, Any]]:
     """The best first."""
-    ranked = sorted(points, key=lambda point: point.value if settings.minimize else -point.value)
+    ranked = sorted(points, key=lambda point: point.cost)
     places = [{"artifact": point.outcome.artifact.uri, "run": point.outcome.mlflow_run} for point in ranked]
     return [{**p.changes, settings.metric: p.value, **place} for p, place in zip(ranked, places, strict=True)]
 
@@ -211,8 +219,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     shown = [name for name in rows[0] if name != "run"]
     lines = [shown]
     lines += [[f"{row[n]:.5g}" if isinstance(row[n], float) else str(row[n]) for n in shown] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return aligned(lines)
 
 
 def sweep_figure(metric: str, points: Sequence[Point]) -> "Figure":

@@ -13,6 +13,7 @@ from pipelines import basis, caption, color_stats, curate, encode, finetune, sto
 from pipelines.config import ConfigError, RunSettings, Settings, Uri, validate
 from pipelines.evaluate import step as evaluate
 from pipelines.steps import Outcome, Step, run_step
+from pipelines.text_table import aligned
 from pipelines.tracking import open_run, tracking_uri
 
 STEPS: dict[str, Step] = {
@@ -87,11 +88,10 @@ def run_workflow(settings: WorkflowSettings) -> tuple[str, dict[str, Outcome]]:
 
 def table(outcomes: dict[str, Outcome]) -> str:
     """What each step made, and how long it took."""
-    rows = [("step", "seconds", "made", "artifact")]
+    rows: list[tuple[str, ...]] = [("step", "seconds", "made", "artifact")]
     for name, outcome in outcomes.items():
         metrics = list(outcome.artifact.manifest["metrics"].items())[:3]
         made = ", ".join(f"{k} {v:.4g}" for k, v in metrics)
         seconds = "stands" if outcome.reused else f"{outcome.seconds:.0f}"
         rows.append((name, seconds, made, outcome.artifact.id))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return aligned(rows)

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from asymflow.metrics.open_clip_model import FILE, OpenClip, check_images, load_open_clip
+from asymflow.metrics.arguments import check_images
+from asymflow.metrics.open_clip_model import FILE, OpenClip, load_open_clip
 
 ARCHITECTURE = "ViT-L-14-336-quickgelu"  # OpenAI's weights need QuickGELU; without the suffix it is GELU
 NEEDED = f"{FILE} of CLIP ViT-L/14-336 by OpenAI, such as timm/vit_large_patch14_clip_336.openai"

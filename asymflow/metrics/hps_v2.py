@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asymflow.metrics.arguments import check_images
 from asymflow.metrics.clip_score import activation_of
-from asymflow.metrics.open_clip_model import OpenClip, check_images, load_open_clip
+from asymflow.metrics.open_clip_model import OpenClip, load_open_clip
 
 ARCHITECTURE, FILE = "ViT-H-14", "HPS_v2.1_compressed.pt"
 NEEDED = f"{FILE} of xswu/HPSv2"

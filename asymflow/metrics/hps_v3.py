@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from asymflow.metrics.arguments import check_pairs
 from asymflow.metrics.templates import check_template, read_template
 from asymflow.metrics.weights import MissingWeights, find, fit_weights
 
@@ -143,10 +144,7 @@ class HpsV3:
         Raises:
             ValueError: images or prompts are something else, or a prompt holds one of the model's special tokens.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (B, 3, H, W)")
-        if len(prompts) != len(images):
-            raise ValueError(f"{len(images)} images need as many prompts; got {len(prompts)}")
+        check_pairs(images, prompts)
         for prompt in prompts:
             for name in self.processor.tokenizer.get_added_vocab():
                 if name in prompt:

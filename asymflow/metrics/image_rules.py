@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asymflow.metrics.arguments import check_images
+
 SIDE = 299
 RESIZES = ("bicubic", "centre_crop", "none")
 ROUNDINGS = ("truncate_half_up", "truncate", "round")
@@ -45,8 +47,7 @@ def prepare(images: Tensor, resize: str, rounding: str) -> Tensor:
     Raises:
         ValueError: another rule, shape or type; a picture that is too small to crop, or no square for "none".
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (B, 3, H, W)")
+    check_images(images)
     height, width = images.shape[2:]
     if resize == "centre_crop":
         if min(height, width) < SIDE:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asymflow.metrics.arguments import check_images
 from asymflow.metrics.geneval import THRESHOLD, Box, Objects, keep_detections
 from asymflow.metrics.weights import MissingWeights, find
 
@@ -159,8 +160,7 @@ class Mask2FormerDetector:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> list[list[Detection]]:
         """Of uint8 images (B, 3, H, W), sRGB: a list a picture, best first. Raises ValueError for anything else."""
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (B, 3, H, W)")
+        check_images(images)
         if not len(images):
             return []
         pixels = self.processor(

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from asymflow.metrics.weights import MissingWeights, find
+from asymflow.metrics.arguments import check_images
+from asymflow.metrics.weights import MissingWeights, find, repository_of
 from asymflow.metrics.yes_no import is_yes
 
 MODEL = "damo/mplug_visual-question-answering_coco_large_en"
@@ -46,6 +46,7 @@ class Mplug:
             found = find(source, "mPLUG as ModelScope stores it")
             where, identity = {"model": str(found.path)}, found.identity
         else:
+            source, revision = repository_of(source, revision)
             where, identity = {"model": source, "model_revision": revision}, f"modelscope:{source}@{revision}"
         try:
             made = pipeline(Tasks.visual_question_answering, **where, device=device)
@@ -56,8 +57,7 @@ class Mplug:
     def __call__(self, images: Tensor, questions: Sequence[str]) -> list[bool]:
         """Of uint8 images (B, 3, H, W), sRGB, and B questions. Raises ValueError for anything else, or for an answer
         that is no text."""
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (B, 3, H, W)")
+        check_images(images)
         if len(questions) != len(images) or not all(question.strip() for question in questions):
             raise ValueError(f"{len(images)} images need as many questions, none of them empty; got {len(questions)}")
         found = []

@@ -111,9 +111,3 @@ def _statistics(model: Any) -> tuple[Any, Any]:
 
     mean, std = getattr(model.visual, "image_mean", None), getattr(model.visual, "image_std", None)
     return mean or OPENAI_DATASET_MEAN, std or OPENAI_DATASET_STD
-
-
-def check_images(images: Tensor) -> None:
-    """ValueError unless uint8 (B, 3, H, W)."""
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (B, 3, H, W)")

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from asymflow.metrics.arguments import check_images
 from asymflow.metrics.templates import check_template, read_template
 from asymflow.metrics.weights import MissingWeights, find, fit_weights
 
@@ -159,8 +160,7 @@ class VqaScore:
         Raises:
             ValueError: images or prompts are something else, a prompt is empty, or too long to be read whole.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (B, 3, H, W)")
+        check_images(images)
         if len(prompts) != len(images) or not all(prompt.strip() for prompt in prompts):
             raise ValueError(f"{len(images)} images need as many prompts, none of them empty; got {len(prompts)}")
         texts = [self._tokens(prompt) for prompt in prompts]

@@ -3,7 +3,6 @@
 Nothing is fetched that nobody asked for: without a source there is an error that says what is needed.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
+from asymflow.content import content_of
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_CHUNK = 1 << 20
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
@@ -35,9 +35,9 @@ class Found:
 def find(source: str, needed: str, file: str = "", revision: str = "main", patterns: Sequence[str] = _FILES) -> Found:
     """The folder of a model, or with `file` that one file.
 
-    `source` is a path, or a repository OWNER/NAME, of which `revision` is fetched into huggingface_hub's cache (only
-    `patterns`, by default no pickles). `needed` says in words what is looked for, and where it comes from. A `source`
-    that is a file already is that file.
+    `source` is a path, or a repository OWNER/NAME or OWNER/NAME@REVISION, which is fetched into huggingface_hub's cache
+    (only `patterns`, by default no pickles); `revision` is that of the first form. `needed` says in words what is
+    looked for, and where it comes from. A `source` that is a file already is that file.
 
     Raises:
         MissingWeights: there is none.
@@ -45,6 +45,7 @@ def find(source: str, needed: str, file: str = "", revision: str = "main", patte
     local = _local(source, needed, file)
     if local:
         return local
+    source, revision = repository_of(source, revision)
     try:
         if file:
             path = Path(hf_hub_download(source, file, revision=revision))
@@ -62,11 +63,18 @@ def identify(source: str, needed: str, file: str = "", revision: str = "main") -
     local = _local(source, needed, file)
     if local:
         return local.identity
+    source, revision = repository_of(source, revision)
     try:
         commit = HfApi().model_info(source, revision=revision).sha
     except Exception as error:  # of the hub or the network
         raise MissingWeights(f"{source} ({revision}) cannot be asked for, {type(error).__name__}: {error}") from error
     return f"{source}@{commit}" + (f"/{file}" if file else "")
+
+
+def repository_of(source: str, revision: str) -> tuple[str, str]:
+    """(OWNER/NAME, its revision) of OWNER/NAME or OWNER/NAME@REVISION."""
+    name, separator, named = source.partition("@")
+    return name, named if separator else revision
 
 
 def fit_weights(kind: Any, config: Any, weights: "dict[str, Tensor]", dtype: "torch.dtype", source: str) -> Any:
@@ -93,25 +101,11 @@ def _local(source: str, needed: str, file: str) -> Found | None:
     if not source:
         raise MissingWeights(f"no model was named: needed is {needed}")
     path = Path(source)
-    if not path.exists() and not is_repository(source):
+    if not path.exists() and not is_repository(source.partition("@")[0]):
         raise MissingWeights(f"{source} does not exist: needed is {needed}")
     if not path.exists():
         return None
     path = path / file if file and path.is_dir() else path
     if not path.exists() or path.is_dir() == bool(file):
         raise MissingWeights(f"{source} has no {file or 'folder'}: needed is {needed}")
-    return Found(path, f"local:{_content(path)}")
-
-
-def _content(path: Path) -> str:
-    """Names, sizes, and the first and last MiB of each file: weights of tens of gigabytes are not read whole."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path)} {size}\n".encode() if path.is_dir() else f"{size}\n".encode())
-        with open(file, "rb") as stream:
-            digest.update(stream.read(_CHUNK))
-            stream.seek(max(0, size - _CHUNK))
-            digest.update(stream.read(_CHUNK))
-    return digest.hexdigest()[:16]
+    return Found(path, f"local:{content_of(path)}")

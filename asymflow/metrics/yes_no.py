@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from asymflow.metrics.arguments import check_images
 from asymflow.metrics.weights import MissingWeights, find
 
 CHAT_QUESTION = "{} Answer yes or no."
@@ -42,8 +43,7 @@ class YesNo(ABC):
 
     def __call__(self, images: Tensor, questions: Sequence[str]) -> list[bool]:
         """Of uint8 images (B, 3, H, W), sRGB, and B questions. Raises ValueError for anything else."""
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (B, 3, H, W)")
+        check_images(images)
         if len(questions) != len(images) or not all(question.strip() for question in questions):
             raise ValueError(f"{len(images)} images need as many questions, none of them empty; got {len(questions)}")
         pictures = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]

@@ -26,6 +26,7 @@ from pipelines.evaluate.score import Scores
 
 Row = dict[str, Any]
 
+
 @dataclass(frozen=True)
 class Pictures:
     """Some pictures and what the scorers made of them."""
@@ -90,6 +91,8 @@ class Evaluated:
 class Measure(Protocol):
     needs_real: ClassVar[bool]
     """Whether it compares with real pictures"""
+    better: ClassVar[str]
+    """high or low; empty: neither"""
 
     @property
     def scorer(self) -> str:
@@ -141,6 +144,7 @@ class Mean(Named):
     by_category: bool = False
     scale: float = 1.0
     needs_real: ClassVar[bool] = False
+    better: ClassVar[str] = "high"
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
         prompts = evaluated.prompts
@@ -172,6 +176,7 @@ class DpgCategories:
     scorer: str
     names: ClassVar[tuple[str, ...]] = ()
     needs_real: ClassVar[bool] = False
+    better: ClassVar[str] = "high"
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
         prompts = evaluated.prompts

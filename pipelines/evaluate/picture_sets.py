@@ -15,6 +15,8 @@ from pipelines.evaluate.prompts import Shot
 from pipelines.images import decode_image, encode_png, to_array
 
 T = TypeVar("T")
+REAL = "real"
+"""The name of the set that models' pictures are compared with"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def found_pictures(uri: str, shots: Sequence[Shot]) -> PictureSet:
     files = picture_files(uri)
     if len(files) != len(shots):
         raise ConfigError(f"pictures={uri!r}: there are {len(files)} pictures, the suite asks for {len(shots)}")
-    protocol = {"pictures": storage.absolute(uri), "files": fingerprint({"names": files})}
+    protocol = {"pictures": storage.fingerprint(uri)}
     return PictureSet(fingerprint(protocol), dict(zip((s.key for s in shots), files, strict=True)), protocol)
 
 
@@ -61,7 +63,7 @@ def reference_pictures(uri: str) -> PictureSet:
     files = picture_files(uri)
     if not files:
         raise ConfigError(f"reference.source={uri!r}: there are no pictures")
-    protocol = {"reference": storage.absolute(uri), "files": fingerprint({"names": files})}
+    protocol = {"reference": storage.fingerprint(uri)}
     return PictureSet(fingerprint(protocol), {f"{i:06}": file for i, file in enumerate(files)}, protocol)
 
 

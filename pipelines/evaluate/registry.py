@@ -1,5 +1,6 @@
 """MLflow's model registry: the adapter that a name's alias points to, and its scores, written beside it."""
 
+import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from asymflow.adapters import CONFIG, WEIGHTS
 from pipelines import storage
+from pipelines.artifacts import Artifact
 from pipelines.config import ConfigError, RunSettings
 from pipelines.tracking import Tracker, tracking_uri
 
@@ -37,9 +39,23 @@ def fetch(name: str, run: RunSettings) -> tuple[str, dict[str, str]]:
             if len(found) != 1:
                 raise ConfigError(f"registered={name!r}: version {version.version} holds {len(found)} adapters")
             storage.put_folder(found[0], folder, last=CONFIG)
+    return folder, _lineage(version)
+
+
+def lineage_of(finetuned: Artifact, run: RunSettings) -> dict[str, str]:
+    """Where a finetune's adapter came from: as its registered version has it, or without one its run alone."""
+    uri, state = tracking_uri(run), finetuned.file(".run.json")
+    made_by = json.loads(storage.read_bytes(state))["mlflow_run"] if storage.exists(state) else ""
+    versions = MlflowClient(uri, uri).search_model_versions(f"run_id = '{made_by}'") if made_by else []
+    own = [version for version in versions if version.tags.get("artifact") == finetuned.uri]
+    newest = max(own, key=lambda version: int(version.version), default=None)
+    return _lineage(newest) if newest else {"adapter_run": made_by, "adapter_artifact": finetuned.uri}
+
+
+def _lineage(version: ModelVersion) -> dict[str, str]:
     lineage = {"registered": f"{version.name}/{version.version}", "adapter_run": version.run_id or ""}
     tags = {f"adapter_{key}": version.tags[key] for key in ("artifact", "step", "kind") if key in version.tags}
-    return folder, lineage | tags | {"model_id": version.tags.get("model_id", "")}
+    return lineage | tags | {"model_id": version.tags.get("model_id", "")}
 
 
 def _find(name: str, run: RunSettings) -> ModelVersion:
@@ -67,5 +83,6 @@ def link(tracker: Tracker, lineage: Mapping[str, str], suite: str, metrics: Mapp
     if lineage.get("registered"):
         registry = MlflowClient(tracker.uri, tracker.uri)
         name, version = lineage["registered"].rsplit("/", 1)
-        for metric, number in metrics.items():
+        own = {metric: number for metric, number in metrics.items() if metric.startswith("trained/")}
+        for metric, number in own.items():  # the other models are not of this version
             registry.set_model_version_tag(name, version, f"{suite}/{metric}", f"{number:.6g}")

@@ -52,9 +52,7 @@ class Scorer(Settings, ABC):
 
 class ModelScorer(Scorer):
     model: str = ""
-    """A path, or OWNER/NAME on the hub"""
-    revision: str = "main"
-    """Of what is on the hub"""
+    """Here and in the others that name models: a path, or OWNER/NAME@REVISION of the hub"""
 
     needed: ClassVar[Mapping[str, tuple[str, str]]] = {}
     """{setting: (what it has to be, in words; the file in it, or empty)}"""
@@ -64,10 +62,10 @@ class ModelScorer(Scorer):
         found = {}
         for name, (needed, file) in self.needed.items():
             try:
-                found[name] = identify(getattr(self, name), needed, file, self.revision)
+                found[name] = identify(getattr(self, name), needed, file)
             except MissingWeights as error:
                 raise MissingWeights(f"{name}: {error}") from None
-        return {**super().identity(), **found, "revision": ""}
+        return {**super().identity(), **found}
 
 
 def _content(template: str, fields: Sequence[str], origin: str) -> str:
@@ -89,7 +87,7 @@ class ClipScorer(ModelScorer):
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.clip_score import ClipScore
 
-        metric = ClipScore.load(self.model, self.revision, device, architecture=self.architecture)
+        metric = ClipScore.load(self.model, device=device, architecture=self.architecture)
         return _scores(metric), metric.protocol
 
 
@@ -104,7 +102,10 @@ class HpsV2Scorer(ModelScorer):
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.hps_v2 import HpsV2
 
-        metric = HpsV2.load(self.model, self.revision, device, self.activation, self.architecture, self.antialias)
+        metric = HpsV2.load(
+            self.model, device=device, activation=self.activation,
+            architecture=self.architecture, antialias=self.antialias,
+        )  # fmt: skip
         return _scores(metric), metric.protocol
 
 
@@ -123,7 +124,7 @@ class HpsV3Scorer(ModelScorer):
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.hps_v3 import HpsV3
 
-        metric = HpsV3.load(self.model, self.revision, device, self.base, template=self.template)
+        metric = HpsV3.load(self.model, device=device, base=self.base, template=self.template)
         return _scores(metric), metric.protocol
 
 
@@ -148,7 +149,7 @@ class VqaScorer(ModelScorer):
         from asymflow.metrics.vqa_score import VqaScore
 
         metric = VqaScore.load(
-            self.model, self.revision, device, self.vision, tokenizer=self.tokenizer, template=self.template
+            self.model, device=device, vision=self.vision, tokenizer=self.tokenizer, template=self.template
         )
         return _scores(metric), metric.protocol
 
@@ -165,7 +166,7 @@ class InceptionScorer(ModelScorer):
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.inception import Inception
 
-        metric = Inception.load(self.model, self.revision, device, resize=self.resize, rounding=self.rounding)
+        metric = Inception.load(self.model, device=device, resize=self.resize, rounding=self.rounding)
 
         def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
             found = metric.features(images)
@@ -189,8 +190,8 @@ class GenEvalScorer(ModelScorer):
         from asymflow.metrics.geneval_picture import GenEval
         from asymflow.metrics.mask2former import Mask2FormerDetector
 
-        detector = Mask2FormerDetector.load(self.model, self.revision, device)
-        metric = GenEval(detector, ColorClassifier.load(self.colors, self.revision, device, self.architecture))
+        detector = Mask2FormerDetector.load(self.model, device=device)
+        metric = GenEval(detector, ColorClassifier.load(self.colors, device=device, architecture=self.architecture))
 
         def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
             return metric(images, [prompt.data for prompt in prompts])
@@ -212,7 +213,7 @@ class DpgScorer(ModelScorer):
         from asymflow.metrics.yes_no import load_yes_no
 
         load = Mplug.load if self.kind == "mplug" else load_yes_no
-        metric = load(self.model, self.revision, device)
+        metric = load(self.model, device=device)
 
         def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
             """A picture is one crop of the reference's grid of four, which needs not be pasted and cut again."""

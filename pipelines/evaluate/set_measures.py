@@ -33,6 +33,7 @@ class Frechet(Named):
     scorer: str
     feature: str = "pool"
     needs_real: ClassVar[bool] = True
+    better: ClassVar[str] = "low"
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
         scores = evaluated.made.scores[self.scorer]
@@ -62,6 +63,7 @@ class InceptionScore(Named):
     metric: str
     scorer: str
     needs_real: ClassVar[bool] = False
+    better: ClassVar[str] = "high"
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
         mean, spread = inception_score(torch.cat(list(evaluated.made.scores[self.scorer].features("logits"))))
@@ -75,6 +77,7 @@ class PrecisionRecall:
     k: int = 3
     names: ClassVar[tuple[str, ...]] = ("precision", "recall")
     needs_real: ClassVar[bool] = True
+    better: ClassVar[str] = "high"
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
         real = torch.cat(list(evaluated.real_pictures("precision").scores[self.scorer].features("pool")))
@@ -92,6 +95,7 @@ class SlicedWasserstein(Named):
     high_pass: bool = False
     scorer: str = ""
     needs_real: ClassVar[bool] = True
+    better: ClassVar[str] = "low"
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
         real = self._patches(evaluated.real_pictures(self.metric).tensor)
@@ -122,6 +126,7 @@ class SpectrumDistance(Named):
     metric: str
     scorer: str = "spectrum"
     needs_real: ClassVar[bool] = True
+    better: ClassVar[str] = "low"
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
         real = _radial(evaluated.real_pictures(self.metric)).mean(0)
@@ -136,6 +141,7 @@ class HighFrequencyPower(Named):
     metric: str
     scorer: str = "spectrum"
     needs_real: ClassVar[bool] = True
+    better: ClassVar[str] = ""
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
         real = _column(evaluated.real_pictures(self.metric), self.scorer).mean()

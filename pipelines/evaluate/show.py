@@ -14,13 +14,16 @@ from asymflow.metrics.protocol import fingerprint
 from pipelines import storage
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.measures import Pictures, Row
+from pipelines.evaluate.picture_sets import REAL
 from pipelines.evaluate.prompts import Shot
+from pipelines.evaluate.suites import SUITES
 from pipelines.images import decode_image
 from pipelines.pictures import beside, side_by_side, thumbnail
 from pipelines.steps import Context
+from pipelines.text_table import aligned
 
 SCORES, TABLE, PROTOCOLS = "scores.parquet", "table.json", "protocols.json"
-COLUMNS = ("model", "metric", "category", "value", "low", "high", "prompts", "pictures", "fingerprint")
+COLUMNS = ("model", "metric", "category", "value", "low", "high", "better", "prompts", "pictures", "fingerprint")
 
 
 def report(
@@ -39,7 +42,7 @@ def report(
     _write_json(context.file(TABLE), table)
     _write_json(context.file(PROTOCOLS), {"numbers": protocols, "pictures": made})
     tracker.log_table("table", {name: [row[name] for row in table] for name in COLUMNS})
-    own = {label: found for label, found in pictures.items() if label != "real"}
+    own = {label: found for label, found in pictures.items() if label != REAL}
     storage.write_file(context.file(SCORES), lambda local: pq.write_table(_scores(shots, own), local))
     for name in (SCORES, PROTOCOLS):
         tracker.log_file(context.file(name))
@@ -74,8 +77,8 @@ def _sheets(
     """The first prompts, with all models side by side; then what each scorer likes best, and least."""
     repeats = next((i for i, shot in enumerate(shots) if shot.prompt is not shots[0].prompt), len(shots))
     first = list(range(0, len(shots), repeats))[: settings.shown]
-    # of a curate artifact real picture i is prompt i's; others stand for no prompt
-    shown = [label for label in sorted(pictures, key=lambda label: label in own) if label in own or settings.curated]
+    paired = SUITES[settings.suite].read is None  # real picture i is prompt i's; others stand for no prompt
+    shown = [label for label in sorted(pictures, key=lambda label: label in own) if label in own or paired]
     places = {label: first if label in own else range(len(first)) for label in shown}
     columns = {label: _read(pictures[label], places[label]) for label in places}
     yield "samples", side_by_side(columns, [shots[i].prompt.text for i in first], scale=1)
@@ -104,10 +107,9 @@ def _write_json(uri: str, content: Any) -> None:
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """For a terminal."""
-    lines = [("model", "metric", "category", "value", "interval", "pictures", "protocol")]
+    lines: list[Sequence[str]] = [("model", "metric", "category", "value", "interval", "pictures", "protocol")]
     for row in rows:
         interval = "" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"
         value, count = f"{row['value']:.4g}", str(row["pictures"])
         lines.append((row["model"], row["metric"], row["category"], value, interval, count, row["fingerprint"]))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return aligned(lines)

@@ -1,6 +1,6 @@
 """The step: settings in, pictures drawn and scored, numbers out."""
 
-
+import json
 from collections.abc import Mapping
 from functools import partial
 from itertools import islice
@@ -15,12 +15,12 @@ from pipelines.artifacts import Artifact
 from pipelines.config import ConfigError
 from pipelines.evaluate.config import EvaluateSettings, Model
 from pipelines.evaluate.generate import generate
-from pipelines.evaluate.measures import Evaluated, Pictures, Row
-from pipelines.evaluate.picture_sets import PictureSet, found_pictures, reference_pictures, store_pictures
+from pipelines.evaluate.measures import Evaluated, Measure, Pictures, Row
+from pipelines.evaluate.picture_sets import REAL, PictureSet, found_pictures, reference_pictures, store_pictures
 from pipelines.evaluate.prompts import Prompt, Shot, read_held_out, shots_of
 from pipelines.evaluate.score import score
 from pipelines.evaluate.set_measures import PrecisionRecall
-from pipelines.evaluate.show import report
+from pipelines.evaluate.show import TABLE, report, table_of
 from pipelines.evaluate.subject import Subject, read_subject
 from pipelines.evaluate.suites import SUITES, Suite
 from pipelines.images import encode_png
@@ -29,7 +29,6 @@ from pipelines.sample import check_model
 from pipelines.steps import Context, Outcome, Step, StepFailed
 
 INPUTS = {"curated": "curate", "basis": "basis", "finetuned": "finetune"}
-REAL = "real"
 _ADAPTER = "adapter"
 """In a finetune's artifact"""
 
@@ -75,14 +74,11 @@ def check(settings: EvaluateSettings) -> None:
 
 
 def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> None:
-    if not suite_of(settings).read:
-        if "curated" not in inputs:
-            raise ConfigError(f"curated: missing; the captions and pictures of {settings.suite} are held out there")
+    if not suite_of(settings).read and "curated" not in inputs:
+        raise ConfigError(f"curated: missing; the captions and pictures of {settings.suite} are held out there")
+    prompts = read_prompts(settings, inputs.get("curated"))
     if settings.pictures:
-        prompts = read_prompts(settings, inputs.get("curated"))
         found_pictures(settings.pictures, shots_of(prompts, repeats_of(settings)))
-    else:
-        read_prompts(settings, inputs.get("curated"))
     if "lifted" in models_of(settings) and not (settings.adapter or {"basis", "finetuned"} & inputs.keys()):
         raise ConfigError("basis: missing; a lifted model needs one")
 
@@ -97,6 +93,11 @@ def pin_registered(settings: EvaluateSettings, latest: bool) -> EvaluateSettings
     settings = settings.model_copy(update={"registered": name})
     check(settings)
     return settings.model_copy(update={"registered": pin(name, settings.run)})
+
+
+def tell(outcome: Outcome) -> str:
+    """The table of a finished evaluation."""
+    return table_of(json.loads(storage.read_bytes(outcome.artifact.file(TABLE))))
 
 
 def hold_limits(settings: EvaluateSettings, outcome: Outcome) -> None:
@@ -126,7 +127,7 @@ def scorers_of(settings: EvaluateSettings) -> list[str]:
     return [name for name in suite_of(settings).scorers if name not in settings.leave_out]
 
 
-def measures_of(settings: EvaluateSettings) -> list:
+def measures_of(settings: EvaluateSettings) -> list[Measure]:
     wanted = {"", *scorers_of(settings)}
     return [measure for measure in suite_of(settings).measures if measure.scorer in wanted]
 
@@ -172,7 +173,11 @@ def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
     rows: list[Row] = []
     for model in sets:
         evaluated = compare(pictures[model], pictures.get(REAL), reference, settings.bootstrap)
-        rows += [{"model": model, **row} for measure in measures_of(settings) for row in measure.rows(evaluated)]
+        rows += [
+            {"model": model, "better": measure.better, **row}
+            for measure in measures_of(settings)
+            for row in measure.rows(evaluated)
+        ]
     report(settings, context, shots, pictures, rows)
     metrics = {f"{row['model']}/{row['metric']}": row["value"] for row in rows if not row["category"]}
     link(context.tracker, subject.lineage if subject else {}, settings.suite, metrics)
@@ -193,13 +198,13 @@ def draw(
 
 def find_subject(settings: EvaluateSettings, context: Context) -> Subject:
     """The adapter of the settings, wherever they say that it is."""
-    from pipelines.evaluate.registry import fetch
+    from pipelines.evaluate.registry import fetch, lineage_of
 
     lineage: dict[str, str] = {}
     adapter = settings.adapter
     if finetuned := context.inputs.get("finetuned"):
         adapter = finetuned.file(_ADAPTER)
-        lineage = {"adapter": finetuned.uri, "adapter_id": finetuned.id}
+        lineage = lineage_of(finetuned, settings.run)
     if settings.registered:
         adapter, lineage = fetch(settings.registered, settings.run)
     if adapter and storage.is_local(adapter) and storage.exists(adapter):
@@ -211,7 +216,8 @@ def find_real(
     settings: EvaluateSettings, context: Context, count: int, root: str
 ) -> tuple[Reference | None, PictureSet | None]:
     """What the pictures are compared with: the statistics that were given, and real pictures."""
-    if curated := context.inputs.get("curated"):
+    if suite_of(settings).read is None:
+        curated = context.inputs["curated"]
         encoded = (image for _, image in islice(read_held_out(curated), count))
         return None, store_pictures(encoded, {"held out of": curated.id}, count, root)
     source = settings.reference.source

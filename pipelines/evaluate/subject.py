@@ -10,9 +10,10 @@ import torch
 
 from asymflow.adapters import SamplingDefaults, kind_of, read_adapter, read_defaults
 from asymflow.adapters.basis import LAYOUT, SUBSPACE, find_subspace, in_layout
+from asymflow.content import content_of
 from asymflow.subspace import Subspace
 from pipelines import storage
-from pipelines.artifacts import Artifact, folder_fingerprint
+from pipelines.artifacts import Artifact
 from pipelines.basis import load_subspace
 from pipelines.config import ConfigError
 from pipelines.sample.painter import Paint, adapter_files, load_painter, weights_sha256
@@ -52,7 +53,7 @@ def read_subject(
     try:
         with adapter_files(adapter) as folder:
             subspace = None if basis is None else in_layout(load_subspace(basis), LAYOUT)
-            parts = {"base": folder_fingerprint(base)}
+            parts = {"base": content_of(base)}
             defaults = SamplingDefaults()
             if folder is None:
                 defaults = _pipeline_defaults(base)

@@ -3,8 +3,9 @@ import json
 
 import pytest
 
+from asymflow.content import content_of
 from pipelines import artifacts, storage
-from pipelines.artifacts import MissingArtifact, artifact_id, finish, folder_fingerprint, load_artifact, settings_of
+from pipelines.artifacts import MissingArtifact, artifact_id, finish, load_artifact, settings_of
 from pipelines.config import RunSettings, Settings, Uri
 from pipelines.steps import Step, StepSettings, identify
 
@@ -106,7 +107,7 @@ def test_fingerprint_sees_names_sizes_and_ends(tmp_path):
     def fingerprint(name, content):
         folder = tmp_path / hashlib.sha256(content[:9] + name.encode() + content[-9:]).hexdigest()
         storage.write_bytes(str(folder / name), content)
-        return folder_fingerprint(str(folder))
+        return content_of(folder)
 
     middle = bytes(3 << 20)
     prints = [

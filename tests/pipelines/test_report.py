@@ -30,6 +30,8 @@ def evaluation(tmp_path):
         folder.mkdir()
         fields = ("model", "metric", "category", "value", "low", "high", "fingerprint")
         table = [{**dict(zip(fields, row, strict=True)), "prompts": 4, "pictures": 4} for row in rows]
+        for row in table:
+            row["better"] = {"fid": "low", "spectrum": "low", "high_frequency_power": ""}.get(row["metric"], "high")
         (folder / "table.json").write_text(json.dumps(table))
         (folder / "protocols.json").write_text(json.dumps({"numbers": {row[-1]: {"metric": row[1]} for row in rows}}))
         Image.new("RGB", (60, 40), "orange").save(folder / "samples.png")

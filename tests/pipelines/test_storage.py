@@ -115,3 +115,21 @@ def test_marks_of_folders_are_no_files(s3):
         object_store.client().put_object(**object_store.place(f"{s3}/x") | {"Key": f"some/prefix/{key}"}, Body=b"")
     storage.write_bytes(f"{s3}/deep/file", b"x")
     assert storage.list_files(s3) == [f"{s3}/deep/file"]
+
+
+def test_a_folder_is_known_by_what_it_holds_in_either_store(s3, tmp_path):
+    found = {}
+    for uri in (str(tmp_path / "local"), f"{s3}/stored"):
+        storage.write_bytes(f"{uri}/a/x.png", b"one")
+        storage.write_bytes(f"{uri}/y.png", b"two")
+        first = storage.fingerprint(uri)
+        assert storage.fingerprint(uri) == first
+        storage.write_bytes(f"{uri}/y.png", b"owt")
+        assert storage.fingerprint(uri) != first
+        storage.write_bytes(f"{uri}/y.png", b"two")
+        assert storage.fingerprint(uri) == first
+        found[uri] = first
+    copy = f"{s3}/elsewhere"
+    storage.write_bytes(f"{copy}/a/x.png", b"one")
+    storage.write_bytes(f"{copy}/y.png", b"two")
+    assert storage.fingerprint(copy) == found[f"{s3}/stored"]

@@ -53,7 +53,6 @@ def settings(tmp_path, held_out):
         tree = {
             "run": {"storage": str(tmp_path / "runs"), "experiment": "sweep"},
             "metric": "trained/spectrum",
-            "minimize": True,
             "evaluate": {
                 "base": str(MODELS / "toy_klein"), "adapter": str(MODELS / "toy_asymflow"), "curated": held_out,
                 "prompts": {"count": 3}, "images_per_prompt": 1, "models": ["trained"],
@@ -140,6 +139,7 @@ def test_bad_sweeps(settings, changes, message):
     ("changes", "message"),
     [
         ({"metric": "trained/fid"}, "metric='trained/fid': must be one of trained/sliced_wasserstein"),
+        ({"metric": "trained/high_frequency_power"}, "metric='trained/high_frequency_power': must be one of"),  # 1 is
         ({"grid": {"sampling.step": [1]}}, "evaluate.sampling.step=1: unknown key"),
         ({"grid": {"sampling.steps": [2, 0]}}, "evaluate.sampling.steps=0: .*at .'sampling.steps': 0"),
         ({"grid": {"adapter": ["./nowhere"]}}, "evaluate.adapter='./nowhere': no such folder"),

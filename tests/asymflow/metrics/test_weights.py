@@ -43,6 +43,7 @@ def test_a_repository_is_known_by_its_commit_and_fetched_only_when_named(monkeyp
 
     monkeypatch.setattr(weights, "snapshot_download", fetch)
     assert find("some/model", "a model", revision="v1").identity == "some/model@abc123"
+    assert find("some/model@v1", "a model").identity == "some/model@abc123" and asked[1][:2] == asked[0][:2]
     repository, revision, patterns = asked[0]
     assert (repository, revision) == ("some/model", "v1") and not any("bin" in p or "pt" in p for p in patterns)
 
@@ -68,5 +69,6 @@ def test_a_model_is_known_by_the_same_name_before_it_is_fetched(monkeypatch, tmp
     for file in ("", "head.pt"):
         found = find("some/model", "a model", file, revision="v1")
         assert identify("some/model", "a model", file, revision="v1") == found.identity
+        assert identify("some/model@v1", "a model", file) == found.identity
     with pytest.raises(MissingWeights, match="cannot be asked for, KeyError"):
         identify("some/model", "a model", revision="v2")

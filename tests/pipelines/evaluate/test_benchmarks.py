@@ -192,6 +192,20 @@ def test_imagenet_by_adms_protocol(settings, root, local_ray, tmp_path):
     assert len(rows) == 16 and rows[3]["prompt_id"] == "003"
 
 
+def test_held_out_pictures_are_the_demos_reference_alone(settings, root, held_out, tmp_path):
+    from types import SimpleNamespace
+
+    from pipelines.artifacts import load_artifact
+    from pipelines.evaluate.step import find_real
+
+    given = {"source": str(root / "real")}
+    prompts = {"file": str(root / "captions.txt"), "count": COUNT}
+    found = settings("coco10k", curated=held_out, reference=given, prompts=prompts)
+    context = SimpleNamespace(inputs={"curated": load_artifact(held_out, "curate")})
+    _, real = find_real(found, context, COUNT, str(tmp_path))
+    assert sorted(real.files.values()) == sorted(str(p) for p in (root / "real").iterdir())
+
+
 @pytest.mark.parametrize("name", sorted(set(Scorers.model_fields) - {"spectrum"}))
 def test_a_scorer_is_known_by_its_models_and_settings_without_loading_them(name, scorers, tmp_path):
     scorer = getattr(validate(Scorers, scorers), name)

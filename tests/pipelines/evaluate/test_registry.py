@@ -82,6 +82,17 @@ def test_every_night(nightly, tiny_workflow, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in made} == made
 
 
+def test_a_finetunes_artifact_is_linked_to_its_run_and_its_version(tiny_workflow):
+    """As the workflow evaluates it, without a word of the registry."""
+    settings, _, outcomes = tiny_workflow
+    client = MlflowClient(tracking_uri(settings.run))
+    tags = client.get_run(outcomes["evaluate"].mlflow_run).data.tags
+    finetune = outcomes["finetune"]
+    assert tags["adapter_run"] == finetune.mlflow_run and tags["adapter_artifact"] == finetune.artifact.uri
+    name, number = tags["registered"].rsplit("/", 1)
+    assert client.get_model_version(name, number).run_id == finetune.mlflow_run
+
+
 def test_a_name_that_is_not_registered(nightly, tiny_workflow):
     settings = tiny_workflow[0]
     for name in ("nobody@newest", "nobody/3", f"{settings.run.experiment}@best"):

@@ -152,6 +152,11 @@ def test_pictures_made_elsewhere(demo, local_ray, tmp_path):
     assert [Path(row["prompt_id"]).name for row in scores[:4]] == ["00000", "00000", "00001", "00001"]
     (power,) = [row["value"] for row in table if row["metric"] == "high_frequency_power"]
     assert power > 2  # noise
+    # Others under the same names are other pictures, and nothing of the first is taken for theirs.
+    (tmp_path / "found" / "004.png").write_bytes((tmp_path / "found" / "000.png").read_bytes())
+    changed = results(run(tree))[1]
+    assert changed[4]["spectrum/score"] == scores[0]["spectrum/score"] != scores[4]["spectrum/score"]
+    assert [row["spectrum/score"] for row in changed[:4]] == [row["spectrum/score"] for row in scores[:4]]
     (tmp_path / "found" / "extra.png").write_bytes((tmp_path / "found" / "000.png").read_bytes())
     with pytest.raises(ConfigError, match="pictures=.*/found': there are 11 pictures, the suite asks for 10"):
         run(tree)
