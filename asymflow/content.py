@@ -6,11 +6,11 @@ from pathlib import Path
 _CHUNK = 1 << 20
 
 
-def content_of(path: str | Path) -> str:
+def content_of(path: str | Path, suffix: str = "") -> str:
     """16 hexadecimal digits, of the names and sizes of files and of each one's first and last MiB: weights of tens of
-    gigabytes are not read whole."""
+    gigabytes are not read whole. Of a folder only the files whose names end with `suffix`."""
     digest, root = hashlib.sha256(), Path(path)
-    for file in sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]:
+    for file in sorted(p for p in root.rglob(f"*{suffix}") if p.is_file()) if root.is_dir() else [root]:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(root)} {size}\n".encode())
         with open(file, "rb") as stream:

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticCustomError, PydanticUndefined
 
 
 class ConfigError(Exception):
@@ -18,7 +19,26 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+_SECRET = "secret"  # the type of an error whose message must not repeat the value
+
+
+def has_password(uri: str) -> bool:
+    """Whether a URI carries what must stand in no config, log or artifact."""
+    try:
+        parts = urlsplit(uri)
+        return parts.password is not None or any("password" in key.lower() for key in parse_qs(parts.query))
+    except ValueError:
+        return "@" in uri
+
+
+def _no_password(value: str) -> str:
+    if has_password(value):
+        raise PydanticCustomError(_SECRET, "holds a password; credentials come from the environment alone")
+    return value
+
+
 def _uri(value: str) -> str:
+    _no_password(value)
     if not value.strip():
         raise ValueError("must not be empty")
     scheme, separator, rest = value.partition("://")
@@ -39,7 +59,7 @@ class RunSettings(Settings):
 
     storage: Uri = "runs/default"
     """Root of all artifacts: a local path or s3://bucket/prefix"""
-    tracking_uri: str = ""
+    tracking_uri: Annotated[str, AfterValidator(_no_password)] = ""
     """MLflow server or database; empty: a SQLite file in the storage, or MLFLOW_TRACKING_URI where set"""
     experiment: str = "asymflow"
     ray_address: str = ""
@@ -105,6 +125,8 @@ def _readable(error: Any, model: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"{where}: missing, and it has no default"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == _SECRET:
+        return f"{where}: {message}"
     if not error["loc"]:  # about several settings, which it names
         return message
     return f"{where}={error['input']!r}: {message[:1].lower()}{message[1:]}"

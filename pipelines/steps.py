@@ -1,6 +1,5 @@
 """What a step is, and how one runs: found again by its identity, gone on with, or made new."""
 
-import json
 import logging
 import os
 import time
@@ -60,6 +59,19 @@ class Step:
     check: Callable[[Any], None] = lambda settings: None
     check_inputs: Callable[[Any, Mapping[str, Artifact]], None] = lambda settings, inputs: None
     contents: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    """Settings that hold data from outside: shown as what the run was made from"""
+    title: Callable[[Any], str] = lambda settings: ""
+    """What tells a run from others of the step at a glance; a part of its name"""
+    group: Callable[[Any], str] | None = None
+    """What the names of its numbers begin with in MLflow; by default the step's"""
+    shown: Callable[[Any], dict[str, Any]] = lambda settings: settings.model_dump(mode="json")
+    """The settings worth showing as parameters"""
+
+    def numbers(self, settings: Any, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Metrics by the names that MLflow shows and groups."""
+        group = self.group(settings) if self.group else self.name
+        return {f"{group}/{name}": value for name, value in metrics.items()}
 
 
 @dataclass(frozen=True)
@@ -96,32 +108,49 @@ def identify(step: Step, settings: StepSettings, inputs: Mapping[str, Artifact])
 
 def run_step(step: Step, settings: StepSettings, parent_run: str | None = None) -> Outcome:
     """Run one step, unless its artifact stands. Raises ConfigError before Ray starts."""
-    from pipelines.tracking import open_run, tracking_uri  # MLflow: workers import the steps too, and need none
+    # MLflow: workers import the steps too, and need none
+    from pipelines.provenance import read_run
+    from pipelines.tracking import check_run, open_run
 
     started = time.monotonic()
     inputs = find_inputs(step, settings)
-    tracking_uri(settings.run)
+    check_run(settings.run)
     identity = identify(step, settings, inputs)
     folder = storage.join(storage.absolute(settings.run.storage), step.name, identity)
-    state = storage.join(folder, ".run.json")
-    known = json.loads(storage.read_bytes(state)) if storage.exists(state) else {}
+    known = read_run(folder)
     if storage.exists(storage.join(folder, artifacts.MANIFEST)):
         artifact = artifacts.load_artifact(folder, step.name)
-        return Outcome(artifact, known.get("mlflow_run", ""), time.monotonic() - started, reused=True)
+        return Outcome(artifact, known, time.monotonic() - started, reused=True)
     step.check(settings)
     step.check_inputs(settings, inputs)
     start_ray(settings.run)
-    with open_run(settings.run, step.name, known.get("mlflow_run"), parent_run) as tracker:
-        storage.write_bytes(state, json.dumps({"mlflow_run": tracker.run_id}).encode())
-        tracker.log_params(settings.model_dump(mode="json"))
-        for artifact in inputs.values():
-            tracker.log_input(artifact)
+    name = " ".join(filter(None, [step.name, step.title(settings), identity[:6]]))
+    with open_run(settings.run, name, known, parent_run) as tracker:
+        _introduce(step, settings, tracker, folder, inputs)
         metrics = step.build(settings, Context(folder, inputs, tracker))
         ids = {name: a.id for name, a in inputs.items()}
         artifact = artifacts.finish(folder, step.name, identity, settings, ids, metrics)
-        tracker.log_metrics(metrics)
+        tracker.log_metrics(step.numbers(settings, metrics))
         tracker.set_tag("artifact", artifact.uri)
     return Outcome(artifact, tracker.run_id, time.monotonic() - started, reused=False)
+
+
+def _introduce(
+    step: Step, settings: StepSettings, tracker: "Tracker", folder: str, inputs: Mapping[str, Artifact]
+) -> None:
+    """What a person should see of a run that has just begun."""
+    from pipelines.provenance import describe, write_run
+
+    write_run(folder, tracker.run_id)
+    shown = step.shown(settings)
+    tracker.log_params({name: value for name, value in shown.items() if name not in (*step.inputs, *step.data)})
+    for artifact in inputs.values():
+        tracker.log_input(artifact)
+    data = {name: getattr(settings, name) for name in step.data if getattr(settings, name)}
+    for name, uri in data.items():
+        tracker.log_dataset(name, uri, storage.fingerprint(uri))
+    tracker.set_tag("step", step.name)
+    tracker.set_description(describe(tracker, folder, inputs, data))
 
 
 def start_ray(run: RunSettings) -> None:

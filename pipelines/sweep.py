@@ -120,16 +120,18 @@ def check(settings: SweepSettings) -> None:
 
 def run_sweep(settings: SweepSettings) -> tuple[str, list[Point], Point]:
     """The parent run's ID, all points in the order they were asked for, and the best. Raises as a step does."""
-    from pipelines.tracking import open_run
+    from pipelines.provenance import read_run, write_run
+    from pipelines.tracking import check_run, open_run
 
+    check_run(settings.run)
     check(settings)
     identity = hashlib.sha256(settings.model_dump_json(exclude={"run"}).encode()).hexdigest()[:16]
     folder = storage.join(storage.absolute(settings.run.storage), "sweeps", identity)
-    state = storage.join(folder, ".run.json")
-    known = json.loads(storage.read_bytes(state)) if storage.exists(state) else {}
     points: dict[str, Point] = {}
-    with open_run(settings.run, "sweep", known.get("mlflow_run")) as tracker:
-        storage.write_bytes(state, json.dumps({"mlflow_run": tracker.run_id}).encode())
+    name = f"sweep {settings.metric} {identity[:6]}"
+    with open_run(settings.run, name, read_run(folder)) as tracker:
+        write_run(folder, tracker.run_id)
+        tracker.set_tag("step", "sweep")
         tracker.log_params(settings.model_dump(mode="json"))
 
         def objective(changes: Mapping[str, Any]) -> float:
@@ -140,7 +142,7 @@ def run_sweep(settings: SweepSettings) -> tuple[str, list[Point], Point]:
                 value = outcome.artifact.manifest["metrics"][settings.metric]
                 low = _directions(wanted)[settings.metric.split("/")[1]] == "low"
                 points[key] = Point(changes, outcome, value, value if low else -value)
-                tracker.log_metrics({settings.metric: points[key].value}, step=len(points))
+                tracker.log_metrics({f"sweep/{settings.metric}": points[key].value}, step=len(points))
             return points[key].cost
 
         if settings.search is None:

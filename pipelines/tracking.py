@@ -19,20 +19,29 @@ from mlflow.entities import Metric, Param, RunStatus
 from mlflow.entities.dataset_input import DatasetInput
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from PIL import Image
 
 from pipelines import storage
 from pipelines.artifacts import Artifact
-from pipelines.config import ConfigError, RunSettings
+from pipelines.config import ConfigError, RunSettings, has_password
+from pipelines.provenance import RAY_JOB, origin
 
 PARENT = "mlflow.parentRunId"
+_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for training, not for chats
 _PARAM_LENGTH = 5000
+_RAY_PACKAGES = "/runtime_resources/working_dir_files/"  # what `ray job submit --working-dir` sent is unpacked there
 _METRICS_A_REQUEST = 1000
 
 
 def tracking_uri(run: RunSettings) -> str:
     """The absolute address of the MLflow store of these settings. Raises ConfigError."""
     uri = run.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if has_password(uri):
+        raise ConfigError(
+            "MLFLOW_TRACKING_URI: holds a password, which would be shown; put a server's into "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, a database's into its own variables"
+        )
     if not uri:
         if not storage.is_local(run.storage):
             raise ConfigError(
@@ -47,6 +56,22 @@ def tracking_uri(run: RunSettings) -> str:
     if not uri.startswith(("http://", "https://", "postgresql", "mysql", "databricks")):
         raise ConfigError(f"run.tracking_uri={uri!r}: must be sqlite:///PATH, a database, or http(s)://SERVER")
     return uri
+
+
+def check_run(run: RunSettings) -> None:
+    """What can be said of a run's places before anything starts. Raises ConfigError."""
+    tracking_uri(run)
+    if storage.is_local(run.storage) and _RAY_PACKAGES in storage.absolute(run.storage):
+        raise ConfigError(
+            f"run.storage={run.storage!r}: is a folder of the job's working directory, which Ray deletes; give an "
+            "absolute path that every node sees, or s3://bucket/prefix"
+        )
+
+
+def how_to_look(run: RunSettings) -> str:
+    """The server's address, or the command that shows a database."""
+    uri = tracking_uri(run)
+    return uri if uri.startswith("http") else f".venv/bin/mlflow ui --backend-store-uri {uri}"
 
 
 @dataclass(frozen=True)
@@ -76,17 +101,23 @@ class Tracker:
         return max((m.step for m in self.client.get_metric_history(self.run_id, metric)), default=-1)
 
     def log_params(self, settings: Mapping[str, Any]) -> None:
-        """Flattened settings; what the run already has (it is being gone on with) is left."""
+        """Flattened settings, but for those that say nothing (empty) and where the run happens; what the run already
+        has (it is being gone on with) is left."""
         known = self.client.get_run(self.run_id).data.params
-        params = [Param(k, str(v)[:_PARAM_LENGTH]) for k, v in flatten(settings).items() if k not in known]
+        said = {k: v for k, v in flatten(settings).items() if not (k.startswith("run.") or v in (None, "", [], {}))}
+        params = [Param(k, str(v)[:_PARAM_LENGTH]) for k, v in said.items() if k not in known]
         self.client.log_batch(self.run_id, params=params)
 
     def log_input(self, artifact: Artifact) -> None:
+        self.log_dataset(artifact.step, artifact.uri, artifact.id)
+
+    def log_dataset(self, name: str, uri: str, digest: str) -> None:
+        """What the run is made from."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # MLflow registers its local source twice, and says so
-            source = resolve_dataset_source(artifact.uri)
+            source = resolve_dataset_source(storage.absolute(uri))
         # MLflow makes such objects itself, though it leaves `profile` abstract.
-        dataset = MetaDataset(source=source, name=artifact.step, digest=artifact.id)  # type: ignore[abstract]
+        dataset = MetaDataset(source=source, name=name, digest=digest)  # type: ignore[abstract]
         self.client.log_inputs(self.run_id, [DatasetInput(dataset._to_mlflow_entity())])
 
     def log_picture(self, name: str, image: Image.Image) -> None:
@@ -109,6 +140,16 @@ class Tracker:
     def set_tag(self, key: str, value: str) -> None:
         self.client.set_tag(self.run_id, key, value)
 
+    def set_description(self, markdown: str) -> None:
+        """Stands above everything else on the run's page."""
+        self.set_tag(MLFLOW_RUN_NOTE, markdown)
+
+    def page_of(self, run_id: str) -> str:
+        """Where MLflow's pages show a run of this store, as a link from another of them; empty where it has none."""
+        if not run_id or not _exists(self.client, run_id):
+            return ""
+        return f"#/experiments/{self.client.get_run(run_id).info.experiment_id}/runs/{run_id}"
+
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
@@ -128,10 +169,12 @@ def open_run(run: RunSettings, name: str, run_id: str | None = None, parent: str
     if run_id is None or not _exists(client, run_id):
         experiment = client.get_experiment_by_name(run.experiment)
         experiment_id = experiment.experiment_id if experiment else _create_experiment(client, run)
-        tags = {PARENT: parent} if parent else {}
+        tags = origin() | ({PARENT: parent} if parent else {})
         run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
     else:
         client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        for key, value in origin(client.get_run(run_id).data.tags.get(RAY_JOB, "")).items():
+            client.set_tag(run_id, key, value)
     tracker = Tracker(uri, run_id)
     try:
         yield tracker
@@ -153,7 +196,7 @@ def _create_experiment(client: MlflowClient, run: RunSettings) -> str:
     local = client.tracking_uri.startswith("sqlite:///")
     location = storage.join(storage.absolute(run.storage), "mlflow") if local else None
     try:
-        return client.create_experiment(run.experiment, artifact_location=location)
+        return client.create_experiment(run.experiment, artifact_location=location, tags=_EXPERIMENT)
     except MlflowException:  # another job made it in the meantime
         experiment = client.get_experiment_by_name(run.experiment)
         if experiment is None:

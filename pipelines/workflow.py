@@ -4,7 +4,6 @@ That is all there is to it: a step whose artifact stands is not run again.
 """
 
 import hashlib
-import json
 from typing import Any
 
 from pydantic import Field
@@ -12,9 +11,10 @@ from pydantic import Field
 from pipelines import basis, caption, color_stats, curate, encode, finetune, storage
 from pipelines.config import ConfigError, RunSettings, Settings, Uri, validate
 from pipelines.evaluate import step as evaluate
+from pipelines.provenance import read_run, write_run
 from pipelines.steps import Outcome, Step, run_step
 from pipelines.text_table import aligned
-from pipelines.tracking import open_run, tracking_uri
+from pipelines.tracking import check_run, open_run
 
 STEPS: dict[str, Step] = {
     step.name: step
@@ -34,7 +34,8 @@ class WorkflowSettings(Settings):
     curate: dict[str, Any] = Field(default_factory=dict)
     caption: dict[str, Any] | None = None
     """Left out unless given: the captions of the crawl are kept"""
-    color_stats: dict[str, Any] = Field(default_factory=dict)
+    color_stats: dict[str, Any] | None = Field(default_factory=dict)
+    """null leaves it out, for a basis whose space is not measured by it"""
     basis: dict[str, Any] = Field(default_factory=dict)
     encode: dict[str, Any] = Field(default_factory=dict)
     finetune: dict[str, Any] = Field(default_factory=dict)
@@ -55,34 +56,40 @@ def steps_of(settings: WorkflowSettings) -> list[Step]:
     return [step for step in STEPS.values() if getattr(settings, step.name) is not None]
 
 
+def fill_all(settings: WorkflowSettings) -> dict[str, Any]:
+    """Every section, validated, its inputs not made yet. Raises ConfigError."""
+    filled: dict[str, Any] = {}
+    for step in steps_of(settings):
+        filled[step.name] = step_settings(step, settings, dict.fromkeys(filled, "not made yet"))
+    return filled
+
+
 def check_all(settings: WorkflowSettings) -> None:
     """Validate every section, and look for what it needs from outside, before the first step runs."""
-    made: dict[str, str] = {}
-    for step in steps_of(settings):
-        filled = step_settings(step, settings, made)
-        made[step.name] = "not made yet"
+    for name, filled in fill_all(settings).items():
         try:
-            step.check(filled)
+            STEPS[name].check(filled)
         except ConfigError as error:
-            raise ConfigError(f"{step.name}.{error}") from None
+            raise ConfigError(f"{name}.{error}") from None
 
 
 def run_workflow(settings: WorkflowSettings) -> tuple[str, dict[str, Outcome]]:
     """Run what has no artifact yet; returns the parent run's ID and each step's outcome."""
     check_all(settings)
-    tracking_uri(settings.run)
+    check_run(settings.run)
     identity = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
-    state = storage.join(storage.absolute(settings.run.storage), ".workflows", f"{identity}.json")
-    known = json.loads(storage.read_bytes(state)) if storage.exists(state) else {}
+    folder = storage.join(storage.absolute(settings.run.storage), ".workflows", identity)
     outcomes: dict[str, Outcome] = {}
-    with open_run(settings.run, settings.name, known.get("mlflow_run")) as tracker:
-        storage.write_bytes(state, json.dumps({"mlflow_run": tracker.run_id}).encode())
+    with open_run(settings.run, settings.name, read_run(folder)) as tracker:
+        write_run(folder, tracker.run_id)
+        tracker.set_tag("step", "workflow")
         tracker.log_params(settings.model_dump(mode="json"))
         for step in steps_of(settings):
             made = {name: outcome.artifact.uri for name, outcome in outcomes.items()}
-            outcomes[step.name] = outcome = run_step(step, step_settings(step, settings, made), tracker.run_id)
+            filled = step_settings(step, settings, made)
+            outcomes[step.name] = outcome = run_step(step, filled, tracker.run_id)
             tracker.log_input(outcome.artifact)
-            tracker.log_metrics({f"{step.name}/{k}": v for k, v in outcome.artifact.manifest["metrics"].items()})
+            tracker.log_metrics(step.numbers(filled, outcome.artifact.manifest["metrics"]))
     return tracker.run_id, outcomes
 
 

@@ -84,4 +84,4 @@ def report(
     context.tracker.log_picture("curated", grid_of([decode_image(data) for data in first["image"]], columns=8))
 
 
-STEP = Step("curate", CurateSettings, build, check=check, contents=("source",))
+STEP = Step("curate", CurateSettings, build, check=check, contents=("source",), data=("source",))

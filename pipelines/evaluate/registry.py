@@ -1,6 +1,5 @@
 """MLflow's model registry: the adapter that a name's alias points to, and its scores, written beside it."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from asymflow.adapters import CONFIG, WEIGHTS
 from pipelines import storage
 from pipelines.artifacts import Artifact
 from pipelines.config import ConfigError, RunSettings
+from pipelines.provenance import read_run
 from pipelines.tracking import Tracker, tracking_uri
 
 FOLDER = "registered"
@@ -44,8 +44,7 @@ def fetch(name: str, run: RunSettings) -> tuple[str, dict[str, str]]:
 
 def lineage_of(finetuned: Artifact, run: RunSettings) -> dict[str, str]:
     """Where a finetune's adapter came from: as its registered version has it, or without one its run alone."""
-    uri, state = tracking_uri(run), finetuned.file(".run.json")
-    made_by = json.loads(storage.read_bytes(state))["mlflow_run"] if storage.exists(state) else ""
+    uri, made_by = tracking_uri(run), read_run(finetuned.uri)
     versions = MlflowClient(uri, uri).search_model_versions(f"run_id = '{made_by}'") if made_by else []
     own = [version for version in versions if version.tags.get("artifact") == finetuned.uri]
     newest = max(own, key=lambda version: int(version.version), default=None)

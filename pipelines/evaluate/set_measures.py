@@ -23,6 +23,7 @@ from asymflow.metrics.sliced_wasserstein import (
 from asymflow.metrics.spectrum import distance_of_spectra
 from pipelines.evaluate import bootstrap
 from pipelines.evaluate.measures import Evaluated, Named, Pictures, Row, mean_of
+from pipelines.steps import StepFailed
 
 _FEW = 8  # lines in each draw of a bootstrap, which are for the spread alone
 
@@ -131,6 +132,11 @@ class SpectrumDistance(Named):
     def rows(self, evaluated: Evaluated) -> list[Row]:
         real = _radial(evaluated.real_pictures(self.metric)).mean(0)
         made = _radial(evaluated.made)
+        if made.shape[1:] != real.shape:
+            raise StepFailed(
+                f"{self.metric}: real pictures of {2 * len(real)} pixels a side and drawn ones of {2 * made.shape[1]} "
+                "have no frequencies in common; sampling.height and sampling.width say what is drawn"
+            )
         return _of_repeats(self, evaluated, made, lambda mean: distance_of_spectra(mean, real), _hash(real))
 
 

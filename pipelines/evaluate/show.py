@@ -26,6 +26,11 @@ SCORES, TABLE, PROTOCOLS = "scores.parquet", "table.json", "protocols.json"
 COLUMNS = ("model", "metric", "category", "value", "low", "high", "better", "prompts", "pictures", "fingerprint")
 
 
+def group_of(settings: EvaluateSettings) -> str:
+    """What the names of its numbers begin with in MLflow."""
+    return f"eval/{settings.suite}"
+
+
 def report(
     settings: EvaluateSettings,
     context: Context,
@@ -51,7 +56,10 @@ def report(
         sheet.save(buffer, "PNG")
         storage.write_bytes(context.file(f"{name}.png"), buffer.getvalue())
         tracker.log_picture(name, sheet)
-    by_category = {f"{row['model']}/{row['metric']}/{row['category']}": row["value"] for row in rows if row["category"]}
+    group = group_of(settings)
+    by_category = {
+        f"{group}/{row['model']}/{row['metric']}/{row['category']}": row["value"] for row in rows if row["category"]
+    }
     tracker.log_metrics({re.sub(r"[^\w\-./ ]", "_", name): value for name, value in by_category.items()})
 
 

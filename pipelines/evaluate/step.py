@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,7 +21,7 @@ from pipelines.evaluate.picture_sets import REAL, PictureSet, found_pictures, re
 from pipelines.evaluate.prompts import Prompt, Shot, read_held_out, shots_of
 from pipelines.evaluate.score import score
 from pipelines.evaluate.set_measures import PrecisionRecall
-from pipelines.evaluate.show import TABLE, report, table_of
+from pipelines.evaluate.show import TABLE, group_of, report, table_of
 from pipelines.evaluate.subject import Subject, read_subject
 from pipelines.evaluate.suites import SUITES, Suite
 from pipelines.images import encode_png
@@ -93,6 +94,12 @@ def pin_registered(settings: EvaluateSettings, latest: bool) -> EvaluateSettings
     settings = settings.model_copy(update={"registered": name})
     check(settings)
     return settings.model_copy(update={"registered": pin(name, settings.run)})
+
+
+def shown(settings: EvaluateSettings) -> dict[str, Any]:
+    """All but the settings of scorers that the suite does without."""
+    tree = settings.model_dump(mode="json")
+    return tree | {"scorers": {name: tree["scorers"][name] for name in scorers_of(settings)}}
 
 
 def tell(outcome: Outcome) -> str:
@@ -245,4 +252,7 @@ STEP = Step(
     check=check,
     check_inputs=check_inputs,
     contents=("base", "adapter", "pictures", "prompts.file", "reference.source"),
+    title=lambda settings: settings.suite,
+    group=group_of,
+    shown=shown,
 )

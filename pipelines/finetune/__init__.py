@@ -210,6 +210,11 @@ def draw(record: Record, context: Context) -> None:
     storage.write_bytes(context.file("summary.json"), json.dumps({"by_sigma": by_sigma}).encode())
 
 
+def shown(settings: FinetuneSettings) -> dict[str, Any]:
+    """All but a head that the model does not have."""
+    return settings.model_dump(mode="json", exclude=None if settings.model == "ddt" else {"ddt"})
+
+
 STEP = Step(
     "finetune",
     FinetuneSettings,
@@ -218,4 +223,7 @@ STEP = Step(
     check=check,
     check_inputs=check_inputs,
     contents=("base",),
+    title=lambda settings: settings.model,
+    group=lambda settings: "train/end",
+    shown=shown,
 )

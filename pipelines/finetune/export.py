@@ -27,16 +27,22 @@ from pipelines.artifacts import MANIFEST, Artifact, MissingArtifact, load_artifa
 from pipelines.basis import load_subspace
 from pipelines.config import ConfigError
 from pipelines.convert import Format, convert
+from pipelines.finetune.card import CARD, model_card, without_header
 from pipelines.finetune.checkpoint import folder_of, list_checkpoints, load_newest
 from pipelines.finetune.config import FinetuneSettings, Validation
 from pipelines.finetune.record import AVERAGE
 from pipelines.models import check_base
+from pipelines.provenance import read_run
 from pipelines.steps import Step, find_inputs, identify
 from pipelines.tracking import Tracker, tracking_uri
 
 FOLDER = "adapter"
 ERRORS = (ConfigError, MissingArtifact, storage.StorageError, MlflowException, ValueError, OSError)
 """What an export raises: all readable in one line"""
+_ABOUT = (
+    "Adapters that AsymFlow trained; each version's card says how. An alias points to the newest (`newest`, unless "
+    "`export.alias` names another), and evaluations write their scores to a version as tags, `SUITE/trained/METRIC`."
+)
 _NEEDED = ("diffusers", "peft", "safetensors", "torch", "transformers")
 _RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
 
@@ -122,7 +128,8 @@ def export_run(
         done[format] = convert(adapter, format, out or storage.join(exports, format), settings.base, dtype)
     done["registered"] = None
     if registering:
-        run = json.loads(storage.read_bytes(storage.join(artifact, ".run.json")))["mlflow_run"]
+        if not (run := read_run(artifact)):
+            raise MissingArtifact(f"no MLflow run is known of {artifact}, to register under: run the finetune first")
         tracker = Tracker(tracking_uri(settings.run), run)
         done["registered"] = register(tracker, adapter, settings, artifact, average.step)
     return done
@@ -163,7 +170,9 @@ def export_adapter(
     folder = storage.join(storage.absolute(out), FOLDER)
     with tempfile.TemporaryDirectory() as scratch:
         config = adapter_config(kind, base, own, head=settings.ddt.model_dump())
-        write_adapter(scratch, tensors, config, own, sampling_defaults(settings, size))
+        defaults = sampling_defaults(settings, size)
+        write_adapter(scratch, tensors, config, own, defaults)
+        (Path(scratch) / CARD).write_text(model_card(settings, own, defaults), "utf-8")
         storage.put_folder(Path(scratch), folder, last="config.json")
     return folder
 
@@ -186,7 +195,7 @@ def register(tracker: Tracker, adapter: str, settings: FinetuneSettings, artifac
 
 def _find_version(client: MlflowClient, name: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion | None:
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=_ABOUT)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -220,4 +229,7 @@ def _make_version(
         raise
     client.finalize_logged_model(logged.model_id, "READY")
     named = {**tags, "model_id": logged.model_id}  # which MLflow takes, and does not give back
-    return client.create_model_version(name, logged.artifact_location, run_id, named, model_id=logged.model_id)
+    card = without_header(storage.read_bytes(storage.join(adapter, CARD)).decode())
+    return client.create_model_version(
+        name, logged.artifact_location, run_id, named, description=card, model_id=logged.model_id
+    )

@@ -32,7 +32,7 @@ class Tokens(NamedTuple):
 
 
 class Log:
-    """Metrics by step: `train/` the loss and its terms, `speed/` rates and waits; pictures by step."""
+    """Metrics by step: `train/` the loss and its terms, `train/speed/` rates and waits; pictures by step."""
 
     def __init__(self, tracker: Tracker, settings: FinetuneSettings, model: AdaptedFlux2, workers: int):
         self.tracker, self.settings, self.model = tracker, settings, model
@@ -54,7 +54,7 @@ class Log:
         if self.flops:
             config = self.model.transformer.config
             done = step_flops(self.settings, config, tokens.image, tokens.text, self.settings.optim.batch)
-            rates["speed/mfu"] = done / (rates["speed/seconds_per_step"] * self.flops)
+            rates["train/speed/mfu"] = done / (rates["train/speed/seconds_per_step"] * self.flops)
         if step > self.logged:
             terms = {f"train/{name}": value for name, value in record.last().items()}
             events = {"train/skipped": float(len(record.skipped))} if skipped else {}

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import ray.train
@@ -102,6 +103,8 @@ class Training:
             progress.update(self.step)
             self.log.start(self.step)
         order = Order.GO_ON
+        if self.validator and self.step == 0:  # what all later pictures are compared with
+            self.validate()
         while self.step < settings.optim.steps:
             order = self.train_step(batches)
             if progress:
@@ -247,10 +250,10 @@ class Training:
         prune(folder, self.settings.checkpoints)
 
     def validate(self) -> None:
-        """Pictures of the moving average, by swapping it in."""
+        """Pictures of the moving average, by swapping it in; before the first step there is nothing to swap."""
         assert self.validator
         self.alarm.put_off()
-        with self.state.swapped(self.average.average):
+        with self.state.swapped(self.average.average) if self.step else nullcontext():
             sheet = self.validator.draw()
         if self.rank == 0:
             self.log.picture("val/pictures", sheet, self.step)

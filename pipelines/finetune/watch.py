@@ -81,11 +81,11 @@ class Speedometer:
         now = time.monotonic()
         seconds, self.since = now - self.since, now
         return {
-            "speed/seconds_per_step": seconds,
-            "speed/images_per_second": pictures / seconds,
-            "speed/tokens_per_second": tokens / seconds,
-            "speed/data_wait_seconds": waited,
-            "speed/memory_gib": memory_gib(),
+            "train/speed/seconds_per_step": seconds,
+            "train/speed/images_per_second": pictures / seconds,
+            "train/speed/tokens_per_second": tokens / seconds,
+            "train/speed/data_wait_seconds": waited,
+            "train/speed/memory_gib": memory_gib(),
         }
 
 

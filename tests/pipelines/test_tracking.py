@@ -7,7 +7,7 @@ from PIL import Image
 
 from pipelines.artifacts import Artifact
 from pipelines.config import ConfigError, RunSettings
-from pipelines.tracking import PARENT, Tracker, flatten, open_run, tracking_uri
+from pipelines.tracking import PARENT, Tracker, flatten, how_to_look, open_run, tracking_uri
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,12 @@ def test_server_comes_from_settings_then_environment(monkeypatch):
     assert tracking_uri(RunSettings()) == "http://mlflow.example:5000"
     assert tracking_uri(RunSettings(storage="s3://bucket/x")) == "http://mlflow.example:5000"
     assert tracking_uri(RunSettings(tracking_uri="https://other.example")) == "https://other.example"
+
+
+def test_where_to_look(tmp_path):
+    assert how_to_look(RunSettings(tracking_uri="http://server:5000")) == "http://server:5000"
+    command = f".venv/bin/mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
+    assert how_to_look(RunSettings(storage=str(tmp_path))) == command
 
 
 def test_stores_that_cannot_be_are_refused():
@@ -67,6 +73,20 @@ def test_run_holds_settings_numbers_pictures_and_lineage(run, tmp_path):
     names = [file.path for folder in ("", "pictures") for file in tracker.client.list_artifacts(tracker.run_id, folder)]
     assert "pictures/tiles.png" in names and "rejected.json" in names
     assert found.info.artifact_uri.startswith(run.storage)
+
+
+def test_parameters_without_noise(run):
+    """Nothing empty, and not where the run happens; zero and False say something."""
+    with open_run(run, "finetune") as tracker:
+        tracker.log_params(
+            {
+                "run": {"storage": "s3://bucket/x", "tracking_uri": "http://server"},
+                "lora": {"rank": 4, "alpha": None}, "adapter": "", "leave_out": [], "floors": {}, "seed": 0,
+                "clamp": False,
+            }
+        )  # fmt: skip
+    params = tracker.client.get_run(tracker.run_id).data.params
+    assert params == {"lora.rank": "4", "seed": "0", "clamp": "False"}
 
 
 def test_failed_run_is_gone_on_with(run):

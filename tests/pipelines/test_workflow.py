@@ -20,13 +20,20 @@ def test_every_step_made_an_artifact_under_one_parent_run(tiny_workflow):
     for outcome in outcomes.values():
         run = client.get_run(outcome.mlflow_run)
         assert run.data.tags[PARENT] == parent and run.info.status == "FINISHED"
-        made_from = {i.dataset.digest for i in run.inputs.dataset_inputs}
+        made_from = {i.dataset.digest for i in run.inputs.dataset_inputs if i.dataset.name in STEPS}
         assert made_from == set(outcome.artifact.manifest["inputs"].values())
+        assert run.info.run_name.startswith(run.data.tags["step"])
+        assert run.info.run_name.endswith(outcome.artifact.id[:6])
+    (shards,) = client.get_run(outcomes["curate"].mlflow_run).inputs.dataset_inputs
+    assert shards.dataset.name == "source" and json.loads(shards.dataset.source)["uri"] == settings.curate["source"]
     finetune = outcomes["finetune"].mlflow_run
     assert [m.step for m in client.get_metric_history(finetune, "train/lambda")] == [1, 2, 3, 4, 5, 6]
-    assert client.get_metric_history(finetune, "speed/images_per_second")[-1].value > 0
+    assert client.get_metric_history(finetune, "train/speed/images_per_second")[-1].value > 0
     pictures = [f.path for f in client.list_artifacts(finetune, "images")]
-    assert sorted(path.split("+step+")[1].split("+")[0] for path in pictures if path.endswith(".png")) == ["3", "6"]
+    steps = sorted(path.split("+step+")[1].split("+")[0] for path in pictures if path.endswith(".png"))
+    assert steps == ["0", "3", "6"]
+    sections = {name.rpartition("/")[0] for name in client.get_run(finetune).data.metrics}
+    assert sections == {"train", "train/by_sigma", "train/end", "train/speed"}
     version = client.get_model_version_by_alias(settings.run.experiment, "newest")
     assert version.run_id == finetune and version.tags["step"] == "6"
 

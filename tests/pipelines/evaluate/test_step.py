@@ -63,7 +63,10 @@ def test_the_demo_suite_from_pictures_to_mlflow(demo, local_ray):
     assert len(made_in(storage, (".png",))) == 30 + 5  # three models' and the real ones
     client = MlflowClient(tracking_uri(validate(EvaluateSettings, tree).run))
     record = client.get_run(outcome.mlflow_run)
-    assert record.data.metrics == pytest.approx(metrics)
+    assert record.data.metrics == pytest.approx({f"eval/demo/{name}": value for name, value in metrics.items()})
+    assert record.info.run_name == f"evaluate demo {outcome.artifact.id[:6]}"
+    scorers = {name.split(".")[1] for name in record.data.params if name.startswith("scorers.")}
+    assert scorers == {"spectrum"} and record.data.params["suite"] == "demo"
     logged = {file.path for file in client.list_artifacts(outcome.mlflow_run)}
     assert {"pictures", "scores.parquet", "protocols.json", "table.json"} <= logged
     pictures = {Path(file.path).name for file in client.list_artifacts(outcome.mlflow_run, "pictures")}

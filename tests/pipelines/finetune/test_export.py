@@ -3,15 +3,13 @@
 import json
 import runpy
 import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import mlflow
 import pytest
 import torch
+from mlflow_server import serve_mlflow
 from safetensors.torch import load_file, save_file
 
 from asymflow.adapters import (
@@ -29,6 +27,7 @@ from pipelines import storage
 from pipelines.artifacts import MissingArtifact, finish
 from pipelines.config import ConfigError, validate
 from pipelines.finetune import STEP
+from pipelines.finetune.card import CARD
 from pipelines.finetune.checkpoint import DamagedCheckpoint, folder_of, write_checkpoint
 from pipelines.finetune.config import FinetuneSettings
 from pipelines.finetune.export import check_export, export_adapter, read_average, register, sampling_defaults
@@ -168,7 +167,7 @@ def test_files_are_those_that_the_model_itself_saves(make_run, tmp_path, kind, f
     loss, head = {"kind": "flow_matching"}, {"blocks": 1, "heads": 2, "head_width": 8}
     run = make_run(model=kind, loss=loss, ddt=head, lora={"rank": 4, "alpha": 6, "dropout": 0.0})
     adapter = export_adapter(run.settings, run.subspace, run.average(3), str(tmp_path / "out"), SIZE)
-    assert adapter == f"{tmp_path}/out/adapter" and {f.name for f in Path(adapter).iterdir()} == files
+    assert adapter == f"{tmp_path}/out/adapter" and {f.name for f in Path(adapter).iterdir()} == {CARD, *files}
     assert run.same(adapter, 3)
     load_adapter(run.model(1), adapter)
 
@@ -178,7 +177,7 @@ def test_files_on_s3(make_run, tmp_path, s3):
     adapter = export_adapter(run.settings, run.subspace, run.average(3), s3, SIZE)
     assert adapter == f"{s3}/adapter"
     local = Path(export_adapter(run.settings, run.subspace, run.average(3), str(tmp_path), SIZE))
-    assert len(storage.list_files(adapter)) == 3
+    assert len(storage.list_files(adapter)) == 4
     assert all(storage.read_bytes(f"{adapter}/{f.name}") == f.read_bytes() for f in local.iterdir())
     register(run.start(), adapter, run.settings, run.folder, 3)
     loaded = mlflow.diffusers.load_model(_location(run, f"models:/{run.tree['run']['experiment']}@newest"))
@@ -242,7 +241,7 @@ def test_job_exports_a_running_run_and_then_the_finished_one(make_run, job, tmp_
     version = client.get_model_version_by_alias(name, "newest")
     assert (str(version.version), version.run_id, version.status) == ("2", tracker.run_id, "READY")
     base = str(tmp_path / "base")
-    logged = client.get_run(tracker.run_id).outputs.model_outputs[-1].model_id
+    (logged,) = [o.model_id for o in client.get_run(tracker.run_id).outputs.model_outputs if o.step == 9]
     expected = {"artifact": run.folder, "base": base, "kind": "asymflow", "step": "9", "model_id": logged}
     assert version.tags == expected
 
@@ -316,30 +315,15 @@ def test_bad_arguments(make_run, job, tmp_path):
     status, _, err = job(run.config, f"base={tmp_path}/absent")
     assert status == 2 and err.startswith("error: base=")
     run.checkpoint(3)
-    assert job(run.config)[::2] == (1, f"error: [Errno 2] No such file or directory: '{run.folder}/.run.json'\n")
+    message = f"error: no MLflow run is known of {run.folder}, to register under: run the finetune first\n"
+    assert job(run.config)[::2] == (1, message)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """A real MLflow server that keeps the artifacts itself."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "kept")]
-    with open(folder / "log", "w") as log, subprocess.Popen(command, stdout=log, stderr=log, cwd=folder) as process:
-        try:
-            for _ in range(240):
-                assert process.poll() is None, (folder / "log").read_text()
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
+    with serve_mlflow(tmp_path_factory.mktemp("server")) as url:
+        yield url
 
 
 @pytest.mark.slow

@@ -35,10 +35,10 @@ def test_rates_are_of_the_step_and_a_pause_is_no_part_of_it():
     speed.restart()
     time.sleep(0.1)
     rates = speed.step(pictures=4, tokens=100, waited=0.01)
-    assert 0.1 <= rates["speed/seconds_per_step"] < 0.3
-    assert rates["speed/images_per_second"] == pytest.approx(4 / rates["speed/seconds_per_step"])
-    assert rates["speed/tokens_per_second"] == pytest.approx(25 * rates["speed/images_per_second"])
-    assert rates["speed/data_wait_seconds"] == 0.01 and rates["speed/memory_gib"] > 0.01
+    assert 0.1 <= rates["train/speed/seconds_per_step"] < 0.3
+    assert rates["train/speed/images_per_second"] == pytest.approx(4 / rates["train/speed/seconds_per_step"])
+    assert rates["train/speed/tokens_per_second"] == pytest.approx(25 * rates["train/speed/images_per_second"])
+    assert rates["train/speed/data_wait_seconds"] == 0.01 and rates["train/speed/memory_gib"] > 0.01
 
 
 def test_an_alarm_that_is_not_put_off_ends_the_process_with_its_stack():
