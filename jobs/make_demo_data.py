@@ -1,21 +1,26 @@
 """Render the demo's pictures and write them as img2dataset writes LAION. `--help` for the settings."""
 
 import argparse
+import tempfile
 from pathlib import Path
 
+from pipelines import storage
 from pipelines.toy.data import demo_pictures, write_img2dataset
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", nargs="?", default="data/demo", type=Path, help="default: %(default)s")
+    parser.add_argument("folder", nargs="?", default="data/demo", help="or s3:// URI (default: %(default)s)")
     parser.add_argument("--photos", default=2500, type=int, help="crops of photographs (default: %(default)s)")
     parser.add_argument("--seed", default=0, type=int, help="default: %(default)s")
     args = parser.parse_args()
-    if (args.folder / "00000.tar").exists():
+    first = "00000.tar"
+    if storage.exists(storage.join(args.folder, first)):
         print(f"{args.folder} stands already")
         return
-    rows = write_img2dataset(demo_pictures(args.photos, args.seed), args.folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = write_img2dataset(demo_pictures(args.photos, args.seed), Path(scratch) / "demo")
+        storage.put_folder(Path(scratch) / "demo", args.folder, last=first)
     print(f"{rows} rows in {args.folder}")
 
 

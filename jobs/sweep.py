@@ -3,6 +3,7 @@
 import json
 import sys
 
+from pipelines.cli import DRY_RUN, print_settings, tell_plan, without_dry_run
 from pipelines.config import ConfigError, describe, load_config
 from pipelines.shards import ItemsFailed
 from pipelines.steps import StepFailed
@@ -11,15 +12,17 @@ from pipelines.sweep import SweepSettings, rows_of, run_sweep, table_of
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
+    dry, arguments = without_dry_run(sys.argv[1:])
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(f"usage: python jobs/sweep.py CONFIG.yaml [dotted.key=value ...]\n\n{__doc__}\n")
+        print(f"usage: python jobs/sweep.py CONFIG.yaml [{DRY_RUN}] [dotted.key=value ...]\n\n{__doc__}\n")
         print("settings and their defaults:")
         print("\n".join(describe(SweepSettings)))
         print("\nThe evaluation's settings: python jobs/evaluate.py --help")
         sys.exit(0 if arguments else 2)
     try:
         settings = load_config(SweepSettings, arguments[0], arguments[1:])
+        if dry:
+            return tell_plan(print_settings(settings))
         run_id, points, best = run_sweep(settings)
     except (ConfigError, ItemsFailed, StepFailed, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)

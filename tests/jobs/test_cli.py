@@ -103,6 +103,42 @@ def test_input_that_was_not_made(job, config, tmp_path, name):
     assert status == 2 and err.startswith("error: ") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("curate", ["jobs/configs/laion_curate.yaml", "rows_per_file=7"]),
+        ("sample", ["jobs/configs/sample_klein_9b.yaml"]),
+        ("evaluate", ["geneval", "jobs/configs/evaluate_klein_9b.yaml", "--latest-registered"]),
+        ("finetune", ["jobs/configs/klein_9b.yaml"]),
+        ("sweep", ["jobs/configs/sweep_guidance.yaml"]),
+        ("workflow", ["jobs/configs/workflow_klein_9b.yaml"]),
+    ],
+)
+def test_a_dry_run_shows_and_starts_nothing(job, monkeypatch, capsys, name, arguments):
+    """None of the buckets, weights and servers that these name is there."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [f"jobs/{name}.py", *arguments, "--dry-run"])
+    runpy.run_path(str(ROOT / f"jobs/{name}.py"), run_name="__main__")
+    *shown, last = capsys.readouterr().out.splitlines()
+    made = json.loads(last)
+    assert made["artifact"] is None and made["mlflow_run"] is None
+    if name == "finetune":
+        assert made["metrics"]["memory_gib"] > 0
+    else:
+        settings = yaml.safe_load("\n".join(shown))
+        assert settings["run"]["storage"] and made["metrics"] == {}
+        assert name != "curate" or settings["rows_per_file"] == 7
+
+
+@pytest.mark.parametrize("name", ["curate", "workflow", "sweep"])
+def test_a_dry_run_refuses_what_is_wrong(job, config, name):
+    status, out, err = job(name, config({"nonsense": 1}), "--dry-run")
+    assert status == 2 and out == "" and err.startswith("error: ") and "nonsense=1: unknown key" in err
+    section = {"curate": {"source": "x", "buckets": "wide"}, "base": "x"}
+    if name == "workflow":
+        assert job(name, config(section), "--dry-run")[2].startswith("error: curate.buckets")
+
+
 def test_a_person_at_the_command_line(tmp_path):
     """Whole process: status, the one line, and no trace of Ray in its folder."""
     path = tmp_path / "config.yaml"

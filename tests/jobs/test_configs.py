@@ -8,7 +8,7 @@ from pipelines.config import load_config
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.sample.config import SampleSettings
 from pipelines.sweep import SweepSettings, grid_of, point_settings
-from pipelines.workflow import STEPS, WorkflowSettings
+from pipelines.workflow import STEPS, WorkflowSettings, fill_all
 
 CONFIGS = sorted((Path(__file__).parents[2] / "jobs/configs").glob("*.yaml"))
 
@@ -17,8 +17,13 @@ CONFIGS = sorted((Path(__file__).parents[2] / "jobs/configs").glob("*.yaml"))
 def test_config_is_valid(path):
     kind = path.stem.split("_")[0]
     step = "finetune" if "klein" in path.stem else path.stem.removeprefix("laion_")
-    named = {"sample": SampleSettings, "evaluate": EvaluateSettings, "sweep": SweepSettings, "demo": WorkflowSettings}
+    named = {
+        "sample": SampleSettings, "evaluate": EvaluateSettings, "sweep": SweepSettings, "demo": WorkflowSettings,
+        "workflow": WorkflowSettings,
+    }  # fmt: skip
     found = load_config(named.get(kind) or STEPS[step].settings, str(path), [])
+    if isinstance(found, WorkflowSettings):
+        fill_all(found)
     if isinstance(found, SweepSettings):  # which holds an evaluation's
         for changes in grid_of(found) if found.grid else [{}]:
             point_settings(found, changes)
