@@ -1,0 +1,130 @@
+"""infra/kuberay/schedule/run_rayjob.py against a stand-in for Kubernetes' API, which cannot be had here."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from kubernetes import client
+from manifests import INFRA, read
+
+SCHEDULE = INFRA / "kuberay/schedule"
+JOBS = "/apis/ray.io/v1/namespaces/team/rayjobs"
+
+
+class Api(BaseHTTPRequestHandler):
+    """RayJobs as KubeRay shows them: each `GET` of one takes its next state. `server.states` are those of new jobs."""
+
+    def do_GET(self):
+        jobs, place = self.server.jobs, urlsplit(self.path)
+        if place.path == JOBS:
+            wanted = dict(pair.split("=") for pair in parse_qs(place.query).get("labelSelector", []))
+            found = [job for job in jobs.values() if wanted.items() <= job["metadata"]["labels"].items()]
+            return self.answer(200, {"items": found})
+        name = place.path.removeprefix(f"{JOBS}/")
+        if name not in jobs:
+            return self.answer(404, {"reason": "NotFound"})
+        state = self.server.states.pop(0)
+        if state == "unavailable":
+            return self.answer(503, {"reason": "unavailable"})
+        if state == "deleted":
+            del jobs[name]
+            return self.answer(404, {"reason": "NotFound"})
+        jobs[name]["status"] = state
+        return self.answer(200, jobs[name])
+
+    def do_POST(self):
+        job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        job["metadata"]["name"] = f"{job['metadata'].pop('generateName')}{len(self.server.jobs)}"
+        self.server.jobs[job["metadata"]["name"]] = job
+        self.server.created.append(job)
+        return self.answer(201, job)
+
+    def answer(self, status, content):
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def kubernetes(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
+        server.jobs, server.states, server.created = {}, [], []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = client.Configuration(host=f"http://127.0.0.1:{server.server_port}")
+        host.retries = False
+        yield SimpleNamespace(server=server, api=client.CustomObjectsApi(client.ApiClient(host)))
+        server.shutdown()
+
+
+@pytest.fixture
+def run(monkeypatch):
+    monkeypatch.setenv("POLL_SECONDS", "0.01")
+    script = {"__name__": "run_rayjob"}
+    exec(compile((SCHEDULE / "run_rayjob.py").read_text(), "run_rayjob.py", "exec"), script)
+    return script["run"]
+
+
+def state(deployment, job="", message=""):
+    return {"jobDeploymentStatus": deployment, "jobStatus": job, "message": message}
+
+
+def manifest():
+    (job,) = read(SCHEDULE / "rayjob.yaml")
+    return job
+
+
+def test_a_job_is_created_and_waited_for(kubernetes, run, capsys):
+    kubernetes.server.states = [state("Initializing"), state("Running", "RUNNING"), state("Complete", "SUCCEEDED")]
+    assert run(kubernetes.api, "team", manifest()) == 0
+    (created,) = kubernetes.server.created
+    assert created["spec"] == manifest()["spec"]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "created nightly-0" and "nightly-0: Running" in said and said[-1] == "nightly-0: SUCCEEDED"
+
+
+@pytest.mark.parametrize(
+    "end", [state("Failed", "FAILED", "below its floor"), state("Failed"), state("Complete", "STOPPED")]
+)
+def test_what_does_not_succeed_fails(kubernetes, run, capsys, end):
+    kubernetes.server.states = [state("Running", "RUNNING"), end]
+    assert run(kubernetes.api, "team", manifest()) == 1
+    assert end["message"] in capsys.readouterr().out
+
+
+def test_one_that_is_still_at_work_is_waited_for_instead(kubernetes, run, capsys):
+    """Of this schedule: others, and those that ended, do not count."""
+    own = {"labels": {"asymflow/schedule": "nightly"}}
+    kubernetes.server.jobs = {
+        "old": {"metadata": {"name": "old", **own}, "status": state("Complete", "SUCCEEDED")},
+        "other": {"metadata": {"name": "other", "labels": {"asymflow/schedule": "weekly"}}, "status": state("Running")},
+        "now": {"metadata": {"name": "now", **own}, "status": state("Running", "RUNNING")},
+    }
+    kubernetes.server.states = [state("Complete", "SUCCEEDED")]
+    assert run(kubernetes.api, "team", manifest()) == 0
+    assert kubernetes.server.created == []
+    assert capsys.readouterr().out.startswith("now is still at work: waiting for it\n")
+
+
+def test_an_api_that_does_not_answer_is_asked_again(kubernetes, run, capsys):
+    kubernetes.server.states = [
+        "unavailable",
+        state("Running", "RUNNING"),
+        "unavailable",
+        state("Complete", "SUCCEEDED"),
+    ]
+    assert run(kubernetes.api, "team", manifest()) == 0
+    assert capsys.readouterr().out.count("asking again: 503") == 2
+
+
+def test_a_job_that_someone_deletes_has_failed(kubernetes, run, capsys):
+    kubernetes.server.states = [state("Running", "RUNNING"), "deleted"]
+    assert run(kubernetes.api, "team", manifest()) == 1
+    assert capsys.readouterr().out.endswith("nightly-0 was deleted\n")
