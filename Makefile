@@ -3,6 +3,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+PORT := 5000
 
 # Compilers of one-off builds look for ninja on the PATH, and find it in an environment that nobody activated.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -10,11 +11,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo mlflow test cluster-test check clean
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name about; do \
-		printf 'make %-7s %s\n' "$$name" "$$about"; done
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name about; do \
+		printf 'make %-12s %s\n' "$$name" "$$about"; done
 
 setup: $(READY) ## make .venv with exact versions and do the one-off builds
 
@@ -39,8 +40,17 @@ demo: setup ## from pictures to a pixel model and its report, on two CPU cores
 	$(PYTHON) jobs/make_demo_data.py
 	$(PYTHON) jobs/workflow.py jobs/configs/demo.yaml
 
+mlflow: setup ## an MLflow server on this machine alone, for every run logged to it; PORT=5000
+	@mkdir -p runs/mlflow
+	@echo "export MLFLOW_TRACKING_URI=http://127.0.0.1:$(PORT) before a job, and it logs here"
+	$(VENV)/bin/mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///runs/mlflow/mlflow.db \
+		--artifacts-destination runs/mlflow/artifacts
+
 test: setup ## run all tests; ARGS="-k curate" for some
 	$(PYTHON) -m pytest --timeout 600 $(ARGS)
+
+cluster-test: setup ## shards to scores by `ray job submit`, with a bucket, a tracking server and a lost head
+	$(PYTHON) -m pytest --timeout 900 tests/infra/test_cluster.py $(ARGS)
 
 check: setup ## ruff and mypy
 	$(PYTHON) -m ruff check .

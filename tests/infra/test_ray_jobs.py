@@ -1,0 +1,124 @@
+"""Every job of jobs/ through the job server of a real head: what it prints, and how it ends."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from captioner_fixture import write_captioner
+from manifests import ROOT
+from ports import wait_for
+from ray.job_submission import JobStatus, JobSubmissionClient
+from ray_head import ray_head
+
+from pipelines.artifacts import load_artifact
+from pipelines.tracking import tracking_uri
+from pipelines.workflow import STEPS, step_settings
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
+ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+
+
+@pytest.fixture(scope="module")
+def head(tiny_workflow):
+    with ray_head({"RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1"}) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def jobs(head):
+    return JobSubmissionClient(head.url)
+
+
+def config(path: Path, settings) -> str:
+    path.write_text(yaml.safe_dump(json.loads(settings.model_dump_json())))
+    return str(path)
+
+
+def commands(tiny_workflow, folder: Path) -> dict[str, list[str]]:
+    """{job: its arguments}, on what the tiny workflow made; --help of those that take long, or never end, and
+    --dry-run of the steps that `test_cluster.py` runs."""
+    settings, _, outcomes = tiny_workflow
+    made = {name: outcome.artifact.uri for name, outcome in outcomes.items()}
+    settings = settings.model_copy(update={"base": str(Path(settings.base).absolute())})
+    finetune = step_settings(STEPS["finetune"], settings, made)
+    # a database that stands: jobs that come at once to make one would race
+    run = f"run={{storage: {folder}/runs, tracking_uri: '{tracking_uri(settings.run)}'}}"
+    curated, base = f"curated={made['curate']}", f"base={settings.base}"
+    encoded, basis = f"encoded={made['encode']}", f"basis={made['basis']}"
+    small = ["prompts.count=2", "images_per_prompt=1", "sampling.height=32", "sampling.width=32"]
+    sweep = [f"evaluate.{setting}" for setting in small]
+    model = write_captioner(folder / "model")
+    captions = [f"model={model}", "max_new_tokens=4", "resources={workers: 1, batch_pixels: 65536}"]
+    return {
+        "basis": ["jobs/configs/basis.yaml", run, curated, encoded, "--dry-run"],
+        "caption": ["jobs/configs/laion_caption.yaml", run, curated, *captions],
+        "color_stats": ["jobs/configs/color_stats.yaml", run, curated],
+        "curate": ["jobs/configs/curate.yaml", run, "--dry-run"],
+        "demo_ui": ["--help"],
+        "encode": ["jobs/configs/encode.yaml", run, curated, base, "--dry-run"],
+        "evaluate": ["jobs/configs/evaluate_toy.yaml", run, curated, "--dry-run"],
+        "export": [config(folder / "finetune.yaml", finetune), f"--out={folder}/exported", "--no-register"],
+        "finetune": ["jobs/configs/toy_klein.yaml", curated, encoded, basis, base, "--dry-run"],
+        "make_demo_data": ["--help"],
+        "make_toy_base": ["--help"],
+        "report": [f"{folder}/report.html", made["evaluate"]],
+        "sample": ["jobs/configs/sample_toy.yaml", run, "prompts=[sun]", "seeds=[0]", "latent=false", "steps=2"],
+        "sweep": ["jobs/configs/sweep_toy.yaml", run, f"evaluate.{curated}", *sweep, "grid={sampling.steps: [2]}"],
+        "workflow": [config(folder / "workflow.yaml", settings)],
+    }
+
+
+def test_every_job_runs_and_says_what_it_made(jobs, tiny_workflow, tmp_path):
+    """All at once, as on a cluster of many. Each step's last line is its artifact, in the log that is asked for."""
+    called = commands(tiny_workflow, tmp_path)
+    assert sorted(called) == JOBS
+    submitted = {
+        name: jobs.submit_job(
+            entrypoint=shlex.join(["python", f"jobs/{name}.py", *arguments]), runtime_env={"working_dir": str(ROOT)}
+        )
+        for name, arguments in called.items()
+    }
+    wait_for(lambda: all(jobs.get_job_status(job) in ENDED for job in submitted.values()), seconds=400, every=1)
+    for name, job in submitted.items():
+        log, told = jobs.get_job_logs(job), jobs.get_job_info(job)
+        assert told.driver_exit_code == 0, f"{name}: {log[-3000:]}"
+        if name in STEPS or name in ("sample", "sweep", "workflow"):
+            (line,) = [line for line in log.splitlines() if line.startswith('{"artifact"')]
+            made = json.loads(line)["artifact"]
+            assert (made is None) == ("--dry-run" in called[name])
+            assert made is None or load_artifact(made).id
+        else:
+            assert "usage: " in log or name in ("export", "report")
+    assert (tmp_path / "exported/adapter/config.json").exists() and (tmp_path / "report.html").exists()
+    stood = json.loads(jobs.get_job_logs(submitted["workflow"]).splitlines()[-1])
+    assert stood["artifact"] == tiny_workflow[2]["evaluate"].artifact.uri
+
+
+def test_what_is_sent_is_small(head, jobs):
+    """By .gitignore and .rayignore; the toy is most of it."""
+    job = jobs.submit_job(entrypoint="ls -A; du -sm . | cut -f1", runtime_env={"working_dir": str(ROOT)})
+    wait_for(lambda: jobs.get_job_status(job) in ENDED)
+    *names, size = [
+        line for line in jobs.get_job_logs(job).splitlines() if "INFO" not in line and "entrypoint" not in line
+    ]
+    assert {"asymflow", "jobs", "models", "pipelines"} <= set(names)
+    assert not {"tests", "docs", "benchmarks", "infra", "runs", "data", ".venv", ".git"} & set(names)
+    assert int(size) < 30
+
+
+def test_a_bad_setting_ends_with_2_and_one_line(head, jobs):
+    """The status is the driver's; `ray job submit` itself knows success and failure."""
+    done = head.submit("python", "jobs/curate.py", "jobs/configs/curate.yaml", "rows_per_file=0")
+    assert done.returncode == 1
+    assert "error: rows_per_file=0: input should be greater than or equal to 1" in done.stdout.splitlines()
+    (job,) = [job for job in jobs.list_jobs() if "rows_per_file=0" in job.entrypoint]
+    assert job.status == JobStatus.FAILED and job.driver_exit_code == 2
+
+
+def test_storage_in_the_working_directory_is_refused(head):
+    done = head.submit("python", "jobs/curate.py", "jobs/configs/curate.yaml", f"source={ROOT}/tests")
+    assert done.returncode == 1
+    assert "error: run.storage='runs/demo': is a folder of the job's working directory, which Ray" in done.stdout
