@@ -5,8 +5,36 @@ import importlib
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 ROW = re.compile(r"^\| (?P<label>[^|]+) \| [^|]+ \| `(?P<function>[^`|]+)` \| `(?P<test>[^`|]+)` \|$")
+
+
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(?:#([^)]*))?\)")
+
+
+def anchors(path):
+    """What a heading is called in an address."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for file, anchor in LINK.findall(path.read_text()):
+        target = path.parent / file if file else path
+        assert target.exists(), file
+        assert not anchor or anchor in anchors(target), f"{file}#{anchor}"
+
+
+def test_shipped_files_that_are_named_exist():
+    """Commands of the guides name configurations, manifests and scripts."""
+    for path in GUIDES:
+        named = set(re.findall(r"(?:jobs|infra)/[\w/.-]+\.(?:py|yaml|sh|example)\b", path.read_text()))
+        missing = {name for name in named if not (ROOT / name).exists() and "/mine/" not in name}
+        assert missing <= {"jobs/STEP.py"}, path.name
 
 
 def maths_rows():

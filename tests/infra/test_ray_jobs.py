@@ -23,7 +23,7 @@ ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 @pytest.fixture(scope="module")
 def head(tiny_workflow):
-    with ray_head({"RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1"}) as found:
+    with ray_head({"RAY_AUTH_MODE": "disabled"}) as found:
         yield found
 
 
@@ -75,11 +75,10 @@ def test_every_job_runs_and_says_what_it_made(jobs, tiny_workflow, tmp_path):
     """All at once, as on a cluster of many. Each step's last line is its artifact, in the log that is asked for."""
     called = commands(tiny_workflow, tmp_path)
     assert sorted(called) == JOBS
+    environment = {"working_dir": str(ROOT), "env_vars": {"HF_HUB_OFFLINE": "1"}}
     submitted = {
-        name: jobs.submit_job(
-            entrypoint=shlex.join(["python", f"jobs/{name}.py", *arguments]), runtime_env={"working_dir": str(ROOT)}
-        )
-        for name, arguments in called.items()
+        name: jobs.submit_job(entrypoint=shlex.join(["python", f"jobs/{name}.py", *rest]), runtime_env=environment)
+        for name, rest in called.items()
     }
     wait_for(lambda: all(jobs.get_job_status(job) in ENDED for job in submitted.values()), seconds=400, every=1)
     for name, job in submitted.items():
