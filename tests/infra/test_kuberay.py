@@ -223,8 +223,8 @@ def calls_of(entrypoint: str, tmp_path: Path) -> list[list[str]]:
     """The arguments of every `python` that the shell starts for an entry point, each taken to have failed or not."""
     noted = tmp_path / "calls"
     noted.touch()
-    stub = f'python() {{ for a in "$@"; do printf "%s\\t" "$a"; done >> {noted}; echo >> {noted}; }}\n'
-    done = subprocess.run(["sh", "-c", stub + entrypoint], capture_output=True, text=True, timeout=60)
+    recorder = f'python() {{ for a in "$@"; do printf "%s\\t" "$a"; done >> {noted}; echo >> {noted}; }}\n'
+    done = subprocess.run(["sh", "-c", recorder + entrypoint], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return [line.strip("\t").split("\t") for line in noted.read_text().splitlines()]
 
