@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from filelock import FileLock
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param, RunStatus
@@ -165,8 +166,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def open_run(run: RunSettings, name: str, run_id: str | None = None, parent: str | None = None) -> Iterator[Tracker]:
     """A new run, or the one with `run_id` gone on with; ends FINISHED, or FAILED with an exception."""
     uri = tracking_uri(run)
-    client = MlflowClient(uri)
-    if run_id is None or not _exists(client, run_id):
+    client = _open_store(uri)
+    if not run_id or not _exists(client, run_id):
         experiment = client.get_experiment_by_name(run.experiment)
         experiment_id = experiment.experiment_id if experiment else _create_experiment(client, run)
         tags = origin() | ({PARENT: parent} if parent else {})
@@ -182,6 +183,18 @@ def open_run(run: RunSettings, name: str, run_id: str | None = None, parent: str
         client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id, "FINISHED")
+
+
+def _open_store(uri: str) -> MlflowClient:
+    """One job after another: MLflow makes the tables of a new SQLite file as it is opened, and two that do it at once
+    break each other."""
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(uri)
+    database = Path(uri.removeprefix("sqlite:///"))
+    with FileLock(database.with_name(f".{database.name}.lock")):
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
 
 
 def _exists(client: MlflowClient, run_id: str) -> bool:

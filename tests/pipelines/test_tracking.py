@@ -1,5 +1,7 @@
 import json
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -124,6 +126,20 @@ def test_steps_are_children_of_one_run_in_one_experiment(run):
     assert child.client.get_run(child.run_id).data.tags[PARENT] == parent.run_id
     ids = {t.client.get_run(t.run_id).info.experiment_id for t in (parent, child)}
     assert ids == {parent.client.get_experiment_by_name("trial").experiment_id}
+
+
+@pytest.mark.slow
+def test_jobs_that_come_at_once_make_one_database(tmp_path):
+    code = (
+        "from pipelines.config import RunSettings; from pipelines.tracking import open_run\n"
+        f"with open_run(RunSettings(storage={str(tmp_path)!r}), 'curate') as tracker: print(tracker.run_id)"
+    )
+    jobs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    made = {job.communicate(timeout=120)[0].strip() for job in jobs}
+    assert [job.returncode for job in jobs] == [0, 0, 0] and len(made) == 3
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("asymflow").experiment_id
+    assert {run.info.run_id for run in client.search_runs([experiment])} == made
 
 
 def test_worker_elsewhere_writes_to_the_same_store(run, tmp_path, monkeypatch):
