@@ -1,6 +1,6 @@
 """The acceptance of the whole on a cluster: data, basis, finetune and evaluation, each its own `ray job submit`, with a
-bucket and a tracking server; the finetune is stopped once, and loses its head once. `make cluster-test` runs this file
-alone."""
+bucket and a tracking server; the finetune is stopped once, and loses its head once. `make cluster-test` runs this, and
+`make test` does not."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from pipelines.finetune.record import RECORD, Record
 from pipelines.provenance import RAY_JOB
 from pipelines.toy.data import write_img2dataset
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.cluster]
 STEPS, EVERY = 100, 10
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "planted-aws-4be1",

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from captioner_fixture import write_captioner
 from manifests import ROOT
 from ports import wait_for
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray_head import ray_head
 
 from pipelines.artifacts import load_artifact
-from pipelines.tracking import tracking_uri
 from pipelines.workflow import STEPS, step_settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -39,22 +37,18 @@ def config(path: Path, settings) -> str:
 
 def commands(tiny_workflow, folder: Path) -> dict[str, list[str]]:
     """{job: its arguments}, on what the tiny workflow made; --help of those that take long, or never end, and
-    --dry-run of the steps that `test_cluster.py` runs."""
+    --dry-run of the steps that `test_cluster.py` runs, and of the captions, whose model is large."""
     settings, _, outcomes = tiny_workflow
     made = {name: outcome.artifact.uri for name, outcome in outcomes.items()}
     settings = settings.model_copy(update={"base": str(Path(settings.base).absolute())})
     finetune = step_settings(STEPS["finetune"], settings, made)
-    # a database that stands: jobs that come at once to make one would race
-    run = f"run={{storage: {folder}/runs, tracking_uri: '{tracking_uri(settings.run)}'}}"
-    curated, base = f"curated={made['curate']}", f"base={settings.base}"
+    run, curated, base = f"run.storage={folder}/runs", f"curated={made['curate']}", f"base={settings.base}"
     encoded, basis = f"encoded={made['encode']}", f"basis={made['basis']}"
     small = ["prompts.count=2", "images_per_prompt=1", "sampling.height=32", "sampling.width=32"]
     sweep = [f"evaluate.{setting}" for setting in small]
-    model = write_captioner(folder / "model")
-    captions = [f"model={model}", "max_new_tokens=4", "resources={workers: 1, batch_pixels: 65536}"]
     return {
         "basis": ["jobs/configs/basis.yaml", run, curated, encoded, "--dry-run"],
-        "caption": ["jobs/configs/laion_caption.yaml", run, curated, *captions],
+        "caption": ["jobs/configs/laion_caption.yaml", run, curated, "--dry-run"],
         "color_stats": ["jobs/configs/color_stats.yaml", run, curated],
         "curate": ["jobs/configs/curate.yaml", run, "--dry-run"],
         "demo_ui": ["--help"],
@@ -72,52 +66,46 @@ def commands(tiny_workflow, folder: Path) -> dict[str, list[str]]:
 
 
 def test_every_job_runs_and_says_what_it_made(jobs, tiny_workflow, tmp_path):
-    """All at once, as on a cluster of many. Each step's last line is its artifact, in the log that is asked for."""
+    """All at once, as on a cluster of many. Each step's last line is its artifact, in the log that is asked for; a bad
+    setting ends with 2 and one line; and what was sent is small."""
     called = commands(tiny_workflow, tmp_path)
     assert sorted(called) == JOBS
-    environment = {"working_dir": str(ROOT), "env_vars": {"HF_HUB_OFFLINE": "1"}}
-    submitted = {
-        name: jobs.submit_job(entrypoint=shlex.join(["python", f"jobs/{name}.py", *rest]), runtime_env=environment)
-        for name, rest in called.items()
+    curate = ["python", "jobs/curate.py", "jobs/configs/curate.yaml"]
+    entrypoints = {
+        **{name: shlex.join(["python", f"jobs/{name}.py", *rest]) for name, rest in called.items()},
+        "bad setting": shlex.join([*curate, "rows_per_file=0"]),
+        "bad storage": shlex.join([*curate, f"source={ROOT}/tests"]),
+        "sent": "ls -A; du -sm . | cut -f1",
     }
-    wait_for(lambda: all(jobs.get_job_status(job) in ENDED for job in submitted.values()), seconds=400, every=1)
-    for name, job in submitted.items():
-        log, told = jobs.get_job_logs(job), jobs.get_job_info(job)
-        assert told.driver_exit_code == 0, f"{name}: {log[-3000:]}"
+    environment = {"working_dir": str(ROOT), "env_vars": {"HF_HUB_OFFLINE": "1"}}
+    names = {name: jobs.submit_job(entrypoint=line, runtime_env=environment) for name, line in entrypoints.items()}
+    wait_for(lambda: all(jobs.get_job_status(job) in ENDED for job in names.values()), seconds=400, every=1)
+    logs = {name: jobs.get_job_logs(job) for name, job in names.items()}
+    ends = {name: jobs.get_job_info(job).driver_exit_code for name, job in names.items()}
+    for name, arguments in called.items():
+        assert ends[name] == 0, f"{name}: {logs[name][-3000:]}"
         if name in STEPS or name in ("sample", "sweep", "workflow"):
-            (line,) = [line for line in log.splitlines() if line.startswith('{"artifact"')]
+            (line,) = [line for line in logs[name].splitlines() if line.startswith('{"artifact"')]
             made = json.loads(line)["artifact"]
-            assert (made is None) == ("--dry-run" in called[name])
+            assert (made is None) == ("--dry-run" in arguments)
             assert made is None or load_artifact(made).id
         else:
-            assert "usage: " in log or name in ("export", "report")
+            assert "usage: " in logs[name] or name in ("export", "report")
     assert (tmp_path / "exported/adapter/config.json").exists() and (tmp_path / "report.html").exists()
-    stood = json.loads(jobs.get_job_logs(submitted["workflow"]).splitlines()[-1])
+    stood = json.loads(logs["workflow"].splitlines()[-1])
     assert stood["artifact"] == tiny_workflow[2]["evaluate"].artifact.uri
 
+    assert ends["bad setting"] == ends["bad storage"] == 2
+    assert "error: rows_per_file=0: input should be greater than or equal to 1" in logs["bad setting"].splitlines()
+    assert "error: run.storage='runs/demo': is a folder of the job's working directory, which" in logs["bad storage"]
 
-def test_what_is_sent_is_small(head, jobs):
-    """By .gitignore and .rayignore; the toy is most of it."""
-    job = jobs.submit_job(entrypoint="ls -A; du -sm . | cut -f1", runtime_env={"working_dir": str(ROOT)})
-    wait_for(lambda: jobs.get_job_status(job) in ENDED)
-    *names, size = [
-        line for line in jobs.get_job_logs(job).splitlines() if "INFO" not in line and "entrypoint" not in line
-    ]
-    assert {"asymflow", "jobs", "models", "pipelines"} <= set(names)
-    assert not {"tests", "docs", "benchmarks", "infra", "runs", "data", ".venv", ".git"} & set(names)
+    *sent, size = [line for line in logs["sent"].splitlines() if "INFO" not in line and "entrypoint" not in line]
+    assert {"asymflow", "jobs", "models", "pipelines"} <= set(sent)
+    assert not {"tests", "docs", "benchmarks", "infra", "runs", "data", ".venv", ".git"} & set(sent)
     assert int(size) < 30
 
 
-def test_a_bad_setting_ends_with_2_and_one_line(head, jobs):
-    """The status is the driver's; `ray job submit` itself knows success and failure."""
+def test_the_command_line_fails_where_the_job_does(head):
     done = head.submit("python", "jobs/curate.py", "jobs/configs/curate.yaml", "rows_per_file=0")
     assert done.returncode == 1
     assert "error: rows_per_file=0: input should be greater than or equal to 1" in done.stdout.splitlines()
-    (job,) = [job for job in jobs.list_jobs() if "rows_per_file=0" in job.entrypoint]
-    assert job.status == JobStatus.FAILED and job.driver_exit_code == 2
-
-
-def test_storage_in_the_working_directory_is_refused(head):
-    done = head.submit("python", "jobs/curate.py", "jobs/configs/curate.yaml", f"source={ROOT}/tests")
-    assert done.returncode == 1
-    assert "error: run.storage='runs/demo': is a folder of the job's working directory, which Ray" in done.stdout
