@@ -1,9 +1,10 @@
-"""Before a node is taken away: tell Ray, and wait until nothing works on it any more.
+"""Before a node is taken away: tell Ray, and give what trains on it time for a checkpoint.
 
     python -m pipelines.leave_cluster SECONDS
 
-For the `preStop` hook of pods. A training hears of it as of a preemption: it writes a checkpoint at once, and its
-workers start again elsewhere. Returns when they have gone, or after so many seconds.
+For the `preStop` hook of pods. Nothing new is started on the node. A training hears of it as of a preemption: it writes
+a checkpoint at once, and goes on until the node is gone; its workers then start again elsewhere. Returns after so many
+seconds, or as soon as nothing trains here.
 """
 
 import os
