@@ -94,6 +94,12 @@ class Jobs:
         started = head.cli("submit", "--working-dir=.", "--no-wait", f"--submission-id={name}", "--", *command)
         assert started.returncode == 0, started.stdout
 
+    def listen(self, head: Head) -> None:
+        """What `ray job list` and the logs of Ray's own processes say."""
+        self.said.append(head.cli("list").stdout)
+        logs = [path for path in Path(head.temp).glob("session_2*/logs/**/*") if path.is_file()]
+        self.said += [path.read_text(errors="replace") for path in logs]
+
     def command(self, step: str, config: str, *settings: str) -> list[str]:
         run = [f"run.storage={self.site.storage}/runs", "run.experiment=cluster"]
         return ["python", f"jobs/{step}.py", f"jobs/configs/{config}.yaml", *run, *settings]
@@ -126,6 +132,7 @@ def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_pictures)
         wait_for_checkpoint(head, "second", runs, stopped + 1)
         jobs.said.append(head.jobs.get_job_logs("second"))
         assert f"going on from step {stopped}" in jobs.said[-1]
+        jobs.listen(head)
         head.kill()
     stood, _ = newest_checkpoint(runs)
     assert stopped < stood < STEPS and not storage.exists(f"{folder}/manifest.json")
@@ -137,9 +144,7 @@ def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_pictures)
             head, "evaluate", "evaluate_toy", "adapter=", f"finetuned={finetuned}", f"curated={curated}",
             f"basis={basis}", *sampling,
         )  # fmt: skip
-        jobs.said.append(head.cli("list").stdout)
-        logs = [path for path in Path(head.temp).glob("session_2*/logs/**/*") if path.is_file()]
-        jobs.said += [path.read_text(errors="replace") for path in logs]
+        jobs.listen(head)
 
     record = Record.from_json(storage.read_bytes(f"{finetuned}/{RECORD}").decode())
     assert record.steps == list(range(1, STEPS + 1))
