@@ -110,22 +110,21 @@ def run_step(step: Step, settings: StepSettings, parent_run: str | None = None) 
     """Run one step, unless its artifact stands. Raises ConfigError before Ray starts."""
     # MLflow: workers import the steps too, and need none
     from pipelines.provenance import read_run
-    from pipelines.tracking import check_run, open_run
+    from pipelines.tracking import check_run, open_run_of
 
     started = time.monotonic()
     inputs = find_inputs(step, settings)
     check_run(settings.run)
     identity = identify(step, settings, inputs)
     folder = storage.join(storage.absolute(settings.run.storage), step.name, identity)
-    known = read_run(folder)
     if storage.exists(storage.join(folder, artifacts.MANIFEST)):
         artifact = artifacts.load_artifact(folder, step.name)
-        return Outcome(artifact, known, time.monotonic() - started, reused=True)
+        return Outcome(artifact, read_run(folder), time.monotonic() - started, reused=True)
     step.check(settings)
     step.check_inputs(settings, inputs)
     start_ray(settings.run)
     name = " ".join(filter(None, [step.name, step.title(settings), identity[:6]]))
-    with open_run(settings.run, name, known, parent_run) as tracker:
+    with open_run_of(folder, step.name, settings.run, name, parent_run) as tracker:
         _introduce(step, settings, tracker, folder, inputs)
         metrics = step.build(settings, Context(folder, inputs, tracker))
         ids = {name: a.id for name, a in inputs.items()}
@@ -139,9 +138,8 @@ def _introduce(
     step: Step, settings: StepSettings, tracker: "Tracker", folder: str, inputs: Mapping[str, Artifact]
 ) -> None:
     """What a person should see of a run that has just begun."""
-    from pipelines.provenance import describe, write_run
+    from pipelines.provenance import describe
 
-    write_run(folder, tracker.run_id)
     shown = step.shown(settings)
     tracker.log_params({name: value for name, value in shown.items() if name not in (*step.inputs, *step.data)})
     for artifact in inputs.values():
@@ -149,7 +147,6 @@ def _introduce(
     data = {name: getattr(settings, name) for name in step.data if getattr(settings, name)}
     for name, uri in data.items():
         tracker.log_dataset(name, uri, storage.fingerprint(uri))
-    tracker.set_tag("step", step.name)
     tracker.set_description(describe(tracker, folder, inputs, data))
 
 

@@ -120,8 +120,7 @@ def check(settings: SweepSettings) -> None:
 
 def run_sweep(settings: SweepSettings) -> tuple[str, list[Point], Point]:
     """The parent run's ID, all points in the order they were asked for, and the best. Raises as a step does."""
-    from pipelines.provenance import read_run, write_run
-    from pipelines.tracking import check_run, open_run
+    from pipelines.tracking import check_run, open_run_of
 
     check_run(settings.run)
     check(settings)
@@ -129,9 +128,7 @@ def run_sweep(settings: SweepSettings) -> tuple[str, list[Point], Point]:
     folder = storage.join(storage.absolute(settings.run.storage), "sweeps", identity)
     points: dict[str, Point] = {}
     name = f"sweep {settings.metric} {identity[:6]}"
-    with open_run(settings.run, name, read_run(folder)) as tracker:
-        write_run(folder, tracker.run_id)
-        tracker.set_tag("step", "sweep")
+    with open_run_of(folder, "sweep", settings.run, name) as tracker:
         tracker.log_params(settings.model_dump(mode="json"))
 
         def objective(changes: Mapping[str, Any]) -> float:

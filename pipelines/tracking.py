@@ -26,7 +26,7 @@ from PIL import Image
 from pipelines import storage
 from pipelines.artifacts import Artifact
 from pipelines.config import ConfigError, RunSettings, has_password
-from pipelines.provenance import RAY_JOB, origin
+from pipelines.provenance import RAY_JOB, origin, read_run, write_run
 
 PARENT = "mlflow.parentRunId"
 _EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for training, not for chats
@@ -183,6 +183,15 @@ def open_run(run: RunSettings, name: str, run_id: str | None = None, parent: str
         client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id, "FINISHED")
+
+
+@contextmanager
+def open_run_of(folder: str, step: str, run: RunSettings, name: str, parent: str | None = None) -> Iterator[Tracker]:
+    """The run that makes what lies in a folder: noted there, so that the next try goes on with it."""
+    with open_run(run, name, read_run(folder), parent) as tracker:
+        write_run(folder, tracker.run_id)
+        tracker.set_tag("step", step)
+        yield tracker
 
 
 def _open_store(uri: str) -> MlflowClient:

@@ -11,10 +11,9 @@ from pydantic import Field
 from pipelines import basis, caption, color_stats, curate, encode, finetune, storage
 from pipelines.config import ConfigError, RunSettings, Settings, Uri, validate
 from pipelines.evaluate import step as evaluate
-from pipelines.provenance import read_run, write_run
 from pipelines.steps import Outcome, Step, run_step
 from pipelines.text_table import aligned
-from pipelines.tracking import check_run, open_run
+from pipelines.tracking import check_run, open_run_of
 
 STEPS: dict[str, Step] = {
     step.name: step
@@ -80,9 +79,7 @@ def run_workflow(settings: WorkflowSettings) -> tuple[str, dict[str, Outcome]]:
     identity = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
     folder = storage.join(storage.absolute(settings.run.storage), ".workflows", identity)
     outcomes: dict[str, Outcome] = {}
-    with open_run(settings.run, settings.name, read_run(folder)) as tracker:
-        write_run(folder, tracker.run_id)
-        tracker.set_tag("step", "workflow")
+    with open_run_of(folder, "workflow", settings.run, settings.name) as tracker:
         tracker.log_params(settings.model_dump(mode="json"))
         for step in steps_of(settings):
             made = {name: outcome.artifact.uri for name, outcome in outcomes.items()}

@@ -42,10 +42,6 @@ def clusters():
     return found
 
 
-def cluster_of(folder: str):
-    return clusters()[folder]
-
-
 def gpus(group) -> int:
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     return int(limits.get("nvidia.com/gpu", 0))
@@ -148,7 +144,7 @@ def test_what_is_referred_to_is_there(folder):
 
 def test_overlays_have_the_gpus_that_they_are_named_after():
     for folder, count in {"cpu": 0, "gpu-1": 1, "gpu-8": 8, "gpu-32": 32}.items():
-        groups = {group["groupName"]: group for group in cluster_of(folder)["workerGroupSpecs"]}
+        groups = {group["groupName"]: group for group in clusters()[folder]["workerGroupSpecs"]}
         assert sum(gpus(group) * group["maxReplicas"] for name, group in groups.items() if name == "trainers") == count
         assert "data" in groups and gpus(groups["data"]) == 0
         assert all(group["minReplicas"] == 0 for group in groups.values())
@@ -190,7 +186,7 @@ def test_a_finetune_with_a_cluster_of_its_own():
     manifests = build(INFRA / "kuberay/overlays/finetune-alone")
     (job,) = [manifest for manifest in manifests if manifest["kind"] == "RayJob"]
     assert "RayCluster" not in {manifest["kind"] for manifest in manifests}
-    assert job["spec"]["rayClusterSpec"] == cluster_of("gpu-8")
+    assert job["spec"]["rayClusterSpec"] == clusters()["gpu-8"]
     assert job["spec"]["backoffLimit"] > 0 and job["spec"]["shutdownAfterJobFinishes"]
 
 
