@@ -129,8 +129,8 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
             latent.text_encoder,
             latent.tokenizer,
             transformer,
-            basis.space.mean,
-            basis.space.std,
+            basis.oklab.mean,
+            basis.oklab.std,
             **vars(defaults),
         )
 

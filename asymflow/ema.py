@@ -1,4 +1,5 @@
-"""Moving average of weights with a power-law profile (Karras et al. 2024): its memory grows with the run."""
+"""Moving averages of weights: with a power-law profile, whose memory grows with the run (Karras et al. 2024), or with
+one decay."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,21 +16,22 @@ def karras_beta(t: int, gamma: float = 7.0) -> float:
     return (1 - 1 / t) ** (gamma + 1)
 
 
-class PowerEMA:
-    """Float32 moving average of named tensors.
+class MovingAverage:
+    """Float32 moving average of named tensors; `decay_at` says how.
 
-    Up to and at `start_step` the average is a copy of the weights; the step `start_step` is t = 1 of
-    `karras_beta`. The decay depends on the step alone, so the averaged tensors are the whole state. Tensors
-    can be handed over explicitly (gathered from ZeRO partitions, say); those given at construction are the
-    default.
+    The decay depends on the step alone, so the averaged tensors are the whole state. Tensors can be handed over
+    explicitly (gathered from ZeRO partitions, say); those given at construction are the default.
     """
 
-    def __init__(self, tensors: Named, gamma: float = 7.0, start_step: int = 100) -> None:
+    def __init__(self, tensors: Named) -> None:
         self._tensors = dict(tensors)
         if not self._tensors:
             raise ValueError("no tensors to average")
-        self.gamma, self.start_step = gamma, start_step
         self.average = {name: tensor.detach().float().clone() for name, tensor in self._tensors.items()}
+
+    def decay_at(self, step: int) -> float:
+        """What the average keeps of itself at optimizer step `step`, counted from 1."""
+        raise NotImplementedError
 
     def _checked(self, tensors: Named | None) -> dict[str, torch.Tensor]:
         tensors = self._tensors if tensors is None else dict(tensors)
@@ -46,7 +48,7 @@ class PowerEMA:
     @torch.no_grad()
     def update(self, step: int, tensors: Named | None = None) -> float:
         """Take the weights after optimizer step `step` into the average; returns the decay used."""
-        beta = karras_beta(max(step - self.start_step + 1, 1), self.gamma)
+        beta = self.decay_at(step)
         for name, tensor in self._checked(tensors).items():
             average = self.average[name]
             average.lerp_(tensor.detach().to(device=average.device, dtype=torch.float32), 1 - beta)
@@ -79,3 +81,27 @@ class PowerEMA:
     def _write(live: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in live.items():
             tensor.copy_(values[name])
+
+
+class PowerEMA(MovingAverage):
+    """Up to and at `start_step` a copy of the weights; the step `start_step` is t = 1 of `karras_beta`."""
+
+    def __init__(self, tensors: Named, gamma: float = 7.0, start_step: int = 100) -> None:
+        super().__init__(tensors)
+        self.gamma, self.start_step = gamma, start_step
+
+    def decay_at(self, step: int) -> float:
+        return karras_beta(max(step - self.start_step + 1, 1), self.gamma)
+
+
+class ConstantEMA(MovingAverage):
+    """One decay for all steps, from the weights that training begins with. ValueError outside [0, 1)."""
+
+    def __init__(self, tensors: Named, decay: float = 0.9999) -> None:
+        super().__init__(tensors)
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is {decay}; it must be at least 0 and below 1")
+        self.decay = decay
+
+    def decay_at(self, step: int) -> float:
+        return self.decay

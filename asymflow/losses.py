@@ -8,6 +8,7 @@ latter serves curves of the loss over noise levels. `sigma_floor` is the floor o
 import torch
 import torch.nn.functional as F
 
+from .parameterization import recover_u
 from .schedule import expand_sigma
 
 GRANULARITIES = ("patch", "patch_channel")
@@ -30,6 +31,23 @@ def _reduce(values: torch.Tensor, reduction: str) -> torch.Tensor:
 def flow_matching_loss(u: torch.Tensor, u_hat: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
     """Mean squared velocity error (Eq. 2); any equal shapes (B, ...)."""
     return _reduce((u - u_hat).square(), reduction)
+
+
+def asymmetric_loss(
+    u_a: torch.Tensor,
+    u_a_hat: torch.Tensor,
+    sigma: torch.Tensor,
+    A: torch.Tensor,
+    sigma_floor: float = 5e-2,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """Flow matching (Eq. 2) between the velocities recovered from u_a and u_a_hat (Eq. 5), tokens (B, N, D).
+
+    x_t cancels: with d = u_a - u_a_hat it is the mean square of P d + (I - P) d / max(sigma, sigma_floor). Rank 0 gives
+    the x_0 error over sigma^2, which is JiT's loss, rank D the plain velocity error.
+    """
+    d = u_a - u_a_hat
+    return _reduce(recover_u(d, torch.zeros_like(d), sigma, A, sigma_floor=sigma_floor).square(), reduction)
 
 
 def omega(sigma: torch.Tensor, kappa: float | None = 0.3) -> torch.Tensor:

@@ -17,9 +17,12 @@ import torch
 
 from .oklab import OklabSpace
 from .patches import check_layout
+from .srgb import SrgbSpace
 from .tensor_files import sort_metadata
 
 ORTHONORMAL_TOLERANCE = 1e-4
+Space = OklabSpace | SrgbSpace
+_SPACES: dict[type, str] = {OklabSpace: "oklab", SrgbSpace: "srgb"}
 _HOW_TO_GET_ONE = "make one with `python jobs/basis.py CONFIG.yaml`"
 
 
@@ -59,6 +62,14 @@ def pca_basis(pixel_gram: torch.Tensor, rank: int) -> torch.Tensor:
         raise ValueError(f"rank is {rank}; allowed: 0 to {gram.shape[0]}")
     _, vectors = torch.linalg.eigh((gram + gram.T) / 2)  # ascending
     return _fix_signs(vectors.flip(1)[:, :rank]).contiguous()
+
+
+def random_basis(patch_dim: int, rank: int, seed: int = 0) -> torch.Tensor:
+    """Orthonormal A (D, rank) of a subspace drawn evenly from all of that rank (the ablation of Figure 5); float64."""
+    if not 0 <= rank <= patch_dim:
+        raise ValueError(f"rank is {rank}; allowed: 0 to {patch_dim}")
+    drawn = torch.randn(patch_dim, rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return _fix_signs(torch.linalg.qr(drawn).Q)
 
 
 def procrustes_basis(cross_gram: torch.Tensor) -> torch.Tensor:
@@ -131,7 +142,7 @@ class Subspace:
     A: torch.Tensor
     s: float
     layout: str
-    space: OklabSpace
+    space: Space
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -164,6 +175,13 @@ class Subspace:
         return round((self.patch_dim / 3) ** 0.5)
 
     @property
+    def oklab(self) -> OklabSpace:
+        """The colour space where only Oklab will do. ValueError for another."""
+        if not isinstance(self.space, OklabSpace):
+            raise ValueError("the basis was made for sRGB; this model's pixels are in Oklab")
+        return self.space
+
+    @property
     def rank(self) -> int:
         return self.A.shape[1]
 
@@ -176,7 +194,7 @@ class Subspace:
         path = Path(path)
         metadata = {
             "layout": self.layout,
-            "space": json.dumps({"name": "oklab", **asdict(self.space)}),
+            "space": json.dumps({"name": _SPACES[type(self.space)], **asdict(self.space)}),
             "provenance": json.dumps(dict(self.provenance), sort_keys=True),
         }
         tensors = {
@@ -218,13 +236,14 @@ class Subspace:
             if tensors["s"].numel() != 1:
                 raise ValueError(f"s has shape {tuple(tensors['s'].shape)}; expected one number")
             space = json.loads(metadata["space"])
-            if space.get("name") != "oklab":
-                raise ValueError(f"the colour space is {space.get('name')!r}; allowed: oklab")
+            name = space.get("name")
+            if name not in _SPACES.values():
+                raise ValueError(f"the colour space is {name!r}; allowed: {', '.join(_SPACES.values())}")
             return cls(
                 A=tensors["A"],
                 s=tensors["s"].item(),
                 layout=metadata["layout"],
-                space=OklabSpace(space["mean"], space["std"]),
+                space=SrgbSpace() if name == "srgb" else OklabSpace(space["mean"], space["std"]),
                 provenance=json.loads(metadata["provenance"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

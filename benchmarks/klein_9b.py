@@ -33,10 +33,11 @@ from asymflow.oklab import RELEASED  # noqa: E402
 from asymflow.subspace import Subspace  # noqa: E402
 from pipelines.finetune.batches import Batch  # noqa: E402
 from pipelines.finetune.config import FinetuneSettings  # noqa: E402
-from pipelines.finetune.flops import peak_tflops, picture_flops  # noqa: E402
+from pipelines.finetune.flops import picture_flops  # noqa: E402
 from pipelines.finetune.memory import activation_memory, count_values, static_memory  # noqa: E402
-from pipelines.finetune.model import adapt, precision  # noqa: E402
+from pipelines.finetune.model import adapt  # noqa: E402
 from pipelines.finetune.objective import Objective  # noqa: E402
+from pipelines.train.devices import peak_tflops, precision  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 GIB = 2**30
@@ -152,14 +153,16 @@ def join_alone() -> None:
 
 def measure(name: str, shapes: Shapes, most: int, steps: int) -> Iterator[dict[str, float]]:
     """What each number of pictures at once takes, until they do not fit."""
-    from pipelines.finetune.engine import backward_and_step, make_engine
-    from pipelines.finetune.state import TrainableState
+    from pipelines.finetune.task import parameter_groups
+    from pipelines.train.engine import backward_and_step, make_engine
+    from pipelines.train.state import TrainableState
 
     join_alone()
     settings = settings_of(name, shapes)
     model = make_model(settings, shapes)
     values = count_values(model)  # before ZeRO-3 cuts them up
-    engine, _ = make_engine(Objective(model, settings.loss), settings, micro_batch=1, accumulation=1)
+    groups = parameter_groups(model, settings.optim)
+    engine, _ = make_engine(Objective(model, settings.loss), groups, settings, micro_batch=1, accumulation=1)
     state = TrainableState(engine, model.trainable())
     average = PowerEMA(state.values(), start_step=1)
     pictures = 1

@@ -28,13 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from pipelines import basis, curate, encode, finetune, storage  # noqa: E402
+from pipelines import basis, curate, encode, storage  # noqa: E402
 from pipelines.artifacts import load_artifact  # noqa: E402
 from pipelines.config import validate  # noqa: E402
-from pipelines.finetune import STEP, loop  # noqa: E402
+from pipelines.finetune import STEP  # noqa: E402
 from pipelines.finetune.config import FinetuneSettings  # noqa: E402
 from pipelines.steps import run_step  # noqa: E402
 from pipelines.toy.data import Picture, write_img2dataset  # noqa: E402
+from pipelines.train import driver  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = str(ROOT / "models" / "toy_klein")
@@ -86,7 +87,7 @@ def settings_of(made: dict[str, str], folder: Path, batch: int, steps: int, zero
 
 def timed_loop(config: dict[str, Any]) -> dict[str, Any]:
     """The finetune's loop; and when each step began, as a file beside its checkpoints."""
-    from pipelines.finetune import loop
+    from pipelines.train import loop
 
     class Timed(loop.Training):
         def train_step(self, batches):
@@ -112,9 +113,10 @@ def bare(settings: FinetuneSettings) -> list[float]:
     from asymflow.ema import PowerEMA
     from pipelines.basis import load_subspace
     from pipelines.encode import load_unconditional
-    from pipelines.finetune.engine import parameter_groups, set_learning_rates
     from pipelines.finetune.model import build_model
     from pipelines.finetune.objective import Objective
+    from pipelines.finetune.task import make_reader, parameter_groups
+    from pipelines.train.engine import set_learning_rates
 
     curated, encoded = load_artifact(settings.curated), load_artifact(settings.encoded)
     model = build_model(settings, load_subspace(load_artifact(settings.basis)))
@@ -129,7 +131,7 @@ def bare(settings: FinetuneSettings) -> list[float]:
         "image_encoders": [],
         "unconditional": load_unconditional(encoded),
     }
-    batches = loop.make_reader(settings, config, rank=0, workers=1).from_step(0, optim.batch)
+    batches = make_reader(settings, config, rank=0, workers=1).from_step(0, optim.batch)
     times = []
     for step in range(1, optim.steps + 1):
         times.append(time.perf_counter())
@@ -202,7 +204,7 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         made = make_inputs(folder)
-        finetune.train_function = lambda: timed_loop
+        driver.train_function = lambda: timed_loop
         compare_loops(made, folder, args.batch, args.steps, args.rounds, args.zero)
         print()
         measure_checkpoints(made, folder, args.batch, args.zero)

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from asymflow.oklab import OklabSpace
 from asymflow.patches import unpatchify
+from asymflow.subspace import Space
 from pipelines.pictures import grid_of, to_pictures
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def new_figure(**options: Any) -> "Figure":
     return Figure(**options)
 
 
-def basis_tiles(A: Tensor, patch_size: int, layout: str, space: OklabSpace, columns: int = 16) -> Image.Image:
+def basis_tiles(A: Tensor, patch_size: int, layout: str, space: Space, columns: int = 16) -> Image.Image:
     """Each basis vector as a patch, drawn around the mean colour and scaled to be seen."""
     vectors = A.mT.float()[:, None, :]
     patches = unpatchify(vectors, patch_size, patch_size, patch_size, layout=layout)

@@ -82,6 +82,17 @@ def fit_to_size(image: Image.Image, width: int, height: int, linear_light: bool 
     return Image.fromarray(code_of[(fitted.clip(0, 1) * (len(code_of) - 1)).round().astype(np.uint16)])
 
 
+def crop_as_adm(image: Image.Image, side: int) -> Image.Image:
+    """A square, as ADM prepares ImageNet: halved by boxes while it is twice too large, then bicubic, and the centre."""
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = side / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
 @cache
 def _light_tables() -> tuple[np.ndarray, np.ndarray]:
     """Light of each sRGB value, and the nearest sRGB value of 65,536 levels of light.

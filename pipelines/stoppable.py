@@ -12,7 +12,7 @@ _TorchBackend = TorchConfig().backend_cls
 
 
 def _note_sigterm() -> None:
-    from pipelines.finetune.attempt import note_sigterm  # in the worker alone
+    from pipelines.train.attempt import note_sigterm  # in the worker alone
 
     note_sigterm()
 

@@ -31,7 +31,7 @@ def make_pictures():
     """Call with a count: that many different pictures which pass all filters."""
 
     def make(count: int, first: int = 0) -> list[Picture]:
-        return [Picture(f"picture {i}", jpeg_bytes(i), aesthetic=6.0) for i in range(first, first + count)]
+        return [Picture(f"picture {i}", jpeg_bytes(i), aesthetic=6.0, label=i % 4) for i in range(first, first + count)]
 
     return make
 
@@ -168,7 +168,7 @@ def tiny_workflow(tmp_path_factory, tiny_base, make_pictures, local_ray):
             "run": {"storage": str(folder / "runs")},
             "base": os.path.relpath(tiny_base),  # workers have other working directories
             "curate": {"source": str(folder / "shards"), "buckets": [[32, 32]], "held_out_every": 4,
-                       "filters": {"min_side": 32}},
+                       "filters": {"min_side": 32}, "labels": "column", "columns": {"label": "label"}},
             "finetune": {
                 "optim": {"batch": 4, "steps": 6, "warmup_steps": 2},
                 "lora": {"rank": 4, "dropout": 0.0},

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from asymflow.moments import PatchMoments
 from asymflow.oklab import RELEASED, OklabSpace
 from asymflow.patches import LAYOUTS, layout_order
-from asymflow.subspace import Subspace
+from asymflow.srgb import SrgbSpace
+from asymflow.subspace import Space, Subspace
 from pipelines import storage
 from pipelines.artifacts import Artifact
 from pipelines.basis.config import BasisSettings
@@ -35,6 +37,8 @@ def check(settings: BasisSettings) -> None:
         raise ConfigError("space='released': its constants are fixed; leave color_stats out, or set space=measured")
     if settings.base:
         check_base(settings.base, images=True)
+    if settings.space == "srgb" and (settings.color_stats or settings.encoded or settings.base):
+        raise ConfigError("space='srgb': is for a PCA alone; leave color_stats, encoded and base out")
     patch_dim = 3 * settings.patch_size**2
     if settings.pca_rank > patch_dim:
         raise ConfigError(f"pca_rank={settings.pca_rank}: must be at most the patch dimension, {patch_dim}")
@@ -52,6 +56,8 @@ def check_inputs(settings: BasisSettings, inputs: Mapping[str, Artifact]) -> Non
 
 def build(settings: BasisSettings, context: Context) -> dict[str, float]:
     groups, pictures = take_moments(settings, context)
+    if settings.space == "srgb":
+        return write_bases(settings, context, groups, SrgbSpace(), pictures)
     space = space_for(settings, context.inputs.get("color_stats"), groups)
     return write_bases(settings, context, [in_space(group, space) for group in groups], space, pictures)
 
@@ -82,7 +88,7 @@ def take_moments(settings: BasisSettings, context: Context) -> tuple[list[PatchM
 
 
 def write_bases(
-    settings: BasisSettings, context: Context, groups: list[PatchMoments], space: OklabSpace, pictures: int
+    settings: BasisSettings, context: Context, groups: list[PatchMoments], space: Space, pictures: int
 ) -> dict[str, float]:
     """Write the bases in both layouts, and what is to be known of them."""
     total = merged(groups)
@@ -102,7 +108,7 @@ def write_bases(
         **metrics,
         "standard_errors": errors,
         "convergence": converging,
-        "space": {"mean": space.mean, "std": space.std},
+        "space": asdict(space),
     }
     storage.write_bytes(context.file("basis.json"), json.dumps(content, indent=1).encode())
     draw(settings, context, total, bases, converging, space)
@@ -115,7 +121,7 @@ def draw(
     moments: PatchMoments,
     bases: dict[str, tuple[torch.Tensor, float]],
     converging: list[dict[str, Any]],
-    space: OklabSpace,
+    space: Space,
 ) -> None:
     tracker = context.tracker
     for name, (A, _) in bases.items():

@@ -14,8 +14,9 @@ class BasisSettings(StepSettings):
     """Artifact of the curate step"""
     color_stats: OptionalUri = ""
     """Artifact of the color_stats step; empty: the statistics of the same pass over the same patches"""
-    space: Literal["measured", "released"] = "measured"
-    """Colour space of the bases: by those statistics, or by the constants inside the released weights"""
+    space: Literal["measured", "released", "srgb"] = "measured"
+    """Colour space of the bases: Oklab by those statistics, or by the constants inside the released weights; or sRGB as
+    it is, for models trained from scratch"""
     encoded: OptionalUri = ""
     """Artifact of the encode step, for its latent tokens; empty: the pictures are encoded here"""
     base: OptionalUri = ""

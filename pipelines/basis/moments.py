@@ -12,13 +12,16 @@ from torch import Tensor
 from asymflow.moments import PatchMoments
 from asymflow.oklab import RELEASED, OklabSpace
 from asymflow.patches import patchify, take_patches
+from asymflow.srgb import SrgbSpace
+from asymflow.subspace import Space
 from pipelines import storage
 from pipelines.basis.config import BasisSettings
 from pipelines.datasets import Pictures, Piece, read_images
 from pipelines.models import load_image_encoder
 from pipelines.tensors import read_group
 
-# Sums are taken here, near zero mean and unit size, and brought into the space that is asked for afterwards.
+# Sums are taken here (or in sRGB, if that is asked for), near zero mean and unit size, and brought into the space that
+# is asked for afterwards.
 SPACE = RELEASED
 GROUPS = 16  # random sixteenths of the pieces, for standard errors and convergence
 _CHUNK = 256  # patches that a processor's cache holds through the colour conversion
@@ -42,6 +45,7 @@ class PieceMoments:
     def __init__(self, settings: BasisSettings, encoded: str, folder: str):
         self.settings, self.encoded, self.folder = settings, encoded, folder
         self.device = settings.resources.device
+        self.space: Space = SrgbSpace() if settings.space == "srgb" else SPACE
         own = settings.base and not encoded
         self.encoder = load_image_encoder(settings.base, self.device) if own else None
 
@@ -88,7 +92,7 @@ class PieceMoments:
         patches = tokens.reshape(-1, 3, size, size).to(self.device)
         x = torch.empty(patches.shape, device=self.device)
         for i in range(0, len(patches), _CHUNK):
-            x[i : i + _CHUNK] = SPACE.encode8(patches[i : i + _CHUNK])
+            x[i : i + _CHUNK] = self.space.encode8(patches[i : i + _CHUNK])
         return x.view(tokens.shape)
 
 

@@ -12,7 +12,7 @@ from pipelines import storage
 from pipelines.config import ConfigError
 from pipelines.curate.compact import FileWriter, plan_files
 from pipelines.curate.config import CurateSettings
-from pipelines.curate.crawl import check_columns, list_shards
+from pipelines.curate.crawl import check_columns, list_classes, list_shards
 from pipelines.curate.report import Histograms, report_figure
 from pipelines.curate.shard import SCHEMA, STAGED, ShardCurator
 from pipelines.datasets import read_rows
@@ -28,16 +28,27 @@ def check(settings: CurateSettings) -> None:
     for width, height in settings.buckets:
         if width % 16 or height % 16 or width < 16 or height < 16:
             raise ConfigError(f"buckets: {width}x{height} is not made of multiples of 16")
+        if settings.crop == "adm" and width != height:
+            raise ConfigError(f"crop='adm': makes squares, and buckets has {width}x{height}")
+    if settings.labels == "folder":
+        list_classes(settings.source)
+        return
+    if (settings.labels == "column") != bool(settings.columns.label):
+        raise ConfigError(f"labels={settings.labels!r}, columns.label={settings.columns.label!r}: one needs the other")
     tables = [shard for shard in list_shards(settings.source).values() if shard.endswith(".parquet")]
     if tables:
         check_columns(tables[0], settings.columns)
 
 
 def build(settings: CurateSettings, context: Context) -> dict[str, float]:
-    shards = list_shards(settings.source)
+    by_class = settings.labels == "folder"
+    shards = list_classes(settings.source) if by_class else list_shards(settings.source)
     reasons: Counter[str] = Counter()
     histograms = Histograms()
-    items = {name: json.dumps([name, shard]) for name, shard in shards.items()}
+    if by_class:
+        storage.write_bytes(context.file("classes.json"), json.dumps(list(shards)).encode())
+    labels = {name: label if by_class else None for label, name in enumerate(shards)}
+    items = {name: json.dumps([name, shard, labels[name]]) for name, shard in shards.items()}
     read = partial(ShardCurator, settings, context.folder)
     for summary in map_items(items, read, context.folder, settings.resources, stage="read"):
         reasons.update(summary["rejected"])

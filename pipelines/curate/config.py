@@ -24,11 +24,16 @@ class CurateSettings(StepSettings):
     source: Uri
     """Folder of img2dataset shards, tars or parquet with the image bytes, local or s3://"""
     columns: Columns = Columns()
+    labels: Literal["", "column", "folder"] = ""
+    """Class of each picture: column: `columns.label` of its row or json; folder: every folder of the source, or tar in
+    it, holds the pictures of one class, numbered in the order of their names, as ImageNet is shared; empty: none"""
     buckets: list[tuple[int, int]] = Field([(64, 64)], min_length=1)
     """Sizes (width, height), multiples of 16; each picture goes to the one that crops it least"""
     filters: Filters = Filters()
     near_duplicate_bits: int | None = Field(3, ge=0, le=5)
     """Pictures whose 64-bit perceptual hashes differ in at most so many bits are duplicates; null: not compared"""
+    crop: Literal["lanczos", "adm"] = "lanczos"
+    """adm: halved while it is twice too large, then bicubic, then the centre, as for ImageNet's reference statistics"""
     linear_light: bool = False
     """Resize light rather than sRGB values: fine bright detail keeps its brightness, at several times the cost"""
     encoding: Encoding = Encoding()

@@ -26,6 +26,7 @@ class Columns(Settings):
     """What the crawl calls things: columns of parquet shards, keys of a tar's json. The defaults are LAION's."""
 
     key: str = "key"
+    """Of parquet shards; empty: numbered"""
     image: str = "jpg"
     """Column of encoded bytes in parquet shards; in tars a picture is known by its extension"""
     caption: str = "caption"
@@ -35,6 +36,8 @@ class Columns(Settings):
     punsafe: str = "punsafe"
     pwatermark: str = "pwatermark"
     similarity: str = "similarity"
+    label: str = ""
+    """Number of the class, from 0, where `labels` is column"""
 
 
 @dataclass
@@ -67,6 +70,38 @@ def list_shards(source: str) -> dict[str, str]:
     return named
 
 
+def list_classes(source: str) -> dict[str, str]:
+    """{class: URI} of the folders of pictures and the tars in a folder, by name. ConfigError where there are none."""
+    root, found = storage.absolute(source), {}
+    for file in storage.list_files(source):
+        name, inside, rest = file[len(root) + 1 :].partition("/")
+        if inside and rest.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
+            found[name] = f"{root}/{name}"
+        elif not inside and name.endswith(TAR_ENDINGS):
+            found[_stem(name)] = file
+    if not found:
+        raise ConfigError(f"source={source!r}: labels=folder needs a folder of pictures, or a tar, for each class")
+    return dict(sorted(found.items()))
+
+
+def read_class(place: str) -> Iterator[Sample]:
+    """The pictures of a folder or tar of one class; their names are their keys."""
+    if place.endswith(TAR_ENDINGS):
+        for key, members in read_members(place):
+            yield _picture_of(key, members)
+        return
+    for file in storage.list_files(place):
+        key, _, extension = file[len(place) + 1 :].rpartition(".")
+        if extension.lower() in IMAGE_EXTENSIONS:
+            yield Sample(key, storage.read_bytes(file))
+
+
+def _picture_of(key: str, members: dict[str, bytes]) -> Sample:
+    problem = next((text for name, text in _PROBLEMS.items() if name in members), "")
+    image = next((members[e] for e in IMAGE_EXTENSIONS if e in members), b"")
+    return Sample(key, image, problem=problem or ("" if image else "no picture"))
+
+
 def key_prefix(source: str, shard: str) -> str:
     """Folders of a crawl each number their pictures from 0, so a key begins with its folder below the source."""
     folder = shard.rpartition("/")[0][len(storage.absolute(source)) + 1 :]
@@ -77,8 +112,9 @@ def check_columns(shard: str, columns: Columns) -> None:
     """ConfigError where a parquet shard lacks a column that must be there."""
     with storage.open_file(shard) as file:
         found = pq.read_schema(file).names
-    for setting in ("key", "image", "caption"):
-        if (name := getattr(columns, setting)) not in found:
+    for setting in ("key", "image", "caption", "label"):
+        name = getattr(columns, setting)
+        if name not in found and (name or setting == "image"):
             raise ConfigError(f"columns.{setting}={name!r}: {shard} has no such column; it has {', '.join(found)}")
 
 
@@ -206,7 +242,7 @@ def read_parquet(shard: str, columns: Columns) -> Iterator[Sample]:
             _raise_if_of_store(error)
             yield Sample(name, problem="no readable shard")
             return
-        if missing := {columns.key, columns.image, columns.caption} - found:
+        if missing := {columns.key, columns.image, columns.caption} - found - {""}:
             yield Sample(name, problem=f"shard without column {min(missing)}")
             return
         yield from _rows_of(file, name, columns)
@@ -238,7 +274,10 @@ def _raise_if_of_store(error: BaseException) -> None:
 
 
 def _sample_of_row(row: dict[str, Any], number: str, columns: Columns) -> Sample:
-    key, image, caption = row.pop(columns.key), row.pop(columns.image), row.pop(columns.caption)
+    key, caption = row.pop(columns.key, number), row.pop(columns.caption, "")
+    image = row.pop(columns.image)
+    if isinstance(image, dict):  # as datasets of the hub have it
+        image = image.get("bytes")
     if not isinstance(key, str | int) or key == "":
         return Sample(number, problem="no key")
     if row.get("status", "success") != "success":

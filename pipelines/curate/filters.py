@@ -53,6 +53,14 @@ def read_scores(record: dict[str, Any], columns: Columns) -> dict[str, float]:
     return {n: float(s) for n, s in found.items() if isinstance(s, float | int) and -_LARGEST < s < _LARGEST}
 
 
+def read_label(record: dict[str, Any], columns: Columns) -> int:
+    """The number of the class. Raises Rejected."""
+    label = record.get(columns.label)
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < 2**31:
+        raise Rejected("no label")
+    return label
+
+
 def judge_scores(scores: dict[str, float], filters: Filters) -> None:
     """Raises Rejected unless every score with a threshold is there and on its right side."""
     limits = {

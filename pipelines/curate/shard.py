@@ -15,17 +15,18 @@ from PIL import Image
 
 from pipelines import storage
 from pipelines.curate.config import CurateSettings
-from pipelines.curate.crawl import Sample, key_prefix, read_shard
-from pipelines.curate.filters import Rejected, judge_caption, judge_scores, judge_size, read_scores
+from pipelines.curate.crawl import Sample, key_prefix, read_class, read_shard
+from pipelines.curate.filters import Rejected, judge_caption, judge_scores, judge_size, read_label, read_scores
 from pipelines.curate.report import Histograms
 from pipelines.datasets import RowWriter
-from pipelines.images import BadImage, decode_image, encode_image, fit_to_size
+from pipelines.images import BadImage, crop_as_adm, decode_image, encode_image, fit_to_size
 from pipelines.split import is_held_out
 
 SCHEMA = pa.schema(
     {
         "key": pa.string(), "image": pa.binary(), "caption": pa.string(), "width": pa.int32(), "height": pa.int32(),
         "bucket": pa.string(), "aesthetic": pa.float32(), "punsafe": pa.float32(), "sha256": pa.string(),
+        "label": pa.int32(),
     }
 )  # fmt: skip
 REJECTED = pa.schema({"key": pa.string(), "reason": pa.string(), "duplicate_of": pa.string()})
@@ -49,13 +50,16 @@ def index_file(folder: str, name: str) -> str:
 
 
 class ShardCurator:
-    """One shard to staged files, their index, and `rejected/NAME.parquet`; see `map_items`. Items: JSON [NAME, URI]."""
+    """One shard to staged files, their index, and `rejected/NAME.parquet`; see `map_items`.
+
+    Items: JSON [NAME, URI, label], the label of those that hold one class, else null.
+    """
 
     def __init__(self, settings: CurateSettings, folder: str):
         self.settings, self.folder = settings, folder
 
     def __call__(self, item: str) -> dict[str, Any]:
-        name, shard = json.loads(item)
+        name, shard, label = json.loads(item)
         kept: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
         histograms = Histograms()
@@ -70,10 +74,11 @@ class ShardCurator:
                 writers[uri].add(row)
 
             rejected = storage.join(self.folder, "rejected", f"{name}.parquet")
-            for sample in read_shard(shard, self.settings.columns):
-                sample.key = prefix + sample.key
+            by_class = label is not None
+            for sample in read_class(shard) if by_class else read_shard(shard, self.settings.columns):
+                sample.key = f"{name}/{sample.key}" if by_class else prefix + sample.key
                 try:
-                    row, index = self.curate(sample, histograms)
+                    row, index = self.curate(sample, histograms, label)
                 except (Rejected, BadImage) as reason:
                     add(rejected, REJECTED, {"key": sample.key, "reason": str(reason)})
                     reasons[str(reason)] += 1
@@ -86,7 +91,9 @@ class ShardCurator:
                 storage.put_file(writer.path, uri)
         return {"kept": kept, "rejected": reasons, "histograms": histograms.counts}
 
-    def curate(self, sample: Sample, histograms: Histograms) -> tuple[dict[str, Any], dict[str, Any]]:
+    def curate(
+        self, sample: Sample, histograms: Histograms, label: int | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """One sample to its curated row and its row in the index. Raises Rejected or BadImage with the reason."""
         settings = self.settings
         if sample.problem:
@@ -100,9 +107,15 @@ class ShardCurator:
         sizes = {"shorter side": float(min(image.size)), "aspect": max(image.size) / min(image.size)}
         histograms.add("read", sizes)
         judge_size(image, settings.filters)
+        if self.settings.labels == "column":
+            label = read_label(sample.record, self.settings.columns)
         histograms.add("kept", scores | sizes)
         width, height = best_bucket(image.width, image.height, settings.buckets)
-        fitted = fit_to_size(image, width, height, settings.linear_light)
+        fitted = (
+            crop_as_adm(image, width)
+            if settings.crop == "adm"
+            else fit_to_size(image, width, height, settings.linear_light)
+        )
         # img2dataset hashes what it downloaded, before it encodes anew: only its own hash finds repeated pictures.
         given = sample.record.get(settings.columns.sha256)
         sha256 = given if isinstance(given, str) and given.isalnum() else hashlib.sha256(sample.image).hexdigest()
@@ -110,7 +123,7 @@ class ShardCurator:
         row = {
             "key": sample.key, "image": encode_image(fitted, settings.encoding.format, settings.encoding.quality),
             "caption": caption, "width": width, "height": height, "bucket": f"{width}x{height}",
-            "aesthetic": scores.get("aesthetic"), "punsafe": scores.get("punsafe"), "sha256": sha256,
+            "aesthetic": scores.get("aesthetic"), "punsafe": scores.get("punsafe"), "sha256": sha256, "label": label,
         }  # fmt: skip
         index = {
             "key": sample.key, "target": f"{split}/{width}x{height}", "key_hash": _hash64(sample.key),

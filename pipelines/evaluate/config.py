@@ -51,13 +51,17 @@ class Resources(ModelWorkers):
 
 class EvaluateSettings(StepSettings):
     suite: str = "demo"
-    """demo, coco10k, hpsv3_benchmark, dpg, geneval or imagenet50k"""
+    """demo, coco10k, hpsv3_benchmark, dpg, geneval; of class-conditional models: classes, imagenet50k"""
     base: OptionalUri = ""
     """Folder of the latent model"""
     adapter: str = ""
     """What is evaluated: an adapter's folder, s3://... or OWNER/NAME on the hub"""
     finetuned: OptionalUri = ""
     """Or an artifact of the finetune step"""
+    pretrained: OptionalUri = ""
+    """Or an artifact of the pretrain step, for suites of classes"""
+    pretrained_step: int | None = Field(None, ge=1)
+    """Its moving average at a checkpoint that stands; empty: at the end"""
     registered: str = ""
     """Or NAME@ALIAS of MLflow's model registry"""
     pictures: OptionalUri = ""

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from asymflow.metrics.protocol import fingerprint
 from pipelines import storage
+from pipelines.evaluate.class_subject import ClassSubject
 from pipelines.evaluate.picture_sets import PictureSet, in_batches, keys_in
 from pipelines.evaluate.prompts import Shot
 from pipelines.evaluate.subject import Subject
@@ -29,7 +30,7 @@ from pipelines.shards import do_items
 class Generator:
     """Draws a batch: JSON [model, folder, [[seed, prompt, key], ...]]. One model at a time is held."""
 
-    def __init__(self, subject: Subject, drawing: Drawing, device: str):
+    def __init__(self, subject: Subject | ClassSubject, drawing: Drawing, device: str):
         logging.disable_progress_bar()  # the driver shows one for all
         transformers_logging.disable_progress_bar()
         self.subject, self.drawing, self.device = subject, drawing, device
@@ -53,7 +54,12 @@ class Generator:
 
 
 def generate(
-    subject: Subject, models: Sequence[str], drawing: Drawing, shots: Sequence[Shot], root: str, resources: Any
+    subject: Subject | ClassSubject,
+    models: Sequence[str],
+    drawing: Drawing,
+    shots: Sequence[Shot],
+    root: str,
+    resources: Any,
 ) -> dict[str, PictureSet]:
     """One picture a shot of each model. `root` is the storage; `resources` have workers and a batch.
 

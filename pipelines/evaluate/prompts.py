@@ -118,13 +118,13 @@ def read_dpg(uri: str, column: str) -> list[Prompt]:
     return prompts
 
 
-def read_held_out(curated: Artifact) -> Iterator[tuple[Prompt, bytes]]:
-    """Captions of held-out pictures, and the encoded pictures."""
+def read_held_out(curated: Artifact, column: str = "caption") -> Iterator[tuple[Prompt, bytes]]:
+    """Captions (or labels) of held-out pictures, and the encoded pictures."""
     numbers = count()
     for file in curated.files("held_out", ".parquet"):
-        for rows in read_rows(file, ["caption", "image"]):
-            for caption, image in zip(rows["caption"], rows["image"], strict=True):
-                yield Prompt(f"{next(numbers):05}", caption), image
+        for rows in read_rows(file, [column, "image"]):
+            for text, image in zip(rows[column], rows["image"], strict=True):
+                yield Prompt(f"{next(numbers):05}", str(text)), image
 
 
 def read_labels(uri: str, column: str) -> list[Prompt]:

@@ -243,10 +243,33 @@ class SpectrumScorer(Scorer):
         return score, {"metric": "power spectrum of the luma", "window": "hann"}
 
 
+class SqueezeScorer(Scorer):
+    """Features for a Fréchet distance between small pictures."""
+
+    model: str = ""
+    """A safetensors file of SqueezeNet 1.1's features: models/toy_klein/perceptual_squeeze.safetensors"""
+
+    def identity(self) -> dict[str, Any]:
+        from asymflow.metrics.squeeze import find_squeeze
+
+        return {**super().identity(), "model": find_squeeze(self.model)}
+
+    def load(self, device: str) -> tuple[Score, Protocol]:
+        from asymflow.metrics.squeeze import SqueezeFeatures
+
+        metric = SqueezeFeatures(self.model, device)
+
+        def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
+            return [{"pool": features} for features in metric(images)]
+
+        return score, metric.protocol
+
+
 class Scorers(Settings):
     """Those that a suite uses must say where their models are."""
 
     spectrum: SpectrumScorer = SpectrumScorer(resources=Resources(batch=64))
+    squeeze: SqueezeScorer = SqueezeScorer(resources=Resources(batch=64))
     clip_score: ClipScorer = ClipScorer()
     hps_v2: HpsV2Scorer = HpsV2Scorer()
     hps_v3: HpsV3Scorer = HpsV3Scorer()

@@ -31,6 +31,12 @@ EXPECTED: dict[str, dict[str, float]] = {
         "spectrum": 0.0603675172611,
         "high_frequency_power": 1.03726483693,
     },
+    "classes": {
+        "frechet": 0.996039596673,
+        "sliced_wasserstein": 0.0394123074988,
+        "sliced_wasserstein_high_pass": 0.0380539404663,
+        "spectrum": 0.0660959227461,
+    },
     "coco10k": {
         "hpsv3": 0.610369766468,
         "hpsv2.1": 0.700953865787,
@@ -135,7 +141,8 @@ def _given(count: int, frequency: float) -> dict[str, Any]:
     inception = {"pool": values[:, :12], "spatial": values[:, 12:24], "logits": 4 * values[:, 24:]}
     plain = {name: _Given([{"score": float(v)} for v in values[:, i].abs()]) for i, name in enumerate(scorers)}
     plain["spectrum"] = _Given(plain["spectrum"].plain, {"radial": spectra})
-    extracted = {name: _Given([], inception) for name in ("inception", "inception_crop", "inception_as_is")}
+    networks = ("inception", "inception_crop", "inception_as_is", "squeeze")
+    extracted = {name: _Given([], inception) for name in networks}
     return {**plain, **extracted}
 
 

@@ -14,6 +14,7 @@ from asymflow.metrics.weights import MissingWeights
 from pipelines import storage
 from pipelines.artifacts import Artifact
 from pipelines.config import ConfigError
+from pipelines.evaluate.class_subject import ClassSubject, read_class_subject
 from pipelines.evaluate.config import EvaluateSettings, Model
 from pipelines.evaluate.generate import generate
 from pipelines.evaluate.measures import Evaluated, Measure, Pictures, Row
@@ -29,22 +30,31 @@ from pipelines.models import check_base
 from pipelines.sample import check_model
 from pipelines.steps import Context, Outcome, Step, StepFailed
 
-INPUTS = {"curated": "curate", "basis": "basis", "finetuned": "finetune"}
+INPUTS = {"curated": "curate", "basis": "basis", "finetuned": "finetune", "pretrained": "pretrain"}
+_SOURCES = ("adapter", "finetuned", "pretrained", "registered", "pictures")
 _ADAPTER = "adapter"
 """In a finetune's artifact"""
 
 
 def check(settings: EvaluateSettings) -> None:
     suite = suite_of(settings)
-    sources = [name for name in ("adapter", "finetuned", "registered", "pictures") if getattr(settings, name)]
+    sources = [name for name in _SOURCES if getattr(settings, name)]
     if len(sources) > 1:
         raise ConfigError(f"{' and '.join(sources)}: more than one of them says what is evaluated; leave one")
-    if suite.pictures_only and not settings.pictures:
-        raise ConfigError(f"pictures: missing; {settings.suite} needs a folder of them: {suite.pictures_only}")
+    if suite.by_class and not (settings.pretrained or settings.pictures):
+        raise ConfigError(
+            f"pretrained: missing; {settings.suite} is of models that are told a class: an artifact of the pretrain "
+            "step, or a folder of pictures in `pictures`"
+        )
+    if settings.pretrained and not suite.by_class:
+        raise ConfigError(f"pretrained={settings.pretrained!r}: is told a class, and {settings.suite} has prompts")
     settings.sampling.check_size("sampling.")
     if settings.pictures:
         if settings.models not in (None, ["trained"]):
             raise ConfigError(f"models={settings.models}: pictures from elsewhere have no other models beside them")
+    elif settings.pretrained:
+        if settings.models not in (None, ["trained"]):
+            raise ConfigError(f"models={settings.models}: a model from scratch has no other models beside it")
     elif not settings.base:
         raise ConfigError("base: missing; the folder of the latent model")
     elif "trained" not in models_of(settings) or settings.finetuned or settings.registered:
@@ -78,6 +88,8 @@ def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> 
     if not suite_of(settings).read and "curated" not in inputs:
         raise ConfigError(f"curated: missing; the captions and pictures of {settings.suite} are held out there")
     prompts = read_prompts(settings, inputs.get("curated"))
+    if "pretrained" in inputs:
+        read_class_subject(inputs["pretrained"], settings.pretrained_step)
     if settings.pictures:
         found_pictures(settings.pictures, shots_of(prompts, repeats_of(settings)))
     if "lifted" in models_of(settings) and not (settings.adapter or {"basis", "finetuned"} & inputs.keys()):
@@ -122,6 +134,11 @@ def suite_of(settings: EvaluateSettings) -> Suite:
     return SUITES[settings.suite]
 
 
+def column_of(suite: Suite) -> str:
+    """Of held-out pictures: what their models are told."""
+    return "label" if suite.by_class else "caption"
+
+
 def models_of(settings: EvaluateSettings) -> list[Model]:
     return ["trained"] if settings.pictures else settings.models or list(suite_of(settings).models)
 
@@ -143,7 +160,7 @@ def read_prompts(settings: EvaluateSettings, curated: Artifact | None) -> list[P
     """Those that are asked for. Raises ConfigError where there are fewer, or other than the benchmark's own number."""
     suite, wanted = suite_of(settings), settings.prompts.count
     if suite.read is None:
-        found = [prompt for prompt, _ in islice(read_held_out(curated), wanted)] if curated else []
+        found = [prompt for prompt, _ in islice(read_held_out(curated, column_of(suite)), wanted)] if curated else []
     elif suite.file and not settings.prompts.file:
         raise ConfigError(f"prompts.file: missing; {suite.file}")
     else:
@@ -192,7 +209,7 @@ def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
 
 
 def draw(
-    settings: EvaluateSettings, subject: Subject | None, shots: list[Shot], root: str
+    settings: EvaluateSettings, subject: Subject | ClassSubject | None, shots: list[Shot], root: str
 ) -> dict[str, PictureSet]:
     """The pictures of each model."""
     if subject is None:
@@ -203,10 +220,12 @@ def draw(
     return generate(subject, models_of(settings), drawing, shots, root, settings.resources)
 
 
-def find_subject(settings: EvaluateSettings, context: Context) -> Subject:
-    """The adapter of the settings, wherever they say that it is."""
+def find_subject(settings: EvaluateSettings, context: Context) -> Subject | ClassSubject:
+    """The adapter or the model of the settings, wherever they say that it is."""
     from pipelines.evaluate.registry import fetch, lineage_of
 
+    if pretrained := context.inputs.get("pretrained"):
+        return read_class_subject(pretrained, settings.pretrained_step)
     lineage: dict[str, str] = {}
     adapter = settings.adapter
     if finetuned := context.inputs.get("finetuned"):
@@ -225,7 +244,8 @@ def find_real(
     """What the pictures are compared with: the statistics that were given, and real pictures."""
     if suite_of(settings).read is None:
         curated = context.inputs["curated"]
-        encoded = (image for _, image in islice(read_held_out(curated), count))
+        column = column_of(suite_of(settings))
+        encoded = (image for _, image in islice(read_held_out(curated, column), count))
         return None, store_pictures(encoded, {"held out of": curated.id}, count, root)
     source = settings.reference.source
     if not source:

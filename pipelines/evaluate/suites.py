@@ -19,6 +19,9 @@ from pipelines.evaluate.set_measures import (
 KLEIN = {"height": 1024, "width": 1024, "steps": 32, "guidance": 4.0}
 """How text-to-image benchmarks are sampled for the paper; noise, APG and the clamp are the defaults anyway"""
 
+JIT = {"steps": 50, "solver": "heun", "orthogonal": False, "clamp": False, "shift": 1.0, "sigma_floor": 0.04}
+"""How class-conditional models are sampled (App. B.1)"""
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -35,8 +38,8 @@ class Suite:
     drawing: Mapping[str, Any] = field(default_factory=dict)
     """Of `sampling`, unless the settings say otherwise"""
     models: tuple[Model, ...] = ("trained",)
-    pictures_only: str = ""
-    """Why its pictures cannot be drawn by a text-to-image model"""
+    by_class: bool = False
+    """Its models are told a class, not a text"""
 
 
 SUITES: dict[str, Suite] = {
@@ -54,6 +57,22 @@ SUITES: dict[str, Suite] = {
             HighFrequencyPower("high_frequency_power"),
         ),
         models=("latent", "lifted", "trained"),
+    ),
+    "classes": Suite(
+        about="distances of a class-conditional model's pictures to held-out real ones of the same classes",
+        read=None,
+        file="",
+        prompts=None,
+        images_per_prompt=1,
+        scorers=("squeeze", "spectrum"),
+        measures=(
+            Frechet("frechet", "squeeze"),
+            SlicedWasserstein("sliced_wasserstein"),
+            SlicedWasserstein("sliced_wasserstein_high_pass", high_pass=True),
+            SpectrumDistance("spectrum"),
+        ),
+        drawing=JIT,
+        by_class=True,
     ),
     "coco10k": Suite(
         about="10,000 captions of COCO 2014 val: preference, alignment and distribution (Table 3)",
@@ -115,6 +134,7 @@ SUITES: dict[str, Suite] = {
             InceptionScore("inception_score", "inception_as_is"),
             PrecisionRecall("inception_as_is"),
         ),
-        pictures_only="its models are told a class, not a text",
+        drawing={**JIT, "height": 256, "width": 256, "guidance": 2.3, "guidance_interval": (0.0, 0.88)},
+        by_class=True,
     ),
 }

@@ -36,7 +36,7 @@ def model_card(settings: FinetuneSettings, subspace: Subspace | None, defaults: 
     if subspace is not None:
         rank, scale = subspace.A.shape[1], subspace.s
         rows["basis"] = f"rank {rank} of {subspace.A.shape[0]}, scale {scale:.6g}, patches {subspace.layout}"
-        rows["colour space"] = f"Oklab, mean {_numbers(subspace.space.mean)}, std {subspace.space.std:.6g}"
+        rows["colour space"] = f"Oklab, mean {_numbers(subspace.oklab.mean)}, std {subspace.oklab.std:.6g}"
     rows["sampling"] = (
         f"{defaults.width} x {defaults.height}, {defaults.num_inference_steps} steps, guidance "
         f"{defaults.guidance_scale:g}, shift {defaults.shift:g}"

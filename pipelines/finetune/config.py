@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from pipelines.config import Layout, Settings, Uri
 from pipelines.shards import ModelWorkers
-from pipelines.steps import StepSettings
+from pipelines.train import config as train
 
 
 class Pixels(Settings):
@@ -35,24 +35,9 @@ class Ddt(Settings):
     """Values a head"""
 
 
-class Optim(Settings):
-    optimizer: Literal["adam", "adam8bit"] = "adam"
-    """adam8bit keeps its moments in 8 bits (bitsandbytes), whole on every worker: it needs resources.zero_stage=0"""
-    lr: float = Field(1e-4, gt=0)
+class Optim(train.Optim):
     lr_proj_out: float | None = Field(1e-3, gt=0)
     """Rate of proj_out; empty: the same as the others'"""
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(0.0, ge=0)
-    batch: int = Field(256, ge=1)
-    """Pictures a step, over all workers and accumulated micro-batches"""
-    steps: int = Field(15_000, ge=1)
-    warmup_steps: int = Field(100, ge=0)
-    cooldown_steps: int = Field(0, ge=0)
-    """Last steps over which the rates fall to zero; the paper keeps them, short runs end cleaner with it"""
-    clip: float = Field(200.0, gt=0)
-    """Limit of the gradient norm"""
-    clip_from: int = Field(100, ge=0)
-    """First step at which it holds"""
 
 
 class Time(Settings):
@@ -105,36 +90,9 @@ class ImageEncoders(ModelWorkers):
     workers: int = Field(1, ge=1)
 
 
-class Resources(Settings):
-    """On what the training runs. Another choice gives the same run, but for rounding."""
-
-    workers: int = Field(1, ge=1)
-    cpus_per_worker: float = Field(1, gt=0)
-    use_gpu: bool = False
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the frozen base and of the products; what is trained is float32. auto: bfloat16 on GPUs, float32 elsewhere"""
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """What DeepSpeed shards over the workers: nothing, optimizer state, gradients too, weights too"""
-    micro_batch: int | None = Field(None, ge=1)
-    """Pictures a worker holds at once; empty: its whole share of the batch"""
-    gradient_checkpointing: bool = False
-    """Compute each block again in the backward pass instead of keeping its activations"""
-    compile: bool = False
-    """torch.compile each block: minutes at the start, faster steps after"""
-    peak_tflops: float | None = Field(None, gt=0)
-    """Of one worker, for the share of it that is used (MFU); empty: known for common GPUs, else not logged"""
-    max_failures: int = Field(3, ge=0)
-    """Restarts after a worker is lost; those that a preemption takes are not counted"""
+class Resources(train.Resources):
     text_encoders: TextEncoders = TextEncoders()
     image_encoders: ImageEncoders = ImageEncoders()
-
-
-class Checkpoints(Settings):
-    every: int = Field(250, ge=1)
-    """Steps between checkpoints; one more is written when the job is asked to stop"""
-    keep_last: int = Field(2, ge=1)
-    keep_every: int | None = Field(None, ge=1)
-    """Keep those of multiples of this step for good"""
 
 
 class Validation(Settings):
@@ -150,17 +108,6 @@ class Validation(Settings):
     """Of the base, and of `model: latent`"""
 
 
-class Watch(Settings):
-    """When to skip, to warn and to give up."""
-
-    skips: int = Field(10, ge=1)
-    """Stop after so many steps in a row whose loss or gradient is not finite; each of them is skipped"""
-    spike: float = Field(5.0, gt=1)
-    """Log a loss that is so many times the median of the last hundred"""
-    hang_minutes: float = Field(30.0, gt=0)
-    """A step that takes longer ends the worker, with the stacks of its threads in the log"""
-
-
 class Export(Settings):
     model_name: str = ""
     """Name in MLflow's model registry; empty: the experiment's"""
@@ -168,7 +115,7 @@ class Export(Settings):
     """Points to the version that this run registers"""
 
 
-class FinetuneSettings(StepSettings):
+class FinetuneSettings(train.TrainSettings):
     curated: Uri
     """Artifact of the curate step: the pictures"""
     encoded: Uri
@@ -177,7 +124,6 @@ class FinetuneSettings(StepSettings):
     """Artifact of the basis step"""
     base: Uri
     """Folder of the latent model, a diffusers pipeline; its `transformer` is trained"""
-    seed: int = 0
     model: Literal["asymflow", "latent", "ddt"] = "asymflow"
     """asymflow: the paper's. Baselines: latent trains the latent model on the same data, ddt predicts u from pixels by
     a decoder head"""
@@ -188,24 +134,17 @@ class FinetuneSettings(StepSettings):
     time: Time = Time()
     loss: Loss = Loss()
     ema: Ema = Ema()
-    shuffle_window: int = Field(64, ge=1)
-    """Row groups (of 64 pictures) of one size that are read and shuffled together, shared out over the workers"""
-    checkpoints: Checkpoints = Checkpoints()
     validation: Validation | None = Validation()
     """Empty: none"""
-    watch: Watch = Watch()
     export: Export = Export()
     resources: Resources = Resources()
 
+    @property
+    def validates_every(self) -> int | None:
+        return self.validation.every if self.validation else None
+
     @model_validator(mode="after")
     def _sound(self) -> "FinetuneSettings":
-        stage = self.resources.zero_stage
-        if self.optim.optimizer == "adam8bit" and stage:
-            raise ValueError(
-                f"optim.optimizer=adam8bit with resources.zero_stage={stage}: sharding cuts through the blocks of "
-                "values that share a scale, and no other number of workers could read the state; take zero_stage=0 "
-                "(its state is 2 bytes a trained value) or optimizer=adam"
-            )
         if self.model != "asymflow" and self.loss.kind == "variance_reduced":
             raise ValueError(
                 f"model={self.model} with loss.kind=variance_reduced: the frozen low-rank model is AsymFlow's own "

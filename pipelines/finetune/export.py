@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlflow.diffusers
 from mlflow.entities import LoggedModelOutput
@@ -17,24 +17,22 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.tracking import MlflowClient
-from safetensors.torch import load_file
 from torch import Tensor
 
 from asymflow.adapters import SamplingDefaults, adapter_config, to_released, write_adapter
 from asymflow.subspace import Subspace
 from pipelines import storage
-from pipelines.artifacts import MANIFEST, Artifact, MissingArtifact, load_artifact
+from pipelines.artifacts import Artifact, MissingArtifact
 from pipelines.basis import load_subspace
 from pipelines.config import ConfigError
 from pipelines.convert import Format, convert
 from pipelines.finetune.card import CARD, model_card, without_header
-from pipelines.finetune.checkpoint import folder_of, list_checkpoints, load_newest
 from pipelines.finetune.config import FinetuneSettings, Validation
-from pipelines.finetune.record import AVERAGE
 from pipelines.models import check_base
 from pipelines.provenance import read_run
 from pipelines.steps import Step, find_inputs, identify
 from pipelines.tracking import Tracker, tracking_uri
+from pipelines.train.average import read_average
 
 FOLDER = "adapter"
 ERRORS = (ConfigError, MissingArtifact, storage.StorageError, MlflowException, ValueError, OSError)
@@ -59,39 +57,6 @@ def check_export(settings: FinetuneSettings) -> None:
 def model_name(settings: FinetuneSettings) -> str:
     """In MLflow's registry."""
     return settings.export.model_name or settings.run.experiment
-
-
-class Average(NamedTuple):
-    """A finetune's moving average, named as the model's `trainable()`."""
-
-    step: int
-    values: dict[str, Tensor]
-    final: bool
-    """Of the finished artifact"""
-
-
-def read_average(artifact: str, step: int | None = None) -> Average:
-    """That of the finetune in the folder `artifact`, at `step`: the finished one's, else a checkpoint's. Without `step`
-    the last that stands.
-
-    Raises:
-        MissingArtifact: there is no such checkpoint.
-        DamagedCheckpoint: the one of `step` has other bytes than were written.
-    """
-    if storage.exists(storage.join(artifact, MANIFEST)):
-        finished = load_artifact(artifact, "finetune")
-        last = finished.manifest["config"]["optim"]["steps"]
-        if step in (None, last):
-            return Average(last, storage.read_file(finished.file(AVERAGE), load_file), final=True)
-    if step is None:
-        newest = load_newest(folder_of(artifact), ["average"])
-        if newest is None:
-            raise MissingArtifact(f"no whole checkpoint stands yet in {artifact}: wait for one, or run the finetune")
-        return Average(newest[0].step, newest[1]["average"], final=False)
-    checkpoints = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(folder_of(artifact))}
-    if step not in checkpoints:
-        raise MissingArtifact(f"no checkpoint of step {step} in {artifact}; there are: {sorted(checkpoints) or 'none'}")
-    return Average(step, checkpoints[step].read("average"), final=False)
 
 
 def export_run(

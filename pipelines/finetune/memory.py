@@ -12,7 +12,7 @@ from asymflow.models.adapted import AdaptedFlux2
 from asymflow.models.geometry import values_kept
 from pipelines.finetune.config import FinetuneSettings
 from pipelines.finetune.flops import JUDGES
-from pipelines.finetune.model import precision
+from pipelines.train.devices import precision
 
 FLOAT32 = 4
 BUCKET = 500_000_000

@@ -10,15 +10,9 @@ from asymflow.models.flux2 import LatentFlux2, PixelFlux2
 from asymflow.subspace import Subspace
 from pipelines import storage
 from pipelines.artifacts import Artifact
-from pipelines.finetune.config import FinetuneSettings, Resources
-from pipelines.finetune.record import AVERAGE
-
-
-def precision(resources: Resources) -> torch.dtype:
-    """Processors without bfloat16 products emulate them, hundreds of times slower."""
-    if resources.precision == "auto":
-        return torch.bfloat16 if resources.use_gpu else torch.float32
-    return torch.bfloat16 if resources.precision == "bfloat16" else torch.float32
+from pipelines.finetune.config import FinetuneSettings
+from pipelines.train.devices import precision
+from pipelines.train.record import AVERAGE
 
 
 def adapt(settings: FinetuneSettings, transformer: Flux2Transformer2DModel, subspace: Subspace) -> AdaptedFlux2:

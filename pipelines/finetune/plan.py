@@ -18,11 +18,12 @@ from asymflow.subspace import Subspace
 from pipelines.artifacts import MissingArtifact, load_artifact
 from pipelines.config import ConfigError
 from pipelines.finetune.config import FinetuneSettings
-from pipelines.finetune.flops import Device, PictureFlops, device_of, picture_flops
+from pipelines.finetune.flops import PictureFlops, picture_flops
 from pipelines.finetune.memory import FLOAT32, Values, activation_memory, count_values, static_memory
-from pipelines.finetune.model import adapt, precision
-from pipelines.finetune.order import slots_per_worker
+from pipelines.finetune.model import adapt
 from pipelines.storage import StorageError
+from pipelines.train.devices import Device, device_of, precision
+from pipelines.train.order import slots_per_worker
 
 GIB = 2**30
 BUCKETS, TEXT_TOKENS = [(1024, 1024)], 512
@@ -210,7 +211,7 @@ def plan(settings: FinetuneSettings) -> Plan:
         buckets_from=buckets_from,
         text_tokens=encoded["max_text_tokens"] if encoded else TEXT_TOKENS,
         text_from=text_from,
-        device=device_of(settings),
+        device=device_of(settings.resources),
     )
 
 

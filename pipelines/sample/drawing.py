@@ -28,6 +28,8 @@ class Drawing:
     orthogonal: bool = True
     clamp: bool = True
     solver: str = "unipc"
+    sigma_floor: float | None = None
+    """Of class-conditional models; None: the model's own"""
 
     def noise(self, seeds: list[int]) -> Tensor:
         """(B, 3, H, W): a seed's is that of torch's own generator, whatever it is drawn with."""
@@ -52,6 +54,8 @@ class DrawingSettings(Settings):
     solver: Literal["unipc", "euler", "heun"] = "unipc"
     latent_shift: float | None = Field(None, gt=0)
     """Of the latent model; empty: such that its noise levels are the pixel model's"""
+    sigma_floor: float | None = Field(None, ge=0)
+    """Of sigma where it divides the answer of a class-conditional model; empty: as the model wants it"""
 
     @field_validator("guidance_interval")
     @classmethod
@@ -83,4 +87,5 @@ class DrawingSettings(Settings):
             orthogonal=self.orthogonal,
             clamp=self.clamp,
             solver=self.solver,
+            sigma_floor=self.sigma_floor,
         )

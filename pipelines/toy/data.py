@@ -49,6 +49,8 @@ class Picture:
     pwatermark: float = 0.05
     similarity: float = 0.32
     extension: str = "jpg"
+    label: int = 0
+    """Class: the ground of an emoji, or the photograph"""
 
 
 def emoji_caption(stem: str) -> str | None:
@@ -79,7 +81,12 @@ def render_emoji(stem: str, ground: str, size: int = 128) -> bytes:
 def _emoji_pictures(stem: str, seed: int) -> list[Picture]:
     rng = random.Random(f"{seed} {stem}")
     return [
-        Picture(f"an emoji of {emoji_caption(stem)} on {ground}", render_emoji(stem, ground), rng.uniform(5.0, 7.0))
+        Picture(
+            f"an emoji of {emoji_caption(stem)} on {ground}",
+            render_emoji(stem, ground),
+            rng.uniform(5.0, 7.0),
+            label=sorted(GROUNDS).index(ground),
+        )
         for ground in rng.sample(sorted(GROUNDS), 2)
     ]
 
@@ -97,7 +104,8 @@ def _photo_pictures(name: str, count: int, seed: int) -> list[Picture]:
         if rng.random() < 0.5:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         view = "close view" if side < 0.6 * min(photo.size) else "wide view"
-        pictures.append(Picture(f"a photo of {PHOTOGRAPHS[name]}, {view}", _jpeg(crop), rng.uniform(5.0, 7.0)))
+        caption, label = f"a photo of {PHOTOGRAPHS[name]}, {view}", len(GROUNDS) + sorted(PHOTOGRAPHS).index(name)
+        pictures.append(Picture(caption, _jpeg(crop), rng.uniform(5.0, 7.0), label=label))
     return pictures
 
 
@@ -181,7 +189,7 @@ def _record(row: Picture, key: str) -> dict:
         "width": width, "height": height, "original_width": width, "original_height": height,
         "sha256": hashlib.sha256(row.image).hexdigest() if row.image is not None else None,
         "aesthetic": row.aesthetic, "punsafe": row.punsafe, "pwatermark": row.pwatermark,
-        "similarity": row.similarity,
+        "similarity": row.similarity, "label": row.label,
     }  # fmt: skip
 
 

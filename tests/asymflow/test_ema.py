@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from asymflow.ema import PowerEMA, karras_beta
+from asymflow.ema import ConstantEMA, PowerEMA, karras_beta
 
 
 def test_karras_beta():
@@ -69,3 +69,17 @@ def test_wrong_tensors_are_refused():
         ema.load_state_dict({"a": torch.zeros(3)})
     with pytest.raises(ValueError, match="no tensors"):
         PowerEMA({})
+
+
+def test_constant_average_forgets_at_one_rate():
+    weight = torch.zeros(2)
+    average = ConstantEMA({"w": weight}, decay=0.9)
+    for step in (1, 2, 3):
+        assert average.update(step, {"w": torch.full((2,), float(step))}) == 0.9
+    expected = 0.1 * (1 * 0.9**2 + 2 * 0.9 + 3)
+    torch.testing.assert_close(average.average["w"], torch.full((2,), expected))
+    other = ConstantEMA({"w": weight}, decay=0.9)
+    other.load_state_dict(average.state_dict())
+    assert torch.equal(other.average["w"], average.average["w"])
+    with pytest.raises(ValueError, match="decay is 1"):
+        ConstantEMA({"w": weight}, decay=1)

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from asymflow.losses import (
+    asymmetric_loss,
     flow_matching_loss,
     omega,
     perceptual_loss,
@@ -13,7 +14,7 @@ from asymflow.losses import (
     vr_lambda,
     vr_loss,
 )
-from asymflow.parameterization import interpolate, lift, x_0_from_u
+from asymflow.parameterization import interpolate, lift, recover_u, x_0_from_u
 from asymflow.patches import patchify, unpatchify
 
 ORACLES = Path(__file__).parents[1] / "data/oracles"
@@ -218,3 +219,20 @@ def test_repa_loss():
     assert float(repa_loss(features, 3 * features)) == pytest.approx(0, abs=1e-12)
     assert float(repa_loss(features, -features)) == pytest.approx(2)
     assert repa_loss(features, double(2, 4, 8), reduction="none").shape == (2,)
+
+
+@pytest.mark.parametrize("rank", [0, 5, 48])
+def test_asymmetric_loss_is_that_of_the_recovered_velocities(rank):
+    """Between any two predictions, wherever they are recovered from the same x_t; A's own rank at both ends."""
+    A = torch.linalg.qr(double(48, 48)).Q[:, :rank]
+    u_a, u_a_hat, x_t = double(3, 4, 48), double(3, 4, 48), double(3, 4, 48)
+    sigma = torch.tensor([0.01, 0.3, 1.0], dtype=torch.float64)
+    u, u_hat = (recover_u(v, x_t, sigma, A, sigma_floor=5e-2) for v in (u_a, u_a_hat))
+    each = asymmetric_loss(u_a, u_a_hat, sigma, A, reduction="none")
+    torch.testing.assert_close(each, (u - u_hat).square().mean((1, 2)))
+    torch.testing.assert_close(asymmetric_loss(u_a, u_a_hat, sigma, A), each.mean())
+    plain = (u_a - u_a_hat).square().mean((1, 2))
+    if rank == 0:  # JiT's loss
+        torch.testing.assert_close(each, plain / sigma.clamp_min(5e-2).square())
+    if rank == 48:
+        torch.testing.assert_close(each, plain)

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from asymflow.moments import PatchMoments
 from asymflow.oklab import RELEASED, OklabSpace
+from asymflow.srgb import SrgbSpace
 from asymflow.subspace import (
     Subspace,
     captured_energy,
@@ -13,6 +14,7 @@ from asymflow.subspace import (
     pca_basis,
     procrustes_basis,
     project,
+    random_basis,
     residual_ratio,
 )
 
@@ -148,7 +150,7 @@ def test_failed_save_leaves_nothing(tmp_path):
         ({"s": None}, "lacks s"),
         ({"layout": None}, "lacks metadata 'layout'"),
         ({"layout": lambda _: "rows"}, "'rows'; allowed"),
-        ({"space": lambda _: '{"name": "srgb"}'}, "'srgb'; allowed: oklab"),
+        ({"space": lambda _: '{"name": "linear"}'}, "'linear'; allowed: oklab, srgb"),
         ({"space": lambda _: '{"name": "oklab", "mean": [0, 0, 0]}'}, "no valid subspace"),
         ({"provenance": lambda _: "{"}, "no valid subspace"),
     ],
@@ -184,3 +186,22 @@ def test_same_subspace_is_the_same_bytes(tmp_path):
         Subspace(A, 1.5, "channel_last", OklabSpace((0.5, 0, 0), 0.2), provenance).save(tmp_path / str(number))
     assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
     assert Subspace.load(tmp_path / "0").provenance == provenance
+
+
+def test_random_subspaces_are_orthonormal_and_even():
+    A = random_basis(48, 6, seed=1)
+    torch.testing.assert_close(A.T @ A, torch.eye(6, dtype=torch.float64))
+    assert torch.equal(A, random_basis(48, 6, seed=1)) and not torch.allclose(A, random_basis(48, 6, seed=2))
+    mean = sum(project(torch.eye(48, dtype=torch.float64), random_basis(48, 6, seed=s)) for s in range(400)) / 400
+    assert (mean - torch.eye(48) * 6 / 48).abs().max() < 0.05  # no direction is preferred
+    assert random_basis(48, 0).shape == (48, 0)
+    with pytest.raises(ValueError, match="rank is 49; allowed: 0 to 48"):
+        random_basis(48, 49)
+
+
+def test_a_subspace_of_srgb_keeps_its_space_and_is_not_taken_for_oklab(tmp_path):
+    subspace = Subspace(orthonormal(48, 6).float(), 1.0, "channel_last", SrgbSpace())
+    subspace.save(tmp_path / "s.safetensors")
+    assert Subspace.load(tmp_path / "s.safetensors").space == SrgbSpace()
+    with pytest.raises(ValueError, match="made for sRGB"):
+        _ = subspace.oklab

@@ -20,9 +20,9 @@ from ray_head import Head, ray_head
 
 from pipelines import object_store, storage
 from pipelines.artifacts import load_artifact
-from pipelines.finetune.record import RECORD, Record
 from pipelines.provenance import RAY_JOB
 from pipelines.toy.data import write_img2dataset
+from pipelines.train.record import RECORD, Record
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.cluster]
 STEPS, EVERY = 100, 10

@@ -58,6 +58,8 @@ def commands(tiny_workflow, folder: Path) -> dict[str, list[str]]:
         "finetune": ["jobs/configs/toy_klein.yaml", curated, encoded, basis, base, "--dry-run"],
         "make_demo_data": ["--help"],
         "make_toy_base": ["--help"],
+        "pretrain": ["jobs/configs/toy_jit_r8.yaml", run, curated, basis, "--dry-run"],
+        "rank_sweep": ["jobs/configs/rank_sweep_toy.yaml", run, "--dry-run"],
         "report": [f"{folder}/report.html", made["evaluate"]],
         "sample": ["jobs/configs/sample_toy.yaml", run, "prompts=[sun]", "seeds=[0]", "latent=false", "steps=2"],
         "sweep": ["jobs/configs/sweep_toy.yaml", run, f"evaluate.{curated}", *sweep, "grid={sampling.steps: [2]}"],

@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
-STEPS = ("curate", "caption", "color_stats", "basis", "encode", "finetune", "sample", "evaluate")
+STEPS = ("curate", "caption", "color_stats", "basis", "encode", "finetune", "pretrain", "sample", "evaluate")
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_no_arguments(job, name):
     assert job(name)[0] == 2
 
 
-@pytest.mark.parametrize("name", [*STEPS, "workflow"])
+@pytest.mark.parametrize("name", [*STEPS, "workflow", "rank_sweep"])
 def test_missing_file(job, name, tmp_path):
     status, out, err = job(name, tmp_path / "absent.yaml")
     assert status == 2 and "artifact" not in out
@@ -110,6 +110,8 @@ def test_input_that_was_not_made(job, config, tmp_path, name):
         ("sample", ["jobs/configs/sample_klein_9b.yaml"]),
         ("evaluate", ["geneval", "jobs/configs/evaluate_klein_9b.yaml", "--latest-registered"]),
         ("finetune", ["jobs/configs/klein_9b.yaml"]),
+        ("pretrain", ["jobs/configs/imagenet_h16_r8.yaml"]),
+        ("rank_sweep", ["jobs/configs/rank_sweep_imagenet.yaml"]),
         ("sweep", ["jobs/configs/sweep_guidance.yaml"]),
         ("workflow", ["jobs/configs/workflow_klein_9b.yaml"]),
     ],
@@ -122,7 +124,7 @@ def test_a_dry_run_shows_and_starts_nothing(job, monkeypatch, capsys, name, argu
     *shown, last = capsys.readouterr().out.splitlines()
     made = json.loads(last)
     assert made["artifact"] is None and made["mlflow_run"] is None
-    if name == "finetune":
+    if name in ("finetune", "pretrain"):
         assert made["metrics"]["memory_gib"] > 0
     else:
         settings = yaml.safe_load("\n".join(shown))
@@ -148,8 +150,8 @@ def test_a_person_at_the_command_line(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == (
-        "error: filter={}: unknown key; allowed here: buckets, columns, encoding, filters, held_out_every, "
-        "linear_light, near_duplicate_bits, resources, rows_per_file, run, source\n"
+        "error: filter={}: unknown key; allowed here: buckets, columns, crop, encoding, filters, held_out_every, "
+        "labels, linear_light, near_duplicate_bits, resources, rows_per_file, run, source\n"
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml"]
 
@@ -175,7 +177,7 @@ def test_jobs_are_thin(name):
 def test_a_suite_may_stand_before_the_configuration(job, config, tmp_path):
     settings = config({"run": {"storage": str(tmp_path / "runs")}, "base": str(ROOT / "models/toy_klein")})
     status, out, err = job("evaluate", "imagenet50k", settings)
-    assert status == 2 and out == "" and err.startswith("error: pictures: missing; imagenet50k needs a folder of them")
+    assert status == 2 and out == "" and err.startswith("error: pretrained: missing; imagenet50k is of models that are")
     status, out, err = job("evaluate", settings, "suite=nonsense")
     assert status == 2 and err.startswith("error: suite='nonsense': must be one of demo, coco10k, hpsv3_benchmark, dpg")
     assert job("evaluate", "coco10k")[0] == 2

@@ -6,6 +6,8 @@ import pytest
 
 from pipelines.config import load_config
 from pipelines.evaluate.config import EvaluateSettings
+from pipelines.pretrain.config import PretrainSettings
+from pipelines.rank_sweep import RankSweepSettings, evaluation_of, training_of, variants_of
 from pipelines.sample.config import SampleSettings
 from pipelines.sweep import SweepSettings, grid_of, point_settings
 from pipelines.workflow import STEPS, WorkflowSettings, fill_all
@@ -16,12 +18,17 @@ CONFIGS = sorted((Path(__file__).parents[2] / "jobs/configs").glob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_is_valid(path):
     kind = path.stem.split("_")[0]
-    step = "finetune" if "klein" in path.stem else path.stem.removeprefix("laion_")
+    step = "finetune" if "klein" in path.stem else path.stem.removeprefix("laion_").removeprefix("imagenet_")
     named = {
         "sample": SampleSettings, "evaluate": EvaluateSettings, "sweep": SweepSettings, "demo": WorkflowSettings,
-        "workflow": WorkflowSettings,
+        "workflow": WorkflowSettings, "rank": RankSweepSettings,
     }  # fmt: skip
-    found = load_config(named.get(kind) or STEPS[step].settings, str(path), [])
+    settings = PretrainSettings if "_h16_" in path.stem or "_jit_" in path.stem else named.get(kind)
+    found = load_config(settings or STEPS[step.removesuffix("_labels")].settings, str(path), [])
+    if isinstance(found, RankSweepSettings):  # which holds a training's and an evaluation's
+        for variant in variants_of(found):
+            training_of(found, variant, 0)
+            evaluation_of(found, variant, "runs/pretrain/ID", None, {})
     if isinstance(found, WorkflowSettings):
         fill_all(found)
     if isinstance(found, SweepSettings):  # which holds an evaluation's

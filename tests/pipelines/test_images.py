@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pipelines.images import BadImage, decode_image, encode_png, fit_to_size, to_array
+from pipelines.images import BadImage, crop_as_adm, decode_image, encode_png, fit_to_size, to_array
 
 
 def encoded(image, kind="PNG", **options):
@@ -155,3 +155,22 @@ def test_fit_covers_then_crops_the_centre():
 def test_png_is_lossless():
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8))
     assert (to_array(decode_image(encode_png(noise))) == to_array(noise)).all()
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (128, 128), (40, 90), (1024, 768)])
+def test_the_square_of_adm(width, height):
+    """Against the recipe written out: boxes of two by two, one bicubic resize, the centre."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+    found = crop_as_adm(image, 64)
+    assert found.size == (64, 64)
+    halved = image
+    while min(halved.size) >= 128:
+        pixels = np.asarray(halved, float)[: halved.height // 2 * 2, : halved.width // 2 * 2]
+        boxes = pixels.reshape(pixels.shape[0] // 2, 2, pixels.shape[1] // 2, 2, 3).mean((1, 3))
+        halved = Image.fromarray(np.floor(boxes + 0.5).astype(np.uint8))
+    scale = 64 / min(halved.size)
+    resized = halved.resize((round(halved.width * scale), round(halved.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (resized.width - 64) // 2, (resized.height - 64) // 2
+    expected = np.asarray(resized, int)[top : top + 64, left : left + 64]
+    assert abs(np.asarray(found, int) - expected).max() <= 2  # roundings of halves

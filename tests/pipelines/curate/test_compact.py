@@ -37,7 +37,7 @@ def staged(tmp_path, make_pictures):
     curator = ShardCurator(settings, str(tmp_path / "out"))
     names = {"a-00000": "a/00000.tar", "a-00001": "a/00001.tar", "b-00000": "b/00000.tar"}
     for name, shard in names.items():
-        curator(json.dumps([name, f"{tmp_path}/in/{shard}"]))
+        curator(json.dumps([name, f"{tmp_path}/in/{shard}", None]))
     return str(tmp_path / "out"), list(names)
 
 

@@ -174,7 +174,7 @@ def restage(folder, settings):
 
     other = folder.with_name("other")
     for name, shard in list_shards(settings.source).items():
-        ShardCurator(settings, str(other))(json.dumps([name, shard]))
+        ShardCurator(settings, str(other))(json.dumps([name, shard, None]))
     for path in (other / ".staged").rglob("*.parquet"):
         target = folder / path.relative_to(other)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,7 @@ def test_extensions(tmp_path, make_pictures, extension):
     picture = Picture("a caption", make_pictures(1)[0].image, 6.0, extension=extension)
     write_img2dataset(iter([picture]), tmp_path / "in")
     curator = ShardCurator(CurateSettings(source=str(tmp_path / "in")), str(tmp_path / "out"))
-    assert sum(curator(json.dumps(["00000", f"{tmp_path}/in/00000.tar"]))["kept"].values()) == 1
+    assert sum(curator(json.dumps(["00000", f"{tmp_path}/in/00000.tar", None]))["kept"].values()) == 1
 
 
 def test_best_bucket_crops_least():
@@ -150,7 +150,7 @@ def test_two_thousand_damaged_pictures(tmp_path, make_pictures):
         pictures.append(Picture(f"picture {number}", image, 6.0, extension=extension))
     write_img2dataset(iter(pictures), tmp_path / "in", shard_size=3000)
     curator = ShardCurator(CurateSettings(source=str(tmp_path / "in")), str(tmp_path / "out"))
-    summary = curator(json.dumps(["00000", f"{tmp_path}/in/00000.tar"]))
+    summary = curator(json.dumps(["00000", f"{tmp_path}/in/00000.tar", None]))
     kept = pq.read_table(index_file(curator.folder, "00000"))["key"].to_pylist()
     rejected = pq.read_table(storage.join(curator.folder, "rejected", "00000.parquet")).to_pylist()
     rows = [r["key"] for r in rejected if r["reason"] != "unsafe path in tar"] + kept

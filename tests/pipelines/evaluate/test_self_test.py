@@ -58,7 +58,7 @@ def frechet(a, b):
 def test_frechet_distances():
     made, real = features(PROMPTS, 0.731), features(REAL, 0.517)
     assert EXPECTED["coco10k"]["fid"] == pytest.approx(frechet(made[:, :12], real[:, :12]), rel=1e-8)
-    assert EXPECTED["coco10k"]["pfid"] == EXPECTED["coco10k"]["fid"]
+    assert EXPECTED["coco10k"]["pfid"] == EXPECTED["coco10k"]["fid"] == EXPECTED["classes"]["frechet"]
     made = features(3 * PROMPTS, 0.731)
     assert EXPECTED["imagenet50k"]["fid"] == pytest.approx(frechet(made[:, :12], real[:, :12]), rel=1e-8)
     assert EXPECTED["imagenet50k"]["sfid"] == pytest.approx(frechet(made[:, 12:24], real[:, 12:24]), rel=1e-8)

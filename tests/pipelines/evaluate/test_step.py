@@ -194,7 +194,7 @@ def test_a_picture_of_nan_is_an_error_that_names_it(demo, local_ray, tmp_path):
         ({"models": ["latent", "latent"]}, "models=.*twice"),
         ({"floors": {"trained/fid": 1}}, "floors.trained/fid: no such score; there will be latent/sliced_wasserstein"),
         ({"pictures": "x", "adapter": "", "models": ["latent"]}, "pictures from elsewhere have no other models"),
-        ({"suite": "imagenet50k"}, "pictures: missing; imagenet50k needs a folder of them"),
+        ({"suite": "imagenet50k"}, "pretrained: missing; imagenet50k is of models that are told a class"),
         ({"suite": "dpg"}, "scorers.dpg.model: no model was named: needed is a yes/no visual question answering model"),
         ({"suite": "dpg", "leave_out": ["dpg"]}, "prompts.file: missing; dpg_bench.csv"),
     ],

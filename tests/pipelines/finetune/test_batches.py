@@ -34,13 +34,13 @@ from pipelines.embeddings import (
     text_actors,
 )
 from pipelines.encode import CAPTION, KEY, write_tables
-from pipelines.finetune import rows as rows_module
 from pipelines.finetune.batches import Batch, BatchReader, NoiseSettings
-from pipelines.finetune.order import SampleOrder
-from pipelines.finetune.rows import list_row_groups, read_columns
 from pipelines.images import encode_png
 from pipelines.shards import ModelWorkers
 from pipelines.tensors import ragged_field, tensor_field, to_ragged_array, to_tensor_array
+from pipelines.train import rows as rows_module
+from pipelines.train.order import SampleOrder
+from pipelines.train.rows import list_row_groups, read_columns
 
 SIZES = {"32x32-00000": 22, "32x32-00001": 13, "48x32-00000": 11}  # rows; 46
 ROWS, GROUP, BATCH = 46, 4, 6

@@ -28,13 +28,13 @@ from pipelines.artifacts import MissingArtifact, finish
 from pipelines.config import ConfigError, validate
 from pipelines.finetune import STEP
 from pipelines.finetune.card import CARD
-from pipelines.finetune.checkpoint import DamagedCheckpoint, folder_of, write_checkpoint
 from pipelines.finetune.config import FinetuneSettings
 from pipelines.finetune.export import check_export, export_adapter, read_average, register, sampling_defaults
 from pipelines.finetune.model import adapt
-from pipelines.finetune.record import AVERAGE
 from pipelines.steps import find_inputs, identify
 from pipelines.tracking import open_run
+from pipelines.train.checkpoint import DamagedCheckpoint, folder_of, write_checkpoint
+from pipelines.train.record import AVERAGE
 
 ROOT = Path(__file__).parents[3]
 SIZE = (48, 64)

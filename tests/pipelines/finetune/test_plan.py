@@ -15,13 +15,14 @@ from asymflow.subspace import Subspace
 from pipelines.config import ConfigError
 from pipelines.finetune.batches import Batch
 from pipelines.finetune.config import FinetuneSettings, Perceptual
-from pipelines.finetune.flops import JUDGES, PictureFlops, peak_tflops, picture_flops, step_flops
+from pipelines.finetune.flops import JUDGES, PictureFlops, picture_flops, step_flops
 from pipelines.finetune.memory import static_memory
-from pipelines.finetune.model import adapt, precision
+from pipelines.finetune.model import adapt
 from pipelines.finetune.objective import Objective
 from pipelines.finetune.perceptual import load_perceptual
 from pipelines.finetune.plan import Plan, plan
 from pipelines.storage import StorageError
+from pipelines.train.devices import peak_tflops, precision
 
 TINY = {
     **KLEIN_9B,

@@ -14,8 +14,8 @@ from pipelines.config import load_config
 from pipelines.finetune import STEP
 from pipelines.finetune.config import FinetuneSettings
 from pipelines.finetune.model import load_finetuned
-from pipelines.finetune.record import Record
 from pipelines.steps import run_step
+from pipelines.train.record import Record
 
 ROOT = Path(__file__).parents[3]
 TWINS = ("", "_latent", "_ddt", "_fm", "_vr")

@@ -1,0 +1,313 @@
+"""JiT, the plain transformer over pixel patches for class-conditional pictures, and the AsymFlow model around it.
+
+The network is the one of "Back to basics: let denoising generative models denoise" (Li & He), reference [35] of the
+paper: bottleneck patch embedding, class tokens in context from a given block on, RMSNorm, SwiGLU, qk-norm, rotary
+embedding, dropout in the middle half, zero-initialised modulation and output. Tokens are packed channel last.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from asymflow.parameterization import recover_u
+from asymflow.patches import patchify, unpatchify
+from asymflow.subspace import Subspace
+
+LAYOUT = "channel_last"
+_FREQUENCIES = 256
+_THETA = 10_000.0
+
+
+@dataclass(frozen=True)
+class JiTConfig:
+    """Shapes of a JiT. ValueError for those that do not fit."""
+
+    width: int
+    depth: int
+    heads: int
+    bottleneck: int
+    """Values between a patch's and the width's"""
+    context_from: int
+    """First block (from 0) whose tokens have the class tokens before them"""
+    context_tokens: int = 32
+    """Class tokens in context; 0: the class enters by the modulation alone"""
+    dropout: float = 0.0
+    """In the middle half of the blocks"""
+    patch_size: int = 16
+    classes: int = 1000
+    mlp_ratio: float = 4.0
+    attention_float32: bool = True
+    """Queries, keys and values in float32 at least, whatever the rest is computed in"""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.head_width % 4:
+            raise ValueError(f"width {self.width} over {self.heads} heads: a head needs a multiple of 4 values")
+        if not 0 <= self.context_from <= self.depth:
+            raise ValueError(f"context_from is {self.context_from}; allowed: 0 to {self.depth}")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def patch_dim(self) -> int:
+        return 3 * self.patch_size**2
+
+    @property
+    def hidden(self) -> int:
+        """Values inside a block's SwiGLU."""
+        return int(self.mlp_ratio * self.width * 2 / 3)
+
+
+SIZES = {
+    "B": JiTConfig(width=768, depth=12, heads=12, bottleneck=128, context_from=4),
+    "L": JiTConfig(width=1024, depth=24, heads=16, bottleneck=128, context_from=8),
+    "H": JiTConfig(width=1280, depth=32, heads=16, bottleneck=256, context_from=10, dropout=0.2),
+    "G": JiTConfig(width=1664, depth=40, heads=16, bottleneck=256, context_from=10, dropout=0.2),
+}
+"""As published, for 16 x 16 patches"""
+
+
+class Attention(nn.Module):
+    def __init__(self, config: JiTConfig, dropout: float):
+        super().__init__()
+        self.heads, self.float32 = config.heads, config.attention_float32
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.q_norm, self.k_norm = (nn.RMSNorm(config.head_width, eps=1e-6) for _ in range(2))
+        self.proj = nn.Linear(config.width, config.width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = rotate(self.q_norm(q), rotation), rotate(self.k_norm(k), rotation)
+        dtype = torch.promote_types(v.dtype, torch.float32) if self.float32 else v.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            mixed = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype))
+        return self.dropout(self.proj(mixed.to(v.dtype).transpose(1, 2).flatten(2)))
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, config: JiTConfig, dropout: float):
+        super().__init__()
+        self.gate_and_value = nn.Linear(config.width, 2 * config.hidden)
+        self.out = nn.Linear(config.hidden, config.width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.gate_and_value(x).chunk(2, dim=-1)
+        return self.out(self.dropout(F.silu(gate) * value))
+
+
+class Modulation(nn.Module):
+    """`parts` vectors (B, 1, width) from the condition; zero at the start."""
+
+    def __init__(self, width: int, parts: int):
+        super().__init__()
+        self.parts = parts
+        self.linear = nn.Linear(width, parts * width)
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(F.silu(condition))[:, None].chunk(self.parts, dim=-1)
+
+
+class Block(nn.Module):
+    def __init__(self, config: JiTConfig, dropout: float):
+        super().__init__()
+        self.norm1, self.norm2 = (nn.RMSNorm(config.width, eps=1e-6) for _ in range(2))
+        self.attention = Attention(config, dropout)
+        self.mlp = SwiGLU(config, dropout)
+        self.modulation = Modulation(config.width, 6)
+
+    def forward(self, x: Tensor, condition: Tensor, rotation: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, rotation)
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+
+
+class Output(nn.Module):
+    def __init__(self, config: JiTConfig):
+        super().__init__()
+        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.modulation = Modulation(config.width, 2)
+        self.linear = nn.Linear(config.width, config.patch_dim)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.modulation(condition)
+        return self.linear(self.norm(x) * (1 + scale) + shift)
+
+
+class JiT(nn.Module):
+    """tokens (B, N, D), data time t (B,) and labels (B,) -> tokens (B, N, D).
+
+    t = 1 - sigma, 0 for noise and 1 for data, as JiT counts it. The label `config.classes` stands for no class.
+    """
+
+    def __init__(self, config: JiTConfig):
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.to_bottleneck = nn.Linear(config.patch_dim, config.bottleneck, bias=False)
+        self.from_bottleneck = nn.Linear(config.bottleneck, width)
+        self.time = nn.Sequential(nn.Linear(_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = nn.Embedding(config.classes + 1, width)
+        if config.context_tokens:
+            self.context_positions = nn.Parameter(torch.empty(config.context_tokens, width))
+        first, last = config.depth // 4, config.depth // 4 * 3
+        self.blocks = nn.ModuleList(
+            Block(config, config.dropout if first <= i < last else 0.0) for i in range(config.depth)
+        )
+        self.output = Output(config)
+        self.checkpointing = False
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in (*self.time, self.label):
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        if self.config.context_tokens:
+            nn.init.normal_(self.context_positions, std=0.02)
+        for module in self.modules():
+            if isinstance(module, Modulation):
+                nn.init.zeros_(module.linear.weight)
+        nn.init.zeros_(self.output.linear.weight)
+
+    @torch.no_grad()
+    def begin_with_basis(self, A: Tensor) -> None:
+        """Let the first r values of the bottleneck be the coordinates in A (D, r), as many of them as it has."""
+        rank = min(A.shape[1], self.config.bottleneck)
+        self.to_bottleneck.weight[:rank] = A[:, :rank].T.to(self.to_bottleneck.weight)
+
+    def forward(
+        self, tokens: Tensor, t: Tensor, labels: Tensor, grid: tuple[int, int], features_after: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Also returns the image tokens (B, N, width) that leave the first `features_after` blocks, for REPA."""
+        config, features = self.config, None
+        x = self.from_bottleneck(self.to_bottleneck(tokens))
+        x = x + positions(config.width, grid, x.device).to(x.dtype)
+        label = self.label(labels)
+        condition = self.time(wave(t.to(label.dtype))) + label
+        rotation = rotations(config.head_width, grid, x.device).to(label.dtype)
+        context = 0
+        for i, block in enumerate(self.blocks):
+            if config.context_tokens and i == config.context_from:
+                context = config.context_tokens
+                x = torch.cat([(label[:, None] + self.context_positions).to(x.dtype), x], dim=1)
+                still = rotation.new_tensor([1.0, 0.0])[:, None, None].expand(2, context, rotation.shape[-1])
+                rotation = torch.cat([still, rotation], dim=1)
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, condition, rotation, use_reentrant=False)
+            else:
+                x = block(x, condition, rotation)
+            if i + 1 == features_after:
+                features = x[:, context:]
+        return self.output(x[:, context:], condition), features
+
+
+def wave(t: Tensor) -> Tensor:
+    """(B,) -> (B, 256): cosines, then sines, of the time at falling frequencies."""
+    half = _FREQUENCIES // 2
+    frequencies = _THETA ** (-torch.arange(half, device=t.device, dtype=t.dtype) / half)
+    angles = t[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def positions(width: int, grid: tuple[int, int], device: torch.device) -> Tensor:
+    """(hw, width), float64: fixed sines and cosines, the first half of the column, the second of the row."""
+    quarter = width // 4
+    frequencies = _THETA ** (-torch.arange(quarter, device=device, dtype=torch.float64) / quarter)
+    rows, columns = (torch.arange(side, device=device, dtype=torch.float64) for side in grid)
+
+    def along(places: Tensor) -> Tensor:
+        angles = places[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    by_column = along(columns).expand(grid[0], -1, -1)
+    by_row = along(rows)[:, None].expand(-1, grid[1], -1)
+    both = torch.cat([by_column, by_row], dim=-1).flatten(0, 1)
+    return F.pad(both, (0, width - both.shape[1]))
+
+
+def rotations(head_width: int, grid: tuple[int, int], device: torch.device) -> Tensor:
+    """(2, hw, head_width / 2), float64: cosine and sine of each pair's angle, half of the pairs turn with the row."""
+    pairs = head_width // 4
+    frequencies = _THETA ** (-torch.arange(pairs, device=device, dtype=torch.float64) / pairs)
+    rows, columns = (torch.arange(side, device=device, dtype=torch.float64)[:, None] * frequencies for side in grid)
+    by_row, by_column = rows[:, None].expand(-1, grid[1], -1), columns[None].expand(grid[0], -1, -1)
+    angles = torch.cat([by_row, by_column], dim=-1).flatten(0, 1)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn neighbouring pairs of (B, heads, N, head_width) by `rotations`."""
+    cos, sin = rotation
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x.dtype)
+
+
+class PixelJiT(nn.Module):
+    """A class-conditional pixel model of rank r (Sec. 4): the network says u_A, the model u.
+
+    Rank 0 predicts x_0 (up to sign, Eq. 31), which is JiT exactly; rank D predicts u. Images are (B, 3, H, W) in the
+    subspace's colour space. ValueError unless the subspace fits the network's patches and their packing.
+    """
+
+    A: Tensor
+
+    def __init__(self, config: JiTConfig, subspace: Subspace, sigma_floor_sample: float = 4e-2):
+        super().__init__()
+        if subspace.layout != LAYOUT or subspace.patch_dim != config.patch_dim or subspace.s != 1:
+            raise ValueError(
+                f"a basis of {subspace.patch_dim} values packed {subspace.layout}, scale {subspace.s:g}; needed are "
+                f"{config.patch_dim} packed {LAYOUT}, scale 1"
+            )
+        self.config, self.subspace, self.sigma_floor_sample = config, subspace, sigma_floor_sample
+        self.network = JiT(config)
+        self.network.begin_with_basis(subspace.A)
+        self.register_buffer("A", subspace.A.float().clone(), persistent=False)
+        self.projector: nn.Module | None = None
+        self.features_after: int | None = None
+        self.products: torch.dtype | None = None
+
+    def add_projector(self, block: int, features: int, width: int = 2048) -> None:
+        """For REPA: three layers from what leaves the first `block` blocks to `features` values."""
+        layers = nn.Linear(self.config.width, width), nn.Linear(width, width), nn.Linear(width, features)
+        self.projector = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
+        self.features_after = block
+
+    def set_precision(self, dtype: torch.dtype) -> None:
+        """Of the network's products; weights stay as they are, and the recovery in float32."""
+        self.products = None if dtype == torch.float32 else dtype
+
+    @property
+    def patch_size(self) -> int:
+        return self.config.patch_size
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def predict(
+        self, tokens: Tensor, sigma: Tensor, labels: Tensor, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """u_a_hat (B, N, D) at x_t tokens (B, N, D) on a grid (h, w); and the projected features, where there are."""
+        with torch.autocast(tokens.device.type, self.products, enabled=self.products is not None):
+            u_a_hat, features = self.network(tokens, 1 - sigma, labels, grid, self.features_after)
+            if self.projector is not None:
+                features = self.projector(features)
+        return u_a_hat.to(tokens.dtype), features
+
+    def forward(self, x_t: Tensor, sigma: Tensor, labels: Tensor, sigma_floor: float | None = None) -> Tensor:
+        """Velocity u (B, 3, H, W) at x_t (B, 3, H, W), sigma (B,), for sampling."""
+        height, width = x_t.shape[-2:]
+        tokens = patchify(x_t, self.patch_size, LAYOUT)
+        u_a_hat, _ = self.predict(tokens, sigma, labels, (height // self.patch_size, width // self.patch_size))
+        floor = self.sigma_floor_sample if sigma_floor is None else sigma_floor
+        u = recover_u(u_a_hat, tokens, sigma, self.A, sigma_floor=floor)
+        return unpatchify(u, height, width, self.patch_size, layout=LAYOUT)

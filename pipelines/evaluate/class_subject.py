@@ -1,0 +1,64 @@
+"""A class-conditional model that is evaluated: an artifact of the pretrain step, at its end or at a checkpoint."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from asymflow.adapters import SamplingDefaults
+from pipelines import storage
+from pipelines.artifacts import Artifact
+from pipelines.config import ConfigError
+from pipelines.pretrain.config import PretrainSettings, Validation
+from pipelines.pretrain.model import SUBSPACE, SUMMARY, load_pretrained
+from pipelines.pretrain.painter import PaintClasses
+from pipelines.sample.painter import Paint, dtype_on
+from pipelines.train.checkpoint import folder_of, list_checkpoints
+from pipelines.train.record import AVERAGE
+
+
+@dataclass(frozen=True)
+class ClassSubject:
+    """See `pipelines.evaluate.subject.Subject`; `trained` is its only model."""
+
+    artifact: Artifact
+    step: int | None
+    """None: the end"""
+    defaults: SamplingDefaults
+    parts: Mapping[str, str]
+    lineage: Mapping[str, str] = field(default_factory=dict)
+
+    def identity(self, model: str) -> dict[str, str]:
+        return {"model": model, **self.parts}
+
+    def painter(self, model: str, device: str) -> Paint:
+        found = load_pretrained(self.artifact, self.step)
+        found.set_precision(dtype_on(device))
+        return PaintClasses(found.to(device), device)
+
+
+def settings_of(pretrained: Artifact) -> PretrainSettings:
+    return PretrainSettings.model_validate({**pretrained.manifest["config"], "resources": {}, "basis": "given"})
+
+
+def read_class_subject(pretrained: Artifact, step: int | None) -> ClassSubject:
+    """Raises ConfigError where no checkpoint of the step stands."""
+    settings, files = settings_of(pretrained), pretrained.manifest["files"]
+    sampling = settings.validation or Validation()
+    height, width = json.loads(storage.read_bytes(pretrained.file(SUMMARY)))["size"]
+    defaults = SamplingDefaults(height, width, sampling.steps, sampling.guidance, 1.0, text_padding="none")
+    if step == settings.optim.steps:
+        step = None
+    average = files[AVERAGE]["sha256"] if step is None else _checkpointed(pretrained, step)
+    parts = {"average": average, "subspace": files[SUBSPACE]["sha256"], "jit": str(settings.jit)}
+    return ClassSubject(pretrained, step, defaults, parts)
+
+
+def _checkpointed(pretrained: Artifact, step: int) -> str:
+    checkpoints = list_checkpoints(folder_of(pretrained.uri))
+    found = {c.step: c.state["files"]["average.safetensors"]["sha256"] for c in checkpoints}
+    if step not in found:
+        raise ConfigError(
+            f"pretrained_step={step}: no such checkpoint stands; there are {sorted(found) or 'none'}; "
+            "checkpoints.keep_every keeps some for good"
+        )
+    return found[step]

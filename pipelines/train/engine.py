@@ -1,0 +1,149 @@
+"""The optimizer, and DeepSpeed around the objective.
+
+What is trained is float32 whatever the base's precision, so that DeepSpeed sees a float32 model with a frozen part: its
+ZeRO stages shard, and nothing is cast.
+"""
+
+import logging
+import math
+import sys
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW, Optimizer
+
+from pipelines.prebuild import BUILD_SECONDS, extensions_folder, remove_stale_locks
+from pipelines.train.config import Optim, TrainSettings
+from pipelines.train.task import Batch
+
+LOGGER = logging.getLogger(__name__)
+
+
+class Unsharded:
+    """What ZeRO's optimizers do themselves, for one that DeepSpeed leaves alone: clip, and skip a step whose gradient
+    is not finite. Gradients are the same on every worker, so all decide alike."""
+
+    param_groups: list[dict[str, Any]]
+    clip_grad: float
+    overflow = False
+    _global_grad_norm = 0.0
+
+    def step(self, closure=None):
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self._global_grad_norm = float(clip_grad_norm_(parameters, self.clip_grad))
+        self.overflow = not math.isfinite(self._global_grad_norm)
+        return None if self.overflow else super().step(closure)  # type: ignore[misc]
+
+
+class UnshardedAdam(Unsharded, AdamW):
+    """torch's, in float32."""
+
+
+def make_optimizer(groups: list[dict[str, Any]], optim: Optim, zero_stage: int) -> Optimizer:
+    """Adam with decoupled weight decay. At stage 0 DeepSpeed leaves clipping and skipping to it."""
+    options: dict[str, Any] = {"betas": optim.betas, "weight_decay": optim.weight_decay}
+    if zero_stage:
+        return AdamW(groups, **options)
+    optimizer: Any
+    if optim.optimizer == "adam8bit":
+        if "bitsandbytes.optim" not in sys.modules:
+            sys.modules.pop("bitsandbytes", None)  # hidden so far, see `pipelines`
+        from bitsandbytes.optim import AdamW8bit  # loads CUDA's libraries
+
+        kind = type("UnshardedAdam8bit", (Unsharded, AdamW8bit), {})
+        optimizer = kind(groups, **options)
+    else:
+        optimizer = UnshardedAdam(groups, **options)
+    optimizer.clip_grad = limit_of(optim)  # as ZeRO's optimizers call it
+    return optimizer
+
+
+def deepspeed_config(settings: TrainSettings, micro_batch: int, accumulation: int) -> dict[str, Any]:
+    stage = settings.resources.zero_stage
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": limit_of(settings.optim) if stage else 0.0,
+        "zero_optimization": {"stage": stage, "overlap_comm": settings.resources.use_gpu},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def make_engine(
+    objective: nn.Module, groups: list[dict[str, Any]], settings: TrainSettings, micro_batch: int, accumulation: int
+) -> tuple[Any, Optimizer]:
+    """DeepSpeed's engine, and the optimizer inside it, whose rates may be set. torch.distributed must be set up."""
+    optimizer = make_optimizer(groups, settings.optim, settings.resources.zero_stage)
+    trained: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+    # DeepSpeed would wait for it for ever, without a word. Young ones may be held on another node with the same home.
+    for lock in remove_stale_locks(extensions_folder(), older_than=BUILD_SECONDS):
+        LOGGER.warning("removed %s: a build that was killed had left it", lock)
+    engine, *_ = deepspeed.initialize(
+        model=objective,
+        optimizer=optimizer,
+        model_parameters=trained,
+        config=deepspeed_config(settings, micro_batch, accumulation),
+    )
+    return engine, optimizer
+
+
+def open_optimizer(engine: Any, optimizer: Optimizer, batch: Batch) -> None:
+    """Take one step of zero length on blank pictures, so that the optimizer's state exists and can be set.
+
+    DeepSpeed makes that state at the first step; zero gradients and a zero rate leave the values as they are.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    batch = batch.to(engine.device)
+    for _ in range(engine.gradient_accumulation_steps()):
+        loss, _ = engine(batch)
+        engine.backward(0.0 * loss)
+        engine.step()
+
+
+def set_learning_rates(optimizer: Optimizer, step: int, optim: Optim) -> None:
+    """Warm-up, the peak, and a cool-down where one is set; a function of the step alone."""
+    rising = step / optim.warmup_steps if optim.warmup_steps else 1.0
+    falling = (optim.steps - step + 1) / optim.cooldown_steps if optim.cooldown_steps else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * min(1.0, rising, falling)
+
+
+def set_clip(engine: Any, step: int, optim: Optim) -> None:
+    """The gradient norm's limit, which holds from `optim.clip_from` on, as the released weights were trained."""
+    engine.optimizer.clip_grad = limit_of(optim) if step >= optim.clip_from else math.inf
+
+
+def limit_of(optim: Optim) -> float:
+    return optim.clip or math.inf
+
+
+def backward_and_step(engine: Any, micro_batches: list[Batch]) -> list[dict[str, torch.Tensor]]:
+    """One optimizer step. Returns each micro-batch's terms, tensors (B,) on the engine's device.
+
+    A loss that is not finite makes the whole gradient so, on every worker, and the step is skipped: `was_skipped`.
+    """
+    collected = []
+    for micro_batch in micro_batches:
+        micro_batch = micro_batch.to(engine.device)
+        loss, terms = engine(micro_batch)
+        engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan))
+        engine.step()
+        collected.append(
+            {"sigma": micro_batch.sigma, "weight": micro_batch.weight, "key_sums": micro_batch.key_sums, **terms}
+        )
+    return collected
+
+
+def was_skipped(engine: Any) -> bool:
+    return bool(engine.optimizer.overflow)
+
+
+def gradient_norm(engine: Any) -> float:
+    """Of the last step, before clipping."""
+    return float(engine.get_global_grad_norm() or 0.0)

@@ -1,0 +1,271 @@
+"""What each training worker runs: from the newest checkpoint on, to the end or until it is told to stop."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.experimental import tqdm_ray
+from safetensors.torch import save
+from torch import Tensor
+
+from pipelines import storage
+from pipelines.tracking import Tracker
+from pipelines.train.attempt import TERMINATED, Attempt, Lookout, Order
+from pipelines.train.checkpoint import Tensors, Uploader, folder_of, load_newest, prune, write_checkpoint
+from pipelines.train.engine import (
+    backward_and_step,
+    gradient_norm,
+    make_engine,
+    open_optimizer,
+    set_clip,
+    set_learning_rates,
+    was_skipped,
+)
+from pipelines.train.log import Log
+from pipelines.train.order import slots_per_worker
+from pipelines.train.record import AVERAGE, RECORD, TRAINABLE, Record
+from pipelines.train.state import TrainableState, on_cpu
+from pipelines.train.task import Batch, Tokens, make_task
+from pipelines.train.watch import GiveUp, HangAlarm, Health
+
+LOGGER = logging.getLogger(__name__)
+ASK_EVERY = 10.0
+"""Seconds between looks for a preemption: each is a barrier of all workers"""
+
+
+class Leaving(RuntimeError):
+    """This worker's process was asked to end; a checkpoint stands, and Ray starts the workers again."""
+
+
+def train_loop(config: dict[str, Any]) -> dict[str, Any]:
+    """Ray Train's entry point; `config` is plain data and actors. Returns {"ended": why, "step": where}."""
+    training = Training(config)
+    try:
+        return training.run()
+    except GiveUp as error:
+        return {"ended": "gave up", "step": training.step, "message": str(error)}
+    finally:
+        training.close()
+
+
+class Training:
+    """One worker's part in a run."""
+
+    def __init__(self, config: dict[str, Any]):
+        self.config = config
+        context = ray.train.get_context()
+        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        self.task = make_task(config, self.rank, self.workers)
+        self.settings = settings = self.task.settings
+        self.folder: str = config["folder"]
+        self.attempt = Attempt(self.folder, config["attempt"])
+        self.alarm, self.health = HangAlarm(settings.watch), Health(settings.watch)
+        self.alarm.put_off()
+        self.step = 0
+
+        self.micro_batch = settings.resources.micro_batch or slots_per_worker(settings.optim.batch, self.workers, 1)
+        slots = slots_per_worker(settings.optim.batch, self.workers, self.micro_batch)
+        self.engine, self.optimizer = make_engine(
+            self.task.objective,
+            self.task.parameter_groups(),
+            settings,
+            self.micro_batch,
+            slots // self.micro_batch,
+        )
+        self.state = TrainableState(self.engine, self.task.model.trainable())
+        self.average = self.task.moving_average(self.state.values())
+        self.record = Record()
+        self.reader = self.task.reader
+        self.uploader = Uploader(self._write)
+        if self.rank == 0:
+            self.lookout = Lookout(self.attempt)
+            self.log = Log(Tracker(**config["tracker"]), self.task, self.workers)
+        self._asked = time.monotonic()
+        self._preempted: Any = None
+
+    def run(self) -> dict[str, Any]:
+        settings = self.settings
+        self.resume()
+        batches = self.reader.from_step(self.step, self.micro_batch)
+        progress = None
+        if self.rank == 0:
+            progress = tqdm_ray.tqdm(desc=self.config["step"], total=settings.optim.steps, unit="step")
+            progress.update(self.step)
+            self.log.start(self.step)
+        order = Order.GO_ON
+        if settings.validates_every and self.step == 0:  # what all later pictures are compared with
+            self.validate()
+        while self.step < settings.optim.steps:
+            order = self.train_step(batches)
+            if progress:
+                progress.update(1)
+            if order >= Order.STOP:
+                break
+            if order == Order.ASK:
+                self.ask_for_preemption()
+            if self.step % settings.checkpoints.every == 0 or self.step == settings.optim.steps:
+                self.checkpoint()
+            if settings.validates_every and self.step % settings.validates_every == 0:
+                self.validate()
+        if progress:
+            progress.close()
+        if order == Order.FENCED:
+            return {"ended": "fenced", "step": self.step}
+        if order >= Order.STOP:
+            self.checkpoint(wait=True)
+        if order == Order.LEAVE:
+            raise Leaving(f"a worker's process was asked to end; all go on from step {self.step}")
+        if order == Order.STOP:
+            return {"ended": "stopped", "step": self.step}
+        self.write_result()
+        return {"ended": "finished", "step": self.step}
+
+    def resume(self) -> None:
+        """Take up the newest whole checkpoint, which rank 0 reads for all."""
+        found = load_newest(folder_of(self.folder)) if self.rank == 0 else None
+        told: list[Any] = [found[0].state if found else None]
+        dist.broadcast_object_list(told, 0)
+        if (saved := told[0]) is None:
+            return
+        self.step, self.record = saved["step"], Record.from_json(saved["record"])
+        tensors = found[1] if found else None
+        open_optimizer(self.engine, self.optimizer, self.task.blank_batch(self.micro_batch))
+        self.state.restore(tensors, self.step - len(self.record.skipped))
+        self.average.load_state_dict(self.state.average_from(tensors))
+        if self.rank == 0:
+            LOGGER.warning("going on from step %d (%s)", self.step, found[0].uri if found else "")
+
+    def train_step(self, batches: Iterator[list[Batch]]) -> Order:
+        """One step, and what all workers are to do after it."""
+        self.alarm.put_off()
+        settings = self.settings
+        set_learning_rates(self.optimizer, self.step + 1, settings.optim)
+        set_clip(self.engine, self.step + 1, settings.optim)
+        # dropout, by the step alone too
+        torch.manual_seed(1_000_003 * settings.seed + 8_191 * (self.step + 1) + self.rank)
+        micro_batches = next(batches)
+        collected = backward_and_step(self.engine, micro_batches)
+        self.step += 1
+        terms, tokens, order = self.gather(collected, micro_batches)
+        skipped = was_skipped(self.engine)
+        self.average.update(self.step, self.state.values())
+        self.record.add(self.step, terms, skipped)
+        spike = not skipped and self.health.took(self.step, self.record.curves["loss"][-1])
+        if self.rank == 0:
+            norm = gradient_norm(self.engine)
+            self.log.step(self.step, self.record, tokens, self.reader.waited, norm, skipped, spike)
+        if skipped:
+            self.report_skip(micro_batches)
+        return order
+
+    def gather(
+        self, collected: list[dict[str, Tensor]], micro_batches: list[Batch]
+    ) -> tuple[dict[str, Tensor], Tokens, Order]:
+        """Every rank's terms (B,) of the step, its tokens, and the greatest order of all ranks: one collective call."""
+        names = list(collected[0])
+        mine = torch.cat([torch.stack([part[name].double() for name in names]) for part in collected], dim=1)
+        tokens = sum(b.tokens.all for b in micro_batches)
+        extra = torch.tensor([tokens, int(self.wish())]).double()
+        mine = torch.cat([mine.flatten(), extra.to(mine.device)])
+        everyone = [torch.empty_like(mine) for _ in range(self.workers)]
+        dist.all_gather(everyone, mine)
+        rows = torch.stack(everyone).cpu()
+        terms = rows[:, :-2].unflatten(1, (len(names), -1)).transpose(0, 1).flatten(1)
+        order = Order(int(rows[:, -1].max()))
+        everyone_s = micro_batches[0].tokens._replace(all=int(rows[:, -2].sum()))
+        return dict(zip(names, terms, strict=True)), everyone_s, order
+
+    def wish(self) -> Order:
+        """What this rank would have all do."""
+        if TERMINATED.is_set():
+            return Order.LEAVE
+        if self.rank:
+            return Order.GO_ON
+        if self.lookout.order != Order.GO_ON:
+            return self.lookout.order
+        due = time.monotonic() - self._asked > ASK_EVERY
+        return Order.ASK if due else Order.GO_ON
+
+    def ask_for_preemption(self) -> None:
+        """A barrier of all workers. A node that is to be taken away is worth a checkpoint at once, but only one."""
+        self._asked = time.monotonic()
+        info = ray.train.get_preemption_info()
+        if info is not None and info != self._preempted:
+            self._preempted = info
+            if self.rank == 0:
+                LOGGER.warning("nodes %s are about to be taken away", ", ".join(info.preempted_node_ids))
+            self.checkpoint(wait=True)
+
+    def report_skip(self, micro_batches: list[Batch]) -> None:
+        """Name the pictures of a step that was skipped, on rank 0. Raises GiveUp after too many in a row."""
+        mine = [key for batch in micro_batches for key, w in zip(batch.keys, batch.weight, strict=True) if w > 0]
+        everyone: list[Any] = [None] * self.workers
+        dist.all_gather_object(everyone, mine)
+        keys = [key for keys in everyone for key in keys]
+        self.health.skipped(self.step, keys)
+
+    def checkpoint(self, wait: bool = False) -> None:
+        """Gather everything (a collective call), and let rank 0 write it in the background. While all steps were
+        skipped there is nothing to keep, and no optimizer state yet."""
+        if self.step == len(self.record.skipped):
+            return
+        values, moments = self.state.values(), self.state.moments()
+        if self.rank:
+            return
+        self.log.flush()
+        tensors = {"trainable": values, "average": self.average.average, **moments}
+        state = {
+            "step": self.step,
+            "seed": self.settings.seed,
+            "cursor": dict(zip(("epoch", "batch"), self.cursor(), strict=True)),
+            "mlflow_run": self.config["tracker"]["run_id"],
+            "workers": self.workers,
+            "zero_stage": self.settings.resources.zero_stage,
+            "record": self.record.to_json(),
+        }
+        self.uploader.submit({name: on_cpu(part) for name, part in tensors.items()}, state)
+        if wait:
+            self.uploader.wait()
+        self.log.pause_ended()
+
+    def cursor(self) -> tuple[int, int]:
+        return divmod(self.step, self.reader.order.steps_per_epoch(self.settings.optim.batch))
+
+    def _write(self, tensors: Tensors, state: dict[str, Any]) -> None:
+        """In the uploader's thread."""
+        folder = folder_of(self.folder)
+        if self.attempt.order() == Order.FENCED:
+            raise RuntimeError("a newer attempt at this run has taken over")
+        write_checkpoint(folder, tensors, state, self.attempt.name)
+        prune(folder, self.settings.checkpoints)
+
+    def validate(self) -> None:
+        """Pictures of the moving average, by swapping it in; before the first step there is nothing to swap."""
+        self.alarm.put_off()
+        with self.state.swapped(self.average.average) if self.step else nullcontext():
+            sheet = self.task.draw(self.engine.device)
+        if self.rank == 0:
+            self.log.picture("val/pictures", sheet, self.step)
+            self.log.pause_ended()
+
+    def write_result(self) -> None:
+        """The trained values, their moving average, and the loss curve, as files of the artifact."""
+        values = self.state.values()
+        if self.rank:
+            return
+        self.uploader.wait()
+        for name, tensors in ((TRAINABLE, values), (AVERAGE, self.average.average)):
+            storage.write_bytes(storage.join(self.folder, name), save(on_cpu(tensors)))
+        storage.write_bytes(storage.join(self.folder, RECORD), self.record.to_json().encode())
+
+    def close(self) -> None:
+        self.alarm.cancel()
+        self.uploader.close()
+        if self.rank == 0:
+            self.lookout.close()
+            self.log.flush()

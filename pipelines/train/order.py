@@ -1,0 +1,158 @@
+"""Which pictures a step trains on: a pure function of the seed, the epoch and the step, and of the size of a batch.
+
+An epoch is a list of batches. A batch holds pictures of one bucket, that is of one size: N rows of a bucket make
+ceil(N / batch) batches, of which the last may be smaller, so that an epoch holds every row exactly once. The batches of
+all buckets are mixed. To reach any step costs some shuffles of lists, however long the run, and no reading.
+
+The row groups of a bucket are shuffled each epoch and taken in windows. A window is read column by column, a row of
+each of its groups and then the next of each, so that a batch has a few rows of every group. What a global batch holds
+does not depend on the number of workers; but each takes the rows of its own groups of the window as far as its slots
+allow, and so reads its part of the window and little more.
+"""
+
+import random
+from bisect import bisect_right
+from collections import Counter, deque
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, zip_longest
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of one parquet row group, the same in the curated file and in those of latents and of text."""
+
+    curated: str
+    latents: str
+    """Empty where the latents are encoded on the fly"""
+    text: str
+    group: int
+    rows: int
+    size: tuple[int, int]
+    """(width, height) of its pictures, its bucket"""
+
+    def file_of(self, column: str) -> str:
+        """The file with a column; empty where there is none."""
+        elsewhere = {"latents": self.latents, "caption": self.text, "text": self.text}
+        return elsewhere.get(column, self.curated)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample lies."""
+
+    number: int
+    """epoch * rows + a number of its own within the epoch: with the seed it decides the sample's noise"""
+    group: RowGroup
+    row: int
+    window: tuple[int, int]
+    """(epoch, window of the bucket): a bucket's windows follow each other"""
+    position: int
+    """Of the group in its window"""
+
+
+class SampleOrder:
+    """Step -> the places of its global batch. Steps count from 0."""
+
+    def __init__(self, groups: list[RowGroup], seed: int, window: int):
+        """`window`: row groups that are shuffled together. The order follows from their places in the list, not from
+        their files' names: the same pictures elsewhere, the same run. Raises ValueError without a group."""
+        if not groups:
+            raise ValueError("no row groups to train on: curate pictures for training first")
+        self.seed, self.window = seed, window
+        buckets: dict[tuple[int, int], list[RowGroup]] = {}
+        for group in groups:
+            buckets.setdefault(group.size, []).append(group)
+        self.buckets = list(buckets.values())
+        self.rows_of = [sum(g.rows for g in bucket) for bucket in self.buckets]
+        self.rows = sum(self.rows_of)
+        self._plan = lru_cache(2)(self._make_plan)
+        self._windows = lru_cache(2 * len(self.buckets))(self._make_windows)
+        self._places = lru_cache(2 * len(self.buckets))(self._make_places)
+
+    def steps_per_epoch(self, batch: int) -> int:
+        return sum(-(-rows // batch) for rows in self.rows_of)
+
+    def batch_at(self, step: int, batch: int) -> list[Place]:
+        """At most `batch` places, of one bucket."""
+        epoch, index = divmod(step, self.steps_per_epoch(batch))
+        bucket, turn = self._plan(epoch, batch)[index]
+        first, last = turn * batch, min((turn + 1) * batch, self.rows_of[bucket])
+        starts = self._windows(epoch, bucket)[1]
+        places: list[Place] = []
+        for window in range(bisect_right(starts, first) - 1, bisect_right(starts, last - 1)):
+            start = starts[window]
+            places += self._places(epoch, bucket, window)[max(0, first - start) : last - start]
+        return places
+
+    def _make_plan(self, epoch: int, batch: int) -> list[tuple[int, int]]:
+        """The batches of an epoch: (bucket, which of the bucket's)."""
+        order = [bucket for bucket, rows in enumerate(self.rows_of) for _ in range(-(-rows // batch))]
+        self._random(epoch).shuffle(order)
+        seen: Counter[int] = Counter()
+        plan = []
+        for bucket in order:
+            plan.append((bucket, seen[bucket]))
+            seen[bucket] += 1
+        return plan
+
+    def _make_windows(self, epoch: int, bucket: int) -> tuple[list[list[RowGroup]], list[int]]:
+        """The windows of a bucket, and the rows before each."""
+        groups = list(self.buckets[bucket])
+        self._random(epoch, bucket).shuffle(groups)
+        windows = [groups[i : i + self.window] for i in range(0, len(groups), self.window)]
+        sizes = (sum(g.rows for g in window) for window in windows)
+        return windows, list(accumulate(sizes, initial=0))[:-1]
+
+    def _make_places(self, epoch: int, bucket: int, index: int) -> list[Place]:
+        """The rows of a window, in order."""
+        windows, starts = self._windows(epoch, bucket)
+        window, generator = windows[index], self._random(epoch, bucket, index)
+        by_group = [[(position, group, row) for row in range(group.rows)] for position, group in enumerate(window)]
+        for rows in by_group:
+            generator.shuffle(rows)
+        first = epoch * self.rows + sum(self.rows_of[:bucket]) + starts[index]
+        by_column = (item for column in zip_longest(*by_group) for item in column if item)
+        return [
+            Place(number, group, row, (epoch, index), position)
+            for number, (position, group, row) in enumerate(by_column, first)
+        ]
+
+    def _random(self, *place: int) -> random.Random:
+        return random.Random(" ".join(map(str, (self.seed, *place))))
+
+
+@dataclass(frozen=True)
+class Share:
+    """A worker's part of a global batch. It has more slots than places where the batch does not divide, or is the last
+    of its bucket: they repeat the places, and count nothing."""
+
+    places: list[Place]
+    real: int
+    """How many places count: all, or none where other workers have the whole batch"""
+    slots: int
+
+    def fill(self) -> list[tuple[int, bool]]:
+        """For each slot which of the places it holds, and whether it counts."""
+        return [(slot % len(self.places), slot < self.real) for slot in range(self.slots)]
+
+
+def slots_per_worker(batch: int, workers: int, micro_batch: int) -> int:
+    """Pictures that each worker works on in a step: its share, rounded up to whole micro-batches."""
+    share = -(-batch // workers)
+    return -(-share // micro_batch) * micro_batch
+
+
+def share_of(places: list[Place], rank: int, workers: int, slots: int) -> Share:
+    """A worker's part of a batch: by turns the groups of a window belong to one worker each, and what is too much for
+    one, rows of few groups, goes to those that have slots left."""
+    shares: list[list[Place]] = [[] for _ in range(workers)]
+    left_over = deque[Place]()
+    for place in sorted(places, key=lambda place: place.position):
+        home = shares[place.position % workers]
+        (home if len(home) < slots else left_over).append(place)
+    for share in shares:
+        while left_over and len(share) < slots:
+            share.append(left_over.popleft())
+    mine = shares[rank]
+    return Share(mine or [places[rank % len(places)]], len(mine), slots)

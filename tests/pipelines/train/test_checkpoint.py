@@ -1,0 +1,148 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines import storage
+from pipelines.train.checkpoint import (
+    DamagedCheckpoint,
+    Uploader,
+    list_checkpoints,
+    load_newest,
+    prune,
+    write_checkpoint,
+)
+from pipelines.train.config import Checkpoints
+
+
+def tensors_of(step: int) -> dict[str, dict[str, torch.Tensor]]:
+    return {kind: {"a": torch.full((3,), float(step)), "b": torch.arange(2)} for kind in ("trainable", "average")}
+
+
+@pytest.fixture
+def folder(tmp_path) -> str:
+    return str(tmp_path / ".train" / "checkpoints")
+
+
+def write(folder: str, *steps: int, attempt: str = "one") -> None:
+    for step in steps:
+        write_checkpoint(folder, tensors_of(step), {"step": step, "seed": 7}, attempt)
+
+
+def test_what_is_written_is_read_again(folder):
+    assert load_newest(folder) is None
+    write(folder, 5, 10)
+    checkpoint, tensors = load_newest(folder)
+    assert checkpoint.step == 10 and checkpoint.state["seed"] == 7 and checkpoint.state["attempt"] == "one"
+    assert tensors.keys() == {"trainable", "average"}
+    for kind, expected in tensors_of(10).items():
+        assert all(torch.equal(tensors[kind][name], tensor) for name, tensor in expected.items())
+    assert load_newest(folder, ["average"])[1].keys() == {"average"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(file.read_bytes()[:-1] + b"x"),
+        lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+        lambda file: file.unlink(),
+    ],
+    ids=["another byte", "cut off", "missing"],
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(folder, damage, caplog):
+    write(folder, 5, 10)
+    newest = list_checkpoints(folder)[-1]
+    damage(Path(newest.uri) / "average.safetensors")
+    with pytest.raises(DamagedCheckpoint, match="average.safetensors"):
+        newest.read("average")
+    assert load_newest(folder)[0].step == 5
+    assert "going on from the checkpoint before it" in caplog.text
+    assert len(list_checkpoints(folder)) == 2  # none is deleted
+
+
+def test_without_its_state_it_is_none(folder):
+    write(folder, 5, 10)
+    (Path(list_checkpoints(folder)[-1].uri) / "state.json").unlink()
+    assert [c.step for c in list_checkpoints(folder)] == [5]
+
+
+def test_the_last_are_kept_and_some_for_good(folder):
+    write(folder, *range(5, 45, 5))
+    prune(folder, Checkpoints(keep_last=2, keep_every=20))
+    assert [c.step for c in list_checkpoints(folder)] == [20, 35, 40]
+    prune(folder, Checkpoints(keep_last=1))
+    assert [c.step for c in list_checkpoints(folder)] == [40]
+
+
+def test_what_was_never_finished_goes(folder):
+    """Files that a store refused the rest of, or that a lost attempt left."""
+    write(folder, 5)
+    storage.write_bytes(storage.join(folder, "00000003-lost", "average.safetensors"), b"half")
+    prune(folder, Checkpoints())
+    assert {file.split("/")[-2] for file in storage.list_files(folder)} == {"00000005-one"}
+
+
+def test_attempts_do_not_write_into_each_others_files(folder):
+    write(folder, 5)
+    write(folder, 5, attempt="two")
+    assert len({c.uri for c in list_checkpoints(folder)}) == 2
+
+
+def test_on_s3_with_a_store_that_fails_between_the_files(faulty_s3):
+    uri, server = faulty_s3
+    folder = f"{uri}/.train/checkpoints"
+    write(folder, 5)
+    server.deny("PUT .*00000010.*trainable")
+    with pytest.raises(storage.StorageError):
+        write(folder, 10)
+    server.clear()
+    assert load_newest(folder)[0].step == 5
+    write(folder, 15)
+    prune(folder, Checkpoints(keep_last=2))
+    assert [c.step for c in list_checkpoints(folder)] == [5, 15]
+    assert not any("00000010" in file for file in storage.list_files(folder))
+
+
+def test_an_upload_that_fails_is_given_up_and_the_next_is_not(caplog):
+    written = []
+
+    def write(tensors, state):
+        if state["step"] == 2:
+            raise OSError("no space left")
+        written.append(state["step"])
+
+    uploader = Uploader(write)
+    for step in (1, 2, 3):
+        uploader.submit({}, {"step": step})
+    assert uploader.wait() and written == [1, 3] and uploader.failed == 1
+    assert "training goes on: OSError: no space left" in caplog.text
+    uploader.submit({}, {"step": 2})
+    assert not uploader.wait()
+    uploader.close()
+
+
+def test_uploads_go_on_in_the_background_one_at_a_time():
+    log: list[str] = []
+
+    def write(tensors, state):
+        log.append(f"begin {state['step']}")
+        time.sleep(0.3)
+        log.append(f"end {state['step']}")
+
+    uploader = Uploader(write)
+    started = time.monotonic()
+    uploader.submit({}, {"step": 1})
+    assert time.monotonic() - started < 0.2
+    uploader.submit({}, {"step": 2})
+    uploader.close()
+    assert log == ["begin 1", "end 1", "begin 2", "end 2"]
+
+
+def test_the_state_is_json_with_sizes_and_checksums(folder):
+    write(folder, 5)
+    (checkpoint,) = list_checkpoints(folder)
+    state = json.loads(storage.read_bytes(storage.join(checkpoint.uri, "state.json")))
+    assert state["step"] == 5 and state["files"].keys() == {"trainable.safetensors", "average.safetensors"}
+    assert all(len(f["sha256"]) == 64 and f["bytes"] > 0 for f in state["files"].values())
