@@ -173,4 +173,4 @@ def test_the_square_of_adm(width, height):
     resized = halved.resize((round(halved.width * scale), round(halved.height * scale)), Image.Resampling.BICUBIC)
     left, top = (resized.width - 64) // 2, (resized.height - 64) // 2
     expected = np.asarray(resized, int)[top : top + 64, left : left + 64]
-    assert abs(np.asarray(found, int) - expected).max() <= 2  # roundings of halves
+    assert abs(np.asarray(found, int) - expected).max() <= 4  # roundings of halves, each time
