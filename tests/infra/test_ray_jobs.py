@@ -86,7 +86,7 @@ def test_every_job_runs_and_says_what_it_made(jobs, tiny_workflow, tmp_path):
     ends = {name: jobs.get_job_info(job).driver_exit_code for name, job in names.items()}
     for name, arguments in called.items():
         assert ends[name] == 0, f"{name}: {logs[name][-3000:]}"
-        if name in STEPS or name in ("sample", "sweep", "workflow"):
+        if name in STEPS or name in ("pretrain", "rank_sweep", "sample", "sweep", "workflow"):
             (line,) = [line for line in logs[name].splitlines() if line.startswith('{"artifact"')]
             made = json.loads(line)["artifact"]
             assert (made is None) == ("--dry-run" in arguments)

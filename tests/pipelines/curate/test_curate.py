@@ -102,7 +102,7 @@ def test_output_is_what_the_design_says(outcome):
         schema = pq.read_schema(file)
         assert {field.name: str(field.type) for field in schema} == {
             "key": "string", "image": "binary", "caption": "string", "width": "int32", "height": "int32",
-            "bucket": "string", "aesthetic": "float", "punsafe": "float", "sha256": "string",
+            "bucket": "string", "aesthetic": "float", "punsafe": "float", "sha256": "string", "label": "int32",
         }  # fmt: skip
         rows = pq.read_table(file).to_pylist()
         (bucket,) = {row["bucket"] for row in rows}

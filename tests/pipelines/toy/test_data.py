@@ -23,7 +23,7 @@ from pipelines.toy.data import (
 
 COLUMNS = {  # what img2dataset writes for LAION, with LAION's own columns kept
     "key", "caption", "url", "status", "error_message", "width", "height", "original_width", "original_height",
-    "sha256", "aesthetic", "punsafe", "pwatermark", "similarity",
+    "sha256", "aesthetic", "punsafe", "pwatermark", "similarity", "label",
 }  # fmt: skip
 
 
