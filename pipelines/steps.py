@@ -100,8 +100,8 @@ def identify(step: Step, settings: StepSettings, inputs: Mapping[str, Artifact])
     content = {k: v for k, v in artifacts.settings_of(settings).items() if k not in step.inputs}
     for name in step.contents:
         *sections, last = name.split(".")
-        section = reduce(lambda tree, key: tree[key], sections, content)
-        if os.path.exists(section[last]):
+        section = reduce(lambda tree, key: tree[key] or {}, sections, content)
+        if section and os.path.exists(section[last]):
             section[last] = content_of(section[last])
     return artifacts.artifact_id(step.name, content, {name: a.id for name, a in inputs.items()})
 

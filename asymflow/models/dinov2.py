@@ -19,7 +19,8 @@ class DinoFeatures(nn.Module):
         super().__init__()
         from transformers import Dinov2Model
 
-        self.model = Dinov2Model.from_pretrained(check_dinov2(folder)).eval().requires_grad_(False)
+        model = Dinov2Model.from_pretrained(check_dinov2(folder), dtype=torch.float32)
+        self.model = model.eval().requires_grad_(False)
 
     @property
     def width(self) -> int:
@@ -27,12 +28,16 @@ class DinoFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        side = self.model.config.patch_size
-        mean, std = images.new_tensor(_MEAN), images.new_tensor(_STD)
-        size = (side * grid[0], side * grid[1])
-        resized = F.interpolate((images + 1) / 2, size, mode="bicubic", antialias=True)
-        pixels = (resized - mean[:, None, None]) / std[:, None, None]
-        return self.model(pixel_values=pixels).last_hidden_state[:, 1:]
+        return tokens_of(self.model, images, grid)
+
+
+def tokens_of(model: nn.Module, images: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A Dinov2Model's tokens (B, h w, C) of images (B, 3, H, W) in [-1, 1], one for each cell of the grid."""
+    side = model.config.patch_size
+    mean, std = images.new_tensor(_MEAN), images.new_tensor(_STD)
+    resized = F.interpolate((images + 1) / 2, (side * grid[0], side * grid[1]), mode="bicubic", antialias=True)
+    pixels = (resized - mean[:, None, None]) / std[:, None, None]
+    return model(pixel_values=pixels).last_hidden_state[:, 1:]
 
 
 def check_dinov2(folder: str) -> str:

@@ -110,6 +110,7 @@ STEP = Step(
     inputs=INPUTS,
     check=check,
     check_inputs=check_inputs,
+    contents=("repa.encoder",),
     title=title,
     group=lambda settings: "train/end",
     shown=shown,

@@ -58,6 +58,7 @@ def commands(tiny_workflow, folder: Path) -> dict[str, list[str]]:
         "finetune": ["jobs/configs/toy_klein.yaml", curated, encoded, basis, base, "--dry-run"],
         "make_demo_data": ["--help"],
         "make_toy_base": ["--help"],
+        "make_toy_encoder": ["--help"],
         "pretrain": ["jobs/configs/toy_jit_r8.yaml", run, curated, basis, "--dry-run"],
         "rank_sweep": ["jobs/configs/rank_sweep_toy.yaml", run, "--dry-run"],
         "report": [f"{folder}/report.html", made["evaluate"]],

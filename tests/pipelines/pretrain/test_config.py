@@ -5,6 +5,7 @@ from pipelines.artifacts import settings_of
 from pipelines.config import ConfigError, validate
 from pipelines.pretrain import STEP, title
 from pipelines.pretrain.config import PretrainSettings
+from pipelines.steps import identify
 
 INPUTS = {"curated": "c", "basis": "b"}
 
@@ -66,3 +67,16 @@ def test_where_it_runs_does_not_change_what_is_made():
     elsewhere = {"resources": {"workers": 8, "zero_stage": 1}, "validation": None, "checkpoints": {"every": 3}}
     assert settings_of(validate(PretrainSettings, {**INPUTS, **elsewhere})) == settings_of(plain)
     assert settings_of(validate(PretrainSettings, {**INPUTS, "flip": False})) != settings_of(plain)
+
+
+def test_an_encoder_is_known_by_what_it_holds(tmp_path):
+    settings = validate(PretrainSettings, {**INPUTS, "repa": {"encoder": str(tmp_path)}})
+    plain = identify(STEP, validate(PretrainSettings, INPUTS), {})
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    first = identify(STEP, settings, {})
+    moved = tmp_path.with_name("moved")
+    tmp_path.rename(moved)
+    there = validate(PretrainSettings, {**INPUTS, "repa": {"encoder": str(moved)}})
+    assert identify(STEP, there, {}) == first != plain
+    (moved / "model.safetensors").write_bytes(b"two")
+    assert identify(STEP, there, {}) != first

@@ -1,0 +1,54 @@
+"""A small DINOv2 for the representation alignment where no published weights can be had: transformers' own class, its
+tokens taught to read the captions' words off the demo pictures."""
+
+import shutil
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Dinov2Config, Dinov2Model
+
+from asymflow.models.dinov2 import tokens_of
+from pipelines.toy.autoencoder import to_unit
+from pipelines.toy.perceptual import WORDS, words_of
+from pipelines.toy.training import train
+
+GRID = (4, 4)
+"""Of tokens: as the toy models' patches of 16 in pictures of 64"""
+
+
+class _Reader(nn.Module):
+    """Words from the mean of all tokens: they are what is aligned with, so they are what must know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shape = dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, patch_size=14, image_size=56)
+        self.encoder = Dinov2Model(Dinov2Config(**shape))
+        self.words = nn.Linear(128, WORDS)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.words(tokens_of(self.encoder, images, GRID).mean(1))
+
+
+def make_encoder(images: Tensor, captions: list[str], work: Path, out: Path, steps: int) -> dict[str, float]:
+    """Train on (N, 3, 64, 64) uint8 pictures and write a folder that `Dinov2Model.from_pretrained` reads. Returns its
+    mean cross-entropy on a word, in nats. `work` keeps the checkpoint, from which a rerun goes on."""
+    torch.manual_seed(4)
+    reader, targets, losses = _Reader(), words_of(captions), [0.0]
+
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(images), (64,), generator=generator)
+        x = to_unit(images[index])
+        x = torch.where(torch.rand(64, 1, 1, 1, generator=generator) < 0.5, x, x.flip(-1))
+        loss = F.binary_cross_entropy_with_logits(reader(x), targets[index])
+        losses[0] = loss.item()
+        return loss * WORDS
+
+    train("encoder", reader, loss_of, work, steps, lr=1e-3, report=dict)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    reader.encoder.eval().to(torch.float16).save_pretrained(partial)
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+    return {"cross_entropy": losses[0]}
