@@ -11,7 +11,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from asymflow.models.dinov2 import tokens_of
 from pipelines.toy.autoencoder import to_unit
-from pipelines.toy.perceptual import WORDS, words_of
+from pipelines.toy.perceptual import words_of
 from pipelines.toy.training import train
 
 GRID = (4, 4)
@@ -21,11 +21,11 @@ GRID = (4, 4)
 class _Reader(nn.Module):
     """Words from the mean of all tokens: they are what is aligned with, so they are what must know."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: int):
         super().__init__()
         shape = dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, patch_size=14, image_size=56)
         self.encoder = Dinov2Model(Dinov2Config(**shape))
-        self.words = nn.Linear(128, WORDS)
+        self.words = nn.Linear(128, words)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.words(tokens_of(self.encoder, images, GRID).mean(1))
@@ -35,7 +35,8 @@ def make_encoder(images: Tensor, captions: list[str], work: Path, out: Path, ste
     """Train on (N, 3, 64, 64) uint8 pictures and write a folder that `Dinov2Model.from_pretrained` reads. Returns its
     mean cross-entropy on a word, in nats. `work` keeps the checkpoint, from which a rerun goes on."""
     torch.manual_seed(4)
-    reader, targets, losses = _Reader(), words_of(captions), [0.0]
+    targets, losses = words_of(captions), [0.0]
+    reader = _Reader(targets.shape[1])
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(images), (64,), generator=generator)
@@ -43,7 +44,7 @@ def make_encoder(images: Tensor, captions: list[str], work: Path, out: Path, ste
         x = torch.where(torch.rand(64, 1, 1, 1, generator=generator) < 0.5, x, x.flip(-1))
         loss = F.binary_cross_entropy_with_logits(reader(x), targets[index])
         losses[0] = loss.item()
-        return loss * WORDS
+        return loss * targets.shape[1]
 
     train("encoder", reader, loss_of, work, steps, lr=1e-3, report=dict)
     partial = out.with_name(out.name + ".partial")
