@@ -55,6 +55,7 @@ def alone():
 @pytest.fixture
 def make(tiny_transformer):
     """Call with an optimizer and a ZeRO stage: (engine, optimizer, model, its state); always from the same weights."""
+    engines = []
 
     def make(optimizer: str = "adam", zero_stage: int = 0, clip: float = 200.0, accumulation: int = 1):
         settings = FinetuneSettings.model_validate(
@@ -72,9 +73,12 @@ def make(tiny_transformer):
         engine, inner = make_engine(
             Objective(model, settings.loss), parameter_groups(model, settings.optim), settings, 2, accumulation
         )
+        engines.append(engine)
         return engine, inner, model, TrainableState(engine, model.trainable())
 
-    return make
+    yield make
+    for engine in engines:
+        engine.destroy()  # its buffers, gigabytes of addresses each: a process with all of them cannot fork any more
 
 
 def test_the_lock_of_a_killed_build_is_no_reason_to_wait(make, tmp_path, monkeypatch):
