@@ -71,6 +71,10 @@ def claims(rows: Sequence[Row], metric: str, small: int = 8) -> list[dict[str, A
         f"r = {small} suffers less from no floor than r = 0": difference(*floors),
         f"REPA helps at r = {small}": difference(end(small, "repa"), best),
     }
+    saved = {seed: share - 1 for seed, share in share_of_steps(rows, metric, small).items()}
+    compared[f"r = {small} needs fewer steps than r = 0 for the same (share of the steps)"] = difference(
+        saved, dict.fromkeys(saved, 0.0)
+    )
     steps = sorted({row["step"] for row in rows if row["figure"] == "curve"})
     for step in steps:
         curve = [of_seeds(rows, metric, figure="curve", rank=rank, step=step) for rank in (small, 0)]
@@ -80,6 +84,40 @@ def claims(rows: Sequence[Row], metric: str, small: int = 8) -> list[dict[str, A
         for claim, found in compared.items()
         if found is not None
     ]
+
+
+def share_of_steps(rows: Sequence[Row], metric: str, rank: int) -> dict[int, float]:
+    """{seed: steps that the rank needs for where r = 0 ends, over those of r = 0}; where it does not get there, the
+    inverse of what r = 0 needs for where the rank ends. Between evaluated steps the metric is taken as straight."""
+    curves = {r: _curves(rows, metric, r) for r in (0, rank)}
+    shares = {}
+    for seed in sorted(curves[0].keys() & curves[rank].keys()):
+        none, other = curves[0][seed], curves[rank][seed]
+        if len(none) > 1 and len(other) > 1:
+            behind = other[-1][1] > none[-1][1]
+            slow, fast = (other, none) if behind else (none, other)
+            share = _first_step(fast, slow[-1][1]) / slow[-1][0]
+            shares[seed] = 1 / share if behind else share
+    return shares
+
+
+def _curves(rows: Sequence[Row], metric: str, rank: int) -> dict[int, list[tuple[int, float]]]:
+    """{seed: [(step, value)] in order} of a rank's training."""
+    found: dict[int, list[tuple[int, float]]] = {}
+    for row in rows:
+        if row["kind"] == "pca" and row["rank"] == rank and row["figure"] in ("curve", "rank"):
+            found.setdefault(row["seed"], []).append((row["step"], row["metrics"][metric]))
+    return {seed: sorted(points) for seed, points in found.items()}
+
+
+def _first_step(curve: Sequence[tuple[int, float]], value: float) -> float:
+    """Where the curve first comes down to a value that its end reaches; its first point at the earliest."""
+    before: tuple[int, float] | None = None
+    for step, here in curve:
+        if here <= value:
+            return step if before is None else step - (step - before[0]) * (value - here) / (before[1] - here)
+        before = step, here
+    raise ValueError(f"the curve ends at {curve[-1][1]}, above {value}")
 
 
 def _loss_of_floor(rows: Sequence[Row], metric: str, rank: int) -> dict[int, float]:

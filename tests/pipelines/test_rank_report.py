@@ -11,6 +11,7 @@ from pipelines.rank_report import (
     interval,
     markdown,
     rank_figure,
+    share_of_steps,
     verdict,
 )
 
@@ -70,8 +71,26 @@ def test_claims_are_compared_seed_by_seed(rows):
     assert {name for name, claim in found.items() if claim["verdict"] == "held"} == {
         "r = 8 beats r = 0", "r = 8 beats a random subspace of rank 8", "r = 8 beats r = 32", "r = 8 beats r = 768",
         "r = 8 suffers less from no floor than r = 0", "REPA helps at r = 8", "r = 8 is ahead of r = 0 at step 50",
+        "r = 8 needs fewer steps than r = 0 for the same (share of the steps)",
     }  # fmt: skip
     assert found["a random subspace of rank 8 is no better than r = 0"]["verdict"] == "undecided"
+
+
+def test_steps_for_the_same_are_read_off_the_curves():
+    points = {0: {100: 10.0, 200: 8.0, 400: 4.0}, 8: {100: 9.0, 200: 5.0, 400: 3.0}}
+
+    def run(seed, by_rank):
+        return [
+            row("pca", rank, seed, value, "rank" if step == 400 else "curve", step=step)
+            for rank, values in by_rank.items()
+            for step, value in values.items()
+        ]
+
+    ahead = run(0, points)  # down to 4 in the middle between 200 and 400
+    behind = run(1, {0: points[8], 8: points[0]})
+    early = run(2, {0: points[0], 8: {100: 4.0, 200: 3.0, 400: 2.0}})
+    alone = run(3, {0: points[0], 8: {400: 2.0}})
+    assert share_of_steps([*ahead, *behind, *early, *alone], "frechet", 8) == {0: 0.75, 1: 4 / 3, 2: 0.25}
 
 
 def test_what_was_not_run_is_not_claimed(rows):
