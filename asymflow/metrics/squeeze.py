@@ -1,46 +1,36 @@
 """Features of a SqueezeNet: a space for Fréchet distances where no weights can be fetched, as small as it is."""
 
-from pathlib import Path
-
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from asymflow.content import content_of
 from asymflow.metrics.protocol import Protocol
-from asymflow.metrics.weights import MissingWeights
+from asymflow.metrics.weights import find
 
+FILE = "perceptual_squeeze.safetensors"
+NEEDED = f"a safetensors file of SqueezeNet 1.1's features, such as models/toy_klein/{FILE}"
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # lpips' ImageNet normalisation of [-1, 1]
 
 
 class SqueezeFeatures:
     """uint8 pictures (B, 3, H, W) to the means over places of the last layer, (B, 512) float32.
 
-    `path` is a safetensors file of SqueezeNet 1.1's `features`. Raises MissingWeights where there is none.
+    `source` is a safetensors file of SqueezeNet 1.1's `features`, or the folder it lies in. Raises MissingWeights where
+    there is none.
     """
 
-    def __init__(self, path: str, device: str = "cpu"):
+    def __init__(self, source: str, device: str = "cpu"):
         from torchvision.models import squeezenet1_1
 
         self.network = squeezenet1_1().features
-        identity = find_squeeze(path)
-        self.network.load_state_dict({name: t.float() for name, t in load_file(path).items()})
+        found = find(source, NEEDED, FILE)
+        self.network.load_state_dict({name: t.float() for name, t in load_file(found.path).items()})
         self.network.eval().requires_grad_(False).to(device)
         self.device = device
-        self.protocol: Protocol = {"metric": "squeezenet1_1 features", "model": identity, "pool": "mean"}
+        self.protocol: Protocol = {"metric": "squeezenet1_1 features", "model": found.identity, "pool": "mean"}
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         x = images.to(self.device).float() / 127.5 - 1
         shift, scale = x.new_tensor(_SHIFT)[:, None, None], x.new_tensor(_SCALE)[:, None, None]
         return self.network((x - shift) / scale).mean((2, 3)).cpu()
-
-
-def find_squeeze(path: str) -> str:
-    """What the file is, by its content. Raises MissingWeights."""
-    if not path or not Path(path).is_file():
-        raise MissingWeights(
-            f"model={path!r}: no such file; needed is a safetensors file of SqueezeNet 1.1's features, such as "
-            "models/toy_klein/perceptual_squeeze.safetensors"
-        )
-    return f"local:{content_of(path)}"

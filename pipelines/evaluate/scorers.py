@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from asymflow.metrics import squeeze
 from asymflow.metrics.protocol import Protocol, fingerprint
 from asymflow.metrics.templates import read_template
 from asymflow.metrics.weights import MissingWeights, identify
@@ -243,16 +244,10 @@ class SpectrumScorer(Scorer):
         return score, {"metric": "power spectrum of the luma", "window": "hann"}
 
 
-class SqueezeScorer(Scorer):
+class SqueezeScorer(ModelScorer):
     """Features for a Fréchet distance between small pictures."""
 
-    model: str = ""
-    """A safetensors file of SqueezeNet 1.1's features: models/toy_klein/perceptual_squeeze.safetensors"""
-
-    def identity(self) -> dict[str, Any]:
-        from asymflow.metrics.squeeze import find_squeeze
-
-        return {**super().identity(), "model": find_squeeze(self.model)}
+    needed = {"model": (squeeze.NEEDED, squeeze.FILE)}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.squeeze import SqueezeFeatures

@@ -91,6 +91,7 @@ def scorers(root):
         "inception_as_is": {**inception, "resize": "none", "features": ["pool", "spatial", "logits"]},
         "geneval": {"model": at("detector"), "colors": at("clip"), "architecture": config},
         "dpg": {"model": at("vilt")},
+        "squeeze": {"model": str(Path(__file__).parents[3] / "models/toy_klein/perceptual_squeeze.safetensors")},
     }  # fmt: skip
 
 
@@ -215,6 +216,7 @@ def test_a_scorer_is_known_by_its_models_and_settings_without_loading_them(name,
     assert other.identity() == scorer.identity()
     assert type(scorer).model_validate({**scorers[name], "model": str(tmp_path)}) != scorer
     with pytest.raises(ConfigError, match=rf"scorers.{name}.model: .*needed is .*leave_out: \[{name}\]"):
-        suite = {"geneval": "geneval", "dpg": "dpg", "inception_as_is": "imagenet50k"}.get(name, "coco10k")
+        suites = {"geneval": "geneval", "dpg": "dpg", "inception_as_is": "imagenet50k", "squeeze": "classes"}
+        suite = suites.get(name, "coco10k")
         tree = {"suite": suite, "pictures": "x", "scorers": {**scorers, name: {**scorers[name], "model": "./none"}}}
         check(validate(EvaluateSettings, tree))
