@@ -47,7 +47,7 @@ mlflow: setup ## an MLflow server on this machine alone, for every run logged to
 		--artifacts-destination runs/mlflow/artifacts
 
 test: setup ## run all tests but the cluster's; ARGS="-k curate" for some
-	$(PYTHON) -m pytest --timeout 600 -m "not cluster" $(ARGS)
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup --timeout 600 -m "not cluster" $(ARGS)
 
 cluster-test: setup ## shards to scores by `ray job submit`, with a bucket, a tracking server and a lost head
 	$(PYTHON) -m pytest --timeout 900 -m cluster $(ARGS)
