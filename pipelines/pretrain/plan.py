@@ -65,6 +65,8 @@ def plan(settings: PretrainSettings) -> tuple[dict[str, float], list[list[str]]]
         ["a checkpoint, GiB", f"{16 * values / GIB:.2f}", "values, average and two moments"],
         ["epochs", f"{epochs:,.1f}", f"{optim.steps:,} steps"],
     ]
+    if settings.repa:
+        rows.append(["REPA", "not counted", f"a forward pass of {settings.repa.encoder}, and the projector"])
     if device.tflops is None:
         return numbers, [*rows, ["hours", "?", f"the peak of {device.name} is not known; set resources.peak_tflops"]]
     seconds = seconds_of_picture(settings, tokens, device.tflops)
