@@ -14,15 +14,6 @@ from pipelines import object_store
 from pipelines.toy.data import Picture, write_img2dataset
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Beside each other go the tests that start Ray, in one process, which share it and what was made on it, and all
-    others."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 def jpeg_bytes(seed: int, width: int = 96, height: int = 80) -> bytes:
     """A small picture with structure and grain (a basis needs patches of full rank), another one for every seed."""
     rng = random.Random(seed)
