@@ -1,6 +1,7 @@
 """DINOv2 as the frozen encoder of the representation alignment (REPA, reference [70] of the paper)."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class DinoFeatures(nn.Module):
         return tokens_of(self.model, images, grid)
 
 
-def tokens_of(model: nn.Module, images: Tensor, grid: tuple[int, int]) -> Tensor:
+def tokens_of(model: Any, images: Tensor, grid: tuple[int, int]) -> Tensor:
     """A Dinov2Model's tokens (B, h w, C) of images (B, 3, H, W) in [-1, 1], one for each cell of the grid."""
     side = model.config.patch_size
     mean, std = images.new_tensor(_MEAN), images.new_tensor(_STD)

@@ -1,0 +1,49 @@
+"""How a JiT is told the time and the places of its tokens: waves, fixed positions, the turns of rotary embedding."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FREQUENCIES = 256
+_THETA = 10_000.0
+
+
+def wave(t: Tensor) -> Tensor:
+    """(B,) -> (B, 256): cosines, then sines, of the time at falling frequencies."""
+    half = FREQUENCIES // 2
+    frequencies = _THETA ** (-torch.arange(half, device=t.device, dtype=t.dtype) / half)
+    angles = t[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def positions(width: int, grid: tuple[int, int], device: torch.device) -> Tensor:
+    """(hw, width), float64: fixed sines and cosines, the first half of the column, the second of the row."""
+    quarter = width // 4
+    frequencies = _THETA ** (-torch.arange(quarter, device=device, dtype=torch.float64) / quarter)
+    rows, columns = (torch.arange(side, device=device, dtype=torch.float64) for side in grid)
+
+    def along(places: Tensor) -> Tensor:
+        angles = places[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    by_column = along(columns).expand(grid[0], -1, -1)
+    by_row = along(rows)[:, None].expand(-1, grid[1], -1)
+    both = torch.cat([by_column, by_row], dim=-1).flatten(0, 1)
+    return F.pad(both, (0, width - both.shape[1]))
+
+
+def rotations(head_width: int, grid: tuple[int, int], device: torch.device) -> Tensor:
+    """(2, hw, head_width / 2), float64: cosine and sine of each pair's angle, half of the pairs turn with the row."""
+    pairs = head_width // 4
+    frequencies = _THETA ** (-torch.arange(pairs, device=device, dtype=torch.float64) / pairs)
+    rows, columns = (torch.arange(side, device=device, dtype=torch.float64)[:, None] * frequencies for side in grid)
+    by_row, by_column = rows[:, None].expand(-1, grid[1], -1), columns[None].expand(grid[0], -1, -1)
+    angles = torch.cat([by_row, by_column], dim=-1).flatten(0, 1)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn neighbouring pairs of (B, heads, N, head_width) by `rotations`."""
+    cos, sin = rotation
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x.dtype)
