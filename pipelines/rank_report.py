@@ -58,7 +58,7 @@ def claims(rows: Sequence[Row], metric: str, small: int = 8) -> list[dict[str, A
     def end(rank: int, kind: str = "pca") -> dict[int, float]:
         return of_seeds(rows, metric, figure="rank", rank=rank, kind=kind)
 
-    largest = max(row["rank"] for row in rows)
+    largest = max((row["rank"] for row in rows), default=0)
     below_full = max((row["rank"] for row in rows if row["kind"] == "pca" and row["rank"] < largest), default=0)
     best, none, random = end(small), end(0), end(small, "random")
     floors = _loss_of_floor(rows, metric, small), _loss_of_floor(rows, metric, 0)
@@ -190,6 +190,17 @@ def floor_table(rows: Sequence[Row]) -> list[list[str]]:
     return lines
 
 
+def by_loss(rows: Sequence[Row]) -> list[Row]:
+    """The ends of training, measured by its flow matching loss: recovered velocities, the same for all ranks."""
+    ends = (row for row in rows if row["figure"] == "rank" and row["loss"] is not None)
+    return [{**row, "metrics": {"loss": row["loss"]}} for row in ends]
+
+
+def claim_table(found: Sequence[dict[str, Any]], metric: str) -> list[list[str]]:
+    lines = [[c["claim"], f"{c['difference']:.4g} ± {c['half_interval']:.2g}", c["verdict"]] for c in found]
+    return [["claim", f"difference of {metric}", "verdict"], *lines]
+
+
 def _shown(values: Sequence[float]) -> str:
     mean, half = interval(values)
     return f"{mean:.4g}" + (f" ± {half:.2g}" if half < float("inf") else "")
@@ -204,9 +215,8 @@ def draw_family(rows: Sequence[Row], metric: str, tracker: "Tracker", folder: st
     """Figures and tables, in MLflow and as files of the folder."""
     found = claims(rows, metric)
     tables = {"family": family_table(rows), "floors": floor_table(rows)}
-    tables["claims"] = [["claim", f"difference of {metric}", "verdict"]] + [
-        [c["claim"], f"{c['difference']:.4g} ± {c['half_interval']:.2g}", c["verdict"]] for c in found
-    ]
+    tables["claims"] = claim_table(found, metric)
+    tables["claims by the loss"] = claim_table(claims(by_loss(rows), "loss"), "the training loss")
     for name, lines in tables.items():
         head, *rest = lines
         if rest:

@@ -4,6 +4,8 @@ import pytest
 import scipy.stats
 
 from pipelines.rank_report import (
+    by_loss,
+    claim_table,
     claims,
     curve_figure,
     family_table,
@@ -91,6 +93,19 @@ def test_steps_for_the_same_are_read_off_the_curves():
     early = run(2, {0: points[0], 8: {100: 4.0, 200: 3.0, 400: 2.0}})
     alone = run(3, {0: points[0], 8: {400: 2.0}})
     assert share_of_steps([*ahead, *behind, *early, *alone], "frechet", 8) == {0: 0.75, 1: 4 / 3, 2: 0.25}
+
+
+def test_claims_by_the_loss_are_of_the_ends_alone(rows):
+    losses = {("pca", 0): 0.2, ("pca", 8): 0.1, ("pca", 32): 0.3}
+    known = [r for r in rows if (r["kind"], r["rank"]) in losses]
+    told = [{**r, "loss": losses[r["kind"], r["rank"]] + r["seed"]} for r in known]
+    ends = by_loss([*told, {**rows[1], "loss": None}])
+    assert len(ends) == 9 and {r["figure"] for r in ends} == {"rank"}
+    found = claims(ends, "loss")
+    assert [(c["claim"], c["verdict"]) for c in found][0] == ("r = 8 beats r = 0", "held")
+    assert by_loss([]) == [] and claims([], "loss") == []
+    assert all("step" not in c["claim"] and "floor" not in c["claim"] for c in found)
+    assert claim_table(found, "loss")[1][:2] == ["r = 8 beats r = 0", "-0.1 ± " + f"{found[0]['half_interval']:.2g}"]
 
 
 def test_what_was_not_run_is_not_claimed(rows):
