@@ -147,6 +147,7 @@ def rank_figure(rows: Sequence[Row], metric: str) -> "Figure":
         drawn = axes.errorbar(x, means, yerr=finite, fmt=marker + style, capsize=3, label=kind)
         for place, (_, values) in zip(x, mine, strict=True):
             axes.plot([place] * len(values), list(values.values()), ".", alpha=0.4, color=drawn[0].get_color())
+    axes.set_yscale("log")  # full rank may be ten times as far as all others
     axes.set(xlabel="rank r", ylabel=metric, xticks=range(len(ranks)), xticklabels=[str(r) for r in ranks])
     axes.legend()
     return figure
