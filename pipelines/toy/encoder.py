@@ -33,23 +33,23 @@ class _Reader(nn.Module):
 
 def make_encoder(images: Tensor, captions: list[str], work: Path, out: Path, steps: int) -> dict[str, float]:
     """Train on (N, 3, 64, 64) uint8 pictures and write a folder that `Dinov2Model.from_pretrained` reads. Returns its
-    mean cross-entropy on a word, in nats. `work` keeps the checkpoint, from which a rerun goes on."""
+    mean cross-entropy on a word of these captions, in nats. `work` keeps the checkpoint, from which a rerun goes on."""
     torch.manual_seed(4)
-    targets, losses = words_of(captions), [0.0]
+    targets = words_of(captions)
     reader = _Reader(targets.shape[1])
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(images), (64,), generator=generator)
         x = to_unit(images[index])
         x = torch.where(torch.rand(64, 1, 1, 1, generator=generator) < 0.5, x, x.flip(-1))
-        loss = F.binary_cross_entropy_with_logits(reader(x), targets[index])
-        losses[0] = loss.item()
-        return loss * targets.shape[1]
+        return F.binary_cross_entropy_with_logits(reader(x), targets[index]) * targets.shape[1]
 
-    train("encoder", reader, loss_of, work, steps, lr=1e-3, report=dict)
+    train("encoder", reader, loss_of, work, steps, lr=1e-3, report=dict).eval()
+    with torch.no_grad():
+        read = torch.cat([reader(to_unit(batch)) for batch in images.split(256)])
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    reader.encoder.eval().to(torch.float16).save_pretrained(partial)
+    reader.encoder.to(torch.float16).save_pretrained(partial)
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
-    return {"cross_entropy": losses[0]}
+    return {"cross_entropy": F.binary_cross_entropy_with_logits(read, targets).item()}

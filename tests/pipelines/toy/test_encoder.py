@@ -38,6 +38,7 @@ def test_training_goes_on_and_writes_what_transformers_read(tmp_path):
     first = make_encoder(images, captions, work, out, 40)
     again = make_encoder(images, captions, work, out, 80)
     assert again["cross_entropy"] < first["cross_entropy"] < 0.7
+    assert make_encoder(images, captions, work, out, 80) == again  # nothing was left to train
     tokens = DinoFeatures(str(out))(to_unit(images), GRID)
     assert tokens.shape == (2, 16, 128) and tokens.isfinite().all()
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".partial")] == []
