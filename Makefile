@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	fi
 	@echo "installing into $(VENV): some minutes the first time"
 	$(PYTHON) -m pip install --quiet -c constraints.txt -e '.[dev]'
-	$(PYTHON) -m pipelines.prebuild
+	$(PYTHON) -m pipelines.core.prebuild
 	@touch $@
 
 demo: setup ## from pictures to a pixel model and its report, on two CPU cores

@@ -36,19 +36,19 @@ from PIL import Image
 from asymflow.moments import PatchMoments
 from asymflow.oklab import srgb_to_oklab
 from asymflow.patches import patchify
-from pipelines import storage
-from pipelines.basis import BasisSettings
-from pipelines.basis.moments import PieceMoments
-from pipelines.color_stats import PieceColors
-from pipelines.curate import CurateSettings
-from pipelines.curate.compact import FileWriter, plan_files
-from pipelines.curate.config import Encoding
-from pipelines.curate.crawl import list_shards
-from pipelines.curate.filters import Filters
-from pipelines.curate.shard import ShardCurator
-from pipelines.datasets import Piece, cut_into_pieces, decode_pixels, read_rows
-from pipelines.images import decode_image
-from pipelines.tensors import open_writer, tensor_field, to_tensor_array
+from pipelines.core import storage
+from pipelines.data.basis import BasisSettings
+from pipelines.data.basis.moments import PieceMoments
+from pipelines.data.color_stats import PieceColors
+from pipelines.data.curate import CurateSettings
+from pipelines.data.curate.compact import FileWriter, plan_files
+from pipelines.data.curate.config import Encoding
+from pipelines.data.curate.filters import Filters
+from pipelines.data.curate.shard import ShardCurator
+from pipelines.data.curate.shard_reader import list_shards
+from pipelines.data.datasets import Piece, cut_into_pieces, decode_pixels, read_rows
+from pipelines.data.images import decode_image
+from pipelines.data.tensors import open_writer, tensor_field, to_tensor_array
 from pipelines.toy.data import PHOTOGRAPHS, Picture, write_img2dataset
 
 LATENT = 128
@@ -129,7 +129,7 @@ def decoder() -> Callable[[str], int]:
 
 
 def source_decoder() -> Callable[[str], int]:
-    from pipelines.curate.crawl import Columns, read_shard
+    from pipelines.data.curate.shard_reader import Columns, read_shard
 
     def decode(shard: str) -> int:
         return sum(decode_image(sample.image).width > 0 for sample in read_shard(shard, Columns()) if sample.image)
@@ -298,7 +298,7 @@ def measure_memory(shards: dict[str, Path], curation: dict[str, Any], folder: Pa
 
 def merge_shards(parts: list[Path], target: Path) -> None:
     """The samples of several shards as one parquet shard of a single row group."""
-    from pipelines.curate.crawl import Columns, read_shard
+    from pipelines.data.curate.shard_reader import Columns, read_shard
 
     rows = []
     for part in parts:

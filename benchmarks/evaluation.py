@@ -35,11 +35,11 @@ def plain(curated: str, prompts: int) -> None:
     from asymflow.metrics.sliced_wasserstein import image_sliced_wasserstein
     from asymflow.metrics.spectrum import distance_of_spectra, high_frequency_power, radial_spectrum
     from asymflow.subspace import Subspace
-    from pipelines.artifacts import load_artifact
+    from pipelines.core.artifacts import load_artifact
+    from pipelines.data.images import decode_image, to_array
     from pipelines.evaluate.prompts import read_held_out
-    from pipelines.images import decode_image, to_array
-    from pipelines.sample.drawing import Drawing
-    from pipelines.sample.painter import load_painter, read_defaults
+    from pipelines.sample.parameters import Drawing
+    from pipelines.sample.sampler import load_painter, read_defaults
 
     held_out = list(islice(read_held_out(load_artifact(curated, "curate")), prompts))
     texts = [prompt.text for prompt, _ in held_out]

@@ -31,13 +31,13 @@ from asymflow.ema import PowerEMA  # noqa: E402
 from asymflow.models.geometry import KLEIN_9B  # noqa: E402
 from asymflow.oklab import RELEASED  # noqa: E402
 from asymflow.subspace import Subspace  # noqa: E402
-from pipelines.finetune.batches import Batch  # noqa: E402
-from pipelines.finetune.config import FinetuneSettings  # noqa: E402
-from pipelines.finetune.flops import picture_flops  # noqa: E402
-from pipelines.finetune.memory import activation_memory, count_values, static_memory  # noqa: E402
-from pipelines.finetune.model import adapt  # noqa: E402
-from pipelines.finetune.objective import Objective  # noqa: E402
 from pipelines.train.devices import peak_tflops, precision  # noqa: E402
+from pipelines.train.finetune.batches import Batch  # noqa: E402
+from pipelines.train.finetune.config import FinetuneSettings  # noqa: E402
+from pipelines.train.finetune.flops import picture_flops  # noqa: E402
+from pipelines.train.finetune.memory import activation_memory, count_values, static_memory  # noqa: E402
+from pipelines.train.finetune.model import adapt  # noqa: E402
+from pipelines.train.finetune.objective import Objective  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 GIB = 2**30
@@ -139,7 +139,7 @@ def join_alone() -> None:
     """torch.distributed of this one process."""
     import deepspeed
 
-    from pipelines.prebuild import put_ninja_on_path
+    from pipelines.core.prebuild import put_ninja_on_path
 
     put_ninja_on_path()
     with socket.socket() as free:
@@ -153,8 +153,8 @@ def join_alone() -> None:
 
 def measure(name: str, shapes: Shapes, most: int, steps: int) -> Iterator[dict[str, float]]:
     """What each number of pictures at once takes, until they do not fit."""
-    from pipelines.finetune.task import parameter_groups
     from pipelines.train.engine import backward_and_step, make_engine
+    from pipelines.train.finetune.task import parameter_groups
     from pipelines.train.state import TrainableState
 
     join_alone()

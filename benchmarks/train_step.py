@@ -28,13 +28,13 @@ from asymflow.ema import PowerEMA  # noqa: E402
 from asymflow.models.flux2 import PixelFlux2  # noqa: E402
 from asymflow.oklab import RELEASED  # noqa: E402
 from asymflow.subspace import Subspace  # noqa: E402
-from pipelines.finetune.batches import Batch  # noqa: E402
-from pipelines.finetune.config import FinetuneSettings  # noqa: E402
-from pipelines.finetune.flops import picture_flops  # noqa: E402
-from pipelines.finetune.memory import static_memory  # noqa: E402
-from pipelines.finetune.objective import Objective  # noqa: E402
-from pipelines.finetune.plan import plan  # noqa: E402
 from pipelines.toy.flow import new_transformer  # noqa: E402
+from pipelines.train.finetune.batches import Batch  # noqa: E402
+from pipelines.train.finetune.config import FinetuneSettings  # noqa: E402
+from pipelines.train.finetune.flops import picture_flops  # noqa: E402
+from pipelines.train.finetune.memory import static_memory  # noqa: E402
+from pipelines.train.finetune.objective import Objective  # noqa: E402
+from pipelines.train.finetune.plan import plan  # noqa: E402
 
 OBJECTIVES: dict[str, dict] = {
     "flow matching": {"kind": "flow_matching"},

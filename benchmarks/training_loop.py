@@ -28,14 +28,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from pipelines import basis, curate, encode, storage  # noqa: E402
-from pipelines.artifacts import load_artifact  # noqa: E402
-from pipelines.config import validate  # noqa: E402
-from pipelines.finetune import STEP  # noqa: E402
-from pipelines.finetune.config import FinetuneSettings  # noqa: E402
-from pipelines.steps import run_step  # noqa: E402
+from pipelines.core import storage  # noqa: E402
+from pipelines.core.artifacts import load_artifact  # noqa: E402
+from pipelines.core.config import validate  # noqa: E402
+from pipelines.core.step import run_step  # noqa: E402
+from pipelines.data import basis, curate, encode  # noqa: E402
 from pipelines.toy.data import Picture, write_img2dataset  # noqa: E402
 from pipelines.train import driver  # noqa: E402
+from pipelines.train.finetune import STEP  # noqa: E402
+from pipelines.train.finetune.config import FinetuneSettings  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = str(ROOT / "models" / "toy_klein")
@@ -111,12 +112,12 @@ def run_job(settings: FinetuneSettings) -> list[float]:
 def bare(settings: FinetuneSettings) -> list[float]:
     """The same steps without Ray, DeepSpeed, records and logs."""
     from asymflow.ema import PowerEMA
-    from pipelines.basis import load_subspace
-    from pipelines.encode import load_unconditional
-    from pipelines.finetune.model import build_model
-    from pipelines.finetune.objective import Objective
-    from pipelines.finetune.task import make_reader, parameter_groups
+    from pipelines.data.basis import load_subspace
+    from pipelines.data.encode import load_unconditional
     from pipelines.train.engine import set_learning_rates
+    from pipelines.train.finetune.model import build_model
+    from pipelines.train.finetune.objective import Objective
+    from pipelines.train.finetune.task import make_reader, parameter_groups
 
     curated, encoded = load_artifact(settings.curated), load_artifact(settings.encoded)
     model = build_model(settings, load_subspace(load_artifact(settings.basis)))

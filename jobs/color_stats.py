@@ -1,7 +1,7 @@
 """Colour statistics of curated pictures: Oklab mean and standard deviation."""
 
-from pipelines.cli import main
-from pipelines.color_stats import STEP
+from pipelines.core.cli import main
+from pipelines.data.color_stats import STEP
 
 if __name__ == "__main__":
     main(STEP, __doc__)

@@ -4,10 +4,10 @@ import argparse
 import sys
 import threading
 
-from pipelines.config import ConfigError
-from pipelines.demo_page import open_page
+from pipelines.core.config import ConfigError
+from pipelines.core.storage import StorageError
 from pipelines.sample.config import Safety
-from pipelines.storage import StorageError
+from pipelines.sample.demo_page import open_page
 
 TOY = {"base": "models/toy_klein", "adapter": "models/toy_asymflow"}
 

@@ -1,7 +1,7 @@
 """Latent tokens and text embeddings of the curated pictures, so that training loads no encoder."""
 
-from pipelines.cli import main
-from pipelines.encode import STEP
+from pipelines.core.cli import main
+from pipelines.data.encode import STEP
 
 if __name__ == "__main__":
     main(STEP, __doc__)

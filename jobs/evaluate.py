@@ -9,7 +9,7 @@ SUITE --self-test runs known answers through the suite's rules: no configuration
 import sys
 from functools import partial
 
-from pipelines.cli import main
+from pipelines.core.cli import main
 from pipelines.evaluate.self_test import self_test
 from pipelines.evaluate.step import STEP, hold_limits, pin_registered, tell
 from pipelines.evaluate.suites import SUITES

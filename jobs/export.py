@@ -5,10 +5,10 @@ import argparse
 import json
 import sys
 
-from pipelines.config import ConfigError, load_config
-from pipelines.convert import FORMATS, TYPES, convert
-from pipelines.finetune import STEP
-from pipelines.finetune.export import ERRORS, export_run
+from pipelines.core.config import ConfigError, load_config
+from pipelines.train.finetune import STEP
+from pipelines.train.finetune.export import ERRORS, export_run
+from pipelines.train.finetune.export_formats import FORMATS, TYPES, convert
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Finetune the lifted model on real pixels. Killed, the same command goes on from the last checkpoint; --dry-run prints
 what would be trained, the memory and the time it takes, and starts nothing."""
 
-from pipelines.cli import main
-from pipelines.finetune import STEP
-from pipelines.finetune.plan import print_plan
+from pipelines.core.cli import main
+from pipelines.train.finetune import STEP
+from pipelines.train.finetune.plan import print_plan
 
 if __name__ == "__main__":
     main(STEP, __doc__, dry_run=print_plan)

@@ -4,7 +4,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from pipelines import storage
+from pipelines.core import storage
 from pipelines.toy.data import demo_pictures, write_img2dataset
 
 

@@ -4,9 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
-from pipelines.config import RunSettings
-from pipelines.curate import STEP, CurateSettings
-from pipelines.steps import run_step
+from pipelines.core.config import RunSettings
+from pipelines.core.step import run_step
+from pipelines.data.curate import STEP, CurateSettings
 from pipelines.toy.base import Steps, make_toy_base
 
 

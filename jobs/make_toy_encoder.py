@@ -6,9 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from pipelines.config import RunSettings
-from pipelines.curate import STEP, CurateSettings
-from pipelines.steps import run_step
+from pipelines.core.config import RunSettings
+from pipelines.core.step import run_step
+from pipelines.data.curate import STEP, CurateSettings
 from pipelines.toy.base import load_pictures
 from pipelines.toy.encoder import make_encoder
 

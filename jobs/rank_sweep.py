@@ -4,14 +4,14 @@ its Table 1."""
 import json
 import sys
 
-from pipelines.cli import DRY_RUN, print_settings, tell_plan, without_dry_run
-from pipelines.config import ConfigError, describe, load_config
-from pipelines.rank_report import family_table
-from pipelines.rank_sweep import RankSweepSettings, run_rank_sweep
-from pipelines.shards import ItemsFailed
-from pipelines.steps import StepFailed
-from pipelines.storage import StorageError
-from pipelines.text_table import aligned
+from pipelines.core.cli import DRY_RUN, print_settings, tell_plan, without_dry_run
+from pipelines.core.config import ConfigError, describe, load_config
+from pipelines.core.map_items import ItemsFailed
+from pipelines.core.step import StepFailed
+from pipelines.core.storage import StorageError
+from pipelines.core.text_table import aligned
+from pipelines.experiments.rank_report import family_table
+from pipelines.experiments.rank_sweep import RankSweepSettings, run_rank_sweep
 
 
 def main() -> None:

@@ -9,10 +9,10 @@ import os
 import sys
 from pathlib import Path
 
-from pipelines.artifacts import MissingArtifact
-from pipelines.config import ConfigError
-from pipelines.report import read_evaluation, render
-from pipelines.storage import StorageError
+from pipelines.core.artifacts import MissingArtifact
+from pipelines.core.config import ConfigError
+from pipelines.core.storage import StorageError
+from pipelines.experiments.report import read_evaluation, render
 
 
 def main() -> None:

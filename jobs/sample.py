@@ -1,6 +1,6 @@
 """Pictures from prompts and seeds, by a pixel model; run again, it goes on with what is missing."""
 
-from pipelines.cli import main
+from pipelines.core.cli import main
 from pipelines.sample import STEP
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 import json
 import sys
 
-from pipelines.cli import DRY_RUN, print_settings, tell_plan, without_dry_run
-from pipelines.config import ConfigError, describe, load_config
-from pipelines.shards import ItemsFailed
-from pipelines.steps import StepFailed
-from pipelines.storage import StorageError
-from pipelines.sweep import SweepSettings, rows_of, run_sweep, table_of
+from pipelines.core.cli import DRY_RUN, print_settings, tell_plan, without_dry_run
+from pipelines.core.config import ConfigError, describe, load_config
+from pipelines.core.map_items import ItemsFailed
+from pipelines.core.step import StepFailed
+from pipelines.core.storage import StorageError
+from pipelines.experiments.sweep import SweepSettings, rows_of, run_sweep, table_of
 
 
 def main() -> None:

@@ -3,13 +3,13 @@
 import json
 import sys
 
-from pipelines.cli import DRY_RUN, print_settings, tell_plan, without_dry_run
-from pipelines.config import ConfigError, describe, load_config
-from pipelines.shards import ItemsFailed
-from pipelines.steps import StepFailed
-from pipelines.storage import StorageError
-from pipelines.tracking import how_to_look
-from pipelines.workflow import STEPS, WorkflowSettings, fill_all, run_workflow, table
+from pipelines.core.cli import DRY_RUN, print_settings, tell_plan, without_dry_run
+from pipelines.core.config import ConfigError, describe, load_config
+from pipelines.core.map_items import ItemsFailed
+from pipelines.core.step import StepFailed
+from pipelines.core.storage import StorageError
+from pipelines.core.tracking import how_to_look
+from pipelines.experiments.workflow import STEPS, WorkflowSettings, fill_all, run_workflow, table
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from s3_faults import serve
 from tenacity import stop_after_attempt, wait_none
 
 import asymflow as asymflow  # its torchvision remedy must come before tests import diffusers or lpips
-from pipelines import object_store
+from pipelines.core import s3 as object_store
 from pipelines.toy.data import Picture, write_img2dataset
 
 
@@ -88,8 +88,8 @@ def local_ray():
     """A real local Ray, started as the steps start it; one for all tests."""
     import ray
 
-    from pipelines.config import RunSettings
-    from pipelines.steps import start_ray
+    from pipelines.core.config import RunSettings
+    from pipelines.core.step import start_ray
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
@@ -157,8 +157,8 @@ def tiny_base(tmp_path_factory, tiny_transformer) -> Path:
 @pytest.fixture(scope="session")
 def tiny_workflow(tmp_path_factory, tiny_base, make_pictures, local_ray):
     """The whole workflow once, on 120 small pictures: its settings, parent run and outcomes."""
-    from pipelines.config import validate
-    from pipelines.workflow import WorkflowSettings, run_workflow
+    from pipelines.core.config import validate
+    from pipelines.experiments.workflow import WorkflowSettings, run_workflow
 
     folder = tmp_path_factory.mktemp("workflow")
     write_img2dataset(iter(make_pictures(120)), folder / "shards", 60)
@@ -189,9 +189,9 @@ def tiny_workflow(tmp_path_factory, tiny_base, make_pictures, local_ray):
 @pytest.fixture(scope="session")
 def held_out(tmp_path_factory, make_pictures, local_ray):
     """URI of a curate artifact of small pictures: the demo suite's captions and real pictures."""
-    from pipelines import curate
-    from pipelines.config import validate
-    from pipelines.steps import run_step
+    from pipelines.core.config import validate
+    from pipelines.core.step import run_step
+    from pipelines.data import curate
     from pipelines.toy.data import write_img2dataset
 
     folder = tmp_path_factory.mktemp("held_out")

@@ -64,6 +64,6 @@ def test_importing_asymflow_loads_nothing_of_the_cluster():
 
 def test_settings_load_without_ray():
     """A bad setting is refused before anything heavy is imported."""
-    script = "import sys, pipelines.config; print([m for m in ('ray', 'mlflow') if m in sys.modules])"
+    script = "import sys, pipelines.core.config; print([m for m in ('ray', 'mlflow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "[]", done.stderr

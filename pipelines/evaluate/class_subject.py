@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from asymflow.adapters import SamplingDefaults
-from pipelines import storage
-from pipelines.artifacts import Artifact
-from pipelines.config import ConfigError
-from pipelines.pretrain.config import PretrainSettings, Validation
-from pipelines.pretrain.model import SUBSPACE, SUMMARY, load_pretrained
-from pipelines.pretrain.painter import PaintClasses
-from pipelines.sample.painter import Paint, dtype_on
+from pipelines.core import storage
+from pipelines.core.artifacts import Artifact
+from pipelines.core.config import ConfigError
+from pipelines.sample.sampler import Paint, dtype_on
 from pipelines.train.checkpoint import folder_of, list_checkpoints
-from pipelines.train.record import AVERAGE
+from pipelines.train.metrics_log import AVERAGE
+from pipelines.train.pretrain.config import PretrainSettings, Validation
+from pipelines.train.pretrain.model import SUBSPACE, SUMMARY, load_pretrained
+from pipelines.train.pretrain.sampler import PaintClasses
 
 
 @dataclass(frozen=True)

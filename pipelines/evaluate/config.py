@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipelines.config import OptionalUri, Settings
+from pipelines.core.config import OptionalUri, Settings
+from pipelines.core.map_items import ModelWorkers
+from pipelines.core.step import StepSettings
 from pipelines.evaluate.scorers import Scorers
-from pipelines.sample.drawing import DrawingSettings
-from pipelines.shards import ModelWorkers
-from pipelines.steps import StepSettings
+from pipelines.sample.parameters import DrawingSettings
 
 Model = Literal["latent", "lifted", "trained"]
 

@@ -15,16 +15,16 @@ from diffusers.utils import logging
 from transformers.utils import logging as transformers_logging
 
 from asymflow.metrics.protocol import fingerprint
-from pipelines import storage
+from pipelines.core import storage
+from pipelines.core.map_items import do_items
+from pipelines.data.images import encode_png
 from pipelines.evaluate.class_subject import ClassSubject
-from pipelines.evaluate.picture_sets import PictureSet, in_batches, keys_in
+from pipelines.evaluate.image_sets import PictureSet, in_batches, keys_in
 from pipelines.evaluate.prompts import Shot
 from pipelines.evaluate.subject import Subject
-from pipelines.images import encode_png
-from pipelines.pictures import to_pictures
-from pipelines.sample.drawing import Drawing
-from pipelines.sample.painter import Paint
-from pipelines.shards import do_items
+from pipelines.sample.parameters import Drawing
+from pipelines.sample.sampler import Paint
+from pipelines.viz.image_grid import to_pictures
 
 
 class Generator:

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from asymflow.metrics import dpg
-from pipelines import storage
-from pipelines.artifacts import Artifact
-from pipelines.config import ConfigError
-from pipelines.datasets import read_rows
+from pipelines.core import storage
+from pipelines.core.artifacts import Artifact
+from pipelines.core.config import ConfigError
+from pipelines.data.datasets import read_rows
 
 GENEVAL_TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 HPSV3_CATEGORIES = 12

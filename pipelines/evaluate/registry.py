@@ -11,11 +11,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from asymflow.adapters import CONFIG, WEIGHTS
-from pipelines import storage
-from pipelines.artifacts import Artifact
-from pipelines.config import ConfigError, RunSettings
-from pipelines.provenance import read_run
-from pipelines.tracking import Tracker, tracking_uri
+from pipelines.core import storage
+from pipelines.core.artifacts import Artifact
+from pipelines.core.config import ConfigError, RunSettings
+from pipelines.core.provenance import read_run
+from pipelines.core.tracking import Tracker, tracking_uri
 
 FOLDER = "registered"
 

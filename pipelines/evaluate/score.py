@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from asymflow.metrics.protocol import Protocol, fingerprint
-from pipelines import storage
-from pipelines.evaluate.picture_sets import PictureSet, in_batches, load_picture
+from pipelines.core import storage
+from pipelines.core.map_items import do_items
+from pipelines.evaluate.image_sets import PictureSet, in_batches, load_picture
 from pipelines.evaluate.prompts import Prompt, Shot
 from pipelines.evaluate.scorers import Row, Scorer
-from pipelines.shards import do_items
 
 PROTOCOL = "protocol.json"
 _AT_ONCE = 512

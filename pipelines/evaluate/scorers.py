@@ -16,9 +16,9 @@ from asymflow.metrics import squeeze
 from asymflow.metrics.protocol import Protocol, fingerprint
 from asymflow.metrics.templates import read_template
 from asymflow.metrics.weights import MissingWeights, identify
-from pipelines.config import Settings
+from pipelines.core.config import Settings
+from pipelines.core.map_items import ModelWorkers
 from pipelines.evaluate.prompts import Prompt
-from pipelines.shards import ModelWorkers
 
 Row = dict[str, Any]
 OPEN_CLIP = "open_clip_model.safetensors"

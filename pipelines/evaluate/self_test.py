@@ -14,8 +14,8 @@ from torch import Tensor
 
 from asymflow.metrics.geneval import judge, keep_detections
 from pipelines.evaluate.config import Bootstrap
+from pipelines.evaluate.image_sets import PictureSet
 from pipelines.evaluate.measures import Evaluated, Pictures
-from pipelines.evaluate.picture_sets import PictureSet
 from pipelines.evaluate.prompts import Prompt, read_dpg, shots_of
 from pipelines.evaluate.suites import SUITES
 

@@ -21,9 +21,9 @@ from asymflow.metrics.sliced_wasserstein import (
     standardised,
 )
 from asymflow.metrics.spectrum import distance_of_spectra
+from pipelines.core.step import StepFailed
 from pipelines.evaluate import bootstrap
 from pipelines.evaluate.measures import Evaluated, Named, Pictures, Row, mean_of
-from pipelines.steps import StepFailed
 
 _FEW = 8  # lines in each draw of a bootstrap, which are for the spread alone
 

@@ -11,16 +11,16 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from asymflow.metrics.protocol import fingerprint
-from pipelines import storage
+from pipelines.core import storage
+from pipelines.core.step import Context
+from pipelines.core.text_table import aligned
+from pipelines.data.images import decode_image
 from pipelines.evaluate.config import EvaluateSettings
+from pipelines.evaluate.image_sets import REAL
 from pipelines.evaluate.measures import Pictures, Row
-from pipelines.evaluate.picture_sets import REAL
 from pipelines.evaluate.prompts import Shot
 from pipelines.evaluate.suites import SUITES
-from pipelines.images import decode_image
-from pipelines.pictures import beside, side_by_side, thumbnail
-from pipelines.steps import Context
-from pipelines.text_table import aligned
+from pipelines.viz.image_grid import beside, side_by_side, thumbnail
 
 SCORES, TABLE, PROTOCOLS = "scores.parquet", "table.json", "protocols.json"
 COLUMNS = ("model", "metric", "category", "value", "low", "high", "better", "prompts", "pictures", "fingerprint")

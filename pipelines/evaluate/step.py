@@ -11,24 +11,24 @@ from PIL import Image
 
 from asymflow.metrics.references import Reference, load_reference
 from asymflow.metrics.weights import MissingWeights
-from pipelines import storage
-from pipelines.artifacts import Artifact
-from pipelines.config import ConfigError
+from pipelines.core import storage
+from pipelines.core.artifacts import Artifact
+from pipelines.core.base_models import check_base
+from pipelines.core.config import ConfigError
+from pipelines.core.step import Context, Outcome, Step, StepFailed
+from pipelines.data.images import encode_png
 from pipelines.evaluate.class_subject import ClassSubject, read_class_subject
 from pipelines.evaluate.config import EvaluateSettings, Model
 from pipelines.evaluate.generate import generate
+from pipelines.evaluate.image_sets import REAL, PictureSet, found_pictures, reference_pictures, store_pictures
 from pipelines.evaluate.measures import Evaluated, Measure, Pictures, Row
-from pipelines.evaluate.picture_sets import REAL, PictureSet, found_pictures, reference_pictures, store_pictures
 from pipelines.evaluate.prompts import Prompt, Shot, read_held_out, shots_of
 from pipelines.evaluate.score import score
 from pipelines.evaluate.set_measures import PrecisionRecall
 from pipelines.evaluate.show import TABLE, group_of, report, table_of
 from pipelines.evaluate.subject import Subject, read_subject
 from pipelines.evaluate.suites import SUITES, Suite
-from pipelines.images import encode_png
-from pipelines.models import check_base
 from pipelines.sample import check_model
-from pipelines.steps import Context, Outcome, Step, StepFailed
 
 INPUTS = {"curated": "curate", "basis": "basis", "finetuned": "finetune", "pretrained": "pretrain"}
 _SOURCES = ("adapter", "finetuned", "pretrained", "registered", "pictures")

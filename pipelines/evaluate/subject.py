@@ -12,11 +12,11 @@ from asymflow.adapters import SamplingDefaults, kind_of, read_adapter, read_defa
 from asymflow.adapters.basis import LAYOUT, SUBSPACE, find_subspace, in_layout
 from asymflow.content import content_of
 from asymflow.subspace import Subspace
-from pipelines import storage
-from pipelines.artifacts import Artifact
-from pipelines.basis import load_subspace
-from pipelines.config import ConfigError
-from pipelines.sample.painter import Paint, adapter_files, load_painter, weights_sha256
+from pipelines.core import storage
+from pipelines.core.artifacts import Artifact
+from pipelines.core.config import ConfigError
+from pipelines.data.basis import load_subspace
+from pipelines.sample.sampler import Paint, adapter_files, load_painter, weights_sha256
 
 
 @dataclass(frozen=True)

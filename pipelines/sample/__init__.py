@@ -13,17 +13,17 @@ from PIL import Image
 
 from asymflow.adapters.hub import is_repository
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
-from pipelines import storage
-from pipelines.config import ConfigError
-from pipelines.models import check_base
-from pipelines.pictures import side_by_side, thumbnail, to_pictures
+from pipelines.core import storage
+from pipelines.core.base_models import check_base
+from pipelines.core.config import ConfigError
+from pipelines.core.map_items import map_items
+from pipelines.core.step import Context, Step
 from pipelines.sample.config import SampleSettings
-from pipelines.sample.drawing import Drawing
-from pipelines.sample.marks import encode_marked
-from pipelines.sample.painter import Painter
+from pipelines.sample.metadata import encode_marked
+from pipelines.sample.parameters import Drawing
 from pipelines.sample.safety import SafetyFilter, check_safety
-from pipelines.shards import map_items
-from pipelines.steps import Context, Step
+from pipelines.sample.sampler import Painter
+from pipelines.viz.image_grid import side_by_side, thumbnail, to_pictures
 
 
 def check(settings: SampleSettings) -> None:

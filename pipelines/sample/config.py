@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.config import Settings, Uri
-from pipelines.sample.drawing import DrawingSettings
-from pipelines.shards import ModelWorkers
-from pipelines.steps import StepSettings
+from pipelines.core.config import Settings, Uri
+from pipelines.core.map_items import ModelWorkers
+from pipelines.core.step import StepSettings
+from pipelines.sample.parameters import DrawingSettings
 
 
 class Provenance(Settings):

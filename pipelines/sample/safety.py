@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from pipelines.config import ConfigError
+from pipelines.core.config import ConfigError
 from pipelines.sample.config import Safety
 
 

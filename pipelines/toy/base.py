@@ -12,14 +12,14 @@ from torch import Tensor
 
 from asymflow.models.autoencoder import decode_latents, encode_images
 from asymflow.models.text import encode_captions
-from pipelines.artifacts import Artifact
-from pipelines.datasets import read_images
-from pipelines.pictures import grid_of, to_pictures
-from pipelines.sampling import Guidance, latent_noise, latent_velocity, sample_latents
+from pipelines.core.artifacts import Artifact
+from pipelines.data.datasets import read_images
+from pipelines.sample.batches import Guidance, latent_noise, latent_velocity, sample_latents
 from pipelines.toy.autoencoder import psnr, to_unit, train_autoencoder
 from pipelines.toy.flow import SHIFT, train_flow
 from pipelines.toy.perceptual import train_backbone
 from pipelines.toy.text_encoder import train_text_encoder, train_tokenizer
+from pipelines.viz.image_grid import grid_of, to_pictures
 
 BACKBONE_FILE = "perceptual_squeeze.safetensors"
 

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines import storage
+from pipelines.core import storage
 from pipelines.train.config import Checkpoints
 
 LOGGER = logging.getLogger(__name__)

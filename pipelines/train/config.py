@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config import Settings
-from pipelines.steps import StepSettings
+from pipelines.core.config import Settings
+from pipelines.core.step import StepSettings
 
 
 class Optim(Settings):

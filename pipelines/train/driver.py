@@ -9,14 +9,14 @@ import ray.train
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from pipelines import storage
-from pipelines.config import ConfigError
-from pipelines.figures import curves_figure
-from pipelines.steps import Context, StepFailed
-from pipelines.stoppable import StoppableTorch
-from pipelines.train.attempt import Attempt, stopping_on_sigterm
+from pipelines.core import storage
+from pipelines.core.config import ConfigError
+from pipelines.core.step import Context, StepFailed
 from pipelines.train.config import TrainSettings
-from pipelines.train.record import Record
+from pipelines.train.metrics_log import Record
+from pipelines.train.run_lease import Attempt, stopping_on_sigterm
+from pipelines.train.worker_setup import StoppableTorch
+from pipelines.viz.figures import curves_figure
 
 
 def check_processors(settings: TrainSettings, besides: int = 0) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 
-from pipelines.prebuild import BUILD_SECONDS, extensions_folder, remove_stale_locks
+from pipelines.core.prebuild import BUILD_SECONDS, extensions_folder, remove_stale_locks
 from pipelines.train.config import Optim, TrainSettings
 from pipelines.train.task import Batch
 

@@ -13,9 +13,8 @@ from ray.experimental import tqdm_ray
 from safetensors.torch import save
 from torch import Tensor
 
-from pipelines import storage
-from pipelines.tracking import Tracker
-from pipelines.train.attempt import TERMINATED, Attempt, Lookout, Order
+from pipelines.core import storage
+from pipelines.core.tracking import Tracker
 from pipelines.train.checkpoint import Tensors, Uploader, folder_of, load_newest, prune, write_checkpoint
 from pipelines.train.engine import (
     backward_and_step,
@@ -26,12 +25,13 @@ from pipelines.train.engine import (
     set_learning_rates,
     was_skipped,
 )
-from pipelines.train.log import Log
-from pipelines.train.order import slots_per_worker
-from pipelines.train.record import AVERAGE, RECORD, TRAINABLE, Record
+from pipelines.train.metrics_log import AVERAGE, RECORD, TRAINABLE, Record
+from pipelines.train.monitoring import GiveUp, HangAlarm, Health
+from pipelines.train.run_lease import TERMINATED, Attempt, Lookout, Order
+from pipelines.train.sample_order import slots_per_worker
 from pipelines.train.state import TrainableState, on_cpu
 from pipelines.train.task import Batch, Tokens, make_task
-from pipelines.train.watch import GiveUp, HangAlarm, Health
+from pipelines.train.tracking_log import Log
 
 LOGGER = logging.getLogger(__name__)
 ASK_EVERY = 10.0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from asymflow.ema import MovingAverage
 from pipelines.train.config import TrainSettings
-from pipelines.train.order import SampleOrder
+from pipelines.train.sample_order import SampleOrder
 
 
 class Tokens(NamedTuple):

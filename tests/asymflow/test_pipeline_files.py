@@ -13,7 +13,7 @@ from asymflow.adapters import save_pth
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
 from asymflow.oklab import RELEASED
 from asymflow.subspace import Subspace
-from pipelines.convert import convert
+from pipelines.train.finetune.export_formats import convert
 
 
 @pytest.mark.parametrize("how", ["saved", "comfyui", "merged", "released", "pth"])

@@ -18,11 +18,12 @@ from postgres import Database, find_postgres, serve_postgres
 from ray.job_submission import JobStatus
 from ray_head import Head, ray_head
 
-from pipelines import object_store, storage
-from pipelines.artifacts import load_artifact
-from pipelines.provenance import RAY_JOB
+from pipelines.core import s3 as object_store
+from pipelines.core import storage
+from pipelines.core.artifacts import load_artifact
+from pipelines.core.provenance import RAY_JOB
 from pipelines.toy.data import write_img2dataset
-from pipelines.train.record import RECORD, Record
+from pipelines.train.metrics_log import RECORD, Record
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.cluster]
 STEPS, EVERY = 100, 10

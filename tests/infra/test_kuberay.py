@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from manifests import INFRA, ROOT, build, files, kustomizations, mutations, pods, problems, read
 
-from pipelines import storage
+from pipelines.core import storage
 
 FILES, FOLDERS = files(), kustomizations()
 JOBS = [path for path in FILES if any(manifest["kind"] in ("RayJob", "RayCronJob") for manifest in read(path))]
@@ -164,7 +164,7 @@ def test_pods_that_train_have_time_for_a_checkpoint():
             if group["groupName"] == "trainers":
                 pod = group["template"]["spec"]
                 *command, seconds = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-                assert command == ["python", "-m", "pipelines.leave_cluster"]
+                assert command == ["python", "-m", "pipelines.core.leave_cluster"]
                 assert pod["terminationGracePeriodSeconds"] > int(seconds) >= 300, folder
 
 
@@ -244,7 +244,7 @@ def test_entry_points_run(path, tmp_path, monkeypatch, capsys):
 
 
 def test_every_step_has_a_job():
-    from pipelines.workflow import STEPS
+    from pipelines.experiments.workflow import STEPS
 
     jobs = {path.stem for path in (INFRA / "kuberay/jobs").glob("*.yaml")}
     assert {*STEPS, "workflow", "sample", "sweep"} <= jobs

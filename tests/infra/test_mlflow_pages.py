@@ -7,7 +7,7 @@ from mlflow_server import serve_mlflow
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from pipelines.tracking import tracking_uri
+from pipelines.core.tracking import tracking_uri
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

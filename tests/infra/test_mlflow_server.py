@@ -13,8 +13,8 @@ from mlflow_server import serve_manifest
 from PIL import Image
 from postgres import Database, find_postgres, serve_postgres
 
-from pipelines.config import RunSettings
-from pipelines.tracking import Tracker, open_run
+from pipelines.core.config import RunSettings
+from pipelines.core.tracking import Tracker, open_run
 
 PASSWORDS = {"postgres": "pg-password-91f", "admin": "admin-password-7c2", "flask": "flask-key-55d"}
 
@@ -58,7 +58,7 @@ def account(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.ray
 def test_runs_written_by_ray_workers_are_read_back(server, account, s3, local_ray):
-    from pipelines import object_store
+    from pipelines.core import s3 as object_store
 
     url, folder = server
     object_store.client().create_bucket(Bucket="mlflow-bucket")

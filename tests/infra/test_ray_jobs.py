@@ -11,8 +11,8 @@ from ports import wait_for
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray_head import ray_head
 
-from pipelines.artifacts import load_artifact
-from pipelines.workflow import STEPS, step_settings
+from pipelines.core.artifacts import load_artifact
+from pipelines.experiments.workflow import STEPS, step_settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))

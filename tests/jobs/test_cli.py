@@ -22,7 +22,7 @@ def job(monkeypatch, capsys):
     def no_ray(run):
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr("pipelines.steps.start_ray", no_ray)
+    monkeypatch.setattr("pipelines.core.step.start_ray", no_ray)
 
     def run(name, *arguments):
         path = ROOT / "jobs" / f"{name}.py"

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import load_config
+from pipelines.core.config import load_config
 from pipelines.evaluate.config import EvaluateSettings
-from pipelines.pretrain.config import PretrainSettings
-from pipelines.rank_sweep import RankSweepSettings, evaluation_of, training_of, variants_of
+from pipelines.experiments.rank_sweep import RankSweepSettings, evaluation_of, training_of, variants_of
+from pipelines.experiments.sweep import SweepSettings, grid_of, point_settings
+from pipelines.experiments.workflow import STEPS, WorkflowSettings, fill_all
 from pipelines.sample.config import SampleSettings
-from pipelines.sweep import SweepSettings, grid_of, point_settings
-from pipelines.workflow import STEPS, WorkflowSettings, fill_all
+from pipelines.train.pretrain.config import PretrainSettings
 
 CONFIGS = sorted((Path(__file__).parents[2] / "jobs/configs").glob("*.yaml"))
 

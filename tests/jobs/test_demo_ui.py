@@ -18,14 +18,14 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.expected_conditions import staleness_of
 from selenium.webdriver.support.ui import WebDriverWait
 
-from pipelines.convert import convert
-from pipelines.demo_page import Artist, build_page, open_page
-from pipelines.pictures import to_pictures
 from pipelines.sample.config import Safety
-from pipelines.sample.drawing import Drawing
-from pipelines.sample.marks import read_metadata
-from pipelines.sample.painter import Painter
+from pipelines.sample.demo_page import Artist, build_page, open_page
+from pipelines.sample.metadata import read_metadata
+from pipelines.sample.parameters import Drawing
 from pipelines.sample.safety import SafetyFilter
+from pipelines.sample.sampler import Painter
+from pipelines.train.finetune.export_formats import convert
+from pipelines.viz.image_grid import to_pictures
 
 ROOT = Path(__file__).parents[2]
 BASE, ADAPTER = str(ROOT / "models/toy_klein"), str(ROOT / "models/toy_asymflow")
@@ -212,7 +212,7 @@ def run(monkeypatch, capsys):
 
     for name in ("GRADIO_TEMP_DIR", "NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
-    monkeypatch.setattr("pipelines.demo_page.Painter", load_nothing)
+    monkeypatch.setattr("pipelines.sample.demo_page.Painter", load_nothing)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.chdir(ROOT)
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipelines import storage
-from pipelines.artifacts import load_artifact
+from pipelines.core import storage
+from pipelines.core.artifacts import load_artifact
 from pipelines.toy.data import write_img2dataset
 
 ROOT = Path(__file__).parents[2]

@@ -11,12 +11,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipelines import finetune, pretrain, storage
-from pipelines.artifacts import Artifact
-from pipelines.config import validate
-from pipelines.steps import Step
-from pipelines.train.record import Record
-from pipelines.workflow import step_settings
+from pipelines.core import storage
+from pipelines.core.artifacts import Artifact
+from pipelines.core.config import validate
+from pipelines.core.step import Step
+from pipelines.experiments.workflow import step_settings
+from pipelines.train import finetune, pretrain
+from pipelines.train.metrics_log import Record
 
 STEPS, BATCH = 20, 6
 

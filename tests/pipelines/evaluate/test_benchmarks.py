@@ -18,11 +18,11 @@ from tiny_vqa_models import write_vilt
 
 from asymflow.metrics.hps_v2 import FILE as HPS_V2
 from asymflow.metrics.inception_network import Inception2015
-from pipelines.config import ConfigError, validate
+from pipelines.core.config import ConfigError, validate
+from pipelines.core.step import run_step
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.scorers import INCEPTION, Scorers
 from pipelines.evaluate.step import STEP, check
-from pipelines.steps import run_step
 
 HEADER = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,"
 COUNT = 4
@@ -196,7 +196,7 @@ def test_imagenet_by_adms_protocol(settings, root, local_ray, tmp_path):
 def test_held_out_pictures_are_the_demos_reference_alone(settings, root, held_out, tmp_path):
     from types import SimpleNamespace
 
-    from pipelines.artifacts import load_artifact
+    from pipelines.core.artifacts import load_artifact
     from pipelines.evaluate.step import find_real
 
     given = {"source": str(root / "real")}

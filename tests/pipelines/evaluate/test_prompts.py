@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config import ConfigError
+from pipelines.core.config import ConfigError
 from pipelines.evaluate.prompts import (
     Prompt,
     read_captions,

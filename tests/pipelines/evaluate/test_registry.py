@@ -10,9 +10,9 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from pipelines.config import ConfigError
+from pipelines.core.config import ConfigError
+from pipelines.core.tracking import tracking_uri
 from pipelines.evaluate.registry import fetch, pin
-from pipelines.tracking import tracking_uri
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.ray

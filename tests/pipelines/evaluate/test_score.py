@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines.data.images import BadImage
 from pipelines.evaluate import score as module
-from pipelines.evaluate.picture_sets import PictureSet, in_batches, load_picture
+from pipelines.evaluate.image_sets import PictureSet, in_batches, load_picture
 from pipelines.evaluate.prompts import Prompt, shots_of
 from pipelines.evaluate.score import Scores, ScoresDiffer, ScoreWorker, score
 from pipelines.evaluate.scorers import Scorer
-from pipelines.images import BadImage
 
 
 class Brightness(Scorer):

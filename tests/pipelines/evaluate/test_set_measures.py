@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pipelines.core.step import StepFailed
 from pipelines.evaluate.set_measures import SpectrumDistance
-from pipelines.steps import StepFailed
 
 
 def spectra_of(side: int):

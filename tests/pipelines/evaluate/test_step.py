@@ -16,11 +16,11 @@ import yaml
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from pipelines.config import ConfigError, validate
+from pipelines.core.config import ConfigError, validate
+from pipelines.core.step import StepFailed, run_step
+from pipelines.core.tracking import tracking_uri
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.step import STEP, hold_limits
-from pipelines.steps import StepFailed, run_step
-from pipelines.tracking import tracking_uri
 
 ROOT = Path(__file__).parents[3]
 MODELS = ("latent", "lifted", "trained")
@@ -169,7 +169,7 @@ def test_pictures_made_elsewhere(demo, local_ray, tmp_path):
 def test_a_picture_of_nan_is_an_error_that_names_it(demo, local_ray, tmp_path):
     from pipelines.evaluate.generate import Generator
     from pipelines.evaluate.subject import Subject
-    from pipelines.sample.drawing import Drawing
+    from pipelines.sample.parameters import Drawing
 
     generator = Generator(Subject("", "", "", None), Drawing(16, 16, 1, 1.0, 1.0), "cpu")
     generator.loaded = ("trained", lambda prompts, seeds, drawing: torch.full((1, 3, 16, 16), float("nan")))
@@ -200,7 +200,7 @@ def test_a_picture_of_nan_is_an_error_that_names_it(demo, local_ray, tmp_path):
     ],
 )
 def test_bad_settings_end_it_before_ray_starts(demo, monkeypatch, changes, message):
-    monkeypatch.setattr("pipelines.steps.start_ray", lambda run: pytest.fail("Ray was started"))
+    monkeypatch.setattr("pipelines.core.step.start_ray", lambda run: pytest.fail("Ray was started"))
     with pytest.raises(ConfigError, match=message):
         run(demo(**changes))
 

@@ -1,7 +1,7 @@
 import pytest
 
 from asymflow.adapters import SamplingDefaults
-from pipelines.config import ConfigError, load_config, validate
+from pipelines.core.config import ConfigError, load_config, validate
 from pipelines.sample.config import SampleSettings
 
 

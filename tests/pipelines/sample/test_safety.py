@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from pipelines.config import ConfigError
+from pipelines.core.config import ConfigError
 from pipelines.sample.config import Safety
 from pipelines.sample.safety import SafetyFilter, check_safety
 

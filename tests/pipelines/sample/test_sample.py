@@ -10,15 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import sample, storage
-from pipelines.config import ConfigError, validate
-from pipelines.convert import convert
+from pipelines import sample
+from pipelines.core import storage
+from pipelines.core.config import ConfigError, validate
+from pipelines.core.step import run_step
 from pipelines.sample import STEP
 from pipelines.sample.config import SampleSettings
-from pipelines.sample.drawing import Drawing
-from pipelines.sample.marks import read_metadata
-from pipelines.sample.painter import Painter
-from pipelines.steps import run_step
+from pipelines.sample.metadata import read_metadata
+from pipelines.sample.parameters import Drawing
+from pipelines.sample.sampler import Painter
+from pipelines.train.finetune.export_formats import convert
 
 MODELS = Path(__file__).parents[3] / "models"
 BASE, ADAPTER = str(MODELS / "toy_klein"), str(MODELS / "toy_asymflow")
@@ -149,7 +150,7 @@ def test_flagged_pictures_are_black_in_files_and_counted(monkeypatch, tmp_path):
     ],
 )
 def test_bad_settings_end_it_before_ray_starts(tmp_path, monkeypatch, changes, named):
-    monkeypatch.setattr("pipelines.steps.start_ray", lambda run: pytest.fail("Ray was started"))
+    monkeypatch.setattr("pipelines.core.step.start_ray", lambda run: pytest.fail("Ray was started"))
     with pytest.raises(ConfigError, match=named):
         run_step(STEP, settings(tmp_path, **changes))
 

@@ -6,7 +6,7 @@ from diffusers import Flux2KleinPipeline
 
 from asymflow.models.autoencoder import decode_latents, encode_images
 from asymflow.models.text import encode_captions, pad_embeddings
-from pipelines.images import decode_image, fit_to_size, to_array
+from pipelines.data.images import decode_image, fit_to_size, to_array
 from pipelines.toy.autoencoder import psnr, to_unit
 from pipelines.toy.data import render_emoji
 

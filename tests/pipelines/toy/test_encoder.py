@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from asymflow.models.dinov2 import DinoFeatures
-from pipelines.images import decode_image, fit_to_size, to_array
+from pipelines.data.images import decode_image, fit_to_size, to_array
 from pipelines.toy.autoencoder import to_unit
 from pipelines.toy.data import render_emoji
 from pipelines.toy.encoder import GRID, make_encoder

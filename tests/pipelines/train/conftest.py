@@ -16,7 +16,7 @@ def training(request, tiny_workflow) -> Training:
 @pytest.fixture
 def plain(training, _plain_runs, tmp_path_factory):
     """The artifact of a run of that kind that nothing interrupted, on one worker without ZeRO, with validations."""
-    from pipelines.steps import run_step
+    from pipelines.core.step import run_step
 
     name = training.step.name
     if name not in _plain_runs:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import storage
+from pipelines.core import storage
 from pipelines.train.checkpoint import (
     DamagedCheckpoint,
     Uploader,

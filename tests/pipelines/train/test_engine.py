@@ -15,11 +15,7 @@ import torch.distributed as dist
 from asymflow.models.flux2 import PixelFlux2
 from asymflow.oklab import RELEASED
 from asymflow.subspace import Subspace
-from pipelines.finetune.batches import Batch
-from pipelines.finetune.config import FinetuneSettings, Optim
-from pipelines.finetune.objective import Objective
-from pipelines.finetune.task import blank_batch, parameter_groups
-from pipelines.prebuild import put_ninja_on_path
+from pipelines.core.prebuild import put_ninja_on_path
 from pipelines.train.engine import (
     backward_and_step,
     gradient_norm,
@@ -29,6 +25,10 @@ from pipelines.train.engine import (
     set_learning_rates,
     was_skipped,
 )
+from pipelines.train.finetune.batches import Batch
+from pipelines.train.finetune.config import FinetuneSettings, Optim
+from pipelines.train.finetune.objective import Objective
+from pipelines.train.finetune.task import blank_batch, parameter_groups
 from pipelines.train.state import TrainableState, on_cpu
 
 KINDS = [("adam", 0), ("adam", 1), ("adam", 2), ("adam", 3), ("adam8bit", 0)]

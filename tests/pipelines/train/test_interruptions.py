@@ -17,13 +17,13 @@ from mlflow import MlflowClient
 from ray import cloudpickle
 from training_runs import STEPS, Training, failing_at, key_sum, record_of
 
-from pipelines import storage
-from pipelines.artifacts import load_artifact
-from pipelines.steps import StepFailed, run_step
-from pipelines.tracking import tracking_uri
+from pipelines.core import storage
+from pipelines.core.artifacts import load_artifact
+from pipelines.core.step import StepFailed, run_step
+from pipelines.core.tracking import tracking_uri
 from pipelines.train import driver
 from pipelines.train.checkpoint import folder_of, list_checkpoints
-from pipelines.train.record import Record
+from pipelines.train.metrics_log import Record
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 # What is tested is the engine's, and the same for both: each test takes one, and those of the whole way take both.

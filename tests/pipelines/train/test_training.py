@@ -5,9 +5,10 @@ import torch
 from safetensors.torch import load_file
 from training_runs import record_of
 
-from pipelines import encode, storage
-from pipelines.steps import run_step
-from pipelines.workflow import step_settings
+from pipelines.core import storage
+from pipelines.core.step import run_step
+from pipelines.data import encode
+from pipelines.experiments.workflow import step_settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TWO = {"workers": 2}

@@ -1,0 +1,1 @@
+"""What every step shares: settings, command line, artifacts, storage, tracking, Ray."""

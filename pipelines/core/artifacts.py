@@ -1,0 +1,107 @@
+"""Artifacts: a folder STEP/ID whose manifest, written last, makes it one.
+
+The ID is a hash of the step's settings and of its inputs' IDs: the same work is found again, changed work is other
+work. Sections that say where and on what a step runs, and how it is watched, not what it makes, are left out.
+"""
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipelines.core import storage
+
+MANIFEST = "manifest.json"
+UNHASHED = ("run", "resources", "checkpoints", "validation", "watch", "export", "floors", "ceilings")
+VERSIONED = ("asymflow", "torch", "ray", "deepspeed", "diffusers", "transformers", "peft", "mlflow")
+_CHUNK = 1 << 20
+
+
+class MissingArtifact(Exception):
+    """No finished artifact stands where one is needed; the message says which and how to make it."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact: its folder and its manifest."""
+
+    uri: str
+    manifest: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return self.manifest["id"]
+
+    @property
+    def step(self) -> str:
+        return self.manifest["step"]
+
+    def file(self, *parts: str) -> str:
+        return storage.join(self.uri, *parts)
+
+    def files(self, folder: str, suffix: str) -> list[str]:
+        """URIs of the manifest's files in a folder; what is not in the manifest does not exist."""
+        names = [f for f in self.manifest["files"] if f.startswith(f"{folder}/") and f.endswith(suffix)]
+        return [self.file(name) for name in sorted(names)]
+
+
+def settings_of(config: BaseModel) -> dict[str, Any]:
+    """The settings that decide what a step makes."""
+    return _without_resources({k: v for k, v in config.model_dump(mode="json").items() if k not in UNHASHED})
+
+
+def _without_resources(tree: Any) -> Any:
+    """Parts of a step run on resources of their own."""
+    if not isinstance(tree, dict):
+        return tree
+    return {k: _without_resources(v) for k, v in tree.items() if k != "resources"}
+
+
+def artifact_id(step: str, settings: dict[str, Any], inputs: dict[str, str]) -> str:
+    content = json.dumps([step, settings, inputs], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def load_artifact(uri: str, step: str | None = None) -> Artifact:
+    """The finished artifact at a URI, of the named step. Raises MissingArtifact."""
+    uri = storage.absolute(uri)
+    if not storage.exists(storage.join(uri, MANIFEST)):
+        how = f"run `python jobs/{step}.py CONFIG.yaml`" if step else "run the step that makes it"
+        raise MissingArtifact(f"no finished {step or ''} artifact at {uri} (no {MANIFEST}): {how}")
+    manifest = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
+    if step and manifest["step"] != step:
+        raise MissingArtifact(f"{uri} is an artifact of {manifest['step']}, not of {step}")
+    return Artifact(uri, manifest)
+
+
+def finish(
+    uri: str, step: str, identity: str, config: BaseModel, inputs: dict[str, str], metrics: dict[str, Any]
+) -> Artifact:
+    """Write the manifest of all files that lie in the folder, and with it make the folder an artifact."""
+    files = storage.list_files(uri)
+    with ThreadPoolExecutor() as pool:
+        described = list(pool.map(_describe, files))
+    manifest = {
+        "step": step,
+        "id": identity,
+        "config": config.model_dump(mode="json"),
+        "inputs": inputs,
+        "metrics": metrics,
+        "files": {file[len(uri) + 1 :]: entry for file, entry in zip(files, described, strict=True)},
+        "versions": {name: version(name) for name in VERSIONED},
+    }
+    storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(manifest, indent=1).encode())
+    return Artifact(uri, manifest)
+
+
+def _describe(uri: str) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    with storage.open_file(uri) as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"sha256": digest.hexdigest(), "bytes": size}

@@ -1,0 +1,179 @@
+"""What a step is, and how one runs: found again by its identity, gone on with, or made new."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+from asymflow.content import content_of
+from pipelines.core import artifacts, storage
+from pipelines.core.artifacts import Artifact, MissingArtifact
+from pipelines.core.config import ConfigError, RunSettings, Settings
+from pipelines.core.prebuild import put_ninja_on_path
+
+if TYPE_CHECKING:
+    from pipelines.core.tracking import Tracker
+
+
+class StepFailed(RuntimeError):
+    """A step that came to no end; the message says why, and whether to run it again. Exit status 1."""
+
+
+class StepSettings(Settings):
+    """Base of every step's settings."""
+
+    run: RunSettings = RunSettings()
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step is given besides its settings."""
+
+    folder: str
+    """URI of the artifact being made; what an interrupted run left there may be gone on from"""
+    inputs: Mapping[str, Artifact]
+    tracker: "Tracker"
+
+    def file(self, *parts: str) -> str:
+        return storage.join(self.folder, *parts)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the pipeline: settings and input artifacts in, one artifact out.
+
+    `inputs` names the settings that hold artifact URIs, and which step makes each; an empty URI means "none".
+    `check` looks for what would fail later (missing weights, say) and `check_inputs` for inputs that do not fit; both
+    raise ConfigError, and run before Ray starts. `build` does the work and returns the numbers to report.
+    `contents` names the settings (`dotted.key`) that hold files and folders from outside (models, raw data): where they
+    are local, what lies in them belongs to the step's identity.
+    """
+
+    name: str
+    settings: type[StepSettings]
+    build: Callable[[Any, Context], dict[str, float]]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    check: Callable[[Any], None] = lambda settings: None
+    check_inputs: Callable[[Any, Mapping[str, Artifact]], None] = lambda settings, inputs: None
+    contents: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    """Settings that hold data from outside: shown as what the run was made from"""
+    title: Callable[[Any], str] = lambda settings: ""
+    """What tells a run from others of the step at a glance; a part of its name"""
+    group: Callable[[Any], str] | None = None
+    """What the names of its numbers begin with in MLflow; by default the step's"""
+    shown: Callable[[Any], dict[str, Any]] = lambda settings: settings.model_dump(mode="json")
+    """The settings worth showing as parameters"""
+
+    def numbers(self, settings: Any, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Metrics by the names that MLflow shows and groups."""
+        group = self.group(settings) if self.group else self.name
+        return {f"{group}/{name}": value for name, value in metrics.items()}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A step's artifact, the MLflow run that made it, and whether it stood already."""
+
+    artifact: Artifact
+    mlflow_run: str
+    seconds: float
+    reused: bool
+
+
+def find_inputs(step: Step, settings: StepSettings) -> dict[str, Artifact]:
+    found = {}
+    for name, made_by in step.inputs.items():
+        if uri := getattr(settings, name):
+            try:
+                found[name] = artifacts.load_artifact(uri, made_by)
+            except MissingArtifact as error:
+                raise ConfigError(f"{name}: {error}") from None
+    return found
+
+
+def identify(step: Step, settings: StepSettings, inputs: Mapping[str, Artifact]) -> str:
+    """The artifact's ID: where inputs and folders lie does not matter, what they are does."""
+    content = {k: v for k, v in artifacts.settings_of(settings).items() if k not in step.inputs}
+    for name in step.contents:
+        *sections, last = name.split(".")
+        section = reduce(lambda tree, key: tree[key] or {}, sections, content)
+        if section and os.path.exists(section[last]):
+            section[last] = content_of(section[last])
+    return artifacts.artifact_id(step.name, content, {name: a.id for name, a in inputs.items()})
+
+
+def run_step(step: Step, settings: StepSettings, parent_run: str | None = None) -> Outcome:
+    """Run one step, unless its artifact stands. Raises ConfigError before Ray starts."""
+    # MLflow: workers import the steps too, and need none
+    from pipelines.core.provenance import read_run
+    from pipelines.core.tracking import check_run, open_run_of
+
+    started = time.monotonic()
+    inputs = find_inputs(step, settings)
+    check_run(settings.run)
+    identity = identify(step, settings, inputs)
+    folder = storage.join(storage.absolute(settings.run.storage), step.name, identity)
+    if storage.exists(storage.join(folder, artifacts.MANIFEST)):
+        artifact = artifacts.load_artifact(folder, step.name)
+        return Outcome(artifact, read_run(folder), time.monotonic() - started, reused=True)
+    step.check(settings)
+    step.check_inputs(settings, inputs)
+    start_ray(settings.run)
+    name = " ".join(filter(None, [step.name, step.title(settings), identity[:6]]))
+    with open_run_of(folder, step.name, settings.run, name, parent_run) as tracker:
+        _introduce(step, settings, tracker, folder, inputs)
+        metrics = step.build(settings, Context(folder, inputs, tracker))
+        ids = {name: a.id for name, a in inputs.items()}
+        artifact = artifacts.finish(folder, step.name, identity, settings, ids, metrics)
+        tracker.log_metrics(step.numbers(settings, metrics))
+        tracker.set_tag("artifact", artifact.uri)
+    return Outcome(artifact, tracker.run_id, time.monotonic() - started, reused=False)
+
+
+def _introduce(
+    step: Step, settings: StepSettings, tracker: "Tracker", folder: str, inputs: Mapping[str, Artifact]
+) -> None:
+    """What a person should see of a run that has just begun."""
+    from pipelines.core.provenance import describe
+
+    shown = step.shown(settings)
+    tracker.log_params({name: value for name, value in shown.items() if name not in (*step.inputs, *step.data)})
+    for artifact in inputs.values():
+        tracker.log_input(artifact)
+    data = {name: getattr(settings, name) for name in step.data if getattr(settings, name)}
+    for name, uri in data.items():
+        tracker.log_dataset(name, uri, storage.fingerprint(uri))
+    tracker.set_description(describe(tracker, folder, inputs, data))
+
+
+def start_ray(run: RunSettings) -> None:
+    """Join the named cluster, else start a local Ray; a no-op when one is already connected."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    address = run.ray_address or os.environ.get("RAY_ADDRESS", "")
+    if address:
+        ray.init(address=address, log_to_driver=True)
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token file appears in the home folder
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how late a training's end is noticed
+        put_ninja_on_path()  # workers inherit it; DeepSpeed calls it at every start
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=512 << 20,
+            logging_level=logging.WARNING,
+            # not a hook of the runtime environment: a process of its own would set that up before each worker's
+            _system_config={"preload_python_modules": ["pipelines.core.quiet"]},
+        )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # `map_items` shows one bar a step instead of a page of operators
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

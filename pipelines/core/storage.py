@@ -1,0 +1,150 @@
+"""Where artifacts live: a local folder or s3://bucket/prefix.
+
+Endpoint and credentials of S3 come from the usual AWS variables. A file appears whole or not at all: locally by
+renaming, on S3 because an object does. What is absent raises FileNotFoundError; what S3 refuses, or still fails to do
+when tried again, StorageError with the URI.
+"""
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
+
+import pyarrow.fs as pafs
+
+from asymflow.content import content_of
+from pipelines.core import s3
+from pipelines.core.s3 import StorageError as StorageError
+
+T = TypeVar("T")
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute (workers have other working directories); other URIs as they are."""
+    return uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def is_local(uri: str) -> bool:
+    return "://" not in uri
+
+
+def open_file(uri: str) -> io.BufferedReader:
+    """A seekable file for reading, as tarfile, pyarrow and the like take it."""
+    if is_local(uri):
+        return open(absolute(uri), "rb")
+    return io.BufferedReader(s3.ObjectFile(uri), s3.CHUNK)
+
+
+def read_bytes(uri: str) -> bytes:
+    with open_file(uri) as file:
+        return file.read()
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a whole file atomically, making its folder."""
+    if not is_local(uri):
+        s3.write(uri, lambda: io.BytesIO(data))
+        return
+    target = Path(absolute(uri))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid4().hex}.partial")
+    partial.write_bytes(data)
+    os.replace(partial, target)
+
+
+def put_file(local: Path, uri: str) -> None:
+    """Copy a local file into the storage, whole or not at all."""
+    if is_local(uri):
+        partial = f"{uri}.{uuid4().hex}.partial"
+        Path(uri).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(local, partial)
+        os.replace(partial, uri)
+    else:
+        s3.write(uri, lambda: open(local, "rb"))
+
+
+def put_folder(local: Path, uri: str, last: str = "") -> None:
+    """Copy all files below a local folder into the storage; the one named `last`, by which others know that all stand,
+    at the end."""
+    files = [path.relative_to(local) for path in local.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda path: (path.name == last, path)):
+        put_file(local / file, join(uri, *file.parts))
+
+
+@contextmanager
+def local_folder(uri: str) -> Iterator[Path]:
+    """A local folder with the files of a stored one; what was fetched for it is removed afterwards."""
+    if is_local(uri):
+        yield Path(absolute(uri))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in list_files(uri):
+            local = Path(scratch) / file[len(absolute(uri)) + 1 :]
+            local.parent.mkdir(parents=True, exist_ok=True)
+            with open_file(file) as source, local.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        yield Path(scratch)
+
+
+def exists(uri: str) -> bool:
+    """Whether there is such a file or folder; S3 has no empty folders."""
+    return Path(absolute(uri)).exists() if is_local(uri) else s3.exists(uri)
+
+
+def list_files(uri: str, suffix: str = "") -> list[str]:
+    """URIs of all files below a folder, sorted; hidden and unfinished ones left out. Empty where there is none."""
+    base = absolute(uri)
+    if is_local(uri):
+        selector = pafs.FileSelector(base, recursive=True, allow_not_found=True)
+        infos = pafs.LocalFileSystem().get_file_info(selector)
+        names = [info.path[len(base) + 1 :] for info in infos if info.type == pafs.FileType.File]
+    else:
+        names = [f"s3://{s3.place(uri)['Bucket']}/{key}"[len(base) + 1 :] for key in s3.keys(uri)]
+    # an object named like the folder, or a folder below it, is but a mark that other tools leave
+    named = [n for n in names if n and not n.endswith((".partial", "/"))]
+    good = [n for n in named if n.endswith(suffix) and not _hidden(n)]
+    return [join(base, name) for name in sorted(good)]
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def fingerprint(uri: str) -> str:
+    """Of what a folder holds, wherever it lies."""
+    return content_of(absolute(uri)) if is_local(uri) else s3.fingerprint(uri)
+
+
+def delete_folder(uri: str) -> None:
+    if not is_local(uri):
+        s3.delete_folder(uri)
+    elif exists(uri):
+        shutil.rmtree(absolute(uri))
+
+
+def write_file(uri: str, write: Callable[[Path], None]) -> None:
+    """Let `write` make a local file, then put it into the storage whole."""
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch) / uri.rpartition("/")[2]
+        write(local)
+        put_file(local, uri)
+
+
+def read_file(uri: str, read: Callable[[Path], T]) -> T:
+    """Call `read` with a local path of a stored file."""
+    if is_local(uri):
+        return read(Path(uri))
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch) / uri.rpartition("/")[2]
+        with open_file(uri) as source, local.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        return read(local)

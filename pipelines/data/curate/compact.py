@@ -1,0 +1,152 @@
+"""The second pass: a plan of even files over all that was staged, without duplicates; then the files of the plan."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipelines.core import storage
+from pipelines.data.curate.duplicates import REASONS, Index, find_duplicates
+from pipelines.data.curate.shard import REJECTED, SCHEMA, STAGED, index_file, staged_file
+from pipelines.data.datasets import RowWriter, read_rows
+
+# A piece of a staged file: its URI, first and last row (exclusive), and the rows in between that are left out.
+Segment = tuple[str, int, int, list[int]]
+
+
+def plan_files(folder: str, names: list[str], near_bits: int | None, rows_per_file: int) -> dict[str, Any]:
+    """{"files": {SPLIT/NAME: segments}, "dropped": counts by reason, "kept": counts by target}. Made once; the rows
+    that it leaves out are written below `rejected/duplicates`, where no shard's rejected rows can lie."""
+    place = storage.join(folder, STAGED, "plan.json")
+    if storage.exists(place):
+        return json.loads(storage.read_bytes(place))
+    parts = [_read_index(folder, name) for name in names]
+    columns = [np.concatenate([part[i] for part in parts]) for i in range(4)]
+    reason, keeper = find_duplicates(Index(*columns), near_bits)
+    storage.write_file(
+        storage.join(folder, "rejected", "duplicates", "00000.parquet"),
+        lambda path: _write_dropped(path, folder, names, reason, keeper),
+    )
+    starts = np.cumsum([0, *(len(part[0]) for part in parts)])
+    segments: dict[str, list[Segment]] = defaultdict(list)
+    for name, part, start in zip(names, parts, starts.tolist(), strict=False):
+        for target, rows in _rows_by_target(part[4]).items():
+            dropped = np.flatnonzero(reason[start + rows]).tolist()
+            segments[target].append((staged_file(folder, name, target), 0, len(rows), dropped))
+    files = {}
+    for target, pieces in sorted(segments.items()):
+        for number, piece in enumerate(_even_files(pieces, rows_per_file)):
+            files[f"{target}-{number:05d}"] = piece
+    plan = {
+        "files": files,
+        "dropped": {why: int(n) for why, n in zip(REASONS[1:], np.bincount(reason, minlength=4)[1:], strict=True) if n},
+        "kept": {target: sum(map(_length, pieces)) for target, pieces in segments.items()},
+    }
+    storage.write_bytes(place, json.dumps(plan).encode())
+    return plan
+
+
+def _read_index(folder: str, name: str) -> tuple:
+    """The numbers of a shard's index, and the target of each row; empty where the shard kept nothing."""
+    uri = index_file(folder, name)
+    numbers = ("key_hash", "sha256", "phash", "pixels")
+    if not storage.exists(uri):
+        return *(np.empty(0, np.int64 if n == "pixels" else np.uint64) for n in numbers), np.empty(0, np.int32)
+    with storage.open_file(uri) as file:
+        table = pq.read_table(file, columns=[*numbers, "target"])
+    return *(table[n].to_numpy() for n in numbers), table["target"].combine_chunks().dictionary_encode()
+
+
+def _rows_by_target(targets: Any) -> dict[str, Any]:
+    """{target: rows of the shard that went to it, in order}, which is their order in its staged file."""
+    if not len(targets):
+        return {}
+    codes = targets.indices.to_numpy()
+    return {str(name): np.flatnonzero(codes == code) for code, name in enumerate(targets.dictionary.to_pylist())}
+
+
+def _length(segment: Segment) -> int:
+    _, first, last, dropped = segment
+    return last - first - len(dropped)
+
+
+def _even_files(segments: list[Segment], rows_per_file: int) -> Iterator[list[Segment]]:
+    """Cut the kept rows into as few files as may be, whose lengths differ by at most one."""
+    total = sum(map(_length, segments))
+    count = -(-total // rows_per_file)
+    sizes = [total // count + (i < total % count) for i in range(count)]
+    queue = list(segments)[::-1]
+    for size in sizes:
+        file: list[Segment] = []
+        while size:
+            uri, first, last, dropped = queue.pop()
+            left_out = set(dropped)
+            kept = [row for row in range(first, last) if row not in left_out]
+            if len(kept) > size:
+                cut = kept[size]
+                queue.append((uri, cut, last, [row for row in dropped if row >= cut]))
+                last, dropped, kept = cut, [row for row in dropped if row < cut], kept[:size]
+            if kept:
+                file.append((uri, first, last, dropped))
+            size -= len(kept)
+        yield file
+
+
+def _write_dropped(path: Path, folder: str, names: list[str], reason: Any, keeper: Any) -> None:
+    """Keys are read a shard at a time, those of the rows that stand for others first."""
+    wanted = np.unique(keeper[keeper >= 0])
+    kept_keys = {row: key for row, key in _keys(folder, names) if _contains(wanted, row)} if len(wanted) else {}
+    with RowWriter(path, REJECTED) as writer:
+        for row, key in _keys(folder, names) if len(wanted) else ():
+            if reason[row]:
+                writer.add({"key": key, "reason": REASONS[reason[row]], "duplicate_of": kept_keys[int(keeper[row])]})
+
+
+def _contains(ordered: Any, value: int) -> bool:
+    place = int(np.searchsorted(ordered, value))
+    return place < len(ordered) and ordered[place] == value
+
+
+def _keys(folder: str, names: Iterable[str]) -> Iterator[tuple[int, str]]:
+    row = 0
+    for name in names:
+        if storage.exists(uri := index_file(folder, name)):
+            for group in read_rows(uri, ["key"]):
+                for key in group["key"]:
+                    yield row, key
+                    row += 1
+
+
+class FileWriter:
+    """One file of the plan from its segments; see `map_items`. Items are JSON: [SPLIT/NAME, segments]."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+
+    def __call__(self, item: str) -> dict[str, Any]:
+        name, segments = json.loads(item)
+
+        def write(path: Path) -> None:
+            with RowWriter(path, SCHEMA) as writer:
+                for segment in segments:
+                    for row in _rows_of(segment):
+                        writer.add(row)
+
+        storage.write_file(storage.join(self.folder, f"{name}.parquet"), write)
+        return {"rows": sum(map(_length, segments))}
+
+
+def _rows_of(segment: Segment) -> Iterator[dict[str, Any]]:
+    uri, first, last, dropped = segment
+    left_out, row = set(dropped), 0
+    with storage.open_file(uri) as source, pq.ParquetFile(source) as file:
+        for group in range(file.num_row_groups):
+            rows = range(row, row := row + file.metadata.row_group(group).num_rows)
+            if rows.stop > first and rows.start < last:
+                for number, values in zip(rows, file.read_row_group(group).to_pylist(), strict=True):
+                    if first <= number < last and number not in left_out:
+                        yield values

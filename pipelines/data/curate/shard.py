@@ -1,0 +1,150 @@
+"""The first pass: one shard of a crawl to resized pictures by size, an index of their hashes, and the rejected."""
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import imagehash
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from pipelines.core import storage
+from pipelines.data.curate.config import CurateSettings
+from pipelines.data.curate.filters import Rejected, judge_caption, judge_scores, judge_size, read_label, read_scores
+from pipelines.data.curate.report import Histograms
+from pipelines.data.curate.shard_reader import Sample, key_prefix, read_class, read_shard
+from pipelines.data.datasets import RowWriter
+from pipelines.data.images import BadImage, crop_as_adm, decode_image, encode_image, fit_to_size
+from pipelines.data.split import is_held_out
+
+SCHEMA = pa.schema(
+    {
+        "key": pa.string(), "image": pa.binary(), "caption": pa.string(), "width": pa.int32(), "height": pa.int32(),
+        "bucket": pa.string(), "aesthetic": pa.float32(), "punsafe": pa.float32(), "sha256": pa.string(),
+        "label": pa.int32(),
+    }
+)  # fmt: skip
+REJECTED = pa.schema({"key": pa.string(), "reason": pa.string(), "duplicate_of": pa.string()})
+INDEX = pa.schema(
+    {
+        "key": pa.string(), "target": pa.string(), "key_hash": pa.uint64(), "sha256": pa.uint64(),
+        "phash": pa.uint64(), "pixels": pa.int64(),
+    }
+)  # fmt: skip
+STAGED = ".staged"
+STAGED_GROUP = 8  # rows; a file a size is open at once, and each holds a group in memory
+
+
+def staged_file(folder: str, name: str, target: str) -> str:
+    """The staged rows of a shard that belong to a target, SPLIT/WIDTHxHEIGHT."""
+    return storage.join(folder, STAGED, target, f"{name}.parquet")
+
+
+def index_file(folder: str, name: str) -> str:
+    return storage.join(folder, STAGED, "index", f"{name}.parquet")
+
+
+class ShardCurator:
+    """One shard to staged files, their index, and `rejected/NAME.parquet`; see `map_items`.
+
+    Items: JSON [NAME, URI, label], the label of those that hold one class, else null.
+    """
+
+    def __init__(self, settings: CurateSettings, folder: str):
+        self.settings, self.folder = settings, folder
+
+    def __call__(self, item: str) -> dict[str, Any]:
+        name, shard, label = json.loads(item)
+        kept: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        histograms = Histograms()
+        prefix = key_prefix(self.settings.source, shard)
+        writers: dict[str, RowWriter] = {}
+        with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+
+            def add(uri: str, schema: pa.Schema, row: dict[str, Any]) -> None:
+                if uri not in writers:
+                    path = Path(scratch) / str(len(writers))
+                    writers[uri] = stack.enter_context(RowWriter(path, schema, STAGED_GROUP))
+                writers[uri].add(row)
+
+            rejected = storage.join(self.folder, "rejected", f"{name}.parquet")
+            by_class = label is not None
+            for sample in read_class(shard) if by_class else read_shard(shard, self.settings.columns):
+                sample.key = f"{name}/{sample.key}" if by_class else prefix + sample.key
+                try:
+                    row, index = self.curate(sample, histograms, label)
+                except (Rejected, BadImage) as reason:
+                    add(rejected, REJECTED, {"key": sample.key, "reason": str(reason)})
+                    reasons[str(reason)] += 1
+                    continue
+                add(staged_file(self.folder, name, index["target"]), SCHEMA, row)
+                add(index_file(self.folder, name), INDEX, index)
+                kept[index["target"]] += 1
+            for uri, writer in writers.items():
+                writer.close()
+                storage.put_file(writer.path, uri)
+        return {"kept": kept, "rejected": reasons, "histograms": histograms.counts}
+
+    def curate(
+        self, sample: Sample, histograms: Histograms, label: int | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """One sample to its curated row and its row in the index. Raises Rejected or BadImage with the reason."""
+        settings = self.settings
+        if sample.problem:
+            raise Rejected(sample.problem)
+        caption = " ".join(sample.caption.split())
+        scores = read_scores(sample.record, settings.columns)
+        histograms.add("read", scores)
+        judge_caption(caption, settings.filters)
+        judge_scores(scores, settings.filters)
+        image = decode_image(sample.image)
+        sizes = {"shorter side": float(min(image.size)), "aspect": max(image.size) / min(image.size)}
+        histograms.add("read", sizes)
+        judge_size(image, settings.filters)
+        if self.settings.labels == "column":
+            label = read_label(sample.record, self.settings.columns)
+        histograms.add("kept", scores | sizes)
+        width, height = best_bucket(image.width, image.height, settings.buckets)
+        fitted = (
+            crop_as_adm(image, width)
+            if settings.crop == "adm"
+            else fit_to_size(image, width, height, settings.linear_light)
+        )
+        # img2dataset hashes what it downloaded, before it encodes anew: only its own hash finds repeated pictures.
+        given = sample.record.get(settings.columns.sha256)
+        sha256 = given if isinstance(given, str) and given.isalnum() else hashlib.sha256(sample.image).hexdigest()
+        split = "held_out" if is_held_out(sample.key, settings.held_out_every) else "train"
+        row = {
+            "key": sample.key, "image": encode_image(fitted, settings.encoding.format, settings.encoding.quality),
+            "caption": caption, "width": width, "height": height, "bucket": f"{width}x{height}",
+            "aesthetic": scores.get("aesthetic"), "punsafe": scores.get("punsafe"), "sha256": sha256, "label": label,
+        }  # fmt: skip
+        index = {
+            "key": sample.key, "target": f"{split}/{width}x{height}", "key_hash": _hash64(sample.key),
+            "sha256": _hash64(sha256), "phash": perceptual_hash(fitted), "pixels": image.width * image.height,
+        }  # fmt: skip
+        return row, index
+
+
+def best_bucket(width: int, height: int, buckets: list[tuple[int, int]]) -> tuple[int, int]:
+    """The size that crops least: of those, the nearest in aspect ratio is the one, since a resized picture that
+    covers a size loses 1 - min(a, b) / max(a, b) of its area, a and b being the two ratios."""
+    ratio = width / height
+    return min(buckets, key=lambda b: 1 - min(ratio, b[0] / b[1]) / max(ratio, b[0] / b[1]))
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """64 bits that change little with size, quality and brightness: the signs of the lowest cosine frequencies."""
+    grey = image.convert("L").resize((64, 64), Image.Resampling.BOX)  # most of the shrinking, at little cost
+    bits = imagehash.phash(grey).hash.flatten()
+    return int(np.packbits(bits).view(">u8")[0])
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -1,0 +1,134 @@
+"""Curated and encoded parquet: written row by row, read a row group at a time."""
+
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from pipelines.core import storage
+from pipelines.core.map_items import item_name
+from pipelines.data.images import decode_image, to_array
+
+ROW_GROUP = 64
+MOST_PIXELS = 1 << 21  # decoded at once: 6 MiB as bytes, 24 MiB as float32
+
+
+def read_rows(uri: str, columns: list[str], groups: range | None = None) -> Iterator[dict[str, list[Any]]]:
+    """The row groups of a parquet file (or some of them), one at a time, as columns."""
+    with storage.open_file(uri) as source, pq.ParquetFile(source) as file:
+        for group in range(file.num_row_groups) if groups is None else groups:
+            yield file.read_row_group(group, columns).to_pydict()
+
+
+def rows_by_group(uri: str) -> list[int]:
+    """How many rows each row group of a parquet file has."""
+    with storage.open_file(uri) as source:
+        metadata = pq.read_metadata(source)
+    return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+
+
+class RowWriter:
+    """A parquet file filled row by row, holding one row group in memory."""
+
+    def __init__(self, path: Path, schema: pa.Schema, rows_a_group: int = ROW_GROUP):
+        self.path, self.schema, self.rows_a_group = path, schema, rows_a_group
+        self.writer = pq.ParquetWriter(path, schema)
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if len(self.rows) == self.rows_a_group:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.rows:
+            self.writer.write_table(pa.Table.from_pylist(self.rows, self.schema))
+            self.rows = []
+
+    def close(self) -> None:
+        self.flush()
+        self.writer.close()
+
+    def __enter__(self) -> "RowWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Rows of one curated file: keys, captions, and pixels (B, 3, H, W), sRGB in uint8."""
+
+    keys: list[str]
+    captions: list[str]
+    pixels: Tensor
+
+    @property
+    def images(self) -> Tensor:
+        """(B, 3, H, W) sRGB in [-1, 1], float32."""
+        return self.pixels.float() / 127.5 - 1
+
+
+def decode_pixels(encoded: list[bytes]) -> Tensor:
+    """Encoded pictures of one size -> (B, 3, H, W) uint8."""
+    arrays = np.stack([to_array(decode_image(data)) for data in encoded])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2)
+
+
+def pixels_of(encoded: list[bytes]) -> Tensor:
+    """Encoded pictures of one size -> (B, 3, H, W) sRGB in [-1, 1], float32."""
+    return decode_pixels(encoded).float() / 127.5 - 1
+
+
+def read_images(
+    uri: str, groups: range | None = None, most_pixels: int = MOST_PIXELS, most_rows: int = ROW_GROUP
+) -> Iterator[Pictures]:
+    """The pictures of a curated file, or of some of its row groups: never more at once than `most_pixels` hold, nor
+    than `most_rows`, nor rows of two groups."""
+    for rows in read_rows(uri, ["key", "caption", "width", "height", "image"], groups):
+        size = max(1, min(most_rows, most_pixels // max(1, rows["width"][0] * rows["height"][0])))
+        for i in range(0, len(rows["key"]), size):
+            part = slice(i, i + size)
+            yield Pictures(rows["key"][part], rows["caption"][part], decode_pixels(rows["image"][part]))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive row groups of one parquet file: what a task works on."""
+
+    uri: str
+    groups: range
+    rows: int
+
+    @property
+    def name(self) -> str:
+        return f"{item_name(self.uri)}-{self.groups.start}"
+
+    def to_json(self) -> str:
+        return json.dumps([self.uri, self.groups.start, self.groups.stop, self.rows])
+
+    @classmethod
+    def from_json(cls, text: str) -> "Piece":
+        uri, start, stop, rows = json.loads(text)
+        return cls(uri, range(start, stop), rows)
+
+
+def cut_into_pieces(files: list[str], at_least: int = 16) -> list[Piece]:
+    """A piece a file, or several where there are fewer files than `at_least` (as far as row groups allow), in an
+    order as good as random that depends on the names alone."""
+    pieces = []
+    for uri in files:
+        rows = rows_by_group(uri)
+        count = min(len(rows), -(-at_least // len(files)))
+        edges = [len(rows) * i // count for i in range(count + 1)] if count else [0]
+        pieces += [Piece(uri, range(a, b), sum(rows[a:b])) for a, b in zip(edges, edges[1:], strict=False)]
+    return sorted(pieces, key=lambda piece: zlib.crc32(piece.name.encode()))

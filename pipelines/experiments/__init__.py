@@ -1,0 +1,1 @@
+"""Workflows, sweeps and reports over the steps."""

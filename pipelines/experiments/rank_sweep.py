@@ -1,0 +1,205 @@
+"""The rank family (Sec. 6.1): one training from scratch for each rank and seed, all alike but for the subspace, each
+evaluated at its end, and some at other floors of sigma and at earlier checkpoints.
+
+Every training and evaluation is a step like any other: a sweep that is killed, or asked for more, finds what stands.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from pipelines.core import storage
+from pipelines.core.config import ConfigError, RunSettings, Settings, set_at, validate
+from pipelines.core.step import Outcome, find_inputs, run_step
+from pipelines.evaluate.config import EvaluateSettings
+from pipelines.evaluate.step import STEP as EVALUATE
+from pipelines.evaluate.step import measures_of
+from pipelines.experiments.rank_report import Row, draw_family
+from pipelines.train.pretrain import STEP as PRETRAIN
+from pipelines.train.pretrain.config import PretrainSettings, Repa
+
+TRAINED = "trained"
+
+
+class Repas(Settings):
+    """The representation alignment, beside the same ranks without."""
+
+    ranks: list[int] = Field([8], min_length=1)
+    settings: Repa
+
+
+class Curve(Settings):
+    """Figure 6: earlier checkpoints, which `pretrain.checkpoints.keep_every` keeps."""
+
+    ranks: list[int] = [0, 8]
+    steps: list[int] = Field([], min_length=0)
+
+
+class Floors(Settings):
+    """Table 1: floors of sigma in sampling."""
+
+    ranks: list[int] = [0, 8]
+    floors: list[float] = [0.04, 0.0]
+    changes: dict[str, Any] = {}
+    """{dotted.key: value} of the evaluation, for all of them"""
+
+
+class RankSweepSettings(Settings):
+    run: RunSettings = RunSettings()
+    pretrain: dict[str, Any]
+    """Settings of the training, but for `run`, `seed` and `subspace`"""
+    evaluate: dict[str, Any]
+    """Settings of the evaluation, but for `run` and `pretrained`"""
+    metric: str = "frechet"
+    """That is drawn; of the suite's"""
+    ranks: list[int] = Field([0, 2, 4, 8, 16, 32, 768], min_length=1)
+    random_ranks: list[int] = [8]
+    """Of random subspaces"""
+    repa: Repas | None = None
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    floors: Floors = Floors()
+    curve: Curve = Curve()
+    guidance: dict[int, tuple[float, float, float]] = {}
+    """{rank: scale, and both ends of the interval} where they are not the evaluation's (Table 5)"""
+    random_guidance: dict[int, tuple[float, float, float]] = {}
+    """The same for random subspaces"""
+
+    @model_validator(mode="after")
+    def _within(self) -> "RankSweepSettings":
+        for name, ranks in {"floors": self.floors.ranks, "curve": self.curve.ranks}.items():
+            if odd := sorted(set(ranks) - set(self.ranks)):
+                raise ValueError(f"{name}.ranks={ranks}: {odd[0]} is not among `ranks`")
+        return self
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A member of the family."""
+
+    rank: int
+    kind: str = "pca"
+    """pca, random or repa"""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"r={self.rank}" + ("" if self.kind == "pca" else f" {self.kind}")
+
+
+def variants_of(settings: RankSweepSettings) -> list[Variant]:
+    found = [Variant(r, "pca", {"subspace.rank": r}) for r in settings.ranks]
+    found += [
+        Variant(r, "random", {"subspace.rank": r, "subspace.kind": "random"}) for r in settings.random_ranks
+    ]
+    if settings.repa:
+        repa = settings.repa.settings.model_dump()
+        found += [Variant(r, "repa", {"subspace.rank": r, "repa": repa}) for r in settings.repa.ranks]
+    return found
+
+
+def training_of(settings: RankSweepSettings, variant: Variant, seed: int) -> PretrainSettings:
+    """Raises ConfigError."""
+    changes = {**variant.changes, "seed": seed}
+    if variant.kind == "random":
+        changes["subspace.seed"] = seed
+    return validate(PretrainSettings, _changed(settings, settings.pretrain, changes), "pretrain")
+
+
+def evaluation_of(
+    settings: RankSweepSettings, variant: Variant, pretrained: str, step: int | None, changes: Mapping[str, Any]
+) -> EvaluateSettings:
+    """Raises ConfigError."""
+    changes = {"pretrained": pretrained, "pretrained_step": step, **changes}
+    guidance = settings.random_guidance if variant.kind == "random" else settings.guidance
+    if variant.rank in guidance:
+        scale, *interval = guidance[variant.rank]
+        changes = {"sampling.guidance": scale, "sampling.guidance_interval": interval, **changes}
+    return validate(EvaluateSettings, _changed(settings, settings.evaluate, changes), "evaluate")
+
+
+def _changed(settings: RankSweepSettings, tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    changed: dict[str, Any] = json.loads(json.dumps({**tree, "run": settings.run.model_dump()}))
+    for key, value in changes.items():
+        set_at(changed, key, value)
+    return changed
+
+
+def check(settings: RankSweepSettings) -> None:
+    """All trainings, before any begins. Raises ConfigError."""
+    for variant in variants_of(settings):
+        found = training_of(settings, variant, settings.seeds[0])
+        try:
+            PRETRAIN.check(found)
+            PRETRAIN.check_inputs(found, find_inputs(PRETRAIN, found))
+        except ConfigError as error:
+            raise ConfigError(f"pretrain.{error} (at {variant.name})") from None
+    evaluation = evaluation_of(settings, variants_of(settings)[0], "given", None, {})
+    EVALUATE.check(evaluation)
+    names = [name for measure in measures_of(evaluation) for name in measure.names]
+    if settings.metric not in names:
+        raise ConfigError(f"metric={settings.metric!r}: must be one of {', '.join(names)}")
+
+
+def points_of(settings: RankSweepSettings, variant: Variant) -> Iterator[tuple[str, int | None, dict[str, Any]]]:
+    """(figure it is for, checkpoint or the end, changes) of a trained variant's evaluations."""
+    yield "rank", None, {}
+    if variant.kind == "pca" and variant.rank in settings.curve.ranks:
+        for step in settings.curve.steps:
+            yield "curve", step, {}
+    if variant.kind == "pca" and variant.rank in settings.floors.ranks:
+        for floor in settings.floors.floors:
+            yield "floor", None, {**settings.floors.changes, "sampling.sigma_floor": floor}
+
+
+def run_rank_sweep(settings: RankSweepSettings) -> tuple[str, str, list[Row]]:
+    """(folder, parent run's ID, rows). Seeds are the outer loop: what stands when it is stopped can be compared."""
+    from pipelines.core.tracking import check_run, open_run_of
+
+    check_run(settings.run)
+    check(settings)
+    identity = hashlib.sha256(settings.model_dump_json(exclude={"run"}).encode()).hexdigest()[:16]
+    folder = storage.join(storage.absolute(settings.run.storage), "rank_sweeps", identity)
+    rows: list[Row] = []
+    with open_run_of(folder, "rank_sweep", settings.run, f"rank sweep {identity[:6]}") as tracker:
+        tracker.log_params(settings.model_dump(mode="json"))
+        for seed in settings.seeds:
+            for variant in variants_of(settings):
+                trained = run_step(PRETRAIN, training_of(settings, variant, seed), tracker.run_id)
+                uri = trained.artifact.uri
+                for figure, step, changes in points_of(settings, variant):
+                    evaluation = evaluation_of(settings, variant, uri, step, changes)
+                    found = run_step(EVALUATE, evaluation, tracker.run_id)
+                    rows.append(_row(variant, seed, figure, step, changes, trained, found))
+                storage.write_bytes(storage.join(folder, "rows.json"), json.dumps(rows, indent=1).encode())
+                tracker.log_metrics({f"rank_sweep/{settings.metric}": rows[-1]["metrics"][settings.metric]}, len(rows))
+        draw_family(rows, settings.metric, tracker, folder)
+    return folder, tracker.run_id, rows
+
+
+def _row(
+    variant: Variant,
+    seed: int,
+    figure: str,
+    step: int | None,
+    changes: Mapping[str, Any],
+    trained: Outcome,
+    found: Outcome,
+) -> Row:
+    numbers = found.artifact.manifest["metrics"]
+    return {
+        "name": variant.name,
+        "rank": variant.rank,
+        "kind": variant.kind,
+        "seed": seed,
+        "figure": figure,
+        "step": step or trained.artifact.manifest["config"]["optim"]["steps"],
+        "floor": changes.get("sampling.sigma_floor"),
+        "loss": trained.artifact.manifest["metrics"].get("flow_matching"),
+        "metrics": {name.removeprefix(f"{TRAINED}/"): value for name, value in numbers.items()},
+        "pretrained": trained.artifact.uri,
+        "evaluated": found.artifact.uri,
+    }

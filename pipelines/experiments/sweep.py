@@ -1,0 +1,237 @@
+"""Sweeps: one evaluation many times, over a grid of its settings or in a search for the best guidance.
+
+Every point is an evaluation like any other, with its own artifact and run: a sweep that is killed, extended or repeated
+finds the points that stand, and any other sweep does too.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from pipelines.core import storage
+from pipelines.core.config import ConfigError, RunSettings, Settings, set_at, validate
+from pipelines.core.step import Outcome, find_inputs, run_step
+from pipelines.core.text_table import aligned
+from pipelines.evaluate.config import EvaluateSettings
+from pipelines.evaluate.step import STEP, measures_of, models_of, pin_registered
+from pipelines.viz.figures import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCALE_UNITS, INTERVAL_UNITS = 10, 50
+"""The guidance search's steps are 0.1 of scale and 0.02 of noise level, counted in whole numbers (App. B.1)"""
+_LABEL = 16
+GUIDANCE, INTERVAL = "sampling.guidance", "sampling.guidance_interval"
+
+
+class Search(Settings):
+    """Guidance by scale and interval, from coarse to fine: first a grid with wide steps, then from its best point to
+    better neighbours, with steps halved whenever none is left."""
+
+    scale: tuple[float, float] = (1.0, 4.0)
+    """Lowest and highest"""
+    low: tuple[float, float] = (0.0, 0.4)
+    """Lower end of the interval, lowest and highest"""
+    high: tuple[float, float] = (0.6, 1.0)
+    """Upper end of the interval"""
+    coarse: int = Field(8, ge=1)
+    """First step, in units of 0.1 of scale and 0.02 of noise level"""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Search":
+        for name in ("scale", "low", "high"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise ValueError(f"{name}={(low, high)}: must be two numbers, the lower one first")
+        if self.scale[0] < 1 or self.high[1] > 1:
+            raise ValueError("scale must not be below 1, nor high above 1")
+        return self
+
+
+class SweepSettings(Settings):
+    run: RunSettings = RunSettings()
+    evaluate: dict[str, Any]
+    """Settings of the evaluation, but for `run`"""
+    metric: str
+    """MODEL/METRIC that decides which point is best"""
+    grid: dict[str, list[Any]] = {}
+    """{dotted.key of the evaluation: its values}: every combination is evaluated"""
+    search: Search | None = None
+    """Or the search for guidance"""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "SweepSettings":
+        if bool(self.grid) == (self.search is not None):
+            raise ValueError("grid, search: give one of the two")
+        empty = [key for key, values in self.grid.items() if not values]
+        if empty:
+            raise ValueError(f"grid.{empty[0]}: has no values")
+        return self
+
+
+@dataclass(frozen=True)
+class Point:
+    changes: Mapping[str, Any]
+    """{dotted.key: value}"""
+    outcome: Outcome
+    value: float
+    cost: float
+    """The value, or its negative where higher is better"""
+
+
+def point_settings(settings: SweepSettings, changes: Mapping[str, Any]) -> EvaluateSettings:
+    """Raises ConfigError, with the setting's place in the sweep."""
+    tree = json.loads(json.dumps({**settings.evaluate, "run": settings.run.model_dump()}))
+    for key, value in changes.items():
+        set_at(tree, key, value)
+    found = validate(EvaluateSettings, tree, "evaluate")
+    names = [f"{model}/{name}" for name in _directions(found) for model in models_of(found)]
+    if settings.metric not in names:
+        raise ConfigError(f"metric={settings.metric!r}: must be one of {', '.join(names)}")
+    return found
+
+
+def _directions(settings: EvaluateSettings) -> dict[str, str]:
+    """{metric: which of it is better}, for those that have a better."""
+    return {name: measure.better for measure in measures_of(settings) if measure.better for name in measure.names}
+
+
+def grid_of(settings: SweepSettings) -> list[dict[str, Any]]:
+    return [dict(zip(settings.grid, values, strict=True)) for values in product(*settings.grid.values())]
+
+
+def check(settings: SweepSettings) -> None:
+    """Every point of a grid, or a search's first, before any is evaluated. Raises ConfigError."""
+    firsts = grid_of(settings) if settings.search is None else [_changes(c) for c in _corners(settings.search)]
+    for changes in firsts:
+        try:
+            found = point_settings(settings, changes)
+            STEP.check(found)
+            STEP.check_inputs(found, find_inputs(STEP, found))
+        except ConfigError as error:
+            raise ConfigError(f"evaluate.{str(error).removeprefix('evaluate.')} (at {changes})") from None
+
+
+def run_sweep(settings: SweepSettings) -> tuple[str, list[Point], Point]:
+    """The parent run's ID, all points in the order they were asked for, and the best. Raises as a step does."""
+    from pipelines.core.tracking import check_run, open_run_of
+
+    check_run(settings.run)
+    check(settings)
+    identity = hashlib.sha256(settings.model_dump_json(exclude={"run"}).encode()).hexdigest()[:16]
+    folder = storage.join(storage.absolute(settings.run.storage), "sweeps", identity)
+    points: dict[str, Point] = {}
+    name = f"sweep {settings.metric} {identity[:6]}"
+    with open_run_of(folder, "sweep", settings.run, name) as tracker:
+        tracker.log_params(settings.model_dump(mode="json"))
+
+        def objective(changes: Mapping[str, Any]) -> float:
+            key = json.dumps(changes, sort_keys=True)
+            if key not in points:
+                wanted = pin_registered(point_settings(settings, changes), latest=False)
+                outcome = run_step(STEP, wanted, tracker.run_id)
+                value = outcome.artifact.manifest["metrics"][settings.metric]
+                low = _directions(wanted)[settings.metric.split("/")[1]] == "low"
+                points[key] = Point(changes, outcome, value, value if low else -value)
+                tracker.log_metrics({f"sweep/{settings.metric}": points[key].value}, step=len(points))
+            return points[key].cost
+
+        if settings.search is None:
+            best = min(grid_of(settings), key=objective)
+        else:
+            best = _changes(coarse_to_fine(lambda c: objective(_changes(c)), settings.search))
+        found = list(points.values())
+        rows = rows_of(settings, found)
+        storage.write_bytes(storage.join(folder, "points.json"), json.dumps(rows, indent=1).encode())
+        tracker.log_table("points", _columns(rows))
+        tracker.log_figure("sweep", sweep_figure(settings.metric, found))
+        chosen = points[json.dumps(best, sort_keys=True)]
+        for key, value in chosen.changes.items():
+            tracker.set_tag(f"best {key}", str(value))
+        return tracker.run_id, found, chosen
+
+
+Coordinates = tuple[int, int, int]
+"""Scale in tenths, and both ends of the interval in fiftieths"""
+
+
+def coarse_to_fine(objective: Callable[[Coordinates], float], search: Search) -> Coordinates:
+    """Where the objective is lowest, as far as a search tells that only ever goes downhill; see `Search`."""
+    bounds, stride = _bounds(search), search.coarse
+    axes = [sorted({*range(low, high + 1, stride), high}) for low, high in bounds]
+    best = min((c for c in product(*axes) if _sound(c)), key=objective)
+    while stride:
+        better = min([best, *_neighbours(best, stride, bounds)], key=objective)
+        if objective(better) < objective(best):
+            best = better
+        else:
+            stride //= 2
+    return best
+
+
+def _neighbours(place: Coordinates, stride: int, bounds: Sequence[tuple[int, int]]) -> Iterator[Coordinates]:
+    for axis, step in product(range(3), (-stride, stride)):
+        moved = tuple(value + step * (i == axis) for i, value in enumerate(place))
+        if bounds[axis][0] <= moved[axis] <= bounds[axis][1] and _sound(moved):
+            yield moved  # type: ignore[misc]  # three again
+
+
+def _bounds(search: Search) -> list[tuple[int, int]]:
+    units = (SCALE_UNITS, INTERVAL_UNITS, INTERVAL_UNITS)
+    spans = (search.scale, search.low, search.high)
+    return [(round(low * unit), round(high * unit)) for (low, high), unit in zip(spans, units, strict=True)]
+
+
+def _corners(search: Search) -> list[Coordinates]:
+    lows, highs = zip(*_bounds(search), strict=True)
+    return [corner for corner in (lows, highs) if _sound(corner)]
+
+
+def _sound(place: Sequence[int]) -> bool:
+    return place[1] <= place[2]
+
+
+def _changes(place: Coordinates) -> dict[str, Any]:
+    scale, low, high = place
+    return {GUIDANCE: scale / SCALE_UNITS, INTERVAL: [low / INTERVAL_UNITS, high / INTERVAL_UNITS]}
+
+
+def rows_of(settings: SweepSettings, points: Sequence[Point]) -> list[dict[str, Any]]:
+    """The best first."""
+    ranked = sorted(points, key=lambda point: point.cost)
+    places = [{"artifact": point.outcome.artifact.uri, "run": point.outcome.mlflow_run} for point in ranked]
+    return [{**p.changes, settings.metric: p.value, **place} for p, place in zip(ranked, places, strict=True)]
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [str(row[name]) if isinstance(row[name], list) else row[name] for row in rows] for name in rows[0]}
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """For a terminal."""
+    shown = [name for name in rows[0] if name != "run"]
+    lines = [shown]
+    lines += [[f"{row[n]:.5g}" if isinstance(row[n], float) else str(row[n]) for n in shown] for row in rows]
+    return aligned(lines)
+
+
+def sweep_figure(metric: str, points: Sequence[Point]) -> "Figure":
+    """The metric by each setting that was varied; those that are no numbers stand in their order."""
+    keys = list(points[0].changes)
+    figure = new_figure(figsize=(4 * len(keys), 3.2), layout="constrained")
+    for axes, key in zip(figure.subplots(1, len(keys), sharey=True, squeeze=False)[0], keys, strict=True):
+        values = [point.changes[key] for point in points]
+        numeric = all(isinstance(value, int | float) for value in values)
+        labels = [str(value)[-_LABEL:] for value in values]  # of a path the end tells it from others
+        axes.plot(values if numeric else labels, [point.value for point in points], "o")
+        axes.set(xlabel=key)
+        if not numeric:
+            axes.tick_params(axis="x", rotation=45)
+    figure.axes[0].set_ylabel(metric)
+    return figure

@@ -1,0 +1,103 @@
+"""The workflow: every step in order, each with the artifacts of those before it, under one MLflow run.
+
+That is all there is to it: a step whose artifact stands is not run again.
+"""
+
+import hashlib
+from typing import Any
+
+from pydantic import Field
+
+from pipelines.core import storage
+from pipelines.core.config import ConfigError, RunSettings, Settings, Uri, validate
+from pipelines.core.step import Outcome, Step, run_step
+from pipelines.core.text_table import aligned
+from pipelines.core.tracking import check_run, open_run_of
+from pipelines.data import basis, caption, color_stats, curate, encode
+from pipelines.evaluate import step as evaluate
+from pipelines.train import finetune
+
+STEPS: dict[str, Step] = {
+    step.name: step
+    for step in (
+        curate.STEP, caption.STEP, color_stats.STEP, basis.STEP, encode.STEP, finetune.STEP, evaluate.STEP
+    )  # fmt: skip
+}
+
+
+class WorkflowSettings(Settings):
+    """One section a step, holding that step's settings but for `run`, `base` and its inputs, which are filled in."""
+
+    name: str = "workflow"
+    run: RunSettings = RunSettings()
+    base: Uri
+    """Folder of the latent model, a diffusers pipeline"""
+    curate: dict[str, Any] = Field(default_factory=dict)
+    caption: dict[str, Any] | None = None
+    """Left out unless given: the captions of the crawl are kept"""
+    color_stats: dict[str, Any] | None = Field(default_factory=dict)
+    """null leaves it out, for a basis whose space is not measured by it"""
+    basis: dict[str, Any] = Field(default_factory=dict)
+    encode: dict[str, Any] = Field(default_factory=dict)
+    finetune: dict[str, Any] = Field(default_factory=dict)
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+
+
+def step_settings(step: Step, settings: WorkflowSettings, made: dict[str, str]) -> Any:
+    """A step's settings, with the artifacts made so far as inputs. Raises ConfigError."""
+    section = getattr(settings, step.name)
+    filled = {"run": settings.run.model_dump(), **{field: made[by] for field, by in step.inputs.items() if by in made}}
+    if "base" in step.settings.model_fields:
+        filled["base"] = settings.base
+    return validate(step.settings, {**section, **filled}, step.name)
+
+
+def steps_of(settings: WorkflowSettings) -> list[Step]:
+    """Those that have a section."""
+    return [step for step in STEPS.values() if getattr(settings, step.name) is not None]
+
+
+def fill_all(settings: WorkflowSettings) -> dict[str, Any]:
+    """Every section, validated, its inputs not made yet. Raises ConfigError."""
+    filled: dict[str, Any] = {}
+    for step in steps_of(settings):
+        filled[step.name] = step_settings(step, settings, dict.fromkeys(filled, "not made yet"))
+    return filled
+
+
+def check_all(settings: WorkflowSettings) -> None:
+    """Validate every section, and look for what it needs from outside, before the first step runs."""
+    for name, filled in fill_all(settings).items():
+        try:
+            STEPS[name].check(filled)
+        except ConfigError as error:
+            raise ConfigError(f"{name}.{error}") from None
+
+
+def run_workflow(settings: WorkflowSettings) -> tuple[str, dict[str, Outcome]]:
+    """Run what has no artifact yet; returns the parent run's ID and each step's outcome."""
+    check_all(settings)
+    check_run(settings.run)
+    identity = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
+    folder = storage.join(storage.absolute(settings.run.storage), ".workflows", identity)
+    outcomes: dict[str, Outcome] = {}
+    with open_run_of(folder, "workflow", settings.run, settings.name) as tracker:
+        tracker.log_params(settings.model_dump(mode="json"))
+        for step in steps_of(settings):
+            made = {name: outcome.artifact.uri for name, outcome in outcomes.items()}
+            filled = step_settings(step, settings, made)
+            outcomes[step.name] = outcome = run_step(step, filled, tracker.run_id)
+            tracker.log_input(outcome.artifact)
+            tracker.log_metrics(step.numbers(filled, outcome.artifact.manifest["metrics"]))
+    return tracker.run_id, outcomes
+
+
+def table(outcomes: dict[str, Outcome]) -> str:
+    """What each step made, and how long it took."""
+    rows: list[tuple[str, ...]] = [("step", "seconds", "made", "artifact")]
+    for name, outcome in outcomes.items():
+        metrics = list(outcome.artifact.manifest["metrics"].items())[:3]
+        made = ", ".join(f"{k} {v:.4g}" for k, v in metrics)
+        seconds = "stands" if outcome.reused else f"{outcome.seconds:.0f}"
+        rows.append((name, seconds, made, outcome.artifact.id))
+    return aligned(rows)

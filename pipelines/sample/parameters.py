@@ -1,0 +1,91 @@
+"""How pictures are drawn: the settings, and what they come to for one model."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from asymflow.adapters import SamplingDefaults
+from asymflow.models.klein import PIXELS_PER_TOKEN
+from pipelines.core.config import ConfigError, Settings
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How to sample, every choice made."""
+
+    height: int
+    width: int
+    steps: int
+    guidance: float
+    shift: float
+    latent_shift: float | None = None
+    """Of the latent model; None: such that its noise levels are the pixel model's"""
+    negative_prompt: str = ""
+    interval: tuple[float, float] = (0.0, 1.0)
+    orthogonal: bool = True
+    clamp: bool = True
+    solver: str = "unipc"
+    sigma_floor: float | None = None
+    """Of class-conditional models; None: the model's own"""
+
+    def noise(self, seeds: list[int]) -> Tensor:
+        """(B, 3, H, W): a seed's is that of torch's own generator, whatever it is drawn with."""
+        shape = (3, self.height, self.width)
+        return torch.stack([torch.randn(shape, generator=torch.Generator("cpu").manual_seed(s)) for s in seeds])
+
+
+class DrawingSettings(Settings):
+    negative_prompt: str = ""
+    height: int | None = Field(None, ge=1)
+    """Empty, here and below: as the model wants it"""
+    width: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1)
+    guidance: float | None = Field(None, ge=1)
+    shift: float | None = Field(None, gt=0)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Noise levels, within [0, 1], at which there is guidance"""
+    orthogonal: bool = True
+    """APG: no guidance along the denoised picture"""
+    clamp: bool = True
+    """Move each denoised picture into the colours that a screen can show"""
+    solver: Literal["unipc", "euler", "heun"] = "unipc"
+    latent_shift: float | None = Field(None, gt=0)
+    """Of the latent model; empty: such that its noise levels are the pixel model's"""
+    sigma_floor: float | None = Field(None, ge=0)
+    """Of sigma where it divides the answer of a class-conditional model; empty: as the model wants it"""
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _within(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] <= value[1] <= 1:
+            raise ValueError("must be two numbers within [0, 1], the lower one first")
+        return value
+
+    def check_size(self, section: str = "") -> None:
+        """Raises ConfigError."""
+        for name in ("height", "width"):
+            side = getattr(self, name)
+            if side is not None and side % PIXELS_PER_TOKEN:
+                raise ConfigError(
+                    f"{section}{name}={side}: must be a multiple of {PIXELS_PER_TOKEN}, the side of a patch"
+                )
+
+    def drawing(self, defaults: SamplingDefaults) -> Drawing:
+        height, width = self.height or defaults.height, self.width or defaults.width
+        return Drawing(
+            height=height,
+            width=width,
+            steps=self.steps or defaults.num_inference_steps,
+            guidance=self.guidance or defaults.guidance_scale,
+            shift=self.shift or defaults.shift_at(height, width),
+            latent_shift=self.latent_shift,
+            negative_prompt=self.negative_prompt,
+            interval=self.guidance_interval,
+            orthogonal=self.orthogonal,
+            clamp=self.clamp,
+            solver=self.solver,
+            sigma_floor=self.sigma_floor,
+        )

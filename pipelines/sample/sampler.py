@@ -1,0 +1,225 @@
+"""Pictures from prompts and seeds, by a model of any kind: pixel or latent, finetuned, untrained or as it was."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+    UniPCMultistepScheduler,
+)
+from torch import Tensor
+
+from asymflow.adapters import COMFYUI, WEIGHTS, SamplingDefaults, kind_of, read_adapter, read_defaults, restore
+from asymflow.adapters.hub import local_folder
+from asymflow.diffusers_pipeline import SCHEDULERS, AsymFlux2KleinPipeline
+from asymflow.guidance import Guidance
+from asymflow.models.conditioned import encode_prompts
+from asymflow.models.ddt import DdtFlux2
+from asymflow.models.flux2 import LatentFlux2
+from asymflow.models.latent import ImageEncoder, family_of
+from asymflow.patches import patchify
+from asymflow.subspace import Subspace
+from pipelines.core import storage
+from pipelines.sample.batches import Predict, latent_velocity, text_guided
+from pipelines.sample.parameters import Drawing
+
+_SCHEDULERS = {
+    "unipc": UniPCMultistepScheduler,
+    "euler": FlowMatchEulerDiscreteScheduler,
+    "heun": FlowMatchHeunDiscreteScheduler,
+}
+OnStep = Callable[[int], None]
+"""Told of each step, 0 .. steps - 1, once it is done"""
+Encode = Callable[[Sequence[str]], list[Tensor]]
+"""Prompts to embeddings (T_i, E)"""
+
+
+class Paint(Protocol):
+    """(B, 3, H, W) sRGB in [-1, 1]: one picture a prompt, from the noise of its seed."""
+
+    def __call__(
+        self, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing, on_step: OnStep = ...
+    ) -> Tensor: ...
+
+
+def _ignore(step: int) -> None: ...
+
+
+class PaintPixels:
+    """By our pipeline."""
+
+    def __init__(self, pipeline: Any):
+        self.pipeline = pipeline
+        pipeline.set_progress_bar_config(disable=True)
+
+    def __call__(
+        self, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing, on_step: OnStep = _ignore
+    ) -> Tensor:
+        self.pipeline.scheduler = _SCHEDULERS[drawing.solver]()
+        images = self.pipeline(
+            list(prompts),
+            height=drawing.height,
+            width=drawing.width,
+            num_inference_steps=drawing.steps,
+            guidance_scale=drawing.guidance,
+            negative_prompt=drawing.negative_prompt,
+            latents=drawing.noise(list(seeds)),
+            output_type="pt",
+            shift=drawing.shift,
+            guidance_interval=drawing.interval,
+            orthogonal_guidance=drawing.orthogonal,
+            clamp_to_gamut=drawing.clamp,
+            callback_on_step_end=lambda pipeline, step, *_: on_step(step),
+        ).images
+        return 2 * images.float().cpu() - 1
+
+
+class PaintLatents:
+    """By a model that samples latent tokens, from the projection of the same noise; its pictures are decoded."""
+
+    def __init__(
+        self, predict_on: Callable[[tuple[int, int]], Predict], decoder: ImageEncoder, encode: Encode,
+        A: Tensor, s: float, patch_size: int,
+    ):  # fmt: skip
+        self.predict_on, self.decoder, self.encode = predict_on, decoder, encode
+        self.A, self.s, self.patch_size = A, s, patch_size  # channel first
+
+    @torch.no_grad()
+    def __call__(
+        self, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing, on_step: OnStep = _ignore
+    ) -> Tensor:
+        grid = (drawing.height // self.patch_size, drawing.width // self.patch_size)
+        velocity = _guided(self.predict_on(grid), self.encode, prompts, drawing)
+        noise = patchify(drawing.noise(list(seeds)).to(self.A.device), self.patch_size) @ self.A
+        shift = drawing.latent_shift or drawing.shift / self.s
+        solve = SCHEDULERS[_SCHEDULERS[drawing.solver]]
+        z_0 = solve(velocity, noise, drawing.steps, shift, callback=lambda step, z_t: on_step(step))
+        return self.decoder.decode(z_0, grid).float().cpu()
+
+
+class PaintWithHead:
+    """By the DDT baseline."""
+
+    def __init__(self, model: DdtFlux2, encode: Encode):
+        self.model, self.encode = model, encode
+
+    @torch.no_grad()
+    def __call__(
+        self, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing, on_step: OnStep = _ignore
+    ) -> Tensor:
+        space = self.model.subspace.space
+        velocity = _guided(self.model, self.encode, prompts, drawing)
+        noise = drawing.noise(list(seeds)).to(self.model.A.device)
+        clamp = space.clamp_to_gamut if drawing.clamp else None
+        solve = SCHEDULERS[_SCHEDULERS[drawing.solver]]
+        x_0 = solve(velocity, noise, drawing.steps, drawing.shift, clamp, lambda step, x_t: on_step(step))
+        return space.decode(x_0).float().cpu()
+
+
+def _guided(predict: Predict, encode: Encode, prompts: Sequence[str], drawing: Drawing):
+    texts = encode([*prompts, drawing.negative_prompt])
+    guidance = Guidance(drawing.guidance, drawing.orthogonal, drawing.interval)
+    return text_guided(predict, texts[:-1], texts[-1], guidance)
+
+
+class Painter:
+    """Holds the pixel model of an adapter on its base, or a merged pipeline without an adapter; and, once it is asked
+    for, the latent model.
+
+    `base` is a local folder, `adapter` a folder, S3 URI or repository, or empty. On a GPU all is in bfloat16.
+    """
+
+    def __init__(self, base: str, adapter: str = "", device: str = "cpu"):
+        self.base, self.adapter, self.device = base, adapter, device
+        with adapter_files(adapter) as folder:
+            pipeline = AsymFlux2KleinPipeline.from_pretrained(base, adapter=folder, dtype=dtype_on(device))
+            self.adapter_sha256 = weights_sha256(folder) if folder else ""
+        self.pipeline: Any = pipeline.to(device)
+        self.pixel = PaintPixels(self.pipeline)
+
+    @property
+    def defaults(self) -> SamplingDefaults:
+        return self.pipeline.defaults
+
+    @cached_property
+    def latent(self) -> PaintLatents:
+        """Loaded when it is first asked for."""
+        transformer, pixels = load_transformer(self.base, self.device), self.pipeline.transformer
+        A, s, size = pixels.proj_buffer, float(pixels.scale_buffer), pixels.config.patch_size
+        decoder = load_decoder(self.base, self.device)
+        return PaintLatents(partial(latent_velocity, transformer), decoder, self.pipeline.encode_prompt, A, s, size)
+
+
+def load_painter(
+    model: str, base: str, adapter: Path | None, subspace: Subspace | None, defaults: SamplingDefaults, device: str
+) -> Paint:
+    """One model alone: `trained` is the adapter's on its base, `lifted` the untrained pixel model of a subspace, and
+    `latent` the base. `subspace` (channel first) is not needed where the adapter has its own, but for `trained`.
+
+    Raises:
+        ValueError: files that are missing or do not fit.
+    """
+    dtype = dtype_on(device)
+    if model == "trained" and (adapter is None or kind_of(read_adapter(adapter)[1]) == "asymflow"):
+        pipeline: Any = AsymFlux2KleinPipeline.from_pretrained(base, adapter=adapter, dtype=dtype)
+        return PaintPixels(pipeline.to(device))
+    if model == "lifted":
+        pipeline = AsymFlux2KleinPipeline.from_pretrained(base, subspace=subspace, dtype=dtype)
+        pipeline.defaults = defaults  # of how prompts are padded; the rest is the drawing's
+        return PaintPixels(pipeline.to(device))
+    text: Any = Flux2KleinPipeline.from_pretrained(base, vae=None, transformer=None, dtype=dtype).to(device)
+    encode = partial(encode_prompts, text.text_encoder, text.tokenizer, padding=defaults.text_padding)
+    transformer = load_transformer(base, device)
+    predict_on: Callable[[tuple[int, int]], Predict] = partial(latent_velocity, transformer)
+    if model == "trained" and adapter is not None:
+        found: Any = restore(transformer, adapter, subspace).to(device)
+        if not isinstance(found, LatentFlux2):
+            return PaintWithHead(found, encode)
+
+        def predict_on(grid: tuple[int, int]) -> Predict:
+            return partial(found, grid=grid)
+
+    if subspace is None:
+        raise ValueError("a latent model is given the pixel model's noise, which needs a subspace: give a basis")
+    A = subspace.A.float().to(device)
+    return PaintLatents(predict_on, load_decoder(base, device), encode, A, float(subspace.s), subspace.patch_size)
+
+
+@contextmanager
+def adapter_files(adapter: str) -> Iterator[Path | None]:
+    """A local folder of the adapter at a path, S3 URI or in a repository; None for the empty name."""
+    if adapter.startswith("s3://"):
+        with storage.local_folder(adapter) as folder:
+            yield folder
+    else:
+        yield local_folder(adapter) if adapter else None
+
+
+def load_transformer(base: str, device: str) -> Flux2Transformer2DModel:
+    transformer: Any = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer", dtype=dtype_on(device))
+    return transformer.to(device).eval()
+
+
+def load_decoder(base: str, device: str) -> ImageEncoder:
+    return family_of(base).load_image_encoder(base, device, dtype_on(device))
+
+
+def dtype_on(device: str) -> torch.dtype:
+    """Processors without bfloat16 products emulate them, hundreds of times slower."""
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+def weights_sha256(adapter: Path) -> str:
+    """Of the adapter's tensors."""
+    read_defaults(adapter)  # which says what is missing
+    path = next(path for path in (adapter / WEIGHTS, adapter / COMFYUI) if path.is_file())
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

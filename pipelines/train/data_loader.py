@@ -1,0 +1,160 @@
+"""A worker's batches: its share of each step's pictures, decoded, with what belongs to them and their noise.
+
+All of it is a pure function of the seed and the step: a run that was stopped goes on with the very sample it would have
+had next. It is made in the background: row groups are read several steps ahead, what other processes are to make is
+asked for two steps ahead, and the batches of the next step are put together while the present one is trained on.
+"""
+
+import time
+import zlib
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asymflow.samplers import noise_for
+from pipelines.data.images import BadImage, decode_image, to_array
+from pipelines.train.row_groups import ReadAhead
+from pipelines.train.sample_order import Place, SampleOrder, Share, share_of, slots_per_worker
+from pipelines.train.task import Batch
+
+Column = Callable[[str], list]
+"""The values that a share's rows have in a column"""
+
+
+class Common(NamedTuple):
+    """What every batch has; see `Batch`, whose `sigma` is made of `normal`."""
+
+    images: Tensor
+    noise: Tensor
+    normal: Tensor
+    """(B,) of the normal distribution"""
+    weight: Tensor
+    keys: list[str]
+    key_sums: Tensor
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A share whose rows are read, not decoded, and what was asked for it."""
+
+    share: Share
+    keys: list[str]
+    images: list[bytes]
+    rest: Any
+
+
+class BatchReader(ABC):
+    """A worker's batches from a step on; a subclass says what they hold besides pictures and noise."""
+
+    columns: Sequence[str] = ()
+    """That are read besides the pictures"""
+    draws = 0
+    """Normal values a sample besides its noise and its noise level"""
+    waited = 0.0
+    """Seconds that the last batches were waited for"""
+
+    def __init__(self, order: SampleOrder, batch: int, rank: int, workers: int, ahead: int = 8):
+        """`ahead`: steps whose row groups are read early."""
+        self.order, self.batch, self.rank, self.workers, self.ahead = order, batch, rank, workers, ahead
+
+    @abstractmethod
+    def ask(self, column: Column) -> Any:
+        """Begin what a share needs besides; it is given to `share` two steps later."""
+
+    @abstractmethod
+    def share(self, asked: Any, drawn: Tensor) -> Callable[[list[int], Common], Batch]:
+        """What makes a batch of some of the share's places; `drawn` (places, draws) are its normal values."""
+
+    def from_step(self, step: int, micro_batch: int) -> Iterator[list[Batch]]:
+        """For each step, counted from 0, its micro-batches: this worker's share of the global batch.
+
+        What goes wrong in the background is raised at the step it belongs to. The background ends with the iterator.
+        """
+        slots = slots_per_worker(self.batch, self.workers, micro_batch)
+        shares = (self._share(s, slots) for s in count(step))
+        rows = ReadAhead(shares, ("image", *self.columns), self.ahead)
+        background = ThreadPoolExecutor(1, "batches", initializer=use_one_processor)
+        try:
+            asked = deque(background.submit(self._ask, rows) for _ in range(2))
+            made = background.submit(self._make, asked.popleft(), micro_batch)
+            while True:
+                asked.append(background.submit(self._ask, rows))
+                ready, made = made, background.submit(self._make, asked.popleft(), micro_batch)
+                started = time.monotonic()
+                batches = ready.result()
+                self.waited = time.monotonic() - started
+                yield batches
+        finally:
+            background.shutdown(wait=False, cancel_futures=True)
+            rows.close()
+
+    def _share(self, step: int, slots: int) -> Share:
+        return share_of(self.order.batch_at(step, self.batch), self.rank, self.workers, slots)
+
+    def _ask(self, rows: ReadAhead) -> Asked:
+        share, read = rows.take()
+
+        def column(name: str) -> list:
+            return [columns[name][place.row] for place, columns in zip(share.places, read, strict=True)]
+
+        return Asked(share, column("key"), column("image"), self.ask(column))
+
+    def _make(self, asking: Future[Asked], micro_batch: int) -> list[Batch]:
+        asked = asking.result()
+        share, keys = asked.share, asked.keys
+        pixels = [decode(*item) for item in zip(asked.images, share.places, keys, strict=True)]
+        drawn = [self._draw(place.number, pixels[0].shape) for place in share.places]
+        make = self.share(asked.rest, torch.stack([values[1:] for _, values in drawn]))
+        sums, slots = [zlib.crc32(key.encode()) for key in keys], share.fill()
+        weight = share.slots * self.workers / self.batch
+
+        def micro(part: list[tuple[int, bool]]) -> Batch:
+            chosen, real = [i for i, _ in part], torch.tensor([counts for _, counts in part])
+            common = Common(
+                images=torch.stack([pixels[i] for i in chosen]).float() / 127.5 - 1,
+                noise=torch.stack([drawn[i][0] for i in chosen]),
+                normal=torch.stack([drawn[i][1][0] for i in chosen]),
+                weight=weight * real.float(),
+                keys=[keys[i] for i in chosen],
+                key_sums=torch.tensor([sums[i] for i in chosen], dtype=torch.float64) * real,
+            )
+            return make(chosen, common)
+
+        return [micro(slots[i : i + micro_batch]) for i in range(0, share.slots, micro_batch)]
+
+    def _draw(self, number: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """A sample's noise, and its normal values: that of the noise level and the `draws`."""
+        first = 1 + self.draws
+        values = noise_for(self.order.seed, number, (first + shape.numel(),))
+        return values[first:].view(shape), values[:first]
+
+
+def chance(normal: Tensor) -> Tensor:
+    """Normal values as even ones in [0, 1]."""
+    return 0.5 * (1 + torch.erf(normal / 2**0.5))
+
+
+def decode(image: bytes, place: Place, key: str) -> Tensor:
+    """(3, H, W) uint8. Raises ValueError for damaged pictures and those of another size than their bucket's."""
+    width, height = place.group.size
+    try:
+        pixels = to_array(decode_image(image))
+    except BadImage as error:
+        raise ValueError(f"{place.group.curated}: the picture of {key!r} is damaged ({error}); curate again") from None
+    if pixels.shape != (height, width, 3):
+        found = f"{pixels.shape[1]}x{pixels.shape[0]}, its row says {width}x{height}"
+        raise ValueError(f"{place.group.curated}: the picture of {key!r} is {found}; curate again")
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def use_one_processor() -> None:
+    """In a background thread: parallel loops there would take the processors from the training's."""
+    torch.set_num_threads(1)

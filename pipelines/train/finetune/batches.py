@@ -1,0 +1,81 @@
+"""Batches of the finetune: pictures with their latents and the embeddings of their captions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asymflow.models.text import pad_embeddings
+from asymflow.schedule import shift_sigma
+from pipelines.data.embeddings import Promise, Source
+from pipelines.train import data_loader as reader
+from pipelines.train import task
+from pipelines.train.data_loader import Column, Common, chance
+from pipelines.train.sample_order import SampleOrder
+from pipelines.train.task import Tokens
+
+
+@dataclass
+class Batch(task.Batch):
+    z_0: Tensor
+    """(B, N, d) latent tokens"""
+    text: Tensor
+    """(B, T, E), zero-padded"""
+    text_mask: Tensor
+    """(B, T), True for real tokens"""
+
+    @property
+    def tokens(self) -> Tokens:
+        pictures, image = self.z_0.shape[:2]
+        return Tokens(int(self.text_mask.sum()) + pictures * image, image, self.text.shape[1])
+
+
+@dataclass(frozen=True)
+class NoiseSettings:
+    """Law of the noise levels, and the share of captions dropped."""
+
+    mean: float
+    std: float
+    shift: float
+    caption_dropout: float
+
+
+class BatchReader(reader.BatchReader):
+    draws = 1  # whether the caption is dropped
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        batch: int,
+        rank: int,
+        workers: int,
+        text: Source,
+        latents: Source,
+        unconditional: Tensor,
+        noise: NoiseSettings,
+        ahead: int = 8,
+    ):
+        super().__init__(order, batch, rank, workers, ahead)
+        self.text, self.latents, self.unconditional, self.noise = text, latents, unconditional, noise
+        self.columns = (latents.column, text.column)
+
+    def ask(self, column: Column) -> tuple[Promise, Promise]:
+        # text even where it will be dropped: to know that takes the whole noise
+        return self.latents.ask(column(self.latents.column)), self.text.ask(column(self.text.column))
+
+    def share(self, asked: tuple[Promise, Promise], drawn: Tensor) -> Callable[[list[int], Common], Batch]:
+        latents, text = (promise() for promise in asked)
+        dropped = chance(drawn[:, 0]) < self.noise.caption_dropout
+        chosen_text = zip(text, dropped, strict=True)
+        given = [(self.unconditional if drop else embedding).float() for embedding, drop in chosen_text]
+
+        def make(chosen: list[int], common: Common) -> Batch:
+            padded, mask = pad_embeddings([given[i] for i in chosen])
+            sigma = torch.sigmoid(self.noise.mean + self.noise.std * common.normal)
+            return Batch(
+                common.images, common.noise, shift_sigma(sigma, self.noise.shift), *common[3:],
+                z_0=torch.stack([latents[i] for i in chosen]).float(), text=padded, text_mask=mask,
+            )  # fmt: skip
+
+        return make

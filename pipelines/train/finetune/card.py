@@ -1,0 +1,76 @@
+"""The model card of a finetune's adapter: in the adapter's folder, and with its version in MLflow's registry."""
+
+from pathlib import Path
+
+import yaml
+
+from asymflow.adapters import SamplingDefaults
+from asymflow.subspace import Subspace
+from pipelines.train.finetune.config import FinetuneSettings
+
+CARD = "README.md"
+_KINDS = {
+    "asymflow": "A pixel-space flow model by the AsymFlow method (arXiv:2605.12964): no autoencoder is left",
+    "ddt": "A pixel-space flow model that predicts u by a decoder head, a baseline of AsymFlow",
+    "latent": "The latent model, finetuned on the same data as a baseline of AsymFlow",
+}
+
+
+def model_card(settings: FinetuneSettings, subspace: Subspace | None, defaults: SamplingDefaults) -> str:
+    """Markdown, with the header that model hubs read. `subspace` is None for a model without one."""
+    base = Path(settings.base).name
+    header = {
+        "base_model": base, "library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": ["asymflow", "lora"]
+    }  # fmt: skip
+    optim, time, loss, lora = settings.optim, settings.time, settings.loss, settings.lora
+    rows = {
+        "base": f"`{base}`, whose licence governs this adapter too",
+        "trained values": f"LoRA of rank {lora.rank}, first and last layers" if lora else "first and last layers",
+        "steps, batch": f"{optim.steps}, {optim.batch}",
+        "learning rate": f"{optim.lr:g}" + (f", last layer {optim.lr_proj_out:g}" if optim.lr_proj_out else ""),
+        "loss": _loss(settings),
+        "noise levels": f"logit-normal ({time.mean:g}, {time.std:g}), shift {time.shift:g}",
+        "moving average": f"gamma {settings.ema.gamma:g}",
+        "captions dropped": f"{loss.caption_dropout:g}",
+    }
+    if subspace is not None:
+        rank, scale = subspace.A.shape[1], subspace.s
+        rows["basis"] = f"rank {rank} of {subspace.A.shape[0]}, scale {scale:.6g}, patches {subspace.layout}"
+        rows["colour space"] = f"Oklab, mean {_numbers(subspace.oklab.mean)}, std {subspace.oklab.std:.6g}"
+    rows["sampling"] = (
+        f"{defaults.width} x {defaults.height}, {defaults.num_inference_steps} steps, guidance "
+        f"{defaults.guidance_scale:g}, shift {defaults.shift:g}"
+    )
+    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    front = yaml.safe_dump(header, sort_keys=False)
+    about = f"# AsymFlow adapter for {base}\n\n{_KINDS[settings.model]}."
+    return f"---\n{front}---\n\n{about}\n\n{table}\n{_usage(settings)}"
+
+
+def without_header(card: str) -> str:
+    """For places that show Markdown as it is."""
+    return card.split("---\n", 2)[2].lstrip()
+
+
+def _usage(settings: FinetuneSettings) -> str:
+    if settings.model != "asymflow":
+        return ""
+    return (
+        "\n## To draw with it\n\n"
+        "    from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline\n\n"
+        '    pipeline = AsymFlux2KleinPipeline.from_pretrained("FOLDER OF THE BASE", adapter="THIS FOLDER")\n'
+        '    pipeline("a red fox in the snow").images[0].save("fox.png")\n'
+    )
+
+
+def _loss(settings: FinetuneSettings) -> str:
+    loss = settings.loss
+    if loss.kind == "flow_matching":
+        return "flow matching"
+    fading = f", kappa {loss.kappa:g}" if loss.kappa is not None else ""
+    judged = f", LPIPS ({loss.perceptual.net}) times {loss.perceptual.weight:g}" if loss.perceptual else ""
+    return f"variance-reduced by {loss.granularity}{fading}{judged}"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)

@@ -1,0 +1,153 @@
+"""Settings of the finetune. The defaults are the paper's (Table 6 and appendices A.4, B.2)."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.core.config import Layout, Settings, Uri
+from pipelines.core.map_items import ModelWorkers
+from pipelines.train import config as train
+
+
+class Pixels(Settings):
+    """What the basis must have been made for."""
+
+    patch_size: int = Field(16, ge=1)
+    layout: Layout = "channel_first"
+    mean: tuple[float, float, float] | None = None
+    """Oklab mean the basis must have; empty: that of the color_stats artifact the basis was made with"""
+    std: float | None = Field(None, gt=0)
+
+
+class Lora(Settings):
+    rank: int = Field(256, ge=1)
+    alpha: int | None = None
+    """Empty: equal to the rank, so that the adapter's scale is 1"""
+    dropout: float = Field(0.05, ge=0, lt=1)
+
+
+class Ddt(Settings):
+    """The decoder head of `model: ddt`."""
+
+    blocks: int = Field(2, ge=1)
+    heads: int = Field(32, ge=1)
+    head_width: int = Field(192, ge=8, multiple_of=8)
+    """Values a head"""
+
+
+class Optim(train.Optim):
+    lr_proj_out: float | None = Field(1e-3, gt=0)
+    """Rate of proj_out; empty: the same as the others'"""
+
+
+class Time(Settings):
+    """Noise levels in training: logit-normal, then the flow shift."""
+
+    mean: float = 0.0
+    std: float = Field(1.0, gt=0)
+    shift: float = Field(17.0, gt=0)
+
+
+class Perceptual(Settings):
+    """LPIPS on the decoded pictures. `weights: published` are lpips' own, on torchvision's VGG."""
+
+    net: Literal["vgg", "alex", "squeeze"] = "vgg"
+    weights: str = "published"
+    """`published`, `random`, or a safetensors file of the backbone's features (then without lpips' linear layers)"""
+    weight: float = Field(0.2, ge=0)
+    """omega_P of Eq. 22"""
+
+
+class Loss(Settings):
+    kind: Literal["variance_reduced", "flow_matching"] = "variance_reduced"
+    granularity: Literal["patch", "patch_channel"] = "patch"
+    """One lambda a patch (the paper) or a patch and colour channel (the released code)"""
+    kappa: float | None = 0.3
+    """Fading of Eq. 21; empty: none"""
+    perceptual: Perceptual | None = Perceptual()
+    """Empty: no perceptual term"""
+    loss_scale: float = Field(1.0, gt=0)
+    sigma_floor: float = Field(5e-2, gt=0)
+    """Floor of sigma in the weight 1 / sigma^2"""
+    caption_dropout: float = Field(0.1, ge=0, le=1)
+    """Share of captions replaced by the empty one, so that guidance keeps working"""
+
+
+class Ema(Settings):
+    gamma: float = Field(7.0, gt=0)
+    start_step: int = Field(100, ge=1)
+
+
+class TextEncoders(ModelWorkers):
+    """Actors beside the training's workers that encode captions a step ahead, where the encode step left it to them."""
+
+    workers: int = Field(1, ge=1)
+
+
+class ImageEncoders(ModelWorkers):
+    """The same for pictures, where the encode step left the latents to them."""
+
+    workers: int = Field(1, ge=1)
+
+
+class Resources(train.Resources):
+    text_encoders: TextEncoders = TextEncoders()
+    image_encoders: ImageEncoders = ImageEncoders()
+
+
+class Validation(Settings):
+    """Pictures of the moving average, and the base's beside them, of the first held-out captions."""
+
+    every: int = Field(250, ge=1)
+    pictures: int = Field(8, ge=1)
+    seed: int = 0
+    steps: int = Field(32, ge=2)
+    guidance: float = Field(4.0, ge=1)
+    shift: float = Field(17.0, gt=0)
+    latent_shift: float = Field(7.0, gt=0)
+    """Of the base, and of `model: latent`"""
+
+
+class Export(Settings):
+    model_name: str = ""
+    """Name in MLflow's model registry; empty: the experiment's"""
+    alias: str = Field("newest", pattern=r"^[a-zA-Z][\w-]*$")
+    """Points to the version that this run registers"""
+
+
+class FinetuneSettings(train.TrainSettings):
+    curated: Uri
+    """Artifact of the curate step: the pictures"""
+    encoded: Uri
+    """Artifact of the encode step: their latents and text embeddings"""
+    basis: Uri
+    """Artifact of the basis step"""
+    base: Uri
+    """Folder of the latent model, a diffusers pipeline; its `transformer` is trained"""
+    model: Literal["asymflow", "latent", "ddt"] = "asymflow"
+    """asymflow: the paper's. Baselines: latent trains the latent model on the same data, ddt predicts u from pixels by
+    a decoder head"""
+    pixels: Pixels = Pixels()
+    lora: Lora | None = Lora()
+    ddt: Ddt = Ddt()
+    optim: Optim = Optim()
+    time: Time = Time()
+    loss: Loss = Loss()
+    ema: Ema = Ema()
+    validation: Validation | None = Validation()
+    """Empty: none"""
+    export: Export = Export()
+    resources: Resources = Resources()
+
+    @property
+    def validates_every(self) -> int | None:
+        return self.validation.every if self.validation else None
+
+    @model_validator(mode="after")
+    def _sound(self) -> "FinetuneSettings":
+        if self.model != "asymflow" and self.loss.kind == "variance_reduced":
+            raise ValueError(
+                f"model={self.model} with loss.kind=variance_reduced: the frozen low-rank model is AsymFlow's own "
+                "initialization; take loss.kind=flow_matching"
+            )
+        return self

@@ -1,0 +1,200 @@
+"""Adapter files from a finetune's moving average, in the released format, and their place in MLflow's model registry.
+
+Neither loads the base's weights nor needs Ray: a run that is still training can be exported from its checkpoints.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow.diffusers
+from mlflow.entities import LoggedModelOutput
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.tracking import MlflowClient
+from torch import Tensor
+
+from asymflow.adapters import SamplingDefaults, adapter_config, to_released, write_adapter
+from asymflow.subspace import Subspace
+from pipelines.core import storage
+from pipelines.core.artifacts import Artifact, MissingArtifact
+from pipelines.core.base_models import check_base
+from pipelines.core.config import ConfigError
+from pipelines.core.provenance import read_run
+from pipelines.core.step import Step, find_inputs, identify
+from pipelines.core.tracking import Tracker, tracking_uri
+from pipelines.data.basis import load_subspace
+from pipelines.train.ema import read_average
+from pipelines.train.finetune.card import CARD, model_card, without_header
+from pipelines.train.finetune.config import FinetuneSettings, Validation
+from pipelines.train.finetune.export_formats import Format, convert
+
+FOLDER = "adapter"
+ERRORS = (ConfigError, MissingArtifact, storage.StorageError, MlflowException, ValueError, OSError)
+"""What an export raises: all readable in one line"""
+_ABOUT = (
+    "Adapters that AsymFlow trained; each version's card says how. An alias points to the newest (`newest`, unless "
+    "`export.alias` names another), and evaluations write their scores to a version as tags, `SUITE/trained/METRIC`."
+)
+_NEEDED = ("diffusers", "peft", "safetensors", "torch", "transformers")
+_RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
+
+
+def check_export(settings: FinetuneSettings) -> None:
+    """Names that MLflow would refuse after days of training. Raises ConfigError."""
+    name, alias = model_name(settings), settings.export.alias
+    if set("/:") & set(name):
+        raise ConfigError(f"export.model_name={name!r}: a name in MLflow's registry has no '/' or ':'")
+    if _RESERVED.fullmatch(alias):
+        raise ConfigError(f"export.alias={alias!r}: MLflow keeps `latest` and `v1`, `v2`, ... for itself; take another")
+
+
+def model_name(settings: FinetuneSettings) -> str:
+    """In MLflow's registry."""
+    return settings.export.model_name or settings.run.experiment
+
+
+def export_run(
+    finetune: Step,
+    settings: FinetuneSettings,
+    step: int | None = None,
+    out: str = "",
+    registering: bool = True,
+    format: Format = "released",
+    dtype: str = "",
+) -> dict[str, Any]:
+    """Export the run that these settings describe, finished or not, and register it.
+
+    `finetune` is the package's STEP. The released format goes into `adapter/` below `out`, by default the finished
+    artifact, of which it is then a part, and for checkpoints `exports/ID/STEP` in the storage. Another format is made
+    from that one, and goes into `out`, by default `exports/ID/STEP/FORMAT`; see `convert`.
+
+    Raises:
+        ERRORS.
+    """
+    check_base(settings.base, ("transformer",))
+    if registering:
+        check_export(settings)
+    inputs = find_inputs(finetune, settings)
+    identity, root = identify(finetune, settings, inputs), storage.absolute(settings.run.storage)
+    artifact = storage.join(root, finetune.name, identity)
+    average = read_average(artifact, step)
+    exports = storage.join(root, "exports", identity, f"{average.step:08}")
+    folder = out if out and format == "released" else artifact if average.final else exports
+    size = picture_size(inputs["curated"])
+    adapter = export_adapter(settings, load_subspace(inputs["basis"]), average.values, folder, size)
+    done = {"adapter": adapter, "step": average.step}
+    if format != "released":
+        done[format] = convert(adapter, format, out or storage.join(exports, format), settings.base, dtype)
+    done["registered"] = None
+    if registering:
+        if not (run := read_run(artifact)):
+            raise MissingArtifact(f"no MLflow run is known of {artifact}, to register under: run the finetune first")
+        tracker = Tracker(tracking_uri(settings.run), run)
+        done["registered"] = register(tracker, adapter, settings, artifact, average.step)
+    return done
+
+
+def picture_size(curated: Artifact) -> tuple[int, int]:
+    """(height, width) of the pictures that were trained on: of several sizes, the one nearest to a square."""
+    width, height = min(curated.manifest["config"]["buckets"], key=lambda b: (max(b) / min(b), -b[0] * b[1]))
+    return height, width
+
+
+def sampling_defaults(settings: FinetuneSettings, size: tuple[int, int]) -> SamplingDefaults:
+    """How the validation samples. Training knows no padding of prompts."""
+    sampling = settings.validation or Validation()
+    shift = sampling.latent_shift if settings.model == "latent" else sampling.shift
+    return SamplingDefaults(*size, sampling.steps, sampling.guidance, shift, text_padding="none")
+
+
+def export_adapter(
+    settings: FinetuneSettings,
+    subspace: Subspace,
+    average: Mapping[str, Tensor],
+    out: str,
+    size: tuple[int, int] = (SamplingDefaults.height, SamplingDefaults.width),
+) -> str:
+    """Write the adapter's files below the folder `out`, a path or an S3 URI. Returns their folder's URI.
+
+    `size` (height, width) is what the model samples unless asked for another.
+
+    Raises:
+        ValueError: a value that float16 cannot hold.
+    """
+    kind, lora = settings.model, settings.lora
+    own = None if kind == "latent" else subspace
+    scale = lora.alpha / lora.rank if lora and lora.alpha is not None else 1.0
+    base = json.loads((Path(settings.base) / "transformer" / "config.json").read_text("utf-8"))
+    tensors = to_released(average, own, scale)
+    folder = storage.join(storage.absolute(out), FOLDER)
+    with tempfile.TemporaryDirectory() as scratch:
+        config = adapter_config(kind, base, own, head=settings.ddt.model_dump())
+        defaults = sampling_defaults(settings, size)
+        write_adapter(scratch, tensors, config, own, defaults)
+        (Path(scratch) / CARD).write_text(model_card(settings, own, defaults), "utf-8")
+        storage.put_folder(Path(scratch), folder, last="config.json")
+    return folder
+
+
+def register(tracker: Tracker, adapter: str, settings: FinetuneSettings, artifact: str, step: int) -> str:
+    """Log the adapter's files as a model of the tracker's run, and point the alias to it. Returns "name/version".
+
+    `artifact` is the finetune's folder; a version made of it, the run and `step` before is taken again. MLflow gives
+    the files back with `mlflow.diffusers.load_model(uri).adapter_path`, for `load_adapter`; its `load_pipeline` knows
+    nothing but LoRA. Raises MlflowException.
+    """
+    client = MlflowClient(tracker.uri, tracker.uri)  # a registry set for the whole process may be another
+    name = model_name(settings)
+    base = storage.absolute(settings.base)  # not a name that MLflow would ask a hub for
+    tags = {"artifact": artifact, "base": base, "kind": settings.model, "step": str(step)}
+    found = _find_version(client, name, tracker.run_id, tags) or _make_version(client, name, tracker, adapter, tags)
+    client.set_registered_model_alias(name, settings.export.alias, found.version)
+    return f"{name}/{found.version}"
+
+
+def _find_version(client: MlflowClient, name: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion | None:
+    try:
+        client.create_registered_model(name, description=_ABOUT)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    versions = client.search_model_versions(f"run_id = '{run_id}'")
+    same = [v for v in versions if v.name == name and all(v.tags.get(k) == value for k, value in tags.items())]
+    return same[0] if same else None
+
+
+def _make_version(
+    client: MlflowClient, name: str, tracker: Tracker, adapter: str, tags: dict[str, str]
+) -> ModelVersion:
+    """What `mlflow.diffusers.log_model` does, but in the tracker's run and store: that one uses the process's."""
+    run_id, step = tracker.run_id, int(tags["step"])
+    experiment = client.get_run(run_id).info.experiment_id
+    logged = client.create_logged_model(experiment, "adapter", run_id, tags)
+    try:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
+        model = Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id)
+        with storage.local_folder(adapter) as folder, tempfile.TemporaryDirectory() as scratch:
+            mlflow.diffusers.save_model(
+                str(folder),
+                f"{scratch}/model",
+                tags["base"],
+                mlflow_model=model,
+                pip_requirements=[f"{package}=={version(package)}" for package in _NEEDED],  # else it looks for them
+                metadata=tags,
+            )
+            client.log_model_artifacts(logged.model_id, f"{scratch}/model")
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    named = {**tags, "model_id": logged.model_id}  # which MLflow takes, and does not give back
+    card = without_header(storage.read_bytes(storage.join(adapter, CARD)).decode())
+    return client.create_model_version(
+        name, logged.artifact_location, run_id, named, description=card, model_id=logged.model_id
+    )

@@ -1,0 +1,71 @@
+"""An adapter's folder in the other formats: for ComfyUI, or merged with its base into a whole pipeline folder."""
+
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import safe_open
+
+from asymflow.adapters import read_adapter, read_defaults, save_pth, write_adapter, write_comfyui
+from asymflow.adapters.basis import find_subspace
+from pipelines.core import storage
+from pipelines.core.base_models import check_base
+from pipelines.core.config import ConfigError
+
+Format = Literal["released", "comfyui", "merged"]
+FORMATS: tuple[Format, ...] = ("released", "comfyui", "merged")
+PTH = "subspace.pth"
+TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+def convert(adapter: str, format: Format, out: str, base: str = "", dtype: str = "") -> str:
+    """Write the adapter (of the released format or ComfyUI's) in `format` into the folder `out`. Returns its URI.
+
+    - released: with the subspace twice, as safetensors and as the released `.pth`;
+    - comfyui: one file of tensors, with the subspace beside it;
+    - merged: what `AsymFlux2KleinPipeline.from_pretrained(out)` loads, in `dtype`, by default the base's; in half
+      precision the merged weights are rounded once more than base and adapter are.
+
+    `adapter` and `out` are folders or S3 URIs. Raises ConfigError without `out`, or without a base where one is needed,
+    and ValueError for an adapter that is damaged, of another kind or of another base.
+    """
+    if not out:
+        raise ConfigError("--out: missing, the folder or s3:// URI to write to")
+    if format == "merged":
+        if not base:
+            raise ConfigError("--base: missing, the folder of the latent model that the adapter was made for")
+        check_base(base, ("transformer", "scheduler"), text=True)
+    with storage.local_folder(adapter) as folder, tempfile.TemporaryDirectory() as scratch:
+        if format == "merged":
+            merge(folder, base, Path(scratch), TYPES[dtype] if dtype else stored_type(base))
+        else:
+            tensors, config = read_adapter(folder)
+            subspace, defaults = find_subspace(folder, tensors), read_defaults(folder)
+            if format == "comfyui":
+                write_comfyui(scratch, tensors, config, subspace, defaults)
+            else:
+                write_adapter(scratch, tensors, config, subspace, defaults)
+                save_pth(subspace, Path(scratch) / PTH)
+        storage.put_folder(Path(scratch), storage.absolute(out), last="model_index.json")
+    return storage.absolute(out)
+
+
+def merge(adapter: Path, base: str, out: Path, dtype: torch.dtype) -> None:
+    from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
+
+    pipeline = AsymFlux2KleinPipeline.from_pretrained(base, adapter=adapter, dtype=dtype)
+    pipeline.save_pretrained(out)
+
+
+def stored_type(base: str) -> torch.dtype:
+    """That of the transformer's weights in a pipeline folder."""
+    files = sorted((Path(base) / "transformer").glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"base={base!r}: its transformer has no safetensors file")
+    with safe_open(str(files[0]), framework="pt") as file:
+        found = file.get_slice(next(iter(file.keys()))).get_dtype()
+    if found not in _STORED:
+        raise ConfigError(f"base={base!r}: its transformer is stored as {found}; say in which --dtype to merge")
+    return TYPES[_STORED[found]]

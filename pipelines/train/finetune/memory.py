@@ -1,0 +1,126 @@
+"""Memory of one training worker by part, from shapes alone: what settings fit on which GPU.
+
+What is held all the time (weights, gradients, optimizer, average) is counted; activations are estimated. Not in it are
+the CUDA context, workspaces, what a kernel needs while it runs, and the holes between tensors: leave some GiB.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from asymflow.models.adapted import AdaptedFlux2
+from asymflow.models.geometry import values_kept
+from pipelines.train.devices import precision
+from pipelines.train.finetune.config import FinetuneSettings
+from pipelines.train.finetune.flops import JUDGES
+
+FLOAT32 = 4
+BUCKET = 500_000_000
+"""Values in a bucket of gradients that workers exchange at once: DeepSpeed 0.19's `reduce_bucket_size`"""
+SHARDED_FROM = {"moments": 1, "gradients": 2, "weights": 3}
+"""ZeRO stage from which on each is shared out over the workers"""
+LOSS_BYTES_A_PIXEL, DECODING_BYTES_A_PIXEL = 12, 91
+"""Kept by the loss, and by the way from Oklab to the sRGB that the perceptual network sees: counted in float32"""
+
+
+@dataclass(frozen=True)
+class Values:
+    """How many numbers the parts of a model have."""
+
+    base: int
+    """Frozen: the transformer without the three modules that training replaced"""
+    original: int
+    """Frozen: those three, the teacher's"""
+    trained: dict[str, int]
+    """By parameter name"""
+    largest_block: int
+    """Frozen values of the largest block, which ZeRO-3 gathers to use it"""
+
+    @property
+    def total_trained(self) -> int:
+        return sum(self.trained.values())
+
+
+def count_values(model: AdaptedFlux2) -> Values:
+    """Of a model as training has it, on whatever device (`meta` will do)."""
+    frozen = {name: p.numel() for name, p in model.named_parameters() if not p.requires_grad}
+    original = sum(n for name, n in frozen.items() if name.startswith("latent_modules."))
+    blocks = [*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks]
+    return Values(
+        base=sum(frozen.values()) - original,
+        original=original,
+        trained={name: p.numel() for name, p in model.trainable().items()},
+        largest_block=max(sum(p.numel() for p in block.parameters() if not p.requires_grad) for block in blocks),
+    )
+
+
+def static_memory(settings: FinetuneSettings, values: Values) -> dict[str, float]:
+    """Bytes that are held from step to step, by part."""
+    resources, trained, size = settings.resources, values.total_trained, precision(settings.resources).itemsize
+    stage, workers = resources.zero_stage, resources.workers
+    shard = {kind: workers if stage >= least else 1 for kind, least in SHARDED_FROM.items()}
+    gathered = 2 * size * values.largest_block if stage == 3 and workers > 1 else 0
+    parts = {
+        "base weights": size * values.base / shard["weights"] + gathered,
+        "original first and last layers": size * values.original / shard["weights"],
+        "trained values": FLOAT32 * trained / shard["weights"],
+        "copy that ZeRO 1 and 2 update": FLOAT32 * trained / workers if stage in (1, 2) else 0,
+        "gradients": FLOAT32 * trained / shard["gradients"],
+        "buckets of gradients": buckets(settings) * FLOAT32 * BUCKET,
+        "optimizer": optimizer_bytes(settings.optim.optimizer) * trained / shard["moments"],
+        "moving average": FLOAT32 * trained,
+    }
+    if has_judge(settings):
+        parts["perceptual network"] = FLOAT32 * JUDGES[settings.loss.perceptual.net].values  # type: ignore[union-attr]
+    return {name: size for name, size in parts.items() if size}
+
+
+def buckets(settings: FinetuneSettings) -> int:
+    """Two while one is sent and the next is filled, on GPUs; ZeRO-3 has one."""
+    stage = settings.resources.zero_stage
+    return 0 if stage == 0 else 1 if stage == 3 or not settings.resources.use_gpu else 2
+
+
+def optimizer_bytes(optimizer: str) -> float:
+    """A trained value's two moments: in float32, or in 8 bits with a float32 scale for each block of 256."""
+    return 8 if optimizer == "adam" else 2 * (1 + FLOAT32 / 256)
+
+
+def has_judge(settings: FinetuneSettings) -> bool:
+    return settings.loss.kind == "variance_reduced" and settings.loss.perceptual is not None
+
+
+def activation_memory(
+    settings: FinetuneSettings,
+    config: Mapping[str, Any],
+    values: Values,
+    image_tokens: int,
+    text_tokens: int,
+    pictures: int,
+) -> dict[str, float]:
+    """Estimated bytes that a forward pass over `pictures` at once keeps for the backward pass, by part."""
+    lora, size = settings.lora, precision(settings.resources).itemsize
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    head = settings.ddt.heads * settings.ddt.head_width if settings.model == "ddt" else 0
+    head_blocks = settings.ddt.blocks if head else 0
+    kept = values_kept(config, bool(lora), bool(lora and lora.dropout), head)
+    tokens, double, single = image_tokens + text_tokens, config["num_layers"], config["num_single_layers"]
+    # the products are made with copies of the trained values in the base's type, which are kept until then too
+    copies = size * values.total_trained if size != FLOAT32 else 0
+    if settings.resources.gradient_checkpointing:
+        entering = (double + single) * tokens * width + head_blocks * image_tokens * head
+        activations = entering + max(tokens * kept.double, tokens * kept.single, image_tokens * kept.head)
+        copies /= double + single
+    else:
+        activations = tokens * (double * kept.double + single * kept.single) + head_blocks * image_tokens * kept.head
+    pixels = image_tokens * settings.pixels.patch_size**2
+    parts = {
+        "activations of the transformer": pictures * size * activations + copies,
+        "activations of the loss": pictures * pixels * LOSS_BYTES_A_PIXEL,
+    }
+    if has_judge(settings):
+        judge = JUDGES[settings.loss.perceptual.net]  # type: ignore[union-attr]
+        parts["activations of the perceptual network"] = (
+            pictures * pixels * (judge.bytes_a_pixel + DECODING_BYTES_A_PIXEL)
+        )
+    return parts

@@ -1,0 +1,58 @@
+"""The model that is trained, and the one that training gave."""
+
+import torch
+from diffusers import Flux2Transformer2DModel
+from safetensors.torch import load_file
+
+from asymflow.models.adapted import AdaptedFlux2
+from asymflow.models.ddt import DdtFlux2
+from asymflow.models.flux2 import LatentFlux2, PixelFlux2
+from asymflow.subspace import Subspace
+from pipelines.core import storage
+from pipelines.core.artifacts import Artifact
+from pipelines.train.devices import precision
+from pipelines.train.finetune.config import FinetuneSettings
+from pipelines.train.metrics_log import AVERAGE
+
+
+def adapt(settings: FinetuneSettings, transformer: Flux2Transformer2DModel, subspace: Subspace) -> AdaptedFlux2:
+    """The model of `settings.model` around a latent transformer, with its adapters, the same on every worker."""
+    torch.manual_seed(settings.seed)
+    model: AdaptedFlux2
+    if settings.model == "ddt":
+        head = settings.ddt
+        model = DdtFlux2.from_latent(transformer, subspace, head.blocks, head.heads, head.head_width)
+    elif settings.model == "latent":
+        model = LatentFlux2.from_latent(transformer, subspace)
+    else:
+        model = PixelFlux2.from_latent(transformer, subspace)
+    if settings.lora:
+        model.add_lora(settings.lora.rank, settings.lora.alpha, settings.lora.dropout)
+    return model
+
+
+def build_model(settings: FinetuneSettings, subspace: Subspace) -> AdaptedFlux2:
+    """Ready to be trained, on the CPU."""
+    resources = settings.resources
+    dtype = precision(resources)
+    transformer = Flux2Transformer2DModel.from_pretrained(settings.base, subfolder="transformer", torch_dtype=dtype)
+    model = adapt(settings, transformer, subspace)
+    model.set_precision(dtype)
+    if resources.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    if resources.compile:
+        model.compile_blocks()
+    return model.train()
+
+
+def load_finetuned(artifact: Artifact, subspace: Subspace, base: str) -> AdaptedFlux2:
+    """The moving average of a finetune artifact on its base model's folder, in float32, ready to sample from."""
+    config = {**artifact.manifest["config"], "base": base, "resources": {"zero_stage": 0}}
+    settings = FinetuneSettings.model_validate(config)
+    transformer = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
+    model = adapt(settings, transformer, subspace)
+    average = storage.read_file(artifact.file(AVERAGE), load_file)
+    with torch.no_grad():
+        for key, parameter in model.trainable().items():
+            parameter.copy_(average[key])
+    return model.eval()

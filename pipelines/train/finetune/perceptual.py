@@ -1,0 +1,50 @@
+"""The perceptual distance of Eq. 20: lpips' own class, with weights that are named and must be there."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipelines.core.config import ConfigError
+from pipelines.train.finetune.config import Perceptual
+
+_PUBLISHED = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
+
+
+def check_perceptual(settings: Perceptual) -> None:
+    """Raise ConfigError unless the weights can be loaded without a download in the middle of a job."""
+    if settings.weights == "published":
+        file = Path(torch.hub.get_dir()) / "checkpoints" / _PUBLISHED[settings.net]
+        if not file.is_file():
+            raise ConfigError(
+                f"loss.perceptual.weights=published: torchvision's ImageNet weights of {settings.net} are not at "
+                f"{file}; put them there on every node (TORCH_HOME moves the folder)"
+            )
+    elif settings.weights != "random" and not Path(settings.weights).is_file():
+        raise ConfigError(
+            f"loss.perceptual.weights={settings.weights!r}: no such file; allowed: published, random, or a "
+            "safetensors file of the backbone's features"
+        )
+
+
+def load_perceptual(settings: Perceptual) -> nn.Module:
+    """Frozen; called with two batches (B, 3, H, W) in [-1, 1] it gives a distance (B, 1, H, W) a pixel."""
+    import lpips  # with torchvision, seconds: only training needs it
+
+    published = settings.weights == "published"
+    torch.manual_seed(0)  # for `random`: the same features on every worker
+    model = lpips.LPIPS(
+        net=settings.net, lpips=published, pnet_rand=not published, spatial=True, verbose=False, eval_mode=True
+    )
+    if not published and settings.weights != "random":
+        features = load_file(settings.weights)
+        slices = {f"slice{i}": getattr(model.net, f"slice{i}") for i in range(1, model.net.N_slices + 1)}
+        for module in slices.values():  # lpips cuts the backbone's `features` into slices and keeps their numbers
+            module.load_state_dict({k: features[k].float() for k in module.state_dict()})
+    return model.requires_grad_(False)
+
+
+def distance_map(model: nn.Module, a: Tensor, b: Tensor) -> Tensor:
+    """(B, 1, H, W) distance of pictures in [-1, 1]."""
+    return model(a, b)

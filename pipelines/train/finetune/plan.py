@@ -1,0 +1,265 @@
+"""What a finetune would train, and what it would take: from shapes alone, with no weights, no data, no Ray, no GPU."""
+
+import json
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import Flux2Transformer2DModel
+
+from asymflow.models.geometry import KLEIN_9B
+from asymflow.oklab import RELEASED
+from asymflow.subspace import Subspace
+from pipelines.core.artifacts import MissingArtifact, load_artifact
+from pipelines.core.config import ConfigError
+from pipelines.core.storage import StorageError
+from pipelines.train.devices import Device, device_of, precision
+from pipelines.train.finetune.config import FinetuneSettings
+from pipelines.train.finetune.flops import PictureFlops, picture_flops
+from pipelines.train.finetune.memory import FLOAT32, Values, activation_memory, count_values, static_memory
+from pipelines.train.finetune.model import adapt
+from pipelines.train.sample_order import slots_per_worker
+
+GIB = 2**30
+BUCKETS, TEXT_TOKENS = [(1024, 1024)], 512
+"""Sizes (width, height) and text tokens of the paper, for inputs that cannot be read"""
+UTILIZATION = 0.45
+PAPER = "the paper: 1,100 H100 hours, 15,000 steps of 256"
+READING_SECONDS = 10
+"""A store that does not answer for as long does not hold up the plan"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """See `table` for the whole of it, `metrics` for its numbers."""
+
+    settings: FinetuneSettings
+    geometry: str
+    """Where the transformer's shapes are from"""
+    config: Mapping[str, Any]
+    values: Values
+    basis: int
+    """Numbers in A and s, which the adapter's file has besides"""
+    buckets: list[tuple[int, int]]
+    buckets_from: str
+    text_tokens: int
+    text_from: str
+    device: Device
+
+    @property
+    def image_tokens(self) -> int:
+        """Of the largest bucket, for which memory and time are given."""
+        side = self.settings.pixels.patch_size
+        return max(width // side * (height // side) for width, height in self.buckets)
+
+    @property
+    def slots(self) -> int:
+        """Pictures that a worker works on in a step."""
+        return slots_per_worker(self.settings.optim.batch, self.settings.resources.workers, self.micro_batch)
+
+    @property
+    def micro_batch(self) -> int:
+        resources = self.settings.resources
+        return resources.micro_batch or -(-self.settings.optim.batch // resources.workers)
+
+    @cached_property
+    def memory(self) -> dict[str, float]:
+        """Bytes of one worker, by part."""
+        shapes = (self.image_tokens, self.text_tokens, self.micro_batch)
+        return {
+            **static_memory(self.settings, self.values),
+            **activation_memory(self.settings, self.config, self.values, *shapes),
+        }
+
+    @cached_property
+    def flops(self) -> PictureFlops:
+        return picture_flops(self.settings, self.config, self.image_tokens, self.text_tokens)
+
+    @property
+    def seconds_a_step(self) -> float | None:
+        """At UTILIZATION; None where the device's peak is not known."""
+        if self.device.tflops is None:
+            return None
+        return self.slots * self.flops.model / (1e12 * self.device.tflops * UTILIZATION)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """For the last line of the command."""
+        batch, seconds = self.settings.optim.batch, self.seconds_a_step
+        return {
+            "trained_values": self.values.total_trained,
+            "adapter_values": self.values.total_trained + self.basis,
+            "memory_gib": sum(self.memory.values()) / GIB,
+            "tflop_a_step": batch * self.flops.model / 1e12,
+            "tokens_a_step": batch * (self.image_tokens + self.text_tokens),
+            **({} if seconds is None else {"seconds_a_step": seconds}),
+        }
+
+    def table(self) -> str:
+        """For people."""
+        sections = [self._model(), self._data(), self._memory(), self._compute()]
+        return "\n\n".join("\n".join(_line(*row) for row in section) for section in sections)
+
+    def _model(self) -> list[tuple[str, str, str]]:
+        values, groups = self.values, trained_groups(self.values)
+        size = 8 * precision(self.settings.resources).itemsize
+        total = values.total_trained + self.basis
+        note = f"{total / 1e6:,.1f}M, with A and s as in the adapter's file: {total:,}" if self.basis else ""
+        return [
+            (f"model: {self.settings.model}, loss: {self.settings.loss.kind}", "values", ""),
+            ("shapes", "", self.geometry),
+            ("frozen base", f"{values.base:,}", f"in {size} bits"),
+            ("its first and last layers, kept", f"{values.original:,}", f"in {size} bits, for the frozen teacher"),
+            *((f"trained: {name}", f"{number:,}", "") for name, number in groups.items()),
+            ("trained in all", f"{values.total_trained:,}", note),
+            ("a checkpoint", f"{4 * FLOAT32 * values.total_trained / GIB:.2f} GiB", "values, average and two moments")
+            if self.settings.optim.optimizer == "adam"
+            else ("a checkpoint", f"{10 * values.total_trained / GIB:.2f} GiB", "values, average and 8-bit moments"),
+        ]
+
+    def _data(self) -> list[tuple[str, str, str]]:
+        settings, resources = self.settings, self.settings.resources
+        side = settings.pixels.patch_size
+        sizes = ", ".join(f"{w}x{h}: {w // side * (h // side):,}" for w, h in self.buckets)
+        padding = resources.workers * self.slots - settings.optim.batch
+        return [
+            ("data", "", ""),
+            ("image tokens", f"{self.image_tokens:,}", f"{sizes}; {self.buckets_from}"),
+            ("text tokens, at most", f"{self.text_tokens:,}", self.text_from),
+            ("tokens a step", f"{self.metrics['tokens_a_step']:,}", ""),
+            (
+                "pictures a step",
+                f"{settings.optim.batch:,}",
+                f"{resources.workers} workers x {self.slots // self.micro_batch} micro-batches of {self.micro_batch}"
+                + (f", {padding} of them padding" if padding else ", no padding"),
+            ),
+        ]
+
+    def _memory(self) -> list[tuple[str, str, str]]:
+        resources, total = self.settings.resources, sum(self.memory.values())
+        kept = "inputs of blocks and one block's inside" if resources.gradient_checkpointing else "of every block"
+        notes = {
+            "activations of the transformer": f"{self.micro_batch} at once; {kept}; uncompiled",
+            "buckets of gradients": "5e8 values each, DeepSpeed's default; float32",
+            "moving average": "whole on each worker",
+        }
+        rows = [
+            (f"memory of a worker, ZeRO {resources.zero_stage}", "GiB", ""),
+            *((name, f"{size / GIB:.2f}", notes.get(name, "")) for name, size in self.memory.items()),
+            ("in all", f"{total / GIB:.2f}", "not counted: CUDA's own, workspaces, holes between tensors"),
+        ]
+        if not self.device.gib:
+            return rows
+        left = self.device.gib - total / GIB
+        fits = "" if left > 0 else "DOES NOT FIT; "
+        return [*rows, ("left", f"{left:.2f}", f"{fits}of {self.device.gib:.0f}: {self.device.name}")]
+
+    def _compute(self) -> list[tuple[str, str, str]]:
+        flops, settings = self.flops, self.settings
+        batch, workers = settings.optim.batch, settings.resources.workers
+        executed = workers * self.slots * flops.executed
+        parts = {
+            "student, forward": flops.student.forward,
+            "student, backward": flops.student.backward,
+            "teacher, forward": flops.teacher,
+            "perceptual network": flops.judge,
+        }
+        rows = [
+            ("operations", "TFLOP", ""),
+            *((f"a picture: {name}", f"{n / 1e12:,.1f}", "") for name, n in parts.items() if n),
+            ("a step, for MFU", f"{batch * flops.model / 1e12:,.0f}", "what the method asks for"),
+            ("a step, executed (HFU)", f"{executed / 1e12:,.0f}", "with recomputation and padding"),
+        ]
+        seconds, steps = self.seconds_a_step, settings.optim.steps
+        if seconds is None:
+            note = f"the peak of {self.device.name} is not known; set resources.peak_tflops"
+            return [*rows, ("seconds a step", "?", note)]
+        at = f"at {UTILIZATION:.0%} MFU of {self.device.tflops:,.0f} TFLOP/s ({self.device.name}), assumed"
+        hours = seconds * steps / 3600
+        return [
+            *rows,
+            ("seconds a step", f"{seconds:,.2f}", at),
+            (f"hours, {steps:,} steps", f"{hours:,.1f}", f"{hours * workers:,.0f} worker hours; {PAPER}"),
+        ]
+
+
+def plan(settings: FinetuneSettings) -> Plan:
+    """Raises ConfigError where a base is there whose transformer cannot be read or does not go with the settings."""
+    config, geometry = _geometry(settings.base)
+    with torch.device("meta"):
+        transformer = Flux2Transformer2DModel.from_config(config)
+    patch_dim, rank = 3 * settings.pixels.patch_size**2, transformer.config.in_channels
+    if rank > patch_dim:
+        raise ConfigError(f"pixels.patch_size={settings.pixels.patch_size}: {patch_dim} values, fewer than {rank}")
+    subspace = Subspace(torch.eye(patch_dim, rank), 1.0, settings.pixels.layout, RELEASED, {})
+    with torch.device("meta"):
+        model = adapt(settings, transformer, subspace)
+    curated, buckets_from = _manifest(settings.curated, "curate")
+    encoded, text_from = _manifest(settings.encoded, "encode")
+    return Plan(
+        settings=settings,
+        geometry=geometry,
+        config=dict(transformer.config),
+        values=count_values(model),
+        basis=subspace.A.numel() + 1 if settings.model == "asymflow" else 0,
+        buckets=[tuple(size) for size in curated["buckets"]] if curated else BUCKETS,  # type: ignore[misc]
+        buckets_from=buckets_from,
+        text_tokens=encoded["max_text_tokens"] if encoded else TEXT_TOKENS,
+        text_from=text_from,
+        device=device_of(settings.resources),
+    )
+
+
+def print_plan(settings: FinetuneSettings) -> dict[str, float]:
+    """Print the table; returns the numbers."""
+    planned = plan(settings)
+    print(planned.table())
+    return planned.metrics
+
+
+def trained_groups(values: Values) -> dict[str, int]:
+    """Trained values by part of the model."""
+    groups: dict[str, int] = {}
+    for name, number in values.trained.items():
+        groups[_group(name)] = groups.get(_group(name), 0) + number
+    return groups
+
+
+def _group(name: str) -> str:
+    name = name.removeprefix("transformer.")
+    if ".lora_" not in name:
+        return "DDT head" if name.startswith("head.") else name.split(".")[0]
+    kinds = {"transformer_blocks": "double blocks", "single_transformer_blocks": "single blocks"}
+    return f"LoRA, {kinds.get(name.split('.')[0], 'time embedding')}"
+
+
+def _geometry(base: str) -> tuple[dict[str, Any], str]:
+    file = Path(base) / "transformer" / "config.json"
+    if not Path(base).is_dir():
+        return KLEIN_9B, f"those published of FLUX.2 klein Base 9B, as {base} is not here"
+    if not file.is_file():
+        raise ConfigError(f"base={base!r}: it has no transformer/config.json, so it is no whole diffusers pipeline")
+    return json.loads(file.read_text("utf-8")), str(file)
+
+
+def _manifest(uri: str, step: str) -> tuple[dict[str, Any] | None, str]:
+    """The settings that an artifact was made with, if it can be read, and in words whether."""
+    found: list[dict[str, Any]] = []
+
+    def read() -> None:
+        with suppress(MissingArtifact, StorageError, OSError):  # the plan says what it then assumes
+            found.append(load_artifact(uri, step).manifest["config"])
+
+    thread = threading.Thread(target=read, daemon=True)  # a process may end without it
+    thread.start()
+    thread.join(READING_SECONDS)
+    return (found[0], f"from {uri}") if found else (None, f"ASSUMED: {uri} cannot be read")
+
+
+def _line(name: str, number: str, note: str) -> str:
+    return f"{name:37}{number:>15}   {note}".rstrip()

@@ -1,0 +1,111 @@
+"""What the finetune brings to the training loop."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from asymflow.ema import PowerEMA
+from asymflow.models.adapted import AdaptedFlux2
+from asymflow.subspace import Subspace
+from pipelines.core import storage
+from pipelines.data.embeddings import RemoteLatents, RemoteText, Source, StoredLatents, StoredText
+from pipelines.train.finetune.batches import Batch, BatchReader, NoiseSettings
+from pipelines.train.finetune.config import FinetuneSettings, Optim
+from pipelines.train.finetune.flops import step_flops
+from pipelines.train.finetune.model import build_model
+from pipelines.train.finetune.objective import Objective
+from pipelines.train.finetune.validation import Validator
+from pipelines.train.finetune.validation_prompts import Prompts
+from pipelines.train.row_groups import list_row_groups
+from pipelines.train.sample_order import SampleOrder
+from pipelines.train.task import Tokens
+
+
+class FinetuneTask:
+    """See `pipelines.train.task.Task`; `config` is `data_of`'s, with the settings."""
+
+    def __init__(self, config: dict[str, Any], rank: int, workers: int):
+        self.settings = FinetuneSettings.model_validate(config["settings"])
+        self.model = build_model(self.settings, storage.read_file(config["subspace"], Subspace.load))
+        self.objective = Objective(self.model, self.settings.loss)
+        self.reader = make_reader(self.settings, config, rank, workers)
+        self.config, self.rank = config, rank
+        self._validator: Validator | None = None
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return parameter_groups(self.model, self.settings.optim)
+
+    def moving_average(self, values: Mapping[str, Tensor]) -> PowerEMA:
+        return PowerEMA(values, self.settings.ema.gamma, self.settings.ema.start_step)
+
+    def blank_batch(self, pictures: int) -> Batch:
+        return blank_batch(self.model, pictures)
+
+    def step_flops(self, tokens: Tokens) -> float:
+        config = self.model.transformer.config
+        return step_flops(self.settings, config, tokens.image, tokens.text, self.settings.optim.batch)
+
+    def draw(self, device: torch.device) -> Image.Image:
+        settings, config = self.settings, self.config
+        assert settings.validation
+        if self._validator is None:
+            prompts = Prompts(config["held_out"], config["held_out_text"], settings.validation.pictures)
+            source = text_source(config, self.rank)
+            self._validator = Validator(
+                settings.validation, self.model, prompts, source, config["unconditional"], settings.base, device
+            )
+        return self._validator.draw()
+
+
+make_task = FinetuneTask
+
+
+def make_reader(settings: FinetuneSettings, config: dict[str, Any], rank: int, workers: int) -> BatchReader:
+    groups = list_row_groups(config["curated"], config["latents"], config["text"])
+    encoders = config["image_encoders"]
+    law = settings.time
+    return BatchReader(
+        SampleOrder(groups, settings.seed, settings.shuffle_window),
+        settings.optim.batch,
+        rank,
+        workers,
+        text_source(config, rank),
+        RemoteLatents(encoders, rank) if encoders else StoredLatents(),
+        config["unconditional"],
+        NoiseSettings(law.mean, law.std, law.shift, settings.loss.caption_dropout),
+    )
+
+
+def text_source(config: dict[str, Any], rank: int) -> Source:
+    return RemoteText(config["text_encoders"], rank) if config["text_encoders"] else StoredText()
+
+
+def parameter_groups(model: AdaptedFlux2, optim: Optim) -> list[dict[str, Any]]:
+    """`proj_out` may learn at its own rate (appendix B.2)."""
+    named = model.trainable()
+    last = {id(p) for p in model.transformer.proj_out.parameters()}
+    rates = {False: optim.lr, True: optim.lr_proj_out or optim.lr}
+    parts = {is_last: [p for p in named.values() if (id(p) in last) == is_last] for is_last in rates}
+    return [{"params": p, "lr": rates[key], "peak": rates[key]} for key, p in parts.items() if p]
+
+
+def blank_batch(model: AdaptedFlux2, pictures: int) -> Batch:
+    """The smallest pictures that every part of the loss takes: a perceptual network halves them five times."""
+    side = max(2, -(-64 // model.patch_size))
+    picture, config = (pictures, 3, side * model.patch_size, side * model.patch_size), model.transformer.config
+    return Batch(
+        images=torch.zeros(picture),
+        z_0=torch.zeros(pictures, side * side, config.in_channels),
+        text=torch.zeros(pictures, 1, config.joint_attention_dim),
+        text_mask=torch.ones(pictures, 1).bool(),
+        noise=torch.zeros(picture),
+        sigma=torch.full((pictures,), 0.5),
+        weight=torch.ones(pictures),
+        keys=[""] * pictures,
+        key_sums=torch.zeros(pictures).double(),
+    )
+
+

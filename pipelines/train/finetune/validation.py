@@ -1,0 +1,110 @@
+"""Pictures while training: the moving average's, and the base's beside them, of the same captions and noise.
+
+Nothing random is drawn but by `noise_for`, and the weights come back bit by bit: a run with other validations, or none,
+is the same run.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor
+
+from asymflow.models.adapted import AdaptedFlux2
+from asymflow.models.flux2 import LatentFlux2
+from asymflow.models.latent import ImageEncoder
+from asymflow.parameterization import lift
+from asymflow.patches import patchify, unpatchify
+from pipelines.core.base_models import load_image_encoder
+from pipelines.data.embeddings import Source
+from pipelines.sample.batches import Guidance, Predict, latent_velocity, pixel_noise, sample_latents, sample_pixels
+from pipelines.train.finetune.config import Validation
+from pipelines.train.finetune.validation_prompts import Prompts
+from pipelines.viz.image_grid import side_by_side, to_pictures
+
+
+class Validator:
+    """Samples on all ranks: under ZeRO-3 each must run the network as often as the others."""
+
+    def __init__(
+        self,
+        settings: Validation,
+        model: AdaptedFlux2,
+        prompts: Prompts,
+        source: Source,
+        unconditional: Tensor,
+        base: str,
+        device: torch.device,
+    ):
+        self.settings, self.model, self.base, self.device = settings, model, base, device
+        self.captions = prompts.captions()
+        self.height, self.width = next(prompts.images()).shape[-2:]
+        self.text = prompts.embeddings(source)
+        self.unconditional = unconditional.float()
+        self.bases: Tensor | None = None
+
+    def draw(self) -> Image.Image:
+        """A collective call: the weights that the model has now, beside the base."""
+        if self.bases is None:
+            self.bases = self._gathered(self._base)
+        now = self._gathered(self._now)
+        columns = {"base": to_pictures(self.bases), "moving average": to_pictures(now)}
+        scale = max(1, 128 // self.width)
+        return side_by_side(columns, self.captions, scale)
+
+    def _gathered(self, sample: Callable[[Tensor, list[Tensor]], Tensor]) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] on every rank: each samples its part, as many as the others."""
+        rank, workers = dist.get_rank(), dist.get_world_size()
+        count = len(self.captions)
+        each = -(-count // workers)
+        mine = [(rank * each + i) % count for i in range(each)]
+        noise = pixel_noise(self.settings.seed, mine, self.height, self.width).to(self.device)
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                images = sample(noise, [self.text[i] for i in mine]).float().contiguous()
+        finally:
+            self.model.train(training)
+        everyone = [torch.empty_like(images) for _ in range(workers)]
+        dist.all_gather(everyone, images)
+        return torch.cat(everyone)[:count].cpu()
+
+    def _now(self, noise: Tensor, text: list[Tensor]) -> Tensor:
+        model, settings = self.model, self.settings
+        guidance = Guidance(settings.guidance)
+        if isinstance(model, LatentFlux2):
+            z_0 = self._latents(partial(model, grid=self._grid), noise, text)
+            return self._decoder().decode(z_0, self._grid)
+        found: Any = model
+        return sample_pixels(found, noise, text, self.unconditional, guidance, settings.steps, settings.shift)
+
+    def _base(self, noise: Tensor, text: list[Tensor]) -> Tensor:
+        """The frozen model's samples: lifted (x_0^L = s A z_0), where pixels are trained, else decoded."""
+        model, subspace = self.model, self.model.subspace
+        with model.teacher_view() as teacher:
+            z_0 = self._latents(latent_velocity(teacher, self._grid), noise, text)
+        if isinstance(model, LatentFlux2):
+            return self._decoder().decode(z_0, self._grid)
+        tokens = lift(z_0, model.A, model.s)
+        x_0 = unpatchify(tokens, self.height, self.width, model.patch_size, layout=subspace.layout)
+        return subspace.space.decode(x_0)
+
+    def _latents(self, predict: Predict, noise: Tensor, text: list[Tensor]) -> Tensor:
+        model, settings = self.model, self.settings
+        tokens = patchify(noise, model.patch_size, model.subspace.layout) @ model.A
+        guidance = Guidance(settings.guidance)
+        return sample_latents(
+            predict, tokens, text, self.unconditional, guidance, settings.steps, settings.latent_shift
+        )
+
+    def _decoder(self) -> ImageEncoder:
+        """Loaded for as long as it is needed: it is no part of what is trained."""
+        return load_image_encoder(self.base, self.device.type)
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        return self.height // self.model.patch_size, self.width // self.model.patch_size

@@ -1,0 +1,56 @@
+"""Batches of training from scratch: pictures, mirrored or not, with their labels."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipelines.train import data_loader as reader
+from pipelines.train import task
+from pipelines.train.data_loader import Column, Common, chance
+from pipelines.train.pretrain.config import PretrainSettings
+from pipelines.train.sample_order import SampleOrder
+from pipelines.train.task import Tokens
+
+
+@dataclass
+class Batch(task.Batch):
+    labels: Tensor
+    """(B,), the number of classes where the label is dropped"""
+    patch_size: int
+
+    @property
+    def tokens(self) -> Tokens:
+        pictures, _, height, width = self.images.shape
+        image = height // self.patch_size * (width // self.patch_size)
+        return Tokens(pictures * image, image)
+
+
+class BatchReader(reader.BatchReader):
+    columns: Sequence[str] = ("label",)
+    draws = 2  # whether the label is dropped, and the picture mirrored
+
+    def __init__(self, settings: PretrainSettings, order: SampleOrder, rank: int, workers: int):
+        super().__init__(order, settings.optim.batch, rank, workers)
+        self.settings = settings
+
+    def ask(self, column: Column) -> list[int]:
+        return column("label")
+
+    def share(self, asked: list[int], drawn: Tensor) -> Callable[[list[int], Common], Batch]:
+        settings, labels = self.settings, torch.tensor(asked)
+        if not ((labels >= 0) & (labels < settings.classes)).all():
+            raise ValueError(f"there is a label {int(labels.max())}, and classes={settings.classes}; see `classes`")
+        even = chance(drawn)
+        labels = torch.where(even[:, 0] < settings.loss.class_dropout, settings.classes, labels)
+        mirrored = (even[:, 1] < 0.5) & settings.flip
+
+        def make(chosen: list[int], common: Common) -> Batch:
+            turned = torch.where(mirrored[chosen][:, None, None, None], common.images.flip(-1), common.images)
+            sigma = torch.sigmoid(settings.time.mean + settings.time.std * common.normal)
+            return Batch(
+                turned, common.noise, sigma, *common[3:], labels=labels[chosen], patch_size=settings.network.patch_size
+            )
+
+        return make

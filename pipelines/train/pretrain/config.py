@@ -1,0 +1,155 @@
+"""Settings of training from scratch. The defaults are the paper's (Sec. 6.1, App. B.1; Table 9 of JiT)."""
+
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from asymflow.models.jit import SIZES, JiTConfig
+from pipelines.core.config import OptionalUri, Settings, Uri
+from pipelines.train import config as train
+
+
+class Network(Settings):
+    """A JiT: a published size, and what differs from it."""
+
+    size: Literal["B", "L", "H", "G"] = "H"
+    width: int | None = Field(None, ge=4)
+    """Empty, here and below: as the size has it"""
+    depth: int | None = Field(None, ge=1)
+    heads: int | None = Field(None, ge=1)
+    bottleneck: int | None = Field(None, ge=1)
+    context_from: int | None = Field(None, ge=0)
+    """First block that sees the class tokens"""
+    context_tokens: int | None = Field(None, ge=0)
+    dropout: float | None = Field(None, ge=0, lt=1)
+    patch_size: int = Field(16, ge=1)
+    attention_float32: bool = True
+    """Attention in float32, whatever the other products are in"""
+
+    def config(self, classes: int) -> JiTConfig:
+        """ValueError for shapes that do not fit."""
+        own = self.model_dump(exclude={"size"}, exclude_none=True)
+        return replace(SIZES[self.size], classes=classes, **own)
+
+
+class Basis(Settings):
+    """The subspace of the noise that is predicted."""
+
+    rank: int = Field(8, ge=0)
+    """0: x_0-prediction, which is JiT; the patch's dimension: u-prediction"""
+    kind: Literal["pca", "random"] = "pca"
+    """pca: the first directions of the basis artifact; random: as many drawn evenly (an ablation)"""
+    seed: int = 0
+    """Of the random one"""
+
+
+class Optim(train.Optim):
+    lr: float = Field(2e-4, gt=0)
+    batch: int = Field(1024, ge=1)
+    steps: int = Field(751_200, ge=1)
+    """600 epochs of ImageNet's 1,281,167 pictures"""
+    warmup_steps: int = Field(6_260, ge=0)
+    """5 epochs"""
+    clip: float | None = Field(None, gt=0)
+    clip_from: int = Field(0, ge=0)
+
+
+class Time(Settings):
+    """Noise levels: sigma = sigmoid(mean + std n), n normal: a mean above 0 is more noise than data. (JiT counts time
+    from noise to data, and its mean is -0.8.)"""
+
+    mean: float = 0.8
+    std: float = Field(0.8, gt=0)
+
+
+class Loss(Settings):
+    sigma_floor: float = Field(5e-2, gt=0)
+    """Of sigma where it divides the error outside the subspace"""
+    class_dropout: float = Field(0.1, ge=0, le=1)
+    """Share of labels replaced by none, so that guidance works"""
+
+
+class Repa(Settings):
+    """Alignment of a block's tokens with a frozen encoder's (Sec. 6.1, App. B.1)."""
+
+    encoder: Uri
+    """Folder of a DINOv2 of transformers: facebook/dinov2-base"""
+    block: int = Field(8, ge=1)
+    """The tokens that leave it, counted from 1"""
+    weight: float = Field(0.5, gt=0)
+    width: int = Field(2048, ge=1)
+    """Of the projector's inner layers"""
+
+
+class Ema(Settings):
+    decay: float = Field(0.9999, ge=0, lt=1)
+
+
+class Validation(Settings):
+    """Pictures of the moving average, of the first classes by turns; and how the model is sampled by default."""
+
+    every: int = Field(5_000, ge=1)
+    pictures: int = Field(16, ge=1)
+    seed: int = 0
+    steps: int = Field(50, ge=2)
+    """Of Heun's method"""
+    guidance: float = Field(2.3, ge=1)
+    guidance_interval: tuple[float, float] = (0.0, 0.88)
+    """Noise levels at which there is guidance"""
+    sigma_floor: float = Field(4e-2, ge=0)
+    """Of sigma where it divides the network's answer"""
+
+
+class Resources(train.Resources):
+    zero_stage: Literal[0, 1, 2] = 2
+    """What DeepSpeed shards over the workers: nothing, optimizer state, gradients too"""
+
+
+class PretrainSettings(train.TrainSettings):
+    curated: Uri
+    """Artifact of the curate step, with labels"""
+    basis: OptionalUri = ""
+    """Artifact of the basis step, made with space=srgb; not needed for rank 0, full rank, or a random subspace"""
+    network: Network = Network()
+    subspace: Basis = Basis()
+    classes: int = Field(1000, ge=1)
+    """Labels are 0 to classes - 1"""
+    optim: Optim = Optim()
+    time: Time = Time()
+    loss: Loss = Loss()
+    repa: Repa | None = None
+    """Empty: none"""
+    flip: bool = True
+    """Mirror half of the pictures"""
+    ema: Ema = Ema()
+    shuffle_window: int = Field(1024, ge=1)
+    """Row groups (of 64 pictures) that are read and shuffled together: they mix the classes of class-sorted data"""
+    validation: Validation | None = Validation()
+    """Empty: none"""
+    resources: Resources = Resources()
+
+    @property
+    def validates_every(self) -> int | None:
+        return self.validation.every if self.validation else None
+
+    @property
+    def jit(self) -> JiTConfig:
+        return self.network.config(self.classes)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "PretrainSettings":
+        config, rank = self.jit, self.subspace.rank
+        if rank > config.patch_dim:
+            raise ValueError(f"subspace.rank={rank}: a patch has {config.patch_dim} values")
+        if self.repa and self.repa.block > config.depth:
+            raise ValueError(f"repa.block={self.repa.block}: the network has {config.depth} blocks")
+        if self.needs_basis and not self.basis:
+            raise ValueError(
+                f"basis: missing; subspace.rank={rank} of a PCA needs the artifact of a basis step with space=srgb"
+            )
+        return self
+
+    @property
+    def needs_basis(self) -> bool:
+        return self.subspace.kind == "pca" and 0 < self.subspace.rank < self.jit.patch_dim

@@ -1,0 +1,132 @@
+"""What training from scratch would take: from shapes alone, with no data, no Ray, no GPU."""
+
+from dataclasses import replace
+
+import torch
+
+from asymflow.models.jit import SIZES, PixelJiT
+from asymflow.srgb import SrgbSpace
+from asymflow.subspace import Subspace
+from pipelines.core.artifacts import MissingArtifact, load_artifact
+from pipelines.core.storage import StorageError
+from pipelines.core.text_table import aligned
+from pipelines.train.devices import device_of, precision
+from pipelines.train.pretrain.config import PretrainSettings
+from pipelines.train.pretrain.flops import attention_flops, forward_flops, linear_flops, training_flops
+from pipelines.train.sample_order import slots_per_worker
+
+GIB = 2**30
+SIDE, PICTURES = 256, 1_281_167
+"""Of ImageNet, for pictures that cannot be read"""
+UTILIZATION = 0.45
+FLOAT32_TFLOPS = 67.0
+"""Of an H100 without tensor cores: where attention is made in float32"""
+PAPER = "the paper: about 1,750 H100 hours for H/16, 600 epochs of 1,024 a step"
+
+
+def print_plan(settings: PretrainSettings) -> dict[str, float]:
+    """Print the table; returns the numbers."""
+    numbers, rows = plan(settings)
+    print(aligned(rows))
+    return numbers
+
+
+def plan(settings: PretrainSettings) -> tuple[dict[str, float], list[list[str]]]:
+    """(numbers, rows of the table)."""
+    config, optim, resources = settings.jit, settings.optim, settings.resources
+    side, pictures, source = _data(settings)
+    tokens = (side // config.patch_size) ** 2
+    values = count_parameters(settings)
+    memory = memory_of(settings, values, tokens)
+    forward = forward_flops(config, tokens)
+    step = optim.batch * training_flops(config, tokens)
+    device = device_of(resources)
+    epochs = optim.steps * optim.batch / pictures
+    numbers = {
+        "parameters": values,
+        "gflop_forward": forward / 1e9,
+        "tflop_step": step / 1e12,
+        "memory_gib": sum(memory.values()) / GIB,
+        "epochs": epochs,
+    }
+    attention = attention_flops(config, tokens) / 1e9
+    fits = _fits(numbers, device.gib)
+    published = config == replace(SIZES[settings.network.size], classes=settings.classes)
+    rank = f"{settings.subspace.kind} rank {settings.subspace.rank} of {config.patch_dim}"
+    rows = [
+        ["model", f"JiT-{settings.network.size}/{config.patch_size}" if published else "JiT", rank],
+        ["parameters", f"{values:,}", f"width {config.width}, {config.depth} blocks, {config.heads} heads"],
+        ["tokens a picture", f"{tokens}", f"and {config.context_tokens} of the class from block {config.context_from}"],
+        ["pictures", f"{pictures:,}", source],
+        ["GFLOP a forward", f"{forward / 1e9:,.1f}", f"of which attention {attention:,.1f}"],
+        ["TFLOP a step", f"{step / 1e12:,.2f}", f"{optim.batch} pictures"],
+        *([f"GiB: {name}", f"{size / GIB:.2f}", ""] for name, size in memory.items()),
+        ["GiB of a worker", f"{numbers['memory_gib']:.2f}", f"ZeRO {resources.zero_stage}; {fits}"],
+        ["a checkpoint, GiB", f"{16 * values / GIB:.2f}", "values, average and two moments"],
+        ["epochs", f"{epochs:,.1f}", f"{optim.steps:,} steps"],
+    ]
+    if settings.repa:
+        rows.append(["REPA", "not counted", f"a forward pass of {settings.repa.encoder}, and the projector"])
+    if device.tflops is None:
+        return numbers, [*rows, ["hours", "?", f"the peak of {device.name} is not known; set resources.peak_tflops"]]
+    seconds = seconds_of_picture(settings, tokens, device.tflops)
+    hours = seconds * optim.steps * optim.batch / 3600
+    numbers["worker_hours"] = hours
+    slow = f", attention in float32 at {FLOAT32_TFLOPS:.0f}" if config.attention_float32 and resources.use_gpu else ""
+    at = f"at {UTILIZATION:.0%} of {device.tflops:,.0f} TFLOP/s{slow} ({device.name}), assumed"
+    return numbers, [*rows, ["worker hours", f"{hours:,.0f}", at], ["", "", PAPER]]
+
+
+def seconds_of_picture(settings: PretrainSettings, tokens: int, tflops: float) -> float:
+    config = settings.jit
+    slow = config.attention_float32 and settings.resources.use_gpu
+    fast_rate, slow_rate = 1e12 * tflops * UTILIZATION, 1e12 * FLOAT32_TFLOPS * UTILIZATION
+    attention = attention_flops(config, tokens) / (slow_rate if slow else fast_rate)
+    return 3 * (linear_flops(config, tokens) / fast_rate + attention)
+
+
+def count_parameters(settings: PretrainSettings) -> int:
+    """Of the network, without REPA's projector: it is dropped after training."""
+    config = settings.jit
+    A = torch.eye(config.patch_dim, min(settings.subspace.rank, config.patch_dim))
+    with torch.device("meta"):
+        model = PixelJiT(config, Subspace(A.cpu(), 1.0, "channel_last", SrgbSpace()))
+    return sum(p.numel() for p in model.parameters())
+
+
+def memory_of(settings: PretrainSettings, values: int, tokens: int) -> dict[str, float]:
+    """Bytes of one worker, by part; activations are estimated."""
+    resources, config = settings.resources, settings.jit
+    stage, workers = resources.zero_stage, resources.workers
+    micro = resources.micro_batch or slots_per_worker(settings.optim.batch, workers, 1)
+    size = precision(resources).itemsize
+    every = tokens + config.context_tokens
+    # what a block keeps for its backward pass: inputs of its products and norms, q, k, v, and the SwiGLU's inside
+    kept = every * (11 * config.width + 3 * config.hidden) * size
+    kept += every * 4 * config.width * (4 if config.attention_float32 else size)
+    entering = config.depth * every * config.width * size
+    held = entering + kept if resources.gradient_checkpointing else config.depth * kept
+    return {
+        "weights": 4 * values,
+        "what ZeRO updates": 4 * values / workers if stage else 0,
+        "gradients": 4 * values / (workers if stage == 2 else 1),
+        "moments": 8 * values / (workers if stage else 1),
+        "moving average": 4 * values,
+        f"activations of {micro}": micro * held,
+    }
+
+
+def _fits(numbers: dict[str, float], gib: float | None) -> str:
+    if gib is None:
+        return ""
+    return f"of {gib:.0f}" if numbers["memory_gib"] < gib else f"DOES NOT FIT in {gib:.0f}"
+
+
+def _data(settings: PretrainSettings) -> tuple[int, int, str]:
+    """(side, pictures to train on, where they are from)."""
+    try:
+        curated = load_artifact(settings.curated, "curate")
+    except (MissingArtifact, StorageError, OSError):
+        return SIDE, PICTURES, f"ASSUMED, as ImageNet: {settings.curated} cannot be read"
+    width, _ = curated.manifest["config"]["buckets"][0]
+    return width, int(curated.manifest["metrics"]["kept_train"]), f"from {settings.curated}"

@@ -1,0 +1,42 @@
+"""Pictures of classes by a model that was trained from scratch; see `pipelines.sample.sampler.Paint`."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from asymflow import samplers
+from asymflow.guidance import Guidance
+from asymflow.models.jit import PixelJiT
+from pipelines.sample.parameters import Drawing
+from pipelines.train.pretrain.sampling import class_velocity
+
+SOLVERS = {"unipc": samplers.unipc, "euler": samplers.euler, "heun": samplers.heun}
+
+
+class PaintClasses:
+    """A prompt is the number of a class."""
+
+    def __init__(self, model: PixelJiT, device: str):
+        self.model, self.device = model, device
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        drawing: Drawing,
+        on_step: Callable[[int], None] = lambda step: None,
+    ) -> Tensor:
+        space, floor = self.model.subspace.space, drawing.sigma_floor
+        labels = torch.tensor([int(prompt) for prompt in prompts], device=self.device)
+        guidance = Guidance(drawing.guidance, drawing.orthogonal, drawing.interval)
+        velocity = class_velocity(
+            self.model, labels, guidance, self.model.sigma_floor_sample if floor is None else floor
+        )
+        clamp = space.clamp_to_gamut if drawing.clamp else None
+        noise = drawing.noise(list(seeds)).to(self.device)
+        x_0 = SOLVERS[drawing.solver](
+            velocity, noise, drawing.steps, drawing.shift, clamp, lambda step, x_t: on_step(step)
+        )
+        return space.decode(x_0).float().cpu()

@@ -1,0 +1,81 @@
+"""What training from scratch brings to the training loop."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor
+
+from asymflow.ema import ConstantEMA
+from asymflow.models.dinov2 import DinoFeatures
+from asymflow.subspace import Subspace
+from pipelines.core import storage
+from pipelines.sample.batches import pixel_noise
+from pipelines.train.pretrain.batches import Batch, BatchReader
+from pipelines.train.pretrain.config import PretrainSettings
+from pipelines.train.pretrain.flops import training_flops
+from pipelines.train.pretrain.model import build_model
+from pipelines.train.pretrain.objective import Objective
+from pipelines.train.pretrain.sampling import sample_classes
+from pipelines.train.row_groups import list_row_groups
+from pipelines.train.sample_order import SampleOrder
+from pipelines.train.task import Tokens
+from pipelines.viz.image_grid import grid_of, to_pictures
+
+
+class PretrainTask:
+    """See `pipelines.train.task.Task`."""
+
+    def __init__(self, config: dict[str, Any], rank: int, workers: int):
+        self.settings = settings = PretrainSettings.model_validate(config["settings"])
+        encoder = DinoFeatures(settings.repa.encoder) if settings.repa else None
+        subspace = storage.read_file(config["subspace"], Subspace.load)
+        self.model = build_model(settings, subspace, encoder.width if encoder else None)
+        self.objective = Objective(self.model, settings.loss, settings.repa, encoder)
+        files = config["curated"]
+        order = SampleOrder(list_row_groups(files, [], [""] * len(files)), settings.seed, settings.shuffle_window)
+        self.reader = BatchReader(settings, order, rank, workers)
+        self.size: tuple[int, int] = config["size"]
+        self.rank, self.workers = rank, workers
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        lr = self.settings.optim.lr
+        return [{"params": list(self.model.trainable().values()), "lr": lr, "peak": lr}]
+
+    def moving_average(self, values: Mapping[str, Tensor]) -> ConstantEMA:
+        return ConstantEMA(values, self.settings.ema.decay)
+
+    def blank_batch(self, pictures: int) -> Batch:
+        side = self.model.patch_size
+        return Batch(
+            images=torch.zeros(pictures, 3, side, side),
+            noise=torch.zeros(pictures, 3, side, side),
+            sigma=torch.full((pictures,), 0.5),
+            weight=torch.ones(pictures),
+            keys=[""] * pictures,
+            key_sums=torch.zeros(pictures).double(),
+            labels=torch.zeros(pictures).long(),
+            patch_size=side,
+        )
+
+    def step_flops(self, tokens: Tokens) -> float:
+        return self.settings.optim.batch * training_flops(self.settings.jit, tokens.image)
+
+    def draw(self, device: torch.device) -> Image.Image:
+        """The first classes by turns; each rank draws its part, as many as the others."""
+        settings = self.settings.validation
+        assert settings
+        each = -(-settings.pictures // self.workers)
+        mine = [(self.rank * each + i) % settings.pictures for i in range(each)]
+        noise = pixel_noise(settings.seed, mine, *self.size).to(device)
+        labels = torch.tensor(mine, device=device) % self.settings.classes
+        images = sample_classes(self.model, noise, labels, settings)
+        everyone = [torch.empty_like(images) for _ in range(self.workers)]
+        dist.all_gather(everyone, images)
+        pictures = to_pictures(torch.cat(everyone)[: settings.pictures].cpu())
+        return grid_of(pictures, columns=min(8, len(pictures)))
+
+
+make_task = PretrainTask

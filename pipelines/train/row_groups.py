@@ -1,0 +1,111 @@
+"""Row groups of the training data: listed from the files' footers, and read in the background."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipelines.core import storage
+from pipelines.data.datasets import rows_by_group
+from pipelines.data.tensors import read_group
+from pipelines.train.sample_order import Place, RowGroup, Share
+
+_READERS = 4  # row groups read at once
+_FOOTERS = 16  # footers read at once
+
+Rows = dict[str, Any]
+"""The columns of a row group, by name"""
+
+
+def list_row_groups(curated: list[str], latents: list[str], text: list[str]) -> list[RowGroup]:
+    """The row groups of lists of files that match row for row; `latents` is empty where none are stored.
+
+    Raises ValueError where they do not match, or where a row group has pictures of several sizes.
+    """
+    files = list(zip(curated, latents or [""] * len(curated), text, strict=True))
+    with ThreadPoolExecutor(_FOOTERS) as pool:
+        return [group for groups in pool.map(lambda place: _groups_of(*place), files) for group in groups]
+
+
+def _groups_of(curated: str, latents: str, text: str) -> list[RowGroup]:
+    groups = _rows_and_sizes(curated)
+    rows, others = [n for n, _ in groups], [file for file in (latents, text) if file]
+    if any(rows_by_group(file) != rows for file in others):
+        raise ValueError(f"{', '.join([curated, *others])} have other rows: encode the curated artifact again")
+    return [RowGroup(curated, latents, text, i, n, size) for i, (n, size) in enumerate(groups)]
+
+
+def _rows_and_sizes(uri: str) -> list[tuple[int, tuple[int, int]]]:
+    """(rows, (width, height)) of each row group of a curated file, as its footer has them."""
+    with storage.open_file(uri) as source:
+        metadata = pq.read_metadata(source)
+    found = []
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        columns = {c.path_in_schema: c.statistics for c in map(group.column, range(group.num_columns))}
+        width, height = columns.get("width"), columns.get("height")
+        if not (width and height and width.has_min_max and height.has_min_max):
+            raise ValueError(f"{uri}: its footer does not tell the pictures' sizes; curate again")
+        if (width.min, height.min) != (width.max, height.max):
+            raise ValueError(f"{uri}: row group {i} has pictures of several sizes, a batch has one; curate again")
+        found.append((group.num_rows, (width.min, height.min)))
+    return found
+
+
+class ReadAhead:
+    """The rows of one share after the other, while those of the next shares are being read.
+
+    A row group is kept as long as its window lasts: a worker holds its part of one window a bucket, and of the next
+    ones where they are near. One thread may call `take`, any one `close`.
+    """
+
+    def __init__(self, shares: Iterator[Share], columns: Sequence[str], ahead: int):
+        self.shares, self.columns, self.ahead = shares, columns, ahead
+        self.upcoming: deque[Share] = deque()
+        self.groups: dict[RowGroup, tuple[tuple[int, int], Future[Rows]]] = {}  # with the last window that needs each
+        self.pool = ThreadPoolExecutor(_READERS, thread_name_prefix="rows")
+
+    def take(self) -> tuple[Share, list[Rows]]:
+        """The next share, and for each of its places the columns of its row group. Raises what reading them raised."""
+        while len(self.upcoming) <= self.ahead:
+            self.upcoming.append(next(self.shares))
+            self._want(self.upcoming[-1].places)
+        share = self.upcoming.popleft()
+        rows = [self.groups[place.group][1].result() for place in share.places]
+        self._drop_before(share.places)
+        return share, rows
+
+    def close(self) -> None:
+        """What has not begun to be read will not be."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _want(self, places: list[Place]) -> None:
+        for group, window in {place.group: place.window for place in places}.items():
+            known = self.groups.get(group)
+            reading = known[1] if known else self.pool.submit(read_columns, group, self.columns)
+            self.groups[group] = window, reading
+
+    def _drop_before(self, places: list[Place]) -> None:
+        """Drop the bucket's groups whose windows are over."""
+        size, first = places[0].group.size, min(place.window for place in places)
+        over = [group for group, (window, _) in self.groups.items() if group.size == size and window < first]
+        for group in over:
+            del self.groups[group]
+
+
+def read_columns(group: RowGroup, columns: Sequence[str]) -> Rows:
+    """`key` and other columns of a row group, each from the file that has it. Raises ValueError where one is missing,
+    or where the files' rows are not the same."""
+    rows: Rows = {}
+    for file, names in groupby(sorted(columns, key=group.file_of), group.file_of):
+        wanted = ["key", *names]
+        read = read_group(file, group.group, wanted) if file else {}
+        if missing := [name for name in wanted if name not in read]:
+            raise ValueError(f"{file or group.curated}: no {missing[-1]} stored; encode the curated artifact with them")
+        if read["key"] != rows.setdefault("key", read["key"]):
+            raise ValueError(f"{file}: its rows are not those of {group.curated}; encode the curated artifact again")
+        rows |= read
+    return rows

@@ -1,0 +1,120 @@
+import hashlib
+import json
+
+import pytest
+
+from asymflow.content import content_of
+from pipelines.core import artifacts, storage
+from pipelines.core.artifacts import MissingArtifact, artifact_id, finish, load_artifact, settings_of
+from pipelines.core.config import RunSettings, Settings, Uri
+from pipelines.core.step import Step, StepSettings, identify
+
+
+class Resources(Settings):
+    workers: int = 1
+
+
+class Example(StepSettings):
+    curated: Uri = ""
+    source: Uri = "data"
+    rank: int = 128
+    resources: Resources = Resources()
+
+
+STEP = Step("example", Example, lambda settings, context: {}, inputs={"curated": "curate"}, contents=("source",))
+
+
+def make(folder, step="example", identity="abc"):
+    return finish(storage.absolute(str(folder)), step, identity, Example(), {"curated": "123"}, {"rows": 3})
+
+
+def test_manifest_makes_the_artifact(tmp_path):
+    storage.write_bytes(str(tmp_path / "train/b.parquet"), b"bytes")
+    with pytest.raises(MissingArtifact, match=r"no finished example artifact .*python jobs/example.py CONFIG.yaml"):
+        load_artifact(str(tmp_path), "example")
+    assert make(tmp_path) == load_artifact(str(tmp_path), "example")
+
+
+def test_manifest_says_what_was_made_from_what(tmp_path):
+    storage.write_bytes(str(tmp_path / "train/b.parquet"), b"bytes")
+    storage.write_bytes(str(tmp_path / "train/a.parquet"), b"")
+    storage.write_bytes(str(tmp_path / "other/a.parquet"), b"1")
+    storage.write_bytes(str(tmp_path / ".done/a.json"), b"{}")
+    storage.write_bytes(str(tmp_path / "train/c.parquet.0.partial"), b"half")
+    artifact = make(tmp_path)
+    assert set(artifact.manifest["files"]) == {"train/a.parquet", "train/b.parquet", "other/a.parquet"}
+    assert artifact.manifest["files"]["train/b.parquet"] == {
+        "sha256": hashlib.sha256(b"bytes").hexdigest(),
+        "bytes": 5,
+    }
+    assert (artifact.id, artifact.step) == ("abc", "example")
+    assert artifact.manifest["inputs"] == {"curated": "123"} and artifact.manifest["metrics"] == {"rows": 3}
+    assert artifact.manifest["config"]["rank"] == 128
+    assert set(artifact.manifest["versions"]) == set(artifacts.VERSIONED)
+    json.loads((tmp_path / "manifest.json").read_text())
+    assert artifact.files("train", ".parquet") == [artifact.file("train/a.parquet"), artifact.file("train/b.parquet")]
+
+
+def test_files_that_came_later_do_not_exist(tmp_path):
+    artifact = make(tmp_path)
+    storage.write_bytes(str(tmp_path / "train/late.parquet"), b"late")
+    assert artifact.files("train", ".parquet") == []
+
+
+def test_another_steps_artifact_is_refused(tmp_path):
+    make(tmp_path, step="curate")
+    with pytest.raises(MissingArtifact, match="is an artifact of curate, not of basis"):
+        load_artifact(str(tmp_path), "basis")
+
+
+def test_id_depends_on_settings_and_inputs():
+    ids = {
+        artifact_id("a", {"x": 1}, {}),
+        artifact_id("b", {"x": 1}, {}),
+        artifact_id("a", {"x": 2}, {}),
+        artifact_id("a", {"x": 1}, {"curated": "1"}),
+        artifact_id("a", {"x": 1}, {"curated": "2"}),
+    }
+    assert len(ids) == 5
+    assert artifact_id("a", {"x": 1, "y": 2}, {}) == artifact_id("a", {"y": 2, "x": 1}, {})
+
+
+def test_id_does_not_depend_on_where_a_step_runs(tmp_path):
+    here = Example()
+    there = Example(run=RunSettings(storage="s3://bucket/x", experiment="b"), resources=Resources(workers=8))
+    assert settings_of(here) == settings_of(there) == {"curated": "", "source": "data", "rank": 128}
+    assert identify(STEP, here, {}) == identify(STEP, there, {})
+    assert identify(STEP, here, {}) != identify(STEP, Example(rank=64), {})
+
+
+def test_id_depends_on_what_inputs_are_not_where_they_lie(tmp_path):
+    one, same = (make(tmp_path / name, step="curate", identity="1") for name in ("a", "b"))
+    other = make(tmp_path / "c", step="curate", identity="2")
+    ids = [identify(STEP, Example(curated=a.uri), {"curated": a}) for a in (one, same, other)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_id_depends_on_what_lies_in_outside_folders(tmp_path):
+    for name in ("a", "b"):
+        storage.write_bytes(str(tmp_path / name / "weights"), b"1")
+    first, second = (identify(STEP, Example(source=str(tmp_path / name)), {}) for name in ("a", "b"))
+    assert first == second
+    storage.write_bytes(str(tmp_path / "b/weights"), b"2")
+    assert identify(STEP, Example(source=str(tmp_path / "b")), {}) != first
+
+
+def test_fingerprint_sees_names_sizes_and_ends(tmp_path):
+    def fingerprint(name, content):
+        folder = tmp_path / hashlib.sha256(content[:9] + name.encode() + content[-9:]).hexdigest()
+        storage.write_bytes(str(folder / name), content)
+        return content_of(folder)
+
+    middle = bytes(3 << 20)
+    prints = [
+        fingerprint("a", middle),
+        fingerprint("b", middle),
+        fingerprint("a", b"1" + middle[1:]),
+        fingerprint("a", middle[1:] + b"2"),
+        fingerprint("a", b"3" + middle),
+    ]
+    assert len(set(prints)) == len(prints)

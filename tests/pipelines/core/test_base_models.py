@@ -1,0 +1,34 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from pipelines.core.base_models import check_base, load_image_encoder, load_text_encoder
+from pipelines.core.config import ConfigError
+
+
+def test_a_whole_folder_passes(tiny_base):
+    check_base(str(tiny_base), ("transformer",), images=True, text=True)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "tokenizer"])
+def test_a_missing_part_is_named(tiny_base, tmp_path, part):
+    for name in {"transformer", "vae", "text_encoder", "tokenizer"} - {part}:
+        (tmp_path / name).mkdir()
+    shutil.copy(tiny_base / "model_index.json", tmp_path)
+    with pytest.raises(ConfigError, match=f"base='{tmp_path}': it has no '{part}' folder"):
+        check_base(str(tmp_path), ("transformer",), images=True, text=True)
+
+
+def test_an_unknown_family_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"base='.*': it has no model_index.json.*known: Flux2KleinPipeline"):
+        check_base(str(tmp_path))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SomePipeline"}))
+    with pytest.raises(ConfigError, match=r"base='.*': .*'SomePipeline'; known: Flux2KleinPipeline"):
+        check_base(str(tmp_path))
+
+
+def test_processors_compute_in_float32(tiny_base):
+    images, text = load_image_encoder(str(tiny_base), "cpu"), load_text_encoder(str(tiny_base), "cpu", 16)
+    assert images.encode(torch.zeros(1, 3, 16, 16)).dtype == text.encode([""])[0].dtype == torch.float32

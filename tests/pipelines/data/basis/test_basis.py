@@ -1,0 +1,291 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from asymflow.moments import PatchMoments
+from asymflow.oklab import RELEASED, OklabSpace, srgb_to_oklab
+from asymflow.patches import patchify
+from asymflow.subspace import captured_energy, fit_scale, pca_basis, procrustes_basis
+from pipelines.core import artifacts, storage
+from pipelines.core.base_models import load_image_encoder
+from pipelines.core.config import ConfigError, RunSettings
+from pipelines.core.map_items import ModelWorkers
+from pipelines.core.step import run_step
+from pipelines.data.basis import STEP, BasisSettings, load_subspace, space_for
+from pipelines.data.basis.moments import PieceMoments, choose_patches, in_space, own_space, read_partial
+from pipelines.data.basis.report import convergence, merged, standard_errors
+from pipelines.data.curate import SCHEMA, CurateSettings
+from pipelines.data.datasets import RowWriter, cut_into_pieces, read_images
+from pipelines.data.encode import EncodeSettings
+from pipelines.data.images import encode_png
+from pipelines.data.tensors import open_writer, tensor_field, to_tensor_array
+
+
+@pytest.fixture(scope="module")
+def curated(tmp_path_factory):
+    """A curate artifact of three train files and one held out, as that step writes them but without its Ray."""
+    folder = storage.absolute(str(tmp_path_factory.mktemp("curated")))
+    rng = np.random.default_rng(0)
+    for name, rows in (("train/a", 150), ("train/b", 130), ("train/c", 64), ("held_out/a", 10)):
+
+        def write(path, name=name, rows=rows):
+            with RowWriter(path, SCHEMA) as writer:
+                for index in range(rows):
+                    coarse = Image.fromarray(rng.integers(0, 256, (4, 6, 3), np.uint8)).resize((48, 32))
+                    image = np.clip(np.asarray(coarse, int) + rng.integers(-20, 21, (32, 48, 3)), 0, 255)
+                    writer.add({"key": f"{name}/{index}", "image": encode_png(Image.fromarray(image.astype(np.uint8))),
+                                "caption": "", "width": 48, "height": 32})  # fmt: skip
+
+        storage.write_file(storage.join(folder, f"{name}-48x32.parquet"), write)
+    return artifacts.finish(folder, "curate", "123", CurateSettings(source="data"), {}, {})
+
+
+def latents_of(base, images):
+    return load_image_encoder(str(base), "cpu").encode(images)
+
+
+@pytest.fixture(scope="module")
+def pairs(curated, tiny_base):
+    """All training patches (n, 768) in Oklab, float64, not normalised, and their latent tokens (n, 128)."""
+    patches, latents = [], []
+    for file in curated.files("train", ".parquet"):
+        for rows in read_images(file):
+            patches.append(patchify(srgb_to_oklab(rows.pixels.double() / 127.5 - 1), 16).flatten(0, 1))
+            latents.append(latents_of(tiny_base, rows.images).flatten(0, 1).double())
+    return torch.cat(patches), torch.cat(latents)
+
+
+def settings_for(curated, root, **more):
+    return BasisSettings(
+        curated=curated.uri, run=RunSettings(storage=str(root)), pca_rank=16, patches_per_image="all", **more
+    )
+
+
+@pytest.fixture(scope="module")
+def artifact(curated, tiny_base, local_ray, tmp_path_factory):
+    return run_step(STEP, settings_for(curated, tmp_path_factory.mktemp("runs"), base=str(tiny_base))).artifact
+
+
+def contents(artifact):
+    return json.loads(storage.read_bytes(artifact.file("basis.json")))
+
+
+def normalised(patches, space):
+    return (patches - torch.tensor(space.mean).double().repeat_interleave(256)) / space.std
+
+
+@pytest.mark.ray
+def test_equals_a_direct_computation(artifact, pairs):
+    """One pass in a fixed space, brought into that of the data, against everything at once in float64."""
+    patches, latents = pairs
+    channels = patches.view(-1, 3, 256).transpose(0, 1).flatten(1)
+    mean, std = channels.mean(1), channels.var(1, correction=0).mean().sqrt()
+    subspace = load_subspace(artifact)
+    assert torch.allclose(torch.tensor(subspace.space.mean).double(), mean, atol=1e-7)
+    assert subspace.space.std == pytest.approx(float(std), rel=1e-6)
+    X = normalised(patches, OklabSpace(tuple(mean.tolist()), float(std)))
+    A = procrustes_basis(X.T @ latents)
+    s = fit_scale(A, X.T @ X, latents.square().sum())
+    assert (subspace.A - A).abs().max() < 1e-4 and subspace.s == pytest.approx(s, rel=1e-5)
+    pca = load_subspace(artifact, "pca")
+    expected = pca_basis(X.T @ X, 16)
+    assert (pca.A.double().T @ expected).square().sum() / 16 == pytest.approx(1, abs=1e-5)
+    found = contents(artifact)
+    residual = (X - s * latents @ A.T).square().sum() / X.square().sum()
+    assert found["residual"] == pytest.approx(float(residual), rel=1e-5)
+    assert found["captured_procrustes"] == pytest.approx(captured_energy(A, X.T @ X), rel=1e-5)
+    assert found["patches"] == len(X) and found["pictures"] == 344
+
+
+@pytest.mark.ray
+def test_both_layouts_hold_one_subspace(artifact, pairs):
+    image = torch.rand(1, 3, 16, 16)
+    for name in ("subspace", "pca"):
+        first, last = load_subspace(artifact, name), load_subspace(artifact, f"{name}_channel_last")
+        assert (first.layout, last.layout) == ("channel_first", "channel_last")
+        codes = patchify(image, 16, "channel_first") @ first.A, patchify(image, 16, "channel_last") @ last.A
+        assert torch.allclose(*codes, atol=1e-5) and first.s == last.s
+
+
+@pytest.mark.ray
+def test_number_of_workers_and_layout_change_no_bit(artifact, curated, tiny_base, tmp_path):
+    resources = ModelWorkers(workers=1)
+    alone = run_step(STEP, settings_for(curated, tmp_path, base=str(tiny_base), resources=resources)).artifact
+    assert alone.id == artifact.id and alone.manifest["files"] == artifact.manifest["files"]
+
+
+@pytest.mark.ray
+def test_lost_task_is_done_again_to_the_same_bits(artifact, curated, tiny_base):
+    folder = Path(artifact.uri)
+    (folder / "manifest.json").unlink()
+    lost = sorted((folder / ".done").glob("*.json"))[3]
+    lost.unlink()
+    (folder / "partial" / f"{lost.stem}.safetensors").write_bytes(b"half")
+    (folder / "subspace.safetensors").unlink()
+    again = run_step(STEP, settings_for(curated, folder.parents[1], base=str(tiny_base)))
+    assert not again.reused and again.artifact.manifest["files"] == artifact.manifest["files"]
+
+
+@pytest.mark.ray
+def test_errors_and_convergence_are_reported(artifact):
+    found = contents(artifact)
+    errors = found["standard_errors"]
+    assert set(errors) == {"captured_pca", "scale", "residual", "captured_procrustes"}
+    assert all(0 < e < 0.1 for e in errors.values())
+    shares = [row["share"] for row in found["convergence"]]
+    assert shares == sorted(shares) and shares[-1] >= 0.5 and len(shares) >= 3
+    overlaps = [row["subspace"] for row in found["convergence"]]
+    assert overlaps == sorted(overlaps) and 0.3 < overlaps[0] < overlaps[-1] <= 1
+    pictures = {p.name for p in Path(artifact.uri).parents[1].rglob("pictures/*.png")}
+    assert pictures == {"basis_pca.png", "basis_subspace.png", "spectrum.png", "convergence.png"}
+
+
+@pytest.fixture(scope="module")
+def encoded(curated, pairs, tiny_base, tmp_path_factory):
+    """The latents of an encode artifact, as that step writes them."""
+    folder = storage.absolute(str(tmp_path_factory.mktemp("encoded")))
+    for file in curated.files("train", ".parquet"):
+
+        def write(path, file=file):
+            import pyarrow as pa
+
+            schema = pa.schema([("key", pa.string()), tensor_field("latents", (6, 128))])
+            with open_writer(path, schema) as writer:
+                for rows in read_images(file):
+                    z_0 = latents_of(tiny_base, rows.images)
+                    writer.write_table(pa.table([rows.keys, to_tensor_array(z_0)], schema=schema))
+
+        storage.write_file(storage.join(folder, "latents", "train", file.rpartition("/")[2]), write)
+    config = EncodeSettings(curated=curated.uri, base=str(tiny_base))
+    return artifacts.finish(folder, "encode", "456", config, {"curated": "123"}, {})
+
+
+@pytest.mark.ray
+def test_stored_latents_give_the_same_basis(artifact, curated, encoded, tmp_path):
+    stored = run_step(STEP, settings_for(curated, tmp_path, encoded=encoded.uri)).artifact
+    a, b = load_subspace(artifact), load_subspace(stored)
+    assert float((a.A.T @ b.A).square().sum() / 128) > 0.99  # bfloat16 rounds them, and a random encoder
+    assert a.s == pytest.approx(b.s, rel=1e-3) and a.space == b.space
+
+
+def test_latents_of_other_pictures_are_refused(curated, encoded, tmp_path):
+    other = artifacts.Artifact(encoded.uri, {**encoded.manifest, "inputs": {"curated": "789"}})
+    with pytest.raises(ConfigError, match="encoded: made from another curated artifact"):
+        STEP.check_inputs(settings_for(curated, tmp_path), {"curated": curated, "encoded": other})
+    path = Path(encoded.uri) / "latents/train/a-48x32.parquet"
+    kept = path.read_bytes()
+    path.write_bytes((path.parent / "b-48x32.parquet").read_bytes())
+    worker = PieceMoments(settings_for(curated, tmp_path), encoded.uri, str(tmp_path))
+    pieces = [p for p in cut_into_pieces(curated.files("train", ".parquet")) if p.uri.endswith("/a-48x32.parquet")]
+    with pytest.raises(ValueError, match="its rows are not those of .*; encode the curated artifact again"):
+        worker(pieces[0].to_json())
+    path.write_bytes(kept)
+
+
+@pytest.mark.ray
+def test_without_a_latent_model_there_is_a_pca(curated, local_ray, tmp_path):
+    artifact = run_step(STEP, settings_for(curated, tmp_path)).artifact
+    assert load_subspace(artifact, "pca").rank == 16 and "scale" not in artifact.manifest["metrics"]
+    with pytest.raises(ValueError, match="there is no subspace file"):
+        load_subspace(artifact)
+
+
+def test_space_of_the_released_weights(curated, tmp_path):
+    """The basis that a finetune with their constants asks for; and what the groups hold of it."""
+    settings = settings_for(curated, tmp_path, space="released")
+    groups = moments_of(curated, tmp_path, patches_per_image="all")
+    assert space_for(settings, None, groups) == RELEASED
+    assert torch.allclose(in_space(groups[0], RELEASED).pixel_gram, groups[0].pixel_gram)
+    with pytest.raises(ConfigError, match="space='released': its constants are fixed; leave color_stats out"):
+        STEP.check(settings.model_copy(update={"color_stats": "somewhere"}))
+
+
+def test_rank_beyond_the_patch(curated, tmp_path):
+    with pytest.raises(ConfigError, match="pca_rank=769: must be at most the patch dimension, 768"):
+        STEP.check(settings_for(curated, tmp_path).model_copy(update={"pca_rank": 769}))
+
+
+def moments_of(curated, tmp_path, **settings):
+    base = {"curated": curated.uri, "run": RunSettings(storage=str(tmp_path))}
+    worker = PieceMoments(BasisSettings(**base, **settings), "", str(tmp_path))
+    pieces = cut_into_pieces(curated.files("train", ".parquet"))
+    return [read_partial(str(tmp_path), worker(piece.to_json())["name"]) for piece in pieces]
+
+
+def test_random_patches_stand_for_all(curated, tmp_path):
+    """2 of 6 patches: as many are counted, and colours agree within their error."""
+    drawn = merged(moments_of(curated, tmp_path, patches_per_image=2))
+    whole = merged(moments_of(curated, tmp_path, patches_per_image="all"))
+    assert drawn.count == whole.count == 344 * 6
+    assert torch.allclose(drawn.channels().mean, whole.channels().mean, atol=0.1)
+    assert float((drawn.pixel_gram - whole.pixel_gram).norm() / whole.pixel_gram.norm()) < 0.1
+    assert not torch.equal(drawn.pixel_gram, whole.pixel_gram)
+
+
+def test_precision_of_products(curated, tmp_path):
+    fast, exact = (
+        merged(moments_of(curated, tmp_path / products, products=products)) for products in ("float32", "float64")
+    )
+    error = (fast.pixel_gram - exact.pixel_gram).norm() / exact.pixel_gram.norm()
+    assert 0 < error < 1e-6
+    A, B = (pca_basis(m.pixel_gram, 16) for m in (fast, exact))
+    assert float((A.T @ B).square().sum() / 16) > 1 - 1e-8
+
+
+def test_patches_are_chosen_by_the_key():
+    chosen = choose_patches("a", 4096, 256)
+    assert torch.equal(chosen, choose_patches("a", 4096, 256)) and not torch.equal(
+        chosen, choose_patches("b", 4096, 256)
+    )
+    assert len(chosen.unique()) == 256 and 0 <= chosen.min() and chosen.max() < 4096
+    counts = sum(torch.bincount(choose_patches(str(i), 16, 4), minlength=16) for i in range(4000))
+    assert (counts - 1000).abs().max() < 120  # four standard deviations
+
+
+def test_pieces_hold_every_row_group_once(curated):
+    files = curated.files("train", ".parquet")
+    for at_least in (1, 5, 16):
+        pieces = cut_into_pieces(files, at_least)
+        groups = sorted((p.uri, g) for p in pieces for g in p.groups)
+        assert groups == [(f, g) for f, n in zip(files, (3, 3, 1), strict=True) for g in range(n)]
+        assert sum(p.rows for p in pieces) == 344
+
+
+def test_own_space_is_that_of_the_pixels():
+    images = torch.rand(4, 3, 32, 32, dtype=torch.float64) * 2 - 1
+    moments = PatchMoments(768)
+    moments.update(patchify(RELEASED.encode(images), 16))
+    space = own_space(moments)
+    direct = PatchMoments(768)
+    direct.update(patchify(space.encode(images), 16))
+    assert direct.channels().mean.abs().max() < 1e-12
+    assert direct.channels().shared_std == pytest.approx(1)
+    assert torch.allclose(in_space(moments, space).pixel_gram, direct.pixel_gram, rtol=1e-9, atol=1e-9)
+
+
+def test_jackknife_of_a_mean_is_its_standard_error():
+    torch.manual_seed(0)
+    groups = []
+    for _ in range(16):
+        groups.append(PatchMoments(3))
+        groups[-1].update(torch.randn(100, 3, dtype=torch.float64))
+    means = torch.stack([g.pixel_sum[0] / g.count for g in groups])
+    errors = standard_errors(groups, lambda m: {"mean": float(m.pixel_sum[0] / m.count)})
+    assert errors["mean"] == pytest.approx(float(means.std() / 4))
+    assert standard_errors(groups[:1], lambda m: {"mean": 0.0}) == {}
+
+
+def test_convergence_leaves_out_what_is_too_small():
+    torch.manual_seed(0)
+    groups = []
+    for _ in range(4):
+        groups.append(PatchMoments(8, 4))
+        groups[-1].update(torch.randn(2, 8), torch.randn(2, 4))
+    from pipelines.data.basis.report import bases_of
+
+    rows = convergence(groups, bases_of(merged(groups), 2))
+    assert [row["share"] for row in rows] == [0.5]

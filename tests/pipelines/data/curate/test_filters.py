@@ -1,0 +1,68 @@
+import math
+
+import pytest
+from PIL import Image
+
+from pipelines.data.curate.filters import Filters, Rejected, judge_caption, judge_scores, judge_size, read_scores
+from pipelines.data.curate.shard_reader import Columns
+
+SCORES = {"aesthetic": 6.0, "punsafe": 0.1, "pwatermark": 0.1, "similarity": 0.3}
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("score", [None, "high", math.nan, math.inf, -math.inf, 10**400])
+def test_scores_that_are_no_numbers(name, score):
+    scores = read_scores({**SCORES, name: score}, Columns())
+    assert scores == {k: v for k, v in SCORES.items() if k != name}
+    with pytest.raises(Rejected, match=f"no {name} score"):
+        judge_scores(scores, Filters())
+
+
+def test_thresholds_include_their_ends():
+    f = Filters()
+    ends = {"aesthetic": f.min_aesthetic, "punsafe": f.max_punsafe, "pwatermark": f.max_pwatermark,
+            "similarity": f.min_similarity}  # fmt: skip
+    judge_scores(ends, f)
+    for name, step, word in (
+        ("aesthetic", -1e-3, "below"), ("punsafe", 1e-3, "above"), ("pwatermark", 1e-3, "above"),
+        ("similarity", -1e-3, "below"),
+    ):  # fmt: skip
+        with pytest.raises(Rejected, match=f"{name} {word} the threshold"):
+            judge_scores({**ends, name: ends[name] + step}, f)
+
+
+def test_threshold_that_is_off_asks_for_no_score():
+    off = Filters(min_aesthetic=None, max_punsafe=None, max_pwatermark=None, min_similarity=None)
+    judge_scores({}, off)
+    judge_scores({"aesthetic": -5.0, "punsafe": 1.0}, off)
+
+
+@pytest.mark.parametrize(
+    ("caption", "reason"),
+    [
+        ("", "empty caption"),
+        ("x" * 2001, "caption too long"),
+        ("https://example.com/a", "a URL or a file name"),
+        ("see www.example.org for more", "a URL or a file name"),
+        ("IMG_0023.JPG", "a URL or a file name"),
+        ("photos at example.com/gallery", "a URL or a file name"),
+    ],
+)
+def test_captions_that_say_nothing(caption, reason):
+    with pytest.raises(Rejected, match=reason):
+        judge_caption(caption, Filters())
+    judge_caption(caption, Filters(captions=False))
+
+
+@pytest.mark.parametrize("caption", ["a cat", "Dr. Who, vol. 2", "a jpg artefact", "x" * 2000, "the .com boom"])
+def test_captions_that_are_fine(caption):
+    judge_caption(caption, Filters())
+
+
+def test_sizes():
+    f = Filters(min_side=64, max_aspect=2)
+    judge_size(Image.new("L", (64, 128)), f)
+    with pytest.raises(Rejected, match="too small"):
+        judge_size(Image.new("L", (63, 100)), f)
+    with pytest.raises(Rejected, match="too elongated"):
+        judge_size(Image.new("L", (129, 64)), f)

@@ -1,0 +1,176 @@
+import io
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from pipelines.data.images import BadImage, crop_as_adm, decode_image, encode_png, fit_to_size, to_array
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decoded(image, kind="PNG", **options):
+    picture = decode_image(encoded(image, kind, **options))
+    assert picture.mode == "RGB"
+    return to_array(picture)
+
+
+def halves():
+    """Red on the left, blue on the right; 16 wide and 8 high."""
+    image = Image.new("RGB", (16, 8), "blue")
+    image.paste("red", (0, 0, 8, 8))
+    return image
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_formats_of_a_crawl(kind):
+    pixels = decoded(Image.new("RGB", (8, 8), (200, 100, 50)), kind)
+    assert pixels.shape == (8, 8, 3) and abs(pixels - np.array([200.0, 100, 50])).max() < 12
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    pixels = decoded(halves(), "JPEG", exif=exif, quality=95, subsampling=0)
+    assert pixels.shape == (16, 8, 3)
+    assert pixels[0, 4, 0] > 200 > 60 > pixels[0, 4, 2] and pixels[-1, 4, 2] > 200 > 60 > pixels[-1, 4, 0]
+
+
+def test_garbled_exif_is_no_reason_to_reject():
+    assert decoded(halves(), "JPEG", exif=b"Exif\0\0II*\0garbage").shape == (8, 16, 3)
+
+
+def test_cmyk():
+    pixels = decoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95)
+    assert (pixels[..., 0] > 240).all() and (pixels[..., 1:] < 15).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P"])
+def test_greyscale_and_palette(mode):
+    pixels = decoded(Image.new("L", (8, 8), 255).convert(mode))
+    assert (pixels == 255).all() and pixels.shape == (8, 8, 3)
+
+
+def test_sixteen_bit_greyscale_is_scaled():
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    pixels = decoded(Image.fromarray(ramp))
+    assert (pixels[..., 0].ravel() == np.arange(256)).all()
+    assert (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all()
+
+
+def test_transparent_becomes_white():
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 128), (0, 0, 4, 8))
+    pixels = decoded(image)
+    assert (pixels[:, 4:] == 255).all() and (pixels[:, :4] == 127).all()
+    assert (decoded(Image.new("LA", (8, 8), (0, 0))) == 255).all()
+    palette = Image.new("P", (8, 8), 0)
+    palette.putpalette([10, 20, 30])
+    assert (decoded(palette, transparency=0) == 255).all()
+    assert (decoded(palette) == [10, 20, 30]).all()
+
+
+def linear_profile():
+    """sRGB's primaries with a linear transfer curve: an unmistakable difference."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for channel in (b"rTRC", b"gTRC", b"bTRC"):
+        entry = profile.index(channel)
+        start = int.from_bytes(profile[entry + 4 : entry + 8], "big")
+        profile[start : start + 12] = b"curv" + bytes(8)  # a curve of no points is the identity
+    return bytes(profile)
+
+
+def test_colour_profile_is_applied():
+    """Linear 128 is 188 in sRGB."""
+    profile = linear_profile()
+    assert abs(decoded(Image.new("RGB", (8, 8), (128,) * 3), icc_profile=profile) - 188.0).max() <= 2
+    half_seen = Image.new("RGBA", (8, 8), (128, 128, 128, 255))
+    half_seen.paste((0, 0, 0, 0), (0, 0, 4, 8))
+    pixels = decoded(half_seen, icc_profile=profile)
+    assert (pixels[:, :4] == 255).all() and abs(pixels[:, 4:] - 188.0).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_broken_profile_is_ignored(mode):
+    image = Image.new("RGB", (8, 8), "white").convert(mode)
+    for profile in (b"garbage" * 20, linear_profile()[:300]):
+        assert (decoded(image, "JPEG", icc_profile=profile) >= 250).all()
+
+
+def test_profile_of_another_mode_is_ignored():
+    assert (decoded(Image.new("L", (8, 8), 128), icc_profile=linear_profile()) == 128).all()
+
+
+def reason(data, **options):
+    with pytest.raises(BadImage) as caught:
+        decode_image(data, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_truncated(kind):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    whole = encoded(noise, kind)
+    assert reason(whole[: len(whole) // 2]) in ("truncated or corrupt", "not an image")
+    assert reason(whole[:10]) == "not an image"
+
+
+def test_corrupt():
+    data = bytearray(encoded(Image.linear_gradient("L")))
+    data[60:90] = bytes(30)
+    assert reason(bytes(data)) == "truncated or corrupt"
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded():
+    assert reason(encoded(Image.new("1", (200, 200))), max_pixels=39_999) == "too many pixels"
+    assert decode_image(encoded(Image.new("1", (200, 200))), max_pixels=40_000).size == (200, 200)
+    bomb = bytearray(encoded(Image.new("L", (1, 1))))
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2  # the header claims 3.6 billion
+    bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
+    assert reason(bytes(bomb)) == "too many pixels"
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>not found</html>", b"\xff\xd8\xff", bytes(1000)])
+def test_not_an_image(data):
+    assert reason(data) == "not an image"
+
+
+def test_formats_that_start_other_programs_are_refused():
+    postscript = encoded(Image.new("RGB", (8, 8)), "EPS")
+    assert reason(postscript) == "not an image"
+
+
+def test_fit_covers_then_crops_the_centre():
+    fitted = to_array(fit_to_size(halves(), 8, 8))
+    assert fitted.shape == (8, 8, 3)
+    assert (fitted[:, :2] == [255, 0, 0]).all() and (fitted[:, -2:] == [0, 0, 255]).all()
+    assert fit_to_size(Image.new("RGB", (30, 70)), 32, 16).size == (32, 16)
+
+
+def test_png_is_lossless():
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8))
+    assert (to_array(decode_image(encode_png(noise))) == to_array(noise)).all()
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (128, 128), (40, 90), (1024, 768)])
+def test_the_square_of_adm(width, height):
+    """Against the recipe written out: boxes of two by two, one bicubic resize, the centre."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+    found = crop_as_adm(image, 64)
+    assert found.size == (64, 64)
+    halved = image
+    while min(halved.size) >= 128:
+        pixels = np.asarray(halved, float)[: halved.height // 2 * 2, : halved.width // 2 * 2]
+        boxes = pixels.reshape(pixels.shape[0] // 2, 2, pixels.shape[1] // 2, 2, 3).mean((1, 3))
+        halved = Image.fromarray(np.floor(boxes + 0.5).astype(np.uint8))
+    scale = 64 / min(halved.size)
+    resized = halved.resize((round(halved.width * scale), round(halved.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (resized.width - 64) // 2, (resized.height - 64) // 2
+    expected = np.asarray(resized, int)[top : top + 64, left : left + 64]
+    assert abs(np.asarray(found, int) - expected).max() <= 4  # roundings of halves, each time

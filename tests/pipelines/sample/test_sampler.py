@@ -1,0 +1,80 @@
+"""Models of every kind draw, alone, from one noise."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from asymflow.adapters import SamplingDefaults, read_defaults, save_adapter
+from asymflow.adapters.basis import SUBSPACE
+from asymflow.models.ddt import DdtFlux2
+from asymflow.models.flux2 import LatentFlux2
+from asymflow.subspace import Subspace
+from pipelines.sample.parameters import Drawing
+from pipelines.sample.sampler import Painter, load_painter, load_transformer
+
+MODELS = Path(__file__).parents[3] / "models"
+BASE, ADAPTER = str(MODELS / "toy_klein"), MODELS / "toy_asymflow"
+PROMPTS, SEEDS = ["an emoji of socks on white", "a photo of grass"], [3, 4]
+DRAWING = Drawing(height=32, width=48, steps=2, guidance=2.0, shift=3.6)
+
+
+@pytest.fixture(scope="module")
+def subspace():
+    return Subspace.load(ADAPTER / SUBSPACE)
+
+
+@pytest.fixture(scope="module")
+def load(subspace):
+    return partial(load_painter, base=BASE, subspace=subspace, defaults=read_defaults(ADAPTER), device="cpu")
+
+
+def test_alone_they_draw_what_they_draw_together(load):
+    both = Painter(BASE, str(ADAPTER))
+    for model, paint in (("trained", both.pixel), ("latent", both.latent)):
+        alone = load(model, adapter=ADAPTER)
+        torch.testing.assert_close(alone(PROMPTS, SEEDS, DRAWING), paint(PROMPTS, SEEDS, DRAWING), rtol=0, atol=1e-5)
+
+
+def test_the_lifted_model_is_the_latent_one_in_its_subspace(load, subspace):
+    """Before training nothing is outside of the subspace: what is drawn is a picture made of the basis."""
+    images = load("lifted", adapter=None)(PROMPTS, SEEDS, DRAWING)
+    assert images.shape == (2, 3, 32, 48) and images.abs().max() <= 1 + 1e-6
+    trained = load("trained", adapter=ADAPTER)(PROMPTS, SEEDS, DRAWING)
+    assert (images - trained).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("cls", [LatentFlux2, DdtFlux2])
+def test_finetuned_baselines(load, subspace, tmp_path, cls):
+    head = {"blocks": 1, "heads": 2, "head_width": 24} if cls is DdtFlux2 else {}
+    model = cls.from_latent(load_transformer(BASE, "cpu"), subspace, **head)
+    model.add_lora(4, 4, dropout=0.0)
+    save_adapter(model, tmp_path)
+    paint = load("trained", adapter=tmp_path)
+    together = paint(PROMPTS, SEEDS, DRAWING)
+    assert together.shape == (2, 3, 32, 48) and torch.isfinite(together).all()
+    for i in range(2):
+        alone = paint(PROMPTS[i : i + 1], SEEDS[i : i + 1], DRAWING)
+        torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-4)
+    if cls is LatentFlux2:  # untrained, it is the latent model (its modules and LoRA change nothing yet), in float16
+        latent = load("latent", adapter=None)(PROMPTS, SEEDS, DRAWING)
+        assert (latent - together).abs().mean() < 5e-3
+
+
+def test_noise_is_that_of_torchs_generator():
+    found = DRAWING.noise([0, 7])
+    assert torch.equal(found[1], torch.randn((3, 32, 48), generator=torch.Generator("cpu").manual_seed(7)))
+    assert found.shape == (2, 3, 32, 48)
+
+
+def test_steps_are_told(load):
+    for model in ("trained", "latent"):
+        told = []
+        load(model, adapter=ADAPTER)(PROMPTS[:1], SEEDS[:1], DRAWING, told.append)
+        assert told == [0, 1]
+
+
+def test_a_latent_model_without_a_subspace():
+    with pytest.raises(ValueError, match="which needs a subspace: give a basis"):
+        load_painter("latent", BASE, None, None, SamplingDefaults(text_padding="none"), "cpu")

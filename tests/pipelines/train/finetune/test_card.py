@@ -1,0 +1,50 @@
+import torch
+import yaml
+
+from asymflow.adapters import SamplingDefaults
+from asymflow.oklab import RELEASED
+from asymflow.subspace import Subspace
+from pipelines.core.config import validate
+from pipelines.train.finetune.card import model_card, without_header
+from pipelines.train.finetune.config import FinetuneSettings
+
+DEFAULTS = SamplingDefaults(1024, 768, 24, 3.5, 17.0)
+
+
+def settings(**changes):
+    places = {"curated": "c", "encoded": "e", "basis": "b", "base": "/models/FLUX.2-klein-base-9B"}
+    return validate(FinetuneSettings, {**places, **changes})
+
+
+def subspace():
+    A = torch.linalg.qr(torch.randn(768, 128))[0]
+    return Subspace(A, 2.43, "channel_first", RELEASED, {})
+
+
+def test_a_card_says_how_it_was_made_and_how_to_use_it():
+    card = model_card(settings(), subspace(), DEFAULTS)
+    _, front, text = card.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "base_model": "FLUX.2-klein-base-9B", "library_name": "diffusers", "pipeline_tag": "text-to-image",
+        "tags": ["asymflow", "lora"],
+    }  # fmt: skip
+    assert without_header(card) == text.lstrip() and text.lstrip().startswith("# AsymFlow adapter for FLUX.2-klein")
+    for part in (
+        "| trained values | LoRA of rank 256, first and last layers |",
+        "| loss | variance-reduced by patch, kappa 0.3, LPIPS (vgg) times 0.2 |",
+        "| basis | rank 128 of 768, scale 2.43, patches channel_first |",
+        "| colour space | Oklab, mean 0.56, 0, 0.01, std 0.16 |",
+        "| sampling | 768 x 1024, 24 steps, guidance 3.5, shift 17 |",
+        "whose licence governs this adapter too",
+        "AsymFlux2KleinPipeline.from_pretrained(",
+    ):
+        assert part in text
+    assert "/models" not in text  # a place of one machine
+
+
+def test_baselines_have_cards_of_their_own():
+    plain = {"loss": {"kind": "flow_matching"}}
+    latent = model_card(settings(model="latent", **plain), None, DEFAULTS)
+    assert "| loss | flow matching |" in latent and "basis" not in latent and "from_pretrained" not in latent
+    head = model_card(settings(model="ddt", lora=None, **plain), subspace(), DEFAULTS)
+    assert "| trained values | first and last layers |" in head and "from_pretrained" not in head

@@ -1,0 +1,48 @@
+import pytest
+
+from pipelines.core.artifacts import settings_of
+from pipelines.core.config import ConfigError, validate
+from pipelines.train.finetune.config import FinetuneSettings
+
+INPUTS = {"curated": "c", "encoded": "e", "basis": "b", "base": "m"}
+
+
+def test_defaults_are_the_papers():
+    settings = validate(FinetuneSettings, INPUTS)
+    assert settings.optim.batch == 256 and settings.optim.steps == 15_000
+    assert (settings.optim.lr, settings.optim.lr_proj_out, settings.optim.betas) == (1e-4, 1e-3, (0.9, 0.95))
+    assert (settings.lora.rank, settings.lora.dropout, settings.time.shift) == (256, 0.05, 17.0)
+    assert (settings.loss.kappa, settings.loss.perceptual.weight, settings.loss.perceptual.net) == (0.3, 0.2, "vgg")
+    assert settings.ema.gamma == 7.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resources": {"zero_stage": 4}}, "resources.zero_stage=4"),
+        ({"loss": {"granularity": "pixel"}}, "loss.granularity='pixel'"),
+        ({"optim": {"rate": 1}}, "optim.rate"),
+        (
+            {"optim": {"optimizer": "adam8bit"}, "resources": {"zero_stage": 2}},
+            "^optim.optimizer=adam8bit with resources.zero_stage=2: sharding cuts through.*take zero_stage=0",
+        ),
+        ({"model": "latent"}, "^model=latent with loss.kind=variance_reduced: .*take loss.kind=flow_matching"),
+        ({"export": {"alias": "1st"}}, "export.alias='1st'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(FinetuneSettings, {**INPUTS, **changes})
+
+
+def test_where_it_runs_and_how_it_is_watched_does_not_change_what_is_made():
+    plain = validate(FinetuneSettings, INPUTS)
+    elsewhere = {
+        "resources": {"workers": 8, "zero_stage": 3, "micro_batch": 1, "compile": True},
+        "checkpoints": {"every": 1, "keep_every": 5},
+        "validation": None,
+        "watch": {"hang_minutes": 5},
+        "export": {"alias": "best"},
+    }
+    assert settings_of(validate(FinetuneSettings, {**INPUTS, **elsewhere})) == settings_of(plain)
+    assert settings_of(validate(FinetuneSettings, {**INPUTS, "seed": 1})) != settings_of(plain)

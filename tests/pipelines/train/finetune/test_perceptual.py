@@ -1,0 +1,37 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models import squeezenet1_1
+
+from pipelines.core.config import ConfigError
+from pipelines.train.finetune.config import Perceptual
+from pipelines.train.finetune.perceptual import check_perceptual, distance_map, load_perceptual
+
+
+def test_missing_weights_are_named_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="vgg16-397923af.pth"):
+        check_perceptual(Perceptual())
+    with pytest.raises(ConfigError, match="no such file"):
+        check_perceptual(Perceptual(net="squeeze", weights=str(tmp_path / "none.safetensors")))
+
+
+def test_the_distance_is_one_a_pixel_zero_for_equals_and_differentiable():
+    model = load_perceptual(Perceptual(net="squeeze", weights="random"))
+    a, b = torch.rand(2, 3, 64, 64) * 2 - 1, (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_()
+    assert distance_map(model, a, a).abs().max() == 0
+    distance = distance_map(model, a, b)
+    assert distance.shape == (2, 1, 64, 64)
+    distance.mean().backward()
+    assert b.grad is not None and b.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_the_backbone_is_the_one_in_the_file(tmp_path):
+    torch.manual_seed(5)
+    features = squeezenet1_1().features
+    save_file(features.state_dict(), tmp_path / "features.safetensors")
+    model = load_perceptual(Perceptual(net="squeeze", weights=str(tmp_path / "features.safetensors")))
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    expected = features[1](features[0](model.scaling_layer(x)))
+    assert torch.allclose(model.net.forward(model.scaling_layer(x))[0], expected)

@@ -1,0 +1,70 @@
+"""The toy twins of the shipped 9B configurations train for real: model, loss, optimizer and rates as shipped."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from asymflow.adapters import read_adapter
+from asymflow.models.adapted import LORA_TARGETS
+from pipelines.core import storage
+from pipelines.core.config import load_config
+from pipelines.core.step import run_step
+from pipelines.data.basis import load_subspace
+from pipelines.train.finetune import STEP
+from pipelines.train.finetune.config import FinetuneSettings
+from pipelines.train.finetune.model import load_finetuned
+from pipelines.train.metrics_log import Record
+
+ROOT = Path(__file__).parents[3]
+TWINS = ("", "_latent", "_ddt", "_fm", "_vr")
+TERMS = {
+    "": {"loss", "variance_reduced", "perceptual", "lambda", "omega"},
+    "_vr": {"loss", "variance_reduced", "lambda", "omega"},
+}
+
+
+def shipped(name: str, *overrides: str) -> FinetuneSettings:
+    return load_config(FinetuneSettings, str(ROOT / f"jobs/configs/{name}.yaml"), list(overrides))
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_a_twin_is_like_its_sibling_in_all_but_size(kind):
+    big, toy = shipped(f"klein_9b{kind}"), shipped(f"toy_klein{kind}")
+    assert (toy.model, toy.loss.kind, toy.ddt.blocks) == (big.model, big.loss.kind, big.ddt.blocks)
+    assert (toy.loss.granularity, toy.loss.kappa) == (big.loss.granularity, big.loss.kappa)
+    assert (toy.loss.perceptual is None) == (big.loss.perceptual is None)
+    assert (toy.optim.lr_proj_out is None) == (big.optim.lr_proj_out is None) == (kind == "_ddt")
+    assert toy.lora.dropout == big.lora.dropout == 0.05 and toy.optim.betas == big.optim.betas == (0.9, 0.95)
+    native = toy.validation.latent_shift
+    assert (toy.time.shift == native) == (big.time.shift == 7.0) == (kind == "_latent")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TWINS)
+def test_a_twin_trains(kind, tiny_workflow, tiny_base, tmp_path):
+    made = {name: tiny_workflow[2][step].artifact for name, step in STEP.inputs.items()}
+    few = ["optim.steps=4", "optim.batch=6", "optim.warmup_steps=1", "optim.cooldown_steps=0", "ema.start_step=1"]
+    few += ["checkpoints.every=2", "validation.every=4", "validation.pictures=2", "validation.steps=2"]
+    few += ["ddt.heads=2", "ddt.head_width=16"] if kind == "_ddt" else []
+    places = [f"{name}={artifact.uri}" for name, artifact in made.items()]
+    settings = shipped(f"toy_klein{kind}", *few, *places, f"base={tiny_base}", f"run.storage={tmp_path}")
+    artifact = run_step(STEP, settings).artifact
+
+    record = Record.from_json(storage.read_bytes(artifact.file("record.json")).decode())
+    assert record.steps == [1, 2, 3, 4] and not record.skipped
+    assert record.curves.keys() - {"sigma"} == TERMS.get(kind, {"loss"})
+    model = load_finetuned(artifact, load_subspace(made["basis"]), str(tiny_base))
+    trained = {name.removeprefix("transformer.") for name in model.trainable()}
+    whole = {name.split(".")[0] for name in trained if ".lora_" not in name}
+    assert whole == {"x_embedder", "norm_out", "head" if kind == "_ddt" else "proj_out"}
+
+    adapted = {name.partition(".lora_")[0] for name in trained if ".lora_" in name}
+    assert len(adapted) == 4 + 1 + 2 and all(re.fullmatch(LORA_TARGETS, name) for name in adapted)
+    tensors, config = read_adapter(Path(artifact.file("adapter")))
+    assert len(tensors) == len(trained) + (0 if kind == "_latent" else 2)
+    fresh = {name: tensor for name, tensor in tensors.items() if ".lora_B." in name}
+    assert all(tensor.any() for tensor in fresh.values()) or kind == "_ddt"  # B begins at zero
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())

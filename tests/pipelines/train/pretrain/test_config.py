@@ -1,0 +1,82 @@
+import pytest
+
+from asymflow.models.jit import SIZES
+from pipelines.core.artifacts import settings_of
+from pipelines.core.config import ConfigError, validate
+from pipelines.core.step import identify
+from pipelines.train.pretrain import STEP, title
+from pipelines.train.pretrain.config import PretrainSettings
+
+INPUTS = {"curated": "c", "basis": "b"}
+
+
+def test_defaults_are_the_papers():
+    settings = validate(PretrainSettings, INPUTS)
+    assert settings.jit == SIZES["H"] and settings.subspace.rank == 8 and settings.repa is None
+    optim = settings.optim
+    assert (optim.lr, optim.betas, optim.batch, optim.weight_decay, optim.clip) == (2e-4, (0.9, 0.95), 1024, 0, None)
+    epoch = -(-1_281_167 // optim.batch)
+    assert (optim.steps, optim.warmup_steps, optim.cooldown_steps) == (600 * epoch, 5 * epoch, 0)
+    assert (settings.time.mean, settings.time.std, settings.loss.sigma_floor) == (0.8, 0.8, 5e-2)
+    assert (settings.loss.class_dropout, settings.ema.decay) == (0.1, 0.9999)
+    assert settings.flip and settings.classes == 1000
+    sampling = settings.validation
+    assert (sampling.steps, sampling.sigma_floor, sampling.guidance_interval) == (50, 4e-2, (0.0, 0.88))
+    repa = validate(PretrainSettings, {**INPUTS, "repa": {"encoder": "dinov2"}}).repa
+    assert (repa.block, repa.weight) == (8, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resources": {"zero_stage": 3}}, "resources.zero_stage=3"),
+        ({"subspace": {"rank": 769}}, "subspace.rank=769: a patch has 768 values"),
+        ({"basis": ""}, "basis: missing; subspace.rank=8 of a PCA"),
+        ({"repa": {"encoder": "x", "block": 33}}, "repa.block=33: the network has 32 blocks"),
+        ({"network": {"heads": 7}}, "multiple of 4"),
+        ({"network": {"context_from": 40}}, "context_from is 40"),
+        ({"optim": {"optimizer": "adam8bit"}}, "optim.optimizer=adam8bit with resources.zero_stage=2"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(PretrainSettings, {**INPUTS, **changes})
+
+
+@pytest.mark.parametrize("subspace", [{"rank": 0}, {"rank": 768}, {"rank": 8, "kind": "random"}])
+def test_no_basis_is_needed_at_the_ends_of_the_family_nor_for_a_random_subspace(subspace):
+    assert not validate(PretrainSettings, {"curated": "c", "subspace": subspace}).needs_basis
+
+
+def test_a_size_may_be_changed_in_parts():
+    network = {"size": "L", "depth": 3, "context_from": 1}
+    settings = validate(PretrainSettings, {**INPUTS, "network": network, "classes": 7})
+    assert (settings.jit.depth, settings.jit.width, settings.jit.classes) == (3, 1024, 7)
+    assert STEP.shown(settings)["network"]["width"] == 1024
+
+
+def test_names_of_runs_tell_the_family_apart():
+    makes = ({"rank": 8}, {"rank": 8, "kind": "random"}, {"rank": 0})
+    names = [title(validate(PretrainSettings, {**INPUTS, "subspace": subspace})) for subspace in makes]
+    assert names == ["r8", "random r8", "r0"]
+    assert title(validate(PretrainSettings, {**INPUTS, "repa": {"encoder": "x"}})) == "r8 repa"
+
+
+def test_where_it_runs_does_not_change_what_is_made():
+    plain = validate(PretrainSettings, INPUTS)
+    elsewhere = {"resources": {"workers": 8, "zero_stage": 1}, "validation": None, "checkpoints": {"every": 3}}
+    assert settings_of(validate(PretrainSettings, {**INPUTS, **elsewhere})) == settings_of(plain)
+    assert settings_of(validate(PretrainSettings, {**INPUTS, "flip": False})) != settings_of(plain)
+
+
+def test_an_encoder_is_known_by_what_it_holds(tmp_path):
+    settings = validate(PretrainSettings, {**INPUTS, "repa": {"encoder": str(tmp_path)}})
+    plain = identify(STEP, validate(PretrainSettings, INPUTS), {})
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    first = identify(STEP, settings, {})
+    moved = tmp_path.with_name("moved")
+    tmp_path.rename(moved)
+    there = validate(PretrainSettings, {**INPUTS, "repa": {"encoder": str(moved)}})
+    assert identify(STEP, there, {}) == first != plain
+    (moved / "model.safetensors").write_bytes(b"two")
+    assert identify(STEP, there, {}) != first

@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from asymflow.models.jit import SIZES, JiT, JiTConfig
+from pipelines.core.config import validate
+from pipelines.train.pretrain.config import PretrainSettings
+from pipelines.train.pretrain.flops import forward_flops, training_flops
+from pipelines.train.pretrain.plan import memory_of, plan, print_plan
+
+SMALL = JiTConfig(width=32, depth=4, heads=2, bottleneck=24, context_from=1, context_tokens=5, patch_size=4)
+
+
+def settings(**changes):
+    return validate(PretrainSettings, {"curated": "nowhere", "basis": "nowhere", **changes})
+
+
+@pytest.mark.parametrize(("size", "gflop"), [("H", 363), ("G", 766)])
+def test_operations_are_those_of_the_papers_table(size, gflop):
+    assert int(forward_flops(SIZES[size], 256) / 1e9) == gflop
+
+
+def test_operations_are_those_that_torch_counts():
+    """But for the products of the condition, which are made once a picture."""
+    network = JiT(SMALL)
+    once = sum(
+        2 * module.in_features * module.out_features
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear) and ("modulation" in name or name.startswith("time"))
+    )
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        answer, _ = network(torch.randn(3, 12, 48), torch.rand(3), torch.zeros(3).long(), (3, 4))
+        forward = counter.get_total_flops()
+        assert forward - 3 * once == 3 * forward_flops(SMALL, 12)
+        answer.sum().backward()
+    backward = counter.get_total_flops() - forward
+    assert backward == pytest.approx(2 * forward, rel=0.03)  # the first layer's input needs none
+    assert training_flops(SMALL, 12) == 3 * forward_flops(SMALL, 12)
+
+
+def test_the_plan_of_the_papers_run(capsys):
+    numbers = print_plan(settings(resources={"workers": 64, "use_gpu": True, "micro_batch": 16, "zero_stage": 1}))
+    assert round(numbers["parameters"] / 1e6) == 953 and int(numbers["gflop_forward"]) == 363
+    assert numbers["epochs"] == pytest.approx(600, rel=1e-3)
+    assert 300 < numbers["worker_hours"] < 1750  # at the utilization that is assumed, which is above the paper's
+    told = capsys.readouterr().out
+    assert "JiT-H/16" in told and "the paper: about 1,750 H100 hours" in told and "ASSUMED, as ImageNet" in told
+
+
+def test_memory_is_counted_as_the_parts_are_held():
+    changes = {"workers": 4, "use_gpu": True, "micro_batch": 2}
+    by_stage = [memory_of(settings(resources={**changes, "zero_stage": stage}), 10**9, 256) for stage in (0, 1, 2)]
+    assert [m["moments"] for m in by_stage] == [8e9, 2e9, 2e9]
+    assert [m["gradients"] for m in by_stage] == [4e9, 4e9, 1e9]
+    kept = [m["activations of 2"] for m in by_stage]
+    lean = memory_of(settings(resources={**changes, "gradient_checkpointing": True}), 10**9, 256)
+    assert len(set(kept)) == 1 and lean["activations of 2"] < 0.2 * kept[0]
+
+
+def test_a_peak_that_is_not_known_is_said():
+    numbers, rows = plan(settings())
+    assert "worker_hours" not in numbers and "set resources.peak_tflops" in rows[-1][-1]
+
+
+def test_what_alignment_takes_is_not_passed_over():
+    rows = plan(settings(repa={"encoder": "models/dinov2"}))[1]
+    assert ["REPA", "not counted", "a forward pass of models/dinov2, and the projector"] in rows
+    assert not any(row[0] == "REPA" for row in plan(settings())[1])
