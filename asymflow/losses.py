@@ -5,6 +5,8 @@ latter serves curves of the loss over noise levels. `sigma_floor` is the floor o
 (`sigma_floor_loss`).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -121,7 +123,7 @@ def perceptual_loss(
     sigma: torch.Tensor,
     kappa: float | None = 0.3,
     sigma_floor: float = 5e-2,
-    patch_size: int = 16,
+    patch_size: int | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
     """Perceptual correction (Eq. 20): the pixelwise distance, gated by patch and faded in at low noise.
@@ -129,8 +131,11 @@ def perceptual_loss(
     distance_map (B, 1, H, W) is LPIPS with spatial output (or any distance); lam is (B, N, 1) or (B, N, 3)
     from `vr_loss`, patches row by row. Three channel weights are joined into one gate by their root mean
     square. No gradient flows into the gate. With kappa None or negative omega is 0, and so is this loss.
+    `patch_size` None is the side of the N square patches that fill the map.
     """
     batch, _, height, width = distance_map.shape
+    if patch_size is None:
+        patch_size = math.isqrt(height * width // lam.shape[1])
     rows, columns = height // patch_size, width // patch_size
     if height % patch_size or width % patch_size or lam.shape[:2] != (batch, rows * columns):
         raise ValueError(

@@ -24,6 +24,7 @@ from torch import Tensor  # noqa: E402
 import asymflow as asymflow  # noqa: E402  # its torchvision remedy must come before diffusers
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline  # noqa: E402
 from asymflow.models.geometry import KLEIN_9B, count_flops, network  # noqa: E402
+from asymflow.models.klein import read_token_geometry, token_geometry  # noqa: E402
 from asymflow.models.pixel import AsymFlux2Transformer2DModel  # noqa: E402
 from asymflow.oklab import RELEASED  # noqa: E402
 from asymflow.subspace import Subspace  # noqa: E402
@@ -57,7 +58,8 @@ def klein_9b() -> tuple[Flux2Transformer2DModel, AutoencoderKLFlux2]:
 
 def pipelines(model: str, device: str) -> tuple[AsymFlux2KleinPipeline, Flux2KleinPipeline]:
     transformer, vae = toy() if model == "toy" else klein_9b()
-    A = torch.linalg.qr(torch.randn(768, transformer.config.in_channels)).Q
+    patch_size = token_geometry(vae.config).pixels_per_token
+    A = torch.linalg.qr(torch.randn(3 * patch_size**2, transformer.config.in_channels)).Q
     pixel = AsymFlux2Transformer2DModel.from_latent(transformer, Subspace(A, 2.4, "channel_first", RELEASED))
     scheduler = FlowMatchEulerDiscreteScheduler()
     pair = (
@@ -83,8 +85,10 @@ def seconds(run: Callable[[], object], device: str) -> float:
 def operations(model: str, side: int) -> float:
     """Of an evaluation, pixel over latent."""
     toy_config = json.loads((MODELS / "toy_klein/transformer/config.json").read_text())
-    config, tokens = toy_config if model == "toy" else KLEIN_9B, (side // 16) ** 2
-    pixel, latent = (count_flops(network(config, width), tokens, TEXT_TOKENS).forward for width in (768, None))
+    config = toy_config if model == "toy" else KLEIN_9B
+    patch_size = read_token_geometry(MODELS / "toy_klein").pixels_per_token if model == "toy" else 16
+    tokens, widths = (side // patch_size) ** 2, (3 * patch_size**2, None)
+    pixel, latent = (count_flops(network(config, width), tokens, TEXT_TOKENS).forward for width in widths)
     return pixel / latent
 
 
@@ -96,6 +100,8 @@ def measure(model: str, device: str, side: int, batch: int, steps: int, rounds: 
     common = {"height": side, "width": side, "num_inference_steps": steps, "guidance_scale": 4.0}
     common |= {"prompt_embeds": text, "negative_prompt_embeds": text.flip(1)}
 
+    channels, grid = latent.vae.config.latent_channels, side // latent.vae_scale_factor
+
     def decode(latents: Tensor) -> None:
         with torch.no_grad():
             latent.vae.decode(latents.to(dtype))
@@ -103,7 +109,7 @@ def measure(model: str, device: str, side: int, batch: int, steps: int, rounds: 
     runs: dict[str, Callable[[], object]] = {
         "pixel": lambda: pixel(output_type="pt", **common),
         "latent": lambda: latent(output_type="latent", **common),
-        "decoding": lambda: decode(torch.randn(batch, 32, side // 8, side // 8, device=device)),
+        "decoding": lambda: decode(torch.randn(batch, channels, grid, grid, device=device)),
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds + 1):

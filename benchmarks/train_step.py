@@ -28,6 +28,7 @@ from asymflow.ema import PowerEMA  # noqa: E402
 from asymflow.models.flux2 import PixelFlux2  # noqa: E402
 from asymflow.oklab import RELEASED  # noqa: E402
 from asymflow.subspace import Subspace  # noqa: E402
+from pipelines.core.base_models import read_geometry  # noqa: E402
 from pipelines.toy.flow import new_transformer  # noqa: E402
 from pipelines.train.finetune.batches import Batch  # noqa: E402
 from pipelines.train.finetune.config import FinetuneSettings  # noqa: E402
@@ -41,7 +42,8 @@ OBJECTIVES: dict[str, dict] = {
     "variance reduced": {"perceptual": None},
     "variance reduced + perceptual": {"perceptual": {"net": "squeeze", "weights": "random"}},
 }
-IMAGE_TOKENS, TEXT_TOKENS, TEXT_WIDTH, RANK = 16, 16, 96, 64
+GEOMETRY = read_geometry(str(Path(__file__).parents[1] / "models/toy_klein"))
+IMAGE_TOKENS, TEXT_TOKENS, TEXT_WIDTH, RANK = (64 // GEOMETRY.pixels_per_token) ** 2, 16, 96, 64
 MEMORY_BAR = 1.10
 
 
@@ -59,7 +61,7 @@ def settings_of(objective: str, checkpointing: bool = False, **sections) -> Fine
 
 def make_model() -> PixelFlux2:
     torch.manual_seed(0)
-    A = torch.linalg.qr(torch.randn(768, 128)).Q
+    A = torch.linalg.qr(torch.randn(3 * GEOMETRY.pixels_per_token**2, GEOMETRY.token_width)).Q
     transformer = new_transformer(TEXT_WIDTH)
     model = PixelFlux2.from_latent(transformer, Subspace(A, 2.4, "channel_first", RELEASED, {}))
     model.add_lora(RANK)
@@ -69,7 +71,7 @@ def make_model() -> PixelFlux2:
 def make_batch(pictures: int) -> Batch:
     return Batch(
         images=torch.rand(pictures, 3, 64, 64) * 2 - 1,
-        z_0=torch.randn(pictures, IMAGE_TOKENS, 128),
+        z_0=torch.randn(pictures, IMAGE_TOKENS, GEOMETRY.token_width),
         text=torch.randn(pictures, TEXT_TOKENS, TEXT_WIDTH),
         text_mask=torch.ones(pictures, TEXT_TOKENS).bool(),
         noise=torch.randn(pictures, 3, 64, 64),
@@ -127,9 +129,9 @@ def compare_times(batch: int, steps: int, checkpointing: bool) -> None:
     for process in processes.values():
         process.communicate()
     base = next(iter(OBJECTIVES))
-    config = new_transformer(TEXT_WIDTH).config
+    config, pixels = new_transformer(TEXT_WIDTH).config, {"patch_size": GEOMETRY.pixels_per_token}
     flops = {
-        name: picture_flops(settings_of(name, checkpointing), config, IMAGE_TOKENS, TEXT_TOKENS).executed
+        name: picture_flops(settings_of(name, checkpointing, pixels=pixels), config, IMAGE_TOKENS, TEXT_TOKENS).executed
         for name in OBJECTIVES
     }
     print(f"batch {batch}, {steps} steps each, {torch.get_num_threads()} threads, ", end="")

@@ -110,48 +110,17 @@ def browser():
 @pytest.fixture(scope="session")
 def tiny_transformer():
     """Call with the text's width: the real class with random weights and the true token width."""
-    import torch
-    from diffusers import Flux2Transformer2DModel
+    from tiny_base import make_transformer
 
-    def make(text_width: int) -> Flux2Transformer2DModel:
-        torch.manual_seed(0)
-        return Flux2Transformer2DModel(
-            in_channels=128, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-            joint_attention_dim=text_width, timestep_guidance_channels=16, mlp_ratio=1.0, axes_dims_rope=(4, 4, 4, 4),
-            guidance_embeds=False,
-        )  # fmt: skip
-
-    return make
+    return make_transformer
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory, tiny_transformer) -> Path:
+def tiny_base(tmp_path_factory) -> Path:
     """A FLUX.2 klein folder of the real classes with random weights, in seconds; the token geometry is the true one."""
-    import torch
-    from diffusers import (
-        AutoencoderKLFlux2,
-        FlowMatchEulerDiscreteScheduler,
-        Flux2KleinPipeline,
-    )
+    from tiny_base import make_base
 
-    from pipelines.toy.autoencoder import set_whitening
-    from pipelines.toy.text_encoder import new_text_encoder, train_tokenizer
-
-    tokenizer = train_tokenizer([f"picture {i}" for i in range(100)])
-    transformer = tiny_transformer(96)
-    autoencoder = AutoencoderKLFlux2(
-        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, sample_size=32
-    )
-    set_whitening(autoencoder, torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8))
-    folder = tmp_path_factory.mktemp("base") / "tiny_klein"
-    Flux2KleinPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=autoencoder,
-        text_encoder=new_text_encoder(len(tokenizer)),
-        tokenizer=tokenizer,
-        transformer=transformer,
-    ).save_pretrained(folder)
-    return folder
+    return make_base(tmp_path_factory.mktemp("base") / "tiny_klein")
 
 
 @pytest.fixture(scope="session")

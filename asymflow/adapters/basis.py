@@ -19,8 +19,9 @@ LOGGER = logging.getLogger(__name__)
 LAYOUT = "channel_first"
 """Of every file"""
 SUBSPACE = "subspace.safetensors"
-_ANOTHER = 1e-3
-"""Largest difference to buffers rounded to bfloat16 (7e-5 for entries of the usual size); another basis is 0.1 off"""
+_ANOTHER, _ROUNDING = 1e-3, 2**-8
+"""Largest difference to buffers rounded to bfloat16, absolute and relative to an entry (those of small patches are
+large); another basis is 0.1 off"""
 
 
 def find_subspace(folder: str | os.PathLike, tensors: Mapping[str, Tensor]) -> Subspace:
@@ -44,8 +45,8 @@ def find_subspace(folder: str | os.PathLike, tensors: Mapping[str, Tensor]) -> S
     else:
         LOGGER.info("%s has no %s: taking its bfloat16 buffers and the released colour space", folder, SUBSPACE)
         return from_buffers(tensors["proj_buffer"], tensors["scale_buffer"])
-    buffer = tensors["proj_buffer"]
-    if buffer.shape != subspace.A.shape or (buffer.float() - subspace.A.cpu()).abs().max() > _ANOTHER:
+    buffer, A = tensors["proj_buffer"], subspace.A.cpu()
+    if buffer.shape != A.shape or not torch.allclose(buffer.float(), A, atol=_ANOTHER, rtol=_ROUNDING):
         raise ValueError(f"the subspace in {folder} is another than the adapter beside it was made with")
     return subspace
 

@@ -5,6 +5,7 @@ weights: the teacher is the same transformer with its LoRA switched off and its 
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,14 +32,14 @@ LORA_TARGETS = (  # appendix B.2
 RECOMPILE_LIMIT = 64
 
 
-def pack_latents(latents: Tensor) -> Tensor:
-    """(B, C, H, W) latents -> (B, HW/4, 4C) tokens: 2x2 cells, channel first, as FLUX.2 packs them."""
-    return F.pixel_unshuffle(latents, 2).flatten(2).mT
+def pack_latents(latents: Tensor, side: int = 2) -> Tensor:
+    """(B, C, H, W) latents -> (B, HW/side^2, side^2 C) tokens: square cells, channel first, as FLUX.2 packs 2x2."""
+    return F.pixel_unshuffle(latents, side).flatten(2).mT
 
 
-def unpack_latents(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, hw, 4C) tokens on a grid (h, w) -> (B, C, 2h, 2w) latents."""
-    return F.pixel_shuffle(tokens.mT.unflatten(2, grid), 2)
+def unpack_latents(tokens: Tensor, grid: tuple[int, int], side: int = 2) -> Tensor:
+    """(B, hw, side^2 C) tokens on a grid (h, w) -> (B, C, side h, side w) latents."""
+    return F.pixel_shuffle(tokens.mT.unflatten(2, grid), side)
 
 
 def image_positions(grid: tuple[int, int], device: torch.device | str | None = None, time: int = 0) -> Tensor:
@@ -187,8 +188,9 @@ class AdaptedFlux2(nn.Module):
         is square. noise_tokens is (B, N, D), sigma (B,).
         """
         if z_0.ndim == 4:
-            grid = (z_0.shape[2] // 2, z_0.shape[3] // 2)
-            z_0 = pack_latents(z_0)
+            side = math.isqrt(self.A.shape[1] // z_0.shape[1])
+            grid = (z_0.shape[2] // side, z_0.shape[3] // side)
+            z_0 = pack_latents(z_0, side)
         tau, _ = calibrate(sigma.float(), self.s)
         tau = tau[:, None, None]
         z_tau = (1 - tau) * z_0.float() + tau * (noise_tokens.float() @ self.A)

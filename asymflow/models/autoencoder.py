@@ -14,14 +14,15 @@ def _whitening(autoencoder: AutoencoderKLFlux2) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def encode_images(autoencoder: AutoencoderKLFlux2, images: Tensor) -> Tensor:
-    """(B, 3, H, W) sRGB in [-1, 1] -> (B, HW/256, 128) latent tokens z_0 (the posterior's mode)."""
+    """(B, 3, H, W) sRGB in [-1, 1] -> (B, N, d) latent tokens z_0 (the posterior's mode)."""
     mean, std = _whitening(autoencoder)
-    tokens = pack_latents(autoencoder.encode(images).latent_dist.mode())
+    tokens = pack_latents(autoencoder.encode(images).latent_dist.mode(), autoencoder.config.patch_size[0])
     return (tokens - mean) / std
 
 
 @torch.no_grad()
 def decode_latents(autoencoder: AutoencoderKLFlux2, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, hw, 128) latent tokens on a grid (h, w) -> (B, 3, 16h, 16w) sRGB in [-1, 1]."""
+    """(B, hw, d) latent tokens on a grid (h, w) -> (B, 3, H, W) sRGB in [-1, 1]."""
     mean, std = _whitening(autoencoder)
-    return autoencoder.decode(unpack_latents(tokens * std + mean, grid)).sample.clamp(-1, 1)
+    latents = unpack_latents(tokens * std + mean, grid, autoencoder.config.patch_size[0])
+    return autoencoder.decode(latents).sample.clamp(-1, 1)

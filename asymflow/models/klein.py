@@ -1,6 +1,11 @@
 """FLUX.2 klein as a latent family: its whitened autoencoder, and the Qwen3 that reads its captions."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from math import prod
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLFlux2
@@ -8,21 +13,40 @@ from torch import Tensor
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from asymflow.models.autoencoder import decode_latents, encode_images
-from asymflow.models.latent import LatentFamily
+from asymflow.models.latent import LatentFamily, TokenGeometry
 from asymflow.models.text import HIDDEN_STATES, encode_captions
 
-PIXELS_PER_TOKEN = 16  # eight by the autoencoder, two by packing
 _TOGETHER = 16  # captions; enough to keep a GPU busy
 
 
-class KleinImages:
-    """An ImageEncoder; d is 128."""
+def token_geometry(config: Mapping[str, Any]) -> TokenGeometry:
+    """Return the geometry that an AutoencoderKLFlux2's settings give: its downsampling, times the packing of latents.
 
-    pixels_per_token = PIXELS_PER_TOKEN
+    Settings that are left out have the class's defaults. Raises ValueError for packing that is not square.
+    """
+    defaults = {name: p.default for name, p in signature(AutoencoderKLFlux2.__init__).parameters.items()}
+    config = {**defaults, **config}
+    rows, columns = config["patch_size"]
+    if rows != columns:
+        raise ValueError(f"the autoencoder packs latents in {rows}x{columns} cells; only square ones are supported")
+    downsampling = 2 ** (len(config["block_out_channels"]) - 1)
+    return TokenGeometry(rows * downsampling, prod((rows, columns, config["latent_channels"])))
+
+
+def read_token_geometry(folder: str | Path) -> TokenGeometry:
+    """Read the geometry of a pipeline folder. Raises ValueError without an autoencoder in it."""
+    file = Path(folder) / "vae" / "config.json"
+    if not file.is_file():
+        raise ValueError("it has no vae/config.json, which tells the size of its patches")
+    return token_geometry(json.loads(file.read_text("utf-8")))
+
+
+class KleinImages:
+    """An ImageEncoder; d is 128 in the published models."""
 
     def __init__(self, autoencoder: AutoencoderKLFlux2):
         self.autoencoder = autoencoder
-        self.token_width = 4 * autoencoder.config.latent_channels
+        self.pixels_per_token, self.token_width = token_geometry(autoencoder.config)
 
     @classmethod
     def load(cls, folder: str, device: str, dtype: torch.dtype) -> "KleinImages":
@@ -63,7 +87,7 @@ class KleinText:
 
 FAMILY = LatentFamily(
     pipelines=("Flux2KleinPipeline",),
-    pixels_per_token=PIXELS_PER_TOKEN,
+    read_geometry=read_token_geometry,
     image_parts=("vae",),
     text_parts=("text_encoder", "tokenizer"),
     load_image_encoder=KleinImages.load,

@@ -8,12 +8,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 MODULES = ("asymflow.models.klein",)
+
+
+class TokenGeometry(NamedTuple):
+    """What a latent token stands for."""
+
+    pixels_per_token: int
+    """Side of the square of pixels, which is the pixel model's patch size"""
+    token_width: int
+    """d"""
 
 
 class ImageEncoder(Protocol):
@@ -47,7 +56,8 @@ class LatentFamily:
 
     pipelines: tuple[str, ...]
     """Names of pipeline classes in the folders' model_index.json"""
-    pixels_per_token: int
+    read_geometry: Callable[[str | Path], TokenGeometry]
+    """(folder): from its configuration files alone. Raises ValueError where they do not tell"""
     image_parts: tuple[str, ...]
     """Sub-folders that the image encoder needs"""
     text_parts: tuple[str, ...]

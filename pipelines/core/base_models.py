@@ -1,10 +1,11 @@
 """Loading the latent model's parts from its diffusers folder, and saying clearly what is missing."""
 
+import json
 from pathlib import Path
 
 import torch
 
-from asymflow.models.latent import ImageEncoder, TextEncoder, family_of
+from asymflow.models.latent import ImageEncoder, TextEncoder, TokenGeometry, family_of
 from pipelines.core.config import ConfigError
 
 
@@ -26,6 +27,36 @@ def check_base(base: str, parts: tuple[str, ...] = (), *, images: bool = False, 
     for part in (*parts, *(family.image_parts if images else ()), *(family.text_parts if text else ())):
         if not (folder / part).is_dir():
             raise ConfigError(f"base={base!r}: it has no {part!r} folder, so it is no whole diffusers pipeline")
+
+
+PUBLISHED = TokenGeometry(16, 128)
+"""Of FLUX.2 klein"""
+
+
+def read_geometry(base: str) -> TokenGeometry:
+    """Return the geometry of tokens that the autoencoder in the base's folder has.
+
+    A folder that is elsewhere, or has no autoencoder, counts as the published one's: plans need no files, and inputs
+    of a run that do not fit are refused. Raises ConfigError for files that no family has.
+    """
+    if not (Path(base) / "vae").is_dir():
+        return PUBLISHED
+    try:
+        return family_of(base).read_geometry(base)
+    except ValueError as error:
+        raise ConfigError(f"base={base!r}: {error}") from None
+
+
+def read_patch_size(base: str) -> int | None:
+    """Return the patch size of the pixel model on a base, or of a merged pixel model's own folder.
+
+    None where its files do not tell (a base without its autoencoder): then only the adapter does.
+    """
+    file = Path(base) / "transformer" / "config.json"
+    config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    if "base_rank" in config:  # a pixel model's
+        return config["patch_size"]
+    return read_geometry(base).pixels_per_token if (Path(base) / "vae").is_dir() else None
 
 
 def load_image_encoder(base: str, device: str) -> ImageEncoder:

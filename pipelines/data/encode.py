@@ -18,10 +18,10 @@ from pydantic import Field
 from safetensors.torch import load, save
 from torch import Tensor
 
-from asymflow.models.latent import TextEncoder, family_of
+from asymflow.models.latent import TextEncoder
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
-from pipelines.core.base_models import check_base, load_image_encoder, load_text_encoder
+from pipelines.core.base_models import check_base, load_image_encoder, load_text_encoder, read_geometry
 from pipelines.core.config import ConfigError, OptionalUri, Settings, Uri
 from pipelines.core.map_items import ModelWorkers, by_name, map_items
 from pipelines.core.step import Context, Step, StepSettings
@@ -62,7 +62,7 @@ def check(settings: EncodeSettings) -> None:
 def check_inputs(settings: EncodeSettings, inputs: Mapping[str, Artifact]) -> None:
     """The pictures divide into tokens, and the captions are those of these pictures."""
     curated, captions = inputs["curated"], inputs.get("captions")
-    side = family_of(settings.base).pixels_per_token
+    side = read_geometry(settings.base).pixels_per_token
     for width, height in curated.manifest["config"]["buckets"]:
         if width % side or height % side:
             raise ConfigError(f"curated: its buckets hold {width}x{height}; tokens of this base are {side}x{side}")

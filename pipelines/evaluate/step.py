@@ -13,11 +13,11 @@ from asymflow.metrics.references import Reference, load_reference
 from asymflow.metrics.weights import MissingWeights
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
-from pipelines.core.base_models import check_base
+from pipelines.core.base_models import check_base, read_patch_size
 from pipelines.core.config import ConfigError
 from pipelines.core.step import Context, Outcome, Step, StepFailed
 from pipelines.data.images import encode_png
-from pipelines.evaluate.class_subject import ClassSubject, read_class_subject
+from pipelines.evaluate.class_subject import ClassSubject, read_class_subject, settings_of
 from pipelines.evaluate.config import EvaluateSettings, Model
 from pipelines.evaluate.generate import generate
 from pipelines.evaluate.image_sets import REAL, PictureSet, found_pictures, reference_pictures, store_pictures
@@ -48,7 +48,6 @@ def check(settings: EvaluateSettings) -> None:
         )
     if settings.pretrained and not suite.by_class:
         raise ConfigError(f"pretrained={settings.pretrained!r}: is told a class, and {settings.suite} has prompts")
-    settings.sampling.check_size("sampling.")
     if settings.pictures:
         if settings.models not in (None, ["trained"]):
             raise ConfigError(f"models={settings.models}: pictures from elsewhere have no other models beside them")
@@ -61,6 +60,9 @@ def check(settings: EvaluateSettings) -> None:
         check_base(settings.base, ("transformer",), images="latent" in models_of(settings), text=True)
     else:
         check_model(settings.base, settings.adapter, latent=models_of(settings) != ["trained"])
+    drawn = settings.base and not (settings.pictures or settings.pretrained)
+    if drawn and (side := read_patch_size(settings.base)):
+        settings.sampling.check_size(side, "sampling.")
     unknown = sorted(set(settings.leave_out) - set(suite.scorers))
     if unknown:
         raise ConfigError(f"leave_out={unknown}: {settings.suite} has the scorers {', '.join(suite.scorers)}")
@@ -90,6 +92,7 @@ def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> 
     prompts = read_prompts(settings, inputs.get("curated"))
     if "pretrained" in inputs:
         read_class_subject(inputs["pretrained"], settings.pretrained_step)
+        settings.sampling.check_size(settings_of(inputs["pretrained"]).jit.patch_size, "sampling.")
     if settings.pictures:
         found_pictures(settings.pictures, shots_of(prompts, repeats_of(settings)))
     if "lifted" in models_of(settings) and not (settings.adapter or {"basis", "finetuned"} & inputs.keys()):

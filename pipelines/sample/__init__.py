@@ -14,7 +14,7 @@ from PIL import Image
 from asymflow.adapters.hub import is_repository
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
 from pipelines.core import storage
-from pipelines.core.base_models import check_base
+from pipelines.core.base_models import check_base, read_patch_size
 from pipelines.core.config import ConfigError
 from pipelines.core.map_items import map_items
 from pipelines.core.step import Context, Step
@@ -28,7 +28,8 @@ from pipelines.viz.image_grid import side_by_side, thumbnail, to_pictures
 
 def check(settings: SampleSettings) -> None:
     check_model(settings.base, settings.adapter, settings.latent)
-    settings.check_size()
+    if side := read_patch_size(settings.base):
+        settings.check_size(side)
     check_safety(settings.safety)
 
 

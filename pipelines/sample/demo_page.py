@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from asymflow.models.klein import PIXELS_PER_TOKEN
 from pipelines.core.config import ConfigError, validate
 from pipelines.sample import check, check_model, made_from, models_of
 from pipelines.sample.config import Safety, SampleSettings
@@ -118,7 +117,7 @@ class Artist:
 def build_page(gradio: Any, artist: Artist) -> Any:
     """The gradio.Blocks."""
     defaults, beside = artist.painter.defaults, bool(artist.painter.adapter)
-    models, side = ("latent", "pixel") if beside else ("pixel",), PIXELS_PER_TOKEN
+    models, side = ("latent", "pixel") if beside else ("pixel",), artist.painter.pipeline.patch_size
 
     def slider(name: str, low: float, high: float, value: float, step: float) -> Any:
         return gradio.Slider(low, high, value, step=step, label=name.capitalize(), elem_id=name)

@@ -8,7 +8,6 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from asymflow.adapters import SamplingDefaults
-from asymflow.models.klein import PIXELS_PER_TOKEN
 from pipelines.core.config import ConfigError, Settings
 
 
@@ -64,14 +63,12 @@ class DrawingSettings(Settings):
             raise ValueError("must be two numbers within [0, 1], the lower one first")
         return value
 
-    def check_size(self, section: str = "") -> None:
+    def check_size(self, patch_size: int, section: str = "") -> None:
         """Raises ConfigError."""
         for name in ("height", "width"):
             side = getattr(self, name)
-            if side is not None and side % PIXELS_PER_TOKEN:
-                raise ConfigError(
-                    f"{section}{name}={side}: must be a multiple of {PIXELS_PER_TOKEN}, the side of a patch"
-                )
+            if side is not None and side % patch_size:
+                raise ConfigError(f"{section}{name}={side}: must be a multiple of {patch_size}, the side of a patch")
 
     def drawing(self, defaults: SamplingDefaults) -> Drawing:
         height, width = self.height or defaults.height, self.width or defaults.width

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from asymflow.srgb import SrgbSpace
 from asymflow.subspace import Space, Subspace
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
-from pipelines.core.base_models import check_base
+from pipelines.core.base_models import check_base, read_geometry
 from pipelines.core.config import ConfigError
 from pipelines.core.map_items import map_items
 from pipelines.core.step import Context, Step
@@ -37,11 +38,21 @@ def check(settings: BasisSettings) -> None:
         raise ConfigError("space='released': its constants are fixed; leave color_stats out, or set space=measured")
     if settings.base:
         check_base(settings.base, images=True)
+        check_patch_size(settings, settings.base)
     if settings.space == "srgb" and (settings.color_stats or settings.encoded or settings.base):
         raise ConfigError("space='srgb': is for a PCA alone; leave color_stats, encoded and base out")
     patch_dim = 3 * settings.patch_size**2
     if settings.pca_rank > patch_dim:
         raise ConfigError(f"pca_rank={settings.pca_rank}: must be at most the patch dimension, {patch_dim}")
+
+
+def check_patch_size(settings: BasisSettings, base: str) -> None:
+    """Raise ConfigError unless a patch is what a latent token of the base stands for."""
+    own = read_geometry(base).pixels_per_token
+    if settings.patch_size != own:
+        raise ConfigError(
+            f"patch_size={settings.patch_size}: latent tokens of {base} stand for {own}x{own} pixels; set {own}"
+        )
 
 
 def check_inputs(settings: BasisSettings, inputs: Mapping[str, Artifact]) -> None:
@@ -52,6 +63,8 @@ def check_inputs(settings: BasisSettings, inputs: Mapping[str, Artifact]) -> Non
             "encoded: it stores no latents (latents=on_the_fly); leave it out and set `base`, so that the pictures are "
             "encoded here"
         )
+    if "encoded" in inputs and Path(base := inputs["encoded"].manifest["config"]["base"]).is_dir():
+        check_patch_size(settings, base)
 
 
 def build(settings: BasisSettings, context: Context) -> dict[str, float]:

@@ -1,10 +1,12 @@
 """The settings of the basis step."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
-from pipelines.core.config import Layout, OptionalUri, Uri
+from pipelines.core.base_models import PUBLISHED, read_geometry
+from pipelines.core.config import ConfigError, Layout, OptionalUri, Uri
 from pipelines.core.map_items import ModelWorkers
 from pipelines.core.step import StepSettings
 
@@ -21,10 +23,11 @@ class BasisSettings(StepSettings):
     """Artifact of the encode step, for its latent tokens; empty: the pictures are encoded here"""
     base: OptionalUri = ""
     """Folder of the latent model, a diffusers pipeline; without it and without `encoded` only the PCA is made"""
-    patch_size: int = Field(16, ge=1)
+    patch_size: int = Field(None, ge=1)  # type: ignore[assignment]
+    """Empty, here and for the rank: the base's own; without a base 16, and a rank of 128"""
     layout: Layout = "channel_first"
     """Order of values in a patch of `subspace` and `pca`; both are written in the other order too"""
-    pca_rank: int = Field(128, ge=1)
+    pca_rank: int = Field(None, ge=1)  # type: ignore[assignment]
     """Rank of the PCA basis (Procrustes has the rank of the latent tokens)"""
     pictures: int | None = Field(None, ge=1)
     """About so many at random, whole row groups of them; null: all"""
@@ -33,3 +36,19 @@ class BasisSettings(StepSettings):
     products: Literal["float32", "float64"] = "float32"
     """Precision of products within a batch; sums are float64 always"""
     resources: ModelWorkers = ModelWorkers()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_base(cls, tree: Any) -> Any:
+        """Set what is left to the base: identities and manifests hold the numbers."""
+        if not isinstance(tree, Mapping) or not isinstance(base := tree.get("base") or "", str):
+            return tree
+        names = ("patch_size", "pca_rank")
+        missing = [name for name in names if tree.get(name) is None]
+        if not missing:
+            return tree
+        try:
+            own = dict(zip(names, read_geometry(base) if base else PUBLISHED, strict=True))
+        except ConfigError as error:
+            raise ValueError(f"{' and '.join(missing)}: not given, and {error}") from None
+        return {**tree, **{name: own[name] for name in missing}}

@@ -1,10 +1,12 @@
 """Settings of the finetune. The defaults are the paper's (Table 6 and appendices A.4, B.2)."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.core.config import Layout, Settings, Uri
+from pipelines.core.base_models import read_geometry
+from pipelines.core.config import ConfigError, Layout, Settings, Uri
 from pipelines.core.map_items import ModelWorkers
 from pipelines.train import config as train
 
@@ -12,7 +14,8 @@ from pipelines.train import config as train
 class Pixels(Settings):
     """What the basis must have been made for."""
 
-    patch_size: int = Field(16, ge=1)
+    patch_size: int = Field(None, ge=1)  # type: ignore[assignment]
+    """Empty: the base's own, which stands here once the settings are read; 16 where its files do not tell"""
     layout: Layout = "channel_first"
     mean: tuple[float, float, float] | None = None
     """Oklab mean the basis must have; empty: that of the color_stats artifact the basis was made with"""
@@ -138,6 +141,22 @@ class FinetuneSettings(train.TrainSettings):
     """Empty: none"""
     export: Export = Export()
     resources: Resources = Resources()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_base(cls, tree: Any) -> Any:
+        """Set the patch size that is left to the base: identities and manifests hold the number."""
+        if not isinstance(tree, Mapping) or not isinstance(tree.get("base"), str):
+            return tree
+        pixels = tree.get("pixels", {})
+        pixels = pixels.model_dump() if isinstance(pixels, Pixels) else pixels
+        if not isinstance(pixels, Mapping) or pixels.get("patch_size") is not None:
+            return tree
+        try:
+            own = read_geometry(tree["base"]).pixels_per_token
+        except ConfigError as error:
+            raise ValueError(f"pixels.patch_size: not given, and {error}") from None
+        return {**tree, "pixels": {**pixels, "patch_size": own}}
 
     @property
     def validates_every(self) -> int | None:

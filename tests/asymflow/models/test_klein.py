@@ -51,10 +51,10 @@ def test_another_family_is_one_module(tmp_path, monkeypatch):
     assert family_of(index(tmp_path, json.dumps({"_class_name": "AnotherPipeline"}))) is module.FAMILY
 
 
-def test_pictures_become_one_token_a_square_and_pictures_again(images_encoder):
+def test_pictures_become_one_token_a_square_and_pictures_again(images_encoder, tiny_base):
     images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     side = images_encoder.pixels_per_token
-    assert side == klein.FAMILY.pixels_per_token
+    assert (side, images_encoder.token_width) == klein.FAMILY.read_geometry(tiny_base) == (16, 128)
     tokens = images_encoder.encode(images)
     assert tokens.shape == (2, (32 // side) * (48 // side), images_encoder.token_width)
     assert torch.equal(tokens, encode_images(images_encoder.autoencoder, images))

@@ -36,7 +36,7 @@ from pipelines.train.finetune.export import check_export, export_adapter, read_a
 from pipelines.train.finetune.model import adapt
 from pipelines.train.metrics_log import AVERAGE
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SIZE = (48, 64)
 """(height, width) of the bucket that is nearest to a square, and of those the largest"""
 

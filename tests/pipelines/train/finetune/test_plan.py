@@ -245,6 +245,6 @@ def test_peaks_of_common_gpus(name, tflops):
 
 
 def test_the_shipped_bases_shapes_are_read():
-    base = Path(__file__).parents[3] / "models" / "toy_klein"
+    base = Path(__file__).parents[4] / "models" / "toy_klein"
     planned = plan(settings_of().model_copy(update={"base": str(base)}))
     assert planned.geometry.startswith(str(base)) and planned.values.base < 10_000_000

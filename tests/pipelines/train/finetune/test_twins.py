@@ -17,7 +17,7 @@ from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.model import load_finetuned
 from pipelines.train.metrics_log import Record
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 TWINS = ("", "_latent", "_ddt", "_fm", "_vr")
 TERMS = {
     "": {"loss", "variance_reduced", "perceptual", "lambda", "omega"},
