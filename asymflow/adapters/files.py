@@ -23,6 +23,7 @@ from torch import Tensor
 from asymflow.adapters.basis import SUBSPACE
 from asymflow.adapters.comfyui import from_comfyui, to_comfyui
 from asymflow.adapters.defaults import SamplingDefaults
+from asymflow.outside_text import decode_text, parse_json
 from asymflow.subspace import Subspace
 from asymflow.tensor_files import sort_metadata
 
@@ -68,11 +69,11 @@ def read_adapter(folder: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str
     folder = Path(folder)
     if (folder / COMFYUI).is_file() and not (folder / WEIGHTS).is_file():
         tensors, metadata = _read_tensors(folder / COMFYUI)
-        return from_comfyui(tensors), _parse(metadata.get(_CONFIG_KEY, ""), folder / COMFYUI)
+        return from_comfyui(tensors), _parse(metadata.get(_CONFIG_KEY, "").encode(), folder / COMFYUI)
     missing = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"there is no adapter in {folder}, it lacks {' and '.join(missing)}")
-    return _read_tensors(folder / WEIGHTS)[0], _parse((folder / CONFIG).read_text("utf-8"), folder / CONFIG)
+    return _read_tensors(folder / WEIGHTS)[0], _parse((folder / CONFIG).read_bytes(), folder / CONFIG)
 
 
 def read_defaults(folder: str | os.PathLike) -> SamplingDefaults:
@@ -102,11 +103,11 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"the adapter in {path.parent} cannot be read: {path.name}: {error}") from error
 
 
-def _parse(text: str, path: Path) -> dict[str, Any]:
+def _parse(data: bytes, path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(text)
+        config = parse_json(decode_text(data, path.name), path.name)
     except ValueError as error:
-        raise ValueError(f"the adapter in {path.parent} cannot be read: {path.name}: {error}") from error
+        raise ValueError(f"the adapter in {path.parent} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"the adapter in {path.parent} cannot be read: {path.name} is no JSON object")
     return config

@@ -4,10 +4,11 @@ A prompt has questions {id: parent ids}, where 0 stands for no parent, and a few
 A yes/no model answers every question for every crop.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from asymflow.outside_text import parse_table, read_text
 
 Parents = Mapping[int, Sequence[int]]
 Answers = Mapping[int, bool]
@@ -38,34 +39,32 @@ def read_questions(path: str | Path, official: bool = False) -> dict[str, Item]:
     Raises:
         ValueError: columns are missing, there are no rows, or a row makes no sense; the line is named.
     """
+    return parse_questions(read_text(path), str(path), official)
+
+
+def parse_questions(text: str, path: str, official: bool = False) -> dict[str, Item]:
+    """Parse the text of the benchmark's CSV; `path` names it in errors. See `read_questions`."""
     items: dict[str, Item] = {}
     dropped: tuple[str, int] | None = None
     last = ""
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        rows = csv.DictReader(stream)
-        missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} has no column {', '.join(missing)}")
-        for row in rows:
-            where = f"{path} line {rows.line_num}"
-            if any(row[name] is None for name in COLUMNS):
-                raise ValueError(f"{where}: the row has too few columns")
-            name, question = row["item_id"], _identifier(row["proposition_id"], where)
-            if not (name and row["text"] and row["question_natural_language"] and row["category_broad"]):
-                raise ValueError(f"{where}: the item's id, its text, a question or its category is empty")
-            parents = _dependencies(row["dependency"], where)
-            if official and dropped is None:
-                dropped = name, question
-                continue
-            if name in items and name != last:
-                raise ValueError(f"{where}: item {name} has other rows further up, which are not next to this")
-            item = items.setdefault(name, Item(row["text"]))
-            if question in item.parents:
-                raise ValueError(f"{where}: question {question} of item {name} is there twice")
-            item.parents[question] = parents
-            item.questions[question] = row["question_natural_language"]
-            item.categories[question] = row["category_broad"]
-            last = name
+    for line, row in parse_table(text, path, COLUMNS):
+        where = f"{path} line {line}"
+        name, question = row["item_id"], _identifier(row["proposition_id"], where)
+        if not (name and row["text"] and row["question_natural_language"] and row["category_broad"]):
+            raise ValueError(f"{where}: the item's id, its text, a question or its category is empty")
+        parents = _dependencies(row["dependency"], where)
+        if official and dropped is None:
+            dropped = name, question
+            continue
+        if name in items and name != last:
+            raise ValueError(f"{where}: item {name} has other rows further up, which are not next to this")
+        item = items.setdefault(name, Item(row["text"]))
+        if question in item.parents:
+            raise ValueError(f"{where}: question {question} of item {name} is there twice")
+        item.parents[question] = parents
+        item.questions[question] = row["question_natural_language"]
+        item.categories[question] = row["category_broad"]
+        last = name
     if dropped and dropped[0] in items and any(dropped[1] in ids for ids in items[dropped[0]].parents.values()):
         del items[dropped[0]]
     if not items:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asymflow.metrics.weights import MissingWeights
+from asymflow.outside_text import read_text
 
 
 def read_template(path: str | Path, fields: Sequence[str], origin: str) -> str:
-    """The text of a file, exactly as it stands, in which each of `fields` occurs once.
+    """The text of a file, without a byte order mark, in which each of `fields` occurs once.
 
     Raises:
         MissingWeights: there is no such file, or a field is not there once; `origin` says where to take the text from.
@@ -16,7 +17,11 @@ def read_template(path: str | Path, fields: Sequence[str], origin: str) -> str:
     needed = f"needed is a text file that holds {' and '.join(fields)} once each: {origin}"
     if not path or not Path(path).is_file():
         raise MissingWeights(f"there is no template {str(path)!r}; {needed}")
-    return check_template(Path(path).read_bytes().decode(), fields, needed)
+    try:
+        text = read_text(path)
+    except ValueError as error:
+        raise MissingWeights(f"{error}; {needed}") from None
+    return check_template(text, fields, needed)
 
 
 def check_template(text: str, fields: Sequence[str], needed: str) -> str:

@@ -4,7 +4,6 @@ CLIP-FlanT5 is a T5 that reads, in the place of one word, the patches of CLIP's 
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from asymflow.metrics.arguments import check_images
 from asymflow.metrics.templates import check_template, read_template
 from asymflow.metrics.weights import MissingWeights, find, fit_weights
+from asymflow.outside_text import read_json_object
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 ANSWER = "Yes"
@@ -133,7 +133,7 @@ class VqaScore:
         except ValueError as error:
             raise ValueError(f"{source} does not fit: {error}") from error
         # Its model_type is not transformers'; and where this is false, T5 does not scale what it puts out.
-        described = json.loads((found.path / "config.json").read_text())
+        described = read_json_object(found.path / "config.json")
         config = T5Config(**{name: value for name, value in described.items() if name != "model_type"})
         config.vocab_size = len(weights["shared.weight"])
         language = fit_weights(T5ForConditionalGeneration, config, weights, dtype, source).to(device, dtype)
@@ -209,7 +209,7 @@ def read_weights(folder: Path, needed: str) -> dict[str, Tensor]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if index.is_file():
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            files = sorted(set(read_json_object(index)["weight_map"].values()))
         elif (folder / name).is_file():
             files = [name]
         else:

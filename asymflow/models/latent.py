@@ -3,7 +3,6 @@
 A family of models is a file like `klein.py` that defines FAMILY, and its name in MODULES.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,6 +11,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from asymflow.outside_text import read_json_object
 
 MODULES = ("asymflow.models.klein",)
 
@@ -75,7 +76,7 @@ def family_of(folder: str | Path) -> LatentFamily:
     index = Path(folder) / "model_index.json"
     if not index.is_file():
         raise ValueError(f"it has no model_index.json, which names the pipeline; known: {', '.join(known)}")
-    pipeline = json.loads(index.read_text("utf-8")).get("_class_name")
+    pipeline = read_json_object(index).get("_class_name")
     if pipeline not in known:
         raise ValueError(f"its model_index.json names the pipeline {pipeline!r}; known: {', '.join(known)}")
     return known[pipeline]

@@ -1,5 +1,6 @@
 """Settings: typed, from YAML and `dotted.key=value`, refused in one readable line before anything starts."""
 
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -8,15 +9,18 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError, PydanticUndefined
 
+from asymflow.outside_text import read_json_object, read_text
+from pipelines.core.yaml_values import annotation_at, load_yaml, parse_value
+
 
 class ConfigError(Exception):
     """A bad setting; the message names the key, the value and what is allowed. Exit status 2."""
 
 
 class Settings(BaseModel):
-    """Base of every section: unknown keys are errors, values do not change after loading."""
+    """Base of every section: unknown keys are errors, numbers are finite, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 _SECRET = "secret"  # the type of an error whose message must not repeat the value
@@ -70,19 +74,23 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def load_config(model: type[C], path: str, overrides: list[str]) -> C:
-    """Read a YAML file, apply `dotted.key=value` overrides (values are YAML), validate. Raises ConfigError."""
+    """Read a YAML file, apply `dotted.key=value` overrides (see `parse_value`), validate. Raises ConfigError."""
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"config file {path!r} does not exist")
     try:
-        tree = yaml.safe_load(file.read_text("utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        tree = load_yaml(read_text(file))
+    except (yaml.YAMLError, OSError, ValueError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold settings (key: value), it holds a {type(tree).__name__}")
+    given: dict[str, str] = {}
     for override in overrides:
-        _apply(tree, override)
+        key = _apply(tree, override, model)
+        if lost := [text for name, text in given.items() if name == key or name.startswith(f"{key}.")]:
+            raise ConfigError(f"{lost[0]!r} would be lost, for {override!r} comes after it; leave one")
+        given[key] = override
     return validate(model, tree)
 
 
@@ -95,15 +103,26 @@ def validate(model: type[C], tree: dict[str, Any], section: str = "") -> C:
         raise ConfigError("; ".join(prefix + _readable(e, model) for e in error.errors())) from None
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def read_json_setting(file: Path, setting: str) -> dict[str, Any]:
+    """Read the JSON object of a file that a setting names. Raises ConfigError, which begins with the setting."""
+    try:
+        return read_json_object(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{setting}: {error}") from None
+
+
+def _apply(tree: dict[str, Any], override: str, model: type[BaseModel]) -> str:
+    """Set what an override says; its key."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override {override!r} is not of the form dotted.key=value")
     try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        raise ConfigError(f"{key}={text!r} is not a YAML value") from None
+        value = parse_value(text, annotation_at(model, key))
+    except (yaml.YAMLError, ValueError) as error:
+        shown = textwrap.shorten(repr(text), 100, placeholder="...")
+        raise ConfigError(f"{key}={shown} is not a YAML value: {' '.join(str(error).split())}") from None
     set_at(tree, key, value)
+    return key
 
 
 def set_at(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -4,7 +4,6 @@ Each output file has the name, the rows and the order of a curated file. What is
 parts, a batch each, until all of them are there: a killed job goes on after the last one.
 """
 
-import json
 import re
 import textwrap
 from collections import Counter
@@ -21,6 +20,7 @@ from pydantic import Field
 
 from asymflow.models.captioner import MIN_PIXELS, Caption, Captioner, QwenCaptioner
 from asymflow.models.captioner_vllm import VllmCaptioner
+from asymflow.outside_text import read_json_object
 from pipelines.core import storage
 from pipelines.core.config import ConfigError, Uri
 from pipelines.core.map_items import ModelWorkers, by_name, item_name, map_items
@@ -105,12 +105,9 @@ def check_model(model: str) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     """{} where there is no such file. Raises ValueError with its name."""
     try:
-        tree = json.loads(path.read_text()) if path.is_file() else {}
+        return read_json_object(path) if path.is_file() else {}
     except ValueError:
-        tree = None
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path.name} is broken")
-    return tree
+        raise ValueError(f"{path.name} is broken") from None
 
 
 def load_captioner(settings: CaptionSettings) -> Captioner:

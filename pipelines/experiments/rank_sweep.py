@@ -8,13 +8,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from pipelines.core import storage
 from pipelines.core.config import ConfigError, RunSettings, Settings, set_at, validate
 from pipelines.core.step import Outcome, find_inputs, run_step
+from pipelines.core.yaml_values import Holds
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.step import STEP as EVALUATE
 from pipelines.evaluate.step import measures_of
@@ -50,9 +51,9 @@ class Floors(Settings):
 
 class RankSweepSettings(Settings):
     run: RunSettings = RunSettings()
-    pretrain: dict[str, Any]
+    pretrain: Annotated[dict[str, Any], Holds(PretrainSettings)]
     """Settings of the training, but for `run`, `seed` and `subspace`"""
-    evaluate: dict[str, Any]
+    evaluate: Annotated[dict[str, Any], Holds(EvaluateSettings)]
     """Settings of the evaluation, but for `run` and `pretrained`"""
     metric: str = "frechet"
     """That is drawn; of the suite's"""

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,7 @@ from pipelines.core import storage
 from pipelines.core.config import ConfigError, RunSettings, Settings, set_at, validate
 from pipelines.core.step import Outcome, find_inputs, run_step
 from pipelines.core.text_table import aligned
+from pipelines.core.yaml_values import Holds
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.step import STEP, measures_of, models_of, pin_registered
 from pipelines.viz.figures import new_figure
@@ -56,7 +57,7 @@ class Search(Settings):
 
 class SweepSettings(Settings):
     run: RunSettings = RunSettings()
-    evaluate: dict[str, Any]
+    evaluate: Annotated[dict[str, Any], Holds(EvaluateSettings)]
     """Settings of the evaluation, but for `run`"""
     metric: str
     """MODEL/METRIC that decides which point is best"""

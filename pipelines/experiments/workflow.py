@@ -4,7 +4,7 @@ That is all there is to it: a step whose artifact stands is not run again.
 """
 
 import hashlib
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from pipelines.core.config import ConfigError, RunSettings, Settings, Uri, valid
 from pipelines.core.step import Outcome, Step, run_step
 from pipelines.core.text_table import aligned
 from pipelines.core.tracking import check_run, open_run_of
+from pipelines.core.yaml_values import Holds
 from pipelines.data import basis, caption, color_stats, curate, encode
 from pipelines.evaluate import step as evaluate
 from pipelines.train import finetune
@@ -32,15 +33,15 @@ class WorkflowSettings(Settings):
     run: RunSettings = RunSettings()
     base: Uri
     """Folder of the latent model, a diffusers pipeline"""
-    curate: dict[str, Any] = Field(default_factory=dict)
-    caption: dict[str, Any] | None = None
+    curate: Annotated[dict[str, Any], Holds(STEPS["curate"].settings)] = Field(default_factory=dict)
+    caption: Annotated[dict[str, Any] | None, Holds(STEPS["caption"].settings)] = None
     """Left out unless given: the captions of the crawl are kept"""
-    color_stats: dict[str, Any] | None = Field(default_factory=dict)
+    color_stats: Annotated[dict[str, Any] | None, Holds(STEPS["color_stats"].settings)] = Field(default_factory=dict)
     """null leaves it out, for a basis whose space is not measured by it"""
-    basis: dict[str, Any] = Field(default_factory=dict)
-    encode: dict[str, Any] = Field(default_factory=dict)
-    finetune: dict[str, Any] = Field(default_factory=dict)
-    evaluate: dict[str, Any] = Field(default_factory=dict)
+    basis: Annotated[dict[str, Any], Holds(STEPS["basis"].settings)] = Field(default_factory=dict)
+    encode: Annotated[dict[str, Any], Holds(STEPS["encode"].settings)] = Field(default_factory=dict)
+    finetune: Annotated[dict[str, Any], Holds(STEPS["finetune"].settings)] = Field(default_factory=dict)
+    evaluate: Annotated[dict[str, Any], Holds(STEPS["evaluate"].settings)] = Field(default_factory=dict)
 
 
 def step_settings(step: Step, settings: WorkflowSettings, made: dict[str, str]) -> Any:

@@ -15,7 +15,7 @@ from asymflow.adapters.hub import is_repository
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
 from pipelines.core import storage
 from pipelines.core.base_models import check_base, read_patch_size
-from pipelines.core.config import ConfigError
+from pipelines.core.config import ConfigError, read_json_setting
 from pipelines.core.map_items import map_items
 from pipelines.core.step import Context, Step
 from pipelines.sample.config import SampleSettings
@@ -41,7 +41,7 @@ def check_model(base: str, adapter: str, latent: bool) -> None:
             raise ConfigError(f"adapter={adapter!r}: no such folder; a finetune writes one, and jobs/export.py does")
         return
     index = Path(base) / "model_index.json"
-    kind = json.loads(index.read_text("utf-8")).get("_class_name") if index.is_file() else None
+    kind = read_json_setting(index, f"base={base!r}").get("_class_name") if index.is_file() else None
     if kind != AsymFlux2KleinPipeline.__name__:
         raise ConfigError(f"adapter: missing, and base={base!r} is no pixel model merged by jobs/export.py")
     if latent:

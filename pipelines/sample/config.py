@@ -1,7 +1,6 @@
 """Settings of sampling."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
@@ -9,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from pipelines.core.config import Settings, Uri
 from pipelines.core.map_items import ModelWorkers
 from pipelines.core.step import StepSettings
+from pipelines.data.prompt_files import read_prompt_file
 from pipelines.sample.parameters import DrawingSettings
 
 
@@ -43,7 +43,9 @@ class SampleSettings(StepSettings, DrawingSettings):
     prompts: list[str] = Field([], validate_default=False)
     """One or a list"""
     prompt_file: str = ""
-    """Instead of prompts: a text file with one a line"""
+    """Instead of prompts: a .txt with one per line, or a .csv, .tsv, .json, .jsonl or .parquet"""
+    prompt_column: str = "prompt"
+    """Where the file has several"""
     seeds: list[int] = Field([0], min_length=1)
     """A picture a prompt and seed"""
     latent: bool = False
@@ -62,11 +64,13 @@ class SampleSettings(StepSettings, DrawingSettings):
             return tree
         if tree.get("prompts"):
             raise ValueError("prompts and prompt_file are both given: leave one")
-        path = Path(str(tree["prompt_file"]))
-        if not path.is_file():
-            raise ValueError(f"prompt_file={str(path)!r}: no such file")
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-        return {**tree, "prompt_file": "", "prompts": [line for line in lines if line]}
+        uri = str(tree["prompt_file"])
+        try:
+            prompts = read_prompt_file(uri, str(tree.get("prompt_column", "prompt")))
+        except ValueError as error:
+            raise ValueError(f"prompt_file={uri!r}: {error}") from None
+        rest = {name: value for name, value in tree.items() if name not in ("prompt_file", "prompt_column")}
+        return {**rest, "prompts": prompts}
 
     @field_validator("prompts", mode="before")
     @classmethod

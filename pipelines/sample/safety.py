@@ -1,6 +1,5 @@
 """A classifier looks at finished pictures; what it flags is painted over."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from pipelines.core.config import ConfigError
+from pipelines.core.config import ConfigError, read_json_setting
 from pipelines.sample.config import Safety
 
 
@@ -40,8 +39,9 @@ def check_safety(settings: Safety) -> None:
     """Before anything starts. Raises ConfigError."""
     if not settings.classifier:
         return
-    if not (Path(settings.classifier) / "config.json").is_file():
+    config = Path(settings.classifier) / "config.json"
+    if not config.is_file():
         raise ConfigError(f"safety.classifier={settings.classifier!r}: no folder of a transformers image classifier")
-    labels = json.loads((Path(settings.classifier) / "config.json").read_text("utf-8")).get("label2id", {})
+    labels = read_json_setting(config, f"safety.classifier={settings.classifier!r}").get("label2id", {})
     if settings.label not in labels:
         raise ConfigError(f"safety.label={settings.label!r}: the classifier knows {', '.join(labels) or 'no labels'}")

@@ -3,7 +3,6 @@
 Neither loads the base's weights nor needs Ray: a run that is still training can be exported from its checkpoints.
 """
 
-import json
 import re
 import tempfile
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from mlflow.tracking import MlflowClient
 from torch import Tensor
 
 from asymflow.adapters import SamplingDefaults, adapter_config, to_released, write_adapter
+from asymflow.outside_text import read_json_object
 from asymflow.subspace import Subspace
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact, MissingArtifact
@@ -130,7 +130,7 @@ def export_adapter(
     kind, lora = settings.model, settings.lora
     own = None if kind == "latent" else subspace
     scale = lora.alpha / lora.rank if lora and lora.alpha is not None else 1.0
-    base = json.loads((Path(settings.base) / "transformer" / "config.json").read_text("utf-8"))
+    base = read_json_object(Path(settings.base) / "transformer" / "config.json")
     tensors = to_released(average, own, scale)
     folder = storage.join(storage.absolute(out), FOLDER)
     with tempfile.TemporaryDirectory() as scratch:

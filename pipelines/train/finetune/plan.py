@@ -1,6 +1,5 @@
 """What a finetune would train, and what it would take: from shapes alone, with no weights, no data, no Ray, no GPU."""
 
-import json
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,7 +15,7 @@ from asymflow.models.geometry import KLEIN_9B
 from asymflow.oklab import RELEASED
 from asymflow.subspace import Subspace
 from pipelines.core.artifacts import MissingArtifact, load_artifact
-from pipelines.core.config import ConfigError
+from pipelines.core.config import ConfigError, read_json_setting
 from pipelines.core.storage import StorageError
 from pipelines.train.devices import Device, device_of, precision
 from pipelines.train.finetune.config import FinetuneSettings
@@ -244,7 +243,7 @@ def _geometry(base: str) -> tuple[dict[str, Any], str]:
         return KLEIN_9B, f"those published of FLUX.2 klein Base 9B, as {base} is not here"
     if not file.is_file():
         raise ConfigError(f"base={base!r}: it has no transformer/config.json, so it is no whole diffusers pipeline")
-    return json.loads(file.read_text("utf-8")), str(file)
+    return read_json_setting(file, f"base={base!r}"), str(file)
 
 
 def _manifest(uri: str, step: str) -> tuple[dict[str, Any] | None, str]:

@@ -125,7 +125,7 @@ def changed(row, **values):
         ([changed(ROWS[0], proposition_id="0")], "line 2: proposition_id is '0'"),
         ([ROWS[0], ROWS[0]], "line 3: question 1 of item b9 is there twice"),
         ([ROWS[0], ROWS[3], ROWS[1]], "item b9 has other rows"),
-        ([ROWS[0], ROWS[1][:5]], "line 3: the row has too few"),
+        ([ROWS[0], ROWS[1][:5]], "line 3: the row has 5 columns, not 9"),
         ([changed(ROWS[0], question_natural_language="")], "line 2: .* is empty"),
         ([changed(ROWS[0], item_id="")], "line 2: .* is empty"),
         ([changed(ROWS[0], dependency="4")], "item b9: question 1 depends on 4"),

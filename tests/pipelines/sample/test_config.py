@@ -27,12 +27,28 @@ def test_prompts_on_the_command_line(tmp_path):
     assert load_config(SampleSettings, str(config), ['prompts=["one, two", three]']).prompts == ["one, two", "three"]
 
 
+def test_prompts_are_read_by_the_format_of_their_file(tmp_path):
+    file = tmp_path / "prompts.csv"
+    file.write_text('id,text\n1,"a fox, red"\n')
+    read = settings(prompts=[], prompt_file=str(file), prompt_column="text")
+    assert read == settings(prompts=["a fox, red"])
+    with pytest.raises(ConfigError, match="prompt_file=.*no column prompt; its first line holds id, text"):
+        settings(prompts=[], prompt_file=str(file))
+
+
+def test_a_prompt_on_the_command_line_is_whole(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("base: b\nadapter: a\n")
+    for text in ("a fox # red", "12:30", "yes", "#1 dad mug", "a: b"):
+        assert load_config(SampleSettings, str(config), [f"prompts={text}"]).prompts == [text]
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"prompts": []}, "prompts: missing; give prompts='a red fox'"),
         ({"prompts": ["a", " "]}, "prompts=.*must not be empty"),
-        ({"prompt_file": "absent.txt", "prompts": []}, "prompt_file='absent.txt': no such file"),
+        ({"prompt_file": "absent.txt", "prompts": []}, "prompt_file='absent.txt': absent.txt: no such file"),
         ({"prompt_file": "absent.txt"}, "prompts and prompt_file are both given"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\]: one stands there twice"),
         ({"guidance_interval": [0.9, 0.2]}, "guidance_interval=.*the lower one first"),

@@ -1,0 +1,152 @@
+"""Parse YAML so that nothing is lost silently: no key twice, no comment cut off a command-line value."""
+
+import re
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from yaml.nodes import MappingNode, Node, ScalarNode
+
+_MAX_DEPTH = 50
+_BOOL, _NULL, _INT, _FLOAT, _DATE = (
+    f"tag:yaml.org,2002:{name}" for name in ("bool", "null", "int", "float", "timestamp")
+)
+# YAML 1.1 without what nobody means: 12:30 as 750, 010 as 8. Dates stay text.
+_NUMBERS = {
+    _INT: re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$"),
+    _FLOAT: re.compile(
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?|\.(?:inf|Inf|INF))$"
+        r"|\.(?:nan|NaN|NAN)$"
+    ),
+}
+
+
+class Holds:
+    """Mark a dict of settings, `Annotated[dict[str, Any], Holds(Model)]`, that is validated as Model later on."""
+
+    def __init__(self, model: type[BaseModel]):
+        self.model = model
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuse repeated keys and deep nesting."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in resolvers if tag != _DATE]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    depth = 0
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise yaml.YAMLError(f"it is nested deeper than {_MAX_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, ScalarNode):
+                continue
+            identity, line = (key.tag, key.value), key.start_mark.line + 1
+            if identity in lines:
+                raise yaml.YAMLError(
+                    f"the key {key.value!r} stands twice, in lines {lines[identity]} and {line}; leave one"
+                )
+            lines[identity] = line
+        return node
+
+
+class _TextLoader(_Loader):
+    """Leave every scalar text."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
+def load_yaml(text: str) -> Any:
+    """Parse a document. Raises yaml.YAMLError, also for a key that stands twice and for deep nesting."""
+    return _load(_Loader, text)
+
+
+def parse_value(text: str, annotation: Any) -> Any:
+    """Parse a command-line value for a setting of a type.
+
+    A setting that is text takes the text whole, whatever stands in it, and a list of text takes what is not `[...]` as
+    its one entry. `[...]` and `{...}` are YAML. Anything else is one number, boolean or null, or else text.
+
+    Raises:
+        yaml.YAMLError: brackets that are not YAML, or that something follows.
+    """
+    kinds = _kinds(annotation)
+    if kinds <= {str}:
+        return text
+    stripped, texts = text.strip(), list in kinds and _is_text_list(annotation)
+    if stripped[:1] in ("[", "{"):
+        return _parse_collection(stripped, _TextLoader if texts else _Loader)
+    if texts and kinds == {list}:
+        return text
+    loader = _Loader("")
+    tag = loader.resolve(ScalarNode, stripped, (True, False))
+    if not stripped or tag not in (_BOOL, _NULL, _INT, _FLOAT):
+        return text
+    return loader.construct_object(ScalarNode(tag, stripped))
+
+
+def annotation_at(model: type[BaseModel], key: str) -> Any:
+    """The type of the setting at a dotted key; Any where it is not known."""
+    found: Any = model
+    metadata: list[Any] = []
+    for part in key.split("."):
+        models = [m for m in _members(found) if isinstance(m, type) and issubclass(m, BaseModel)]
+        models += [mark.model for mark in metadata if isinstance(mark, Holds)]
+        if models:
+            field = models[0].model_fields.get(part)
+            if field is None:
+                return Any
+            found, metadata = field.annotation, field.metadata
+        else:  # a dict by names, whose last type is that of its values
+            dicts = [m for m in _members(found) if get_origin(m) is dict]
+            found, metadata = (get_args(dicts[0])[1] if dicts else Any), []
+    return found
+
+
+def _load(loader_class: type[yaml.SafeLoader], text: str) -> Any:
+    loader = loader_class(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def _parse_collection(text: str, loader_class: type[yaml.SafeLoader]) -> Any:
+    node = yaml.compose(text, loader_class)
+    if node is not None and node.end_mark.index != len(text):
+        raise yaml.YAMLError(f"{text[node.end_mark.index:].strip()!r} follows its last bracket")
+    return _load(loader_class, text)
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types that an annotation allows."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _members(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return [member for part in get_args(annotation) for member in _members(part)]
+    return [annotation]
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    found: set[Any] = set()
+    for member in _members(annotation):
+        literal = get_origin(member) is Literal
+        found |= {type(value) for value in get_args(member)} if literal else {get_origin(member) or member}
+    return found
+
+
+def _is_text_list(annotation: Any) -> bool:
+    lists = [get_args(member) for member in _members(annotation) if get_origin(member) is list]
+    return all(arguments and _kinds(arguments[0]) <= {str} for arguments in lists)

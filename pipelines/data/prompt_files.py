@@ -1,0 +1,118 @@
+"""Read prompts from a file of any common format, each format by its own rules."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from asymflow.outside_text import decode_text, parse_json, parse_json_lines, parse_table, split_lines
+from pipelines.core import storage
+
+Rows = Iterator[tuple[int, Any]]
+"""(row or line number from 1, what stands there: a string, or an object with columns)"""
+
+
+def read_prompt_file(uri: str, column: str) -> list[str]:
+    """Read the prompts of a local or S3 file, in their order, without surrounding spaces.
+
+    `.txt` (or no ending) holds one per line, empty lines left out; `.csv`, `.tsv` and `.parquet` a column of them;
+    `.jsonl`, `.ndjson` and `.json` strings, or objects with the column.
+
+    Raises:
+        ValueError: no such file, another format, no such column, or an entry that is not a prompt.
+    """
+    suffix = PurePosixPath(uri).suffix.lower()
+    if suffix not in _READERS:
+        raise ValueError(f"{uri} ends with {suffix!r}; allowed: {', '.join(filter(None, _READERS))}")
+    rows = _READERS[suffix](uri, column)
+    return [to_prompt(value_at(row, column, uri, number), uri, number) for number, row in rows]
+
+
+def read_text(uri: str) -> str:
+    """Read a whole local or S3 text file. Raises ValueError."""
+    return decode_text(_read(uri), uri)
+
+
+def value_at(row: Any, column: str, uri: str, number: int) -> Any:
+    """A row's value, which is the row itself where it is a string. Raises ValueError without the column."""
+    if isinstance(row, str):
+        return row
+    if not isinstance(row, Mapping) or column not in row:
+        has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+        raise ValueError(f"{uri}: row {number} has no {column!r}; it has {has}")
+    return row[column]
+
+
+def to_prompt(value: Any, uri: str, number: int) -> str:
+    """The prompt without surrounding spaces. Raises ValueError for another type, or an empty one."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{uri}: row {number} holds no prompt but {value!r}")
+    return value.strip()
+
+
+def _read(uri: str) -> bytes:
+    try:
+        return storage.read_bytes(uri)
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"{uri}: no such file") from None
+
+
+def _plain(uri: str, column: str) -> Rows:
+    text = read_text(uri)
+    lines = [(number, line) for number, line in enumerate(split_lines(text, uri), 1) if line.strip()]
+    if lines and (_is_json(lines[0][1]) or _is_json(text)):
+        raise ValueError(f"{uri} holds JSON, not one prompt per line; name it .json or .jsonl")
+    return iter(lines)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return text.lstrip()[:1] in "[{" and isinstance(parse_json(text, ""), dict | list)
+    except ValueError:
+        return False
+
+
+def _json(uri: str, column: str) -> Rows:
+    """A list, or what others name so: an object per line."""
+    text = read_text(uri)
+    try:
+        found = parse_json(text, uri)
+    except ValueError:
+        if not _is_json(text.lstrip().partition("\n")[0]):
+            raise
+        return _json_lines(uri, column)
+    if not isinstance(found, list):
+        if isinstance(found, dict) and "\n" not in text.strip():
+            return iter([(1, found)])  # JSON lines, of a single one
+        raise ValueError(f"{uri} holds a {type(found).__name__}; expected a list of strings or of objects")
+    return iter(enumerate(found, 1))
+
+
+def _json_lines(uri: str, column: str) -> Rows:
+    return parse_json_lines(read_text(uri), uri)
+
+
+def _commas(uri: str, column: str) -> Rows:
+    return parse_table(read_text(uri), uri, [column])
+
+
+def _tabs(uri: str, column: str) -> Rows:
+    return parse_table(read_text(uri), uri, [column], "\t")
+
+
+def _parquet(uri: str, column: str) -> Rows:
+    try:
+        file = pq.ParquetFile(pa.BufferReader(_read(uri)))
+        if column not in file.schema_arrow.names:
+            raise ValueError(f"{uri} has no column {column!r}; it has {', '.join(file.schema_arrow.names)}")
+        return iter(enumerate(file.read([column]).to_pylist(), 1))
+    except pa.ArrowException as error:
+        raise ValueError(f"{uri} is no parquet file: {error}") from None
+
+
+_READERS: Mapping[str, Callable[[str, str], Rows]] = {
+    "": _plain, ".txt": _plain, ".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _commas,
+    ".tsv": _tabs, ".parquet": _parquet,
+}  # fmt: skip
