@@ -12,7 +12,6 @@ from asymflow.content import content_of
 from pipelines.core import artifacts, storage
 from pipelines.core.artifacts import Artifact, MissingArtifact
 from pipelines.core.config import ConfigError, RunSettings, Settings
-from pipelines.core.prebuild import put_ninja_on_path
 
 if TYPE_CHECKING:
     from pipelines.core.tracking import Tracker
@@ -162,17 +161,9 @@ def start_ray(run: RunSettings) -> None:
     if address:
         ray.init(address=address, log_to_driver=True)
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token file appears in the home folder
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how late a training's end is noticed
-        put_ninja_on_path()  # workers inherit it; DeepSpeed calls it at every start
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=512 << 20,
-            logging_level=logging.WARNING,
-            # not a hook of the runtime environment: a process of its own would set that up before each worker's
-            _system_config={"preload_python_modules": ["pipelines.core.quiet"]},
-        )
+        from pipelines.core.local_ray import start_local_ray
+
+        start_local_ray()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # `map_items` shows one bar a step instead of a page of operators
     context.print_on_execution_start = False
