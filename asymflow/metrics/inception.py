@@ -1,5 +1,7 @@
 """Inception's features of pictures: what FID, sFID, pFID, Inception Score, precision and recall are computed from."""
 
+import hashlib
+import io
 import pickle
 import zipfile
 from dataclasses import dataclass, field
@@ -15,6 +17,10 @@ from asymflow.metrics.image_rules import RESIZES, ROUNDINGS, prepare
 from asymflow.metrics.weights import find
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
+SCRIPTS = {
+    "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4": "NVIDIA's inception-2015-12-05.pt",
+}
+"""TorchScript is code: only these files, by their SHA-256, are run"""
 NEEDED = (
     f"the FID Inception of 2015: torch-fidelity's {FILE} (github.com/toshas/torch-fidelity, releases) or the same as "
     "safetensors, or NVIDIA's TorchScript inception-2015-12-05.pt"
@@ -78,14 +84,14 @@ class Inception:
         """From a file, or `file` in a folder or a repository; whose it is is told from its content.
 
         Raises:
-            ValueError: there is none (`MissingWeights`), or it holds other weights.
+            ValueError: there is none (`MissingWeights`), it holds other weights, or is TorchScript other than SCRIPTS.
         """
         from asymflow.metrics.inception_network import Inception2015, ScriptedInception  # torchvision takes a second
 
         found = find(source, NEEDED, file, revision)
         network: nn.Module
         if _is_script(found.path):
-            network = ScriptedInception(torch.jit.load(found.path, map_location="cpu"))
+            network = ScriptedInception(_known_script(found.path))
         else:
             with torch.device("meta"):
                 network = Inception2015()
@@ -116,6 +122,19 @@ def _is_script(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any("/code/" in name for name in archive.namelist())
+
+
+def _known_script(path: Path) -> nn.Module:
+    """Of the very bytes that were hashed: a file may change between two reads. ValueError for an unknown file."""
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest not in SCRIPTS:
+        known = ", ".join(f"{name} ({sha256})" for sha256, name in SCRIPTS.items())
+        raise ValueError(
+            f"{path} is TorchScript, which runs code of its own, and its SHA-256 {digest} is not that of {known}; give "
+            f"torch-fidelity's {FILE}, or the same as safetensors, which hold tensors alone"
+        )
+    return torch.jit.load(io.BytesIO(content), map_location="cpu")
 
 
 def _weights(path: Path) -> dict[str, Tensor]:

@@ -1,3 +1,4 @@
+import hashlib
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from asymflow.metrics.image_rules import prepare
-from asymflow.metrics.inception import FILE, Inception
+from asymflow.metrics.inception import FILE, SCRIPTS, Inception
 from asymflow.metrics.inception_network import Inception2015, ScriptedInception, resize_like_tensorflow1
 from asymflow.metrics.protocol import fingerprint
 
@@ -158,9 +159,15 @@ class Colours(nn.Module):
         return self.output(features).softmax(1)
 
 
-def test_nvidias_torchscript(tmp_path):
+def know(monkeypatch, path):
+    """The network is NVIDIA's by its interface alone, so its hash is not the published one."""
+    monkeypatch.setitem(SCRIPTS, hashlib.sha256(path.read_bytes()).hexdigest(), path.name)
+
+
+def test_nvidias_torchscript(tmp_path, monkeypatch):
     script = torch.jit.script(Colours())
     script.save(tmp_path / "inception-2015-12-05.pt")
+    know(monkeypatch, tmp_path / "inception-2015-12-05.pt")
     inception = Inception.load(str(tmp_path), file="inception-2015-12-05.pt", resize="none")
     images = pictures(20)
     found = inception.features(images)
@@ -172,8 +179,21 @@ def test_nvidias_torchscript(tmp_path):
         _ = found.spatial
     assert inception.protocol["network"] == "ScriptedInception"
     torch.jit.script(Colours(1000)).save(tmp_path / "other.pt")
+    know(monkeypatch, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"no output.weight \(1008"):
         Inception.load(str(tmp_path / "other.pt"))
+
+
+@pytest.mark.parametrize("name", ["inception-2015-12-05.pt", FILE, "weights"])
+def test_torchscript_is_known_by_its_hash_and_no_other_is_loaded(tmp_path, monkeypatch, name):
+    def load_nothing(*arguments, **options):
+        raise AssertionError("code of the file was loaded")
+
+    monkeypatch.setattr(torch.jit, "load", load_nothing)
+    torch.jit.script(Colours()).save(tmp_path / name)
+    with pytest.raises(ValueError, match="is TorchScript, which runs code of its own, and its SHA-256 [0-9a-f]{64} is"):
+        Inception.load(str(tmp_path / name))
+    assert list(SCRIPTS) == ["f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"]
 
 
 def test_the_protocol_holds_what_moves_the_number():
