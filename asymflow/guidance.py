@@ -30,11 +30,17 @@ class Guidance:
             raise ValueError(f"guidance interval is {list(self.interval)}; it must lie in [0, 1], lower end first")
 
     def at(self, sigma: torch.Tensor) -> bool:
-        """Whether the unconditional velocity is needed at sigma (B,), the same for all samples."""
+        """Return whether the unconditional velocity is needed at sigma (B,), the same for all samples.
+
+        Both ends are included: they are rounded to the type of sigma, at most float32, before they are compared. A
+        sampler's float32 level 0.7 lies below the double 0.7, and a float64 level may be one bit off its decimal.
+        """
         low, high = self.interval
         if self.scale == 1 or (low, high) == (0.0, 1.0):  # sigma is not looked at: that would stall an accelerator
             return self.scale != 1
-        return low <= float(sigma[0]) <= high
+        dtype = torch.float32 if sigma.dtype == torch.float64 else sigma.dtype
+        level, low, high = (torch.as_tensor(value).to(dtype).item() for value in (sigma[0], low, high))
+        return low <= level <= high
 
 
 def guided(conditional: Velocity, unconditional: Velocity, guidance: Guidance) -> Velocity:

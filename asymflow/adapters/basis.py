@@ -21,7 +21,7 @@ LAYOUT = "channel_first"
 SUBSPACE = "subspace.safetensors"
 _ANOTHER, _ROUNDING = 1e-3, 2**-8
 """Largest difference to buffers rounded to bfloat16, absolute and relative to an entry (those of small patches are
-large); another basis is 0.1 off"""
+large) or to the scale; another basis is 0.1 off"""
 
 
 def find_subspace(folder: str | os.PathLike, tensors: Mapping[str, Tensor]) -> Subspace:
@@ -45,10 +45,26 @@ def find_subspace(folder: str | os.PathLike, tensors: Mapping[str, Tensor]) -> S
     else:
         LOGGER.info("%s has no %s: taking its bfloat16 buffers and the released colour space", folder, SUBSPACE)
         return from_buffers(tensors["proj_buffer"], tensors["scale_buffer"])
-    buffer, A = tensors["proj_buffer"], subspace.A.cpu()
-    if buffer.shape != A.shape or not torch.allclose(buffer.float(), A, atol=_ANOTHER, rtol=_ROUNDING):
-        raise ValueError(f"the subspace in {folder} is another than the adapter beside it was made with")
+    if name := differing_buffer(subspace, tensors):
+        raise ValueError(f"the subspace in {folder} is another than the adapter beside it was made with: see {name}")
     return subspace
+
+
+def differing_buffer(subspace: Subspace, tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the buffer of an adapter that belongs to another subspace, or None.
+
+    Buffers are rounded to a half-precision type, and a subspace may itself have been made of rounded ones: equal means
+    equal but for that.
+
+    Args:
+        subspace: in the packing of the tensors.
+        tensors: with `proj_buffer` (D, r) and `scale_buffer` () in any float type.
+    """
+    A, s = tensors["proj_buffer"].cpu().float(), float(tensors["scale_buffer"])
+    own = subspace.A.cpu().float()
+    if A.shape != own.shape or not torch.allclose(A, own, atol=_ANOTHER, rtol=_ROUNDING):  # nan differs
+        return "proj_buffer"
+    return None if abs(s - subspace.s) <= _ROUNDING * subspace.s else "scale_buffer"
 
 
 def from_buffers(A: Tensor, s: Tensor, space: OklabSpace = RELEASED) -> Subspace:

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
+from asymflow.models.text import PADDINGS
 from asymflow.schedule import sampling_shift
 
-PADDINGS = ("max_length", "none")
 KEY = "asymflow"
 """In the metadata of a safetensors file, beside its tensors, which stay exactly the released file's"""
 

@@ -14,7 +14,7 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
-from asymflow.adapters.basis import LAYOUT
+from asymflow.adapters.basis import LAYOUT, differing_buffer
 from asymflow.adapters.defaults import SamplingDefaults
 from asymflow.adapters.files import read_adapter, write_adapter
 from asymflow.models.adapted import AdaptedFlux2
@@ -120,9 +120,8 @@ def from_released(
     if subspace is not None:
         if subspace.layout != LAYOUT:
             tensors = _repacked(tensors, subspace, LAYOUT, subspace.layout)
-        for name, buffer in buffers.items():
-            if not torch.equal(tensors[name].to("cpu", torch.bfloat16), buffer):
-                raise ValueError(f"its {name} is another basis than the model's: load it on the basis it was made with")
+        if name := differing_buffer(subspace, tensors):
+            raise ValueError(f"its {name} is another basis than the model's: load it on the basis it was made with")
     return {own: tensors[name].float() / (lora_scale if ".lora_B." in name else 1.0) for name, own in own_names.items()}
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import Flux2KleinPipeline
 from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 from PIL import Image
 from torch import Tensor
@@ -21,15 +20,9 @@ _REFERENCE_TIME = 10  # reference i is at time 10 (i + 1), the noisy picture at 
 def encode_prompts(
     text_encoder, tokenizer, prompts: Sequence[str], padding: str, device=None, max_tokens: int = MAX_TOKENS
 ) -> list[Tensor]:
-    """One embedding (T_i, E) a prompt: of its own tokens with `padding` none; of `max_tokens` with max_length, where
-    the model sees the padding, as FLUX.2 klein was trained."""
+    """Return one embedding (T_i, E) per prompt on `device`; see `encode_captions`."""
     device = device or text_encoder.device
-    if padding == "none":
-        return [e.to(device) for e in encode_captions(text_encoder, tokenizer, prompts, max_tokens)]
-    padded = Flux2KleinPipeline._get_qwen3_prompt_embeds(
-        text_encoder, tokenizer, list(prompts), device=device, max_sequence_length=max_tokens
-    )
-    return list(padded)
+    return [e.to(device) for e in encode_captions(text_encoder, tokenizer, prompts, max_tokens, padding)]
 
 
 class TextVelocity:

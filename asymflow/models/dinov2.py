@@ -37,7 +37,8 @@ def tokens_of(model: Any, images: Tensor, grid: tuple[int, int]) -> Tensor:
     side = model.config.patch_size
     mean, std = images.new_tensor(_MEAN), images.new_tensor(_STD)
     resized = F.interpolate((images + 1) / 2, (side * grid[0], side * grid[1]), mode="bicubic", antialias=True)
-    pixels = (resized - mean[:, None, None]) / std[:, None, None]
+    # bicubic overshoots at edges; the encoder was trained on images, whose values end at 0 and 1
+    pixels = (resized.clamp(0, 1) - mean[:, None, None]) / std[:, None, None]
     return model(pixel_values=pixels).last_hidden_state[:, 1:]
 
 

@@ -198,7 +198,9 @@ class JiT(nn.Module):
         for i, block in enumerate(self.blocks):
             if config.context_tokens and i == config.context_from:
                 context = config.context_tokens
-                x = torch.cat([(label[:, None] + self.context_positions).to(x.dtype), x], dim=1)
+                # not cast to the products' type: from here on all tokens are summed up in float32 under autocast, as in
+                # the published model
+                x = torch.cat([label[:, None] + self.context_positions, x], dim=1)
                 still = rotation.new_tensor([1.0, 0.0])[:, None, None].expand(2, context, rotation.shape[-1])
                 rotation = torch.cat([still, rotation], dim=1)
             if self.checkpointing and self.training:
@@ -257,8 +259,8 @@ class PixelJiT(nn.Module):
         """u_a_hat (B, N, D) at x_t tokens (B, N, D) on a grid (h, w); and the projected features, where there are."""
         with torch.autocast(tokens.device.type, self.products, enabled=self.products is not None):
             u_a_hat, features = self.network(tokens, 1 - sigma, labels, grid, self.features_after)
-            if self.projector is not None:
-                features = self.projector(features)
+        if self.projector is not None and features is not None:  # outside autocast: in its own type, float32
+            features = self.projector(features.to(next(self.projector.parameters()).dtype))
         return u_a_hat.to(tokens.dtype), features
 
     def forward(self, x_t: Tensor, sigma: Tensor, labels: Tensor, sigma_floor: float | None = None) -> Tensor:

@@ -64,15 +64,18 @@ class KleinImages:
 class KleinText:
     """A TextEncoder; E is 12,288 in the 9B model."""
 
-    def __init__(self, text_encoder: Qwen3ForCausalLM, tokenizer, max_tokens: int):
-        self.text_encoder, self.tokenizer, self.max_tokens = text_encoder, tokenizer, max_tokens
+    def __init__(self, text_encoder: Qwen3ForCausalLM, tokenizer, max_tokens: int, padding: str = "none"):
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.max_tokens, self.padding = max_tokens, padding
         self.width = len(HIDDEN_STATES) * text_encoder.config.hidden_size
 
     @classmethod
-    def load(cls, folder: str, device: str, dtype: torch.dtype, max_tokens: int) -> "KleinText":
+    def load(
+        cls, folder: str, device: str, dtype: torch.dtype, max_tokens: int, padding: str = "none"
+    ) -> "KleinText":
         text_encoder = Qwen3ForCausalLM.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
-        return cls(text_encoder.to(device).eval(), tokenizer, max_tokens)
+        return cls(text_encoder.to(device).eval(), tokenizer, max_tokens, padding)
 
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
         embeddings: dict[int, Tensor] = {}
@@ -80,7 +83,7 @@ class KleinText:
         for start in range(0, len(by_length), _TOGETHER):
             places = by_length[start : start + _TOGETHER]
             texts = [captions[i] for i in places]
-            found = encode_captions(self.text_encoder, self.tokenizer, texts, self.max_tokens)
+            found = encode_captions(self.text_encoder, self.tokenizer, texts, self.max_tokens, self.padding)
             embeddings.update(zip(places, found, strict=True))
         return [embeddings[i] for i in range(len(captions))]
 

@@ -48,7 +48,7 @@ class TextEncoder(Protocol):
     """E"""
 
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
-        """One (T_i, E) embedding a caption, without padding, on the encoder's device."""
+        """Return one (T_i, E) embedding per caption, on the encoder's device, padded as it was loaded to."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class LatentFamily:
     """Sub-folders that the text encoder needs"""
     load_image_encoder: Callable[[str, str, torch.dtype], ImageEncoder]
     """(folder, device, dtype)"""
-    load_text_encoder: Callable[[str, str, torch.dtype, int], TextEncoder]
-    """(folder, device, dtype, max_tokens): longer captions are cut"""
+    load_text_encoder: Callable[..., TextEncoder]
+    """(folder, device, dtype, max_tokens, padding="none"): longer captions are cut; `asymflow.models.text.PADDINGS`"""
 
 
 def family_of(folder: str | Path) -> LatentFamily:

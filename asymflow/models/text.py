@@ -8,22 +8,41 @@ from torch.nn.utils.rnn import pad_sequence
 
 HIDDEN_STATES = (9, 18, 27)
 MAX_TOKENS = 512
+PADDINGS = ("max_length", "none")
+"""max_length: every text has the most tokens and the padding is seen, as FLUX.2 klein was trained; none: no padding"""
 
 
 @torch.no_grad()
-def encode_captions(text_encoder, tokenizer, captions: Sequence[str], max_tokens: int = MAX_TOKENS) -> list[Tensor]:
-    """One (T_i, 3 x width) embedding a caption, T_i real tokens and no padding.
+def encode_captions(
+    text_encoder, tokenizer, captions: Sequence[str], max_tokens: int = MAX_TOKENS, padding: str = "none"
+) -> list[Tensor]:
+    """Return one embedding (T_i, 3 x width) per caption, on the encoder's device.
 
-    The captions stand in the tokenizer's chat template without thinking, as Flux2KleinPipeline puts them. The text
-    encoder is causal and padding stands on the right, so a real token's embedding does not depend on the padding.
+    The captions are put into the tokenizer's chat template without thinking, as Flux2KleinPipeline does. The text
+    encoder is causal and padding is on the right, so a real token's embedding does not depend on the padding.
+
+    Args:
+        text_encoder: a Qwen3ForCausalLM.
+        tokenizer: its tokenizer.
+        captions: may be empty strings.
+        max_tokens: longer captions are cut.
+        padding: `none` for T_i real tokens, `max_length` for T_i = `max_tokens` with the padding's embeddings.
+
+    Raises:
+        ValueError: another padding.
     """
+    if padding not in PADDINGS:
+        raise ValueError(f"padding is {padding!r}; allowed: {', '.join(PADDINGS)}")
     texts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": caption}], tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
         for caption in captions
     ]
-    inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=max_tokens)
+    whole = padding == "max_length"
+    inputs = tokenizer(
+        texts, return_tensors="pt", padding=padding if whole else True, truncation=True, max_length=max_tokens
+    )
     inputs = inputs.to(text_encoder.device)
     states = text_encoder(  # not its inner model: a pipeline that offloads hooks into the outer one
         input_ids=inputs["input_ids"],
@@ -33,7 +52,7 @@ def encode_captions(text_encoder, tokenizer, captions: Sequence[str], max_tokens
         logits_to_keep=1,  # none are needed, and one token's are the fewest that can be asked for
     ).hidden_states
     embeddings = torch.cat([states[layer] for layer in HIDDEN_STATES], dim=-1)
-    lengths = inputs["attention_mask"].sum(1).tolist()
+    lengths = [max_tokens] * len(texts) if whole else inputs["attention_mask"].sum(1).tolist()
     return [e[:n].clone() for e, n in zip(embeddings, lengths, strict=True)]
 
 

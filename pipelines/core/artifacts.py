@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipelines.core import storage
+from pipelines.core.config import is_unchanged_addition
 
 MANIFEST = "manifest.json"
 UNHASHED = ("run", "resources", "checkpoints", "validation", "watch", "export", "floors", "ceilings")
@@ -50,8 +51,19 @@ class Artifact:
 
 
 def settings_of(config: BaseModel) -> dict[str, Any]:
-    """The settings that decide what a step makes."""
-    return _without_resources({k: v for k, v in config.model_dump(mode="json").items() if k not in UNHASHED})
+    """Return the settings that decide what a step makes, as JSON."""
+    return _without_resources({k: v for k, v in _without_additions(config).items() if k not in UNHASHED})
+
+
+def _without_additions(config: BaseModel) -> dict[str, Any]:
+    """Leave out settings that were added later and have their default: see `pipelines.core.config.added`."""
+    tree = config.model_dump(mode="json")
+    for name in type(config).model_fields:
+        if is_unchanged_addition(config, name):
+            del tree[name]
+        elif isinstance(section := getattr(config, name), BaseModel):
+            tree[name] = _without_additions(section)
+    return tree
 
 
 def _without_resources(tree: Any) -> Any:

@@ -63,8 +63,8 @@ def load_image_encoder(base: str, device: str) -> ImageEncoder:
     return family_of(base).load_image_encoder(base, device, _dtype(device))
 
 
-def load_text_encoder(base: str, device: str, max_tokens: int) -> TextEncoder:
-    return family_of(base).load_text_encoder(base, device, _dtype(device), max_tokens)
+def load_text_encoder(base: str, device: str, max_tokens: int, padding: str = "none") -> TextEncoder:
+    return family_of(base).load_text_encoder(base, device, _dtype(device), max_tokens, padding)
 
 
 def _dtype(device: str) -> torch.dtype:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError, PydanticUndefined
 
 from asymflow.outside_text import read_json_object, read_text
@@ -21,6 +21,24 @@ class Settings(BaseModel):
     """Base of every section: unknown keys are errors, numbers are finite, values do not change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+_ADDED = "added"
+
+
+def added(default: Any, **options: Any) -> Any:
+    """Return the field of a setting that is newer than artifacts; its default must be what was done before.
+
+    At its default it is left out of an artifact's identity, so that the artifacts made before it keep theirs.
+    """
+    return Field(default, json_schema_extra={_ADDED: True}, **options)
+
+
+def is_unchanged_addition(settings: BaseModel, name: str) -> bool:
+    """Return whether the setting was defined with `added` and has its default."""
+    field = type(settings).model_fields[name]
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and _ADDED in extra and getattr(settings, name) == field.default
 
 
 _SECRET = "secret"  # the type of an error whose message must not repeat the value

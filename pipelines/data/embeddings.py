@@ -61,8 +61,8 @@ class Encoded(ABC):
 class EncodedText(Encoded):
     column = "caption"
 
-    def __init__(self, base: str, device: str, max_tokens: int):
-        self.encoder = load_text_encoder(base, device, max_tokens)
+    def __init__(self, base: str, device: str, max_tokens: int, padding: str = "none"):
+        self.encoder = load_text_encoder(base, device, max_tokens, padding)
 
     def encode(self, values: Sequence[str]) -> list[Tensor]:
         return [embedding.to("cpu", torch.bfloat16) for embedding in self.encoder.encode(values)]
@@ -116,14 +116,14 @@ def are_latents_stored(encoded: Artifact) -> bool:
 
 def text_here(encoded: Artifact, base: str, device: str) -> Source:
     """The embeddings of an encode artifact's captions, on `device` where they are still to be made."""
-    return StoredText() if is_stored(encoded) else EncodedText(base, device, _max_tokens(encoded))
+    return StoredText() if is_stored(encoded) else EncodedText(base, device, *text_length(encoded))
 
 
 def text_actors(
     encoded: Artifact, base: str, pool: ModelWorkers, restarts: int
 ) -> AbstractContextManager[list[Any]]:
     """Actors for RemoteText; none where the embeddings are stored."""
-    arguments = (base, pool.device, _max_tokens(encoded))
+    arguments = (base, pool.device, *text_length(encoded))
     return nullcontext([]) if is_stored(encoded) else _actors(EncodedText, arguments, pool, restarts)
 
 
@@ -148,5 +148,11 @@ def _actors(cls: type[Encoded], arguments: tuple, pool: ModelWorkers, restarts: 
             ray.kill(handle)
 
 
-def _max_tokens(encoded: Artifact) -> int:
-    return encoded.manifest["config"]["max_text_tokens"]
+def text_padding(encoded: Artifact) -> str:
+    """Return how an encode artifact's text is padded: `none` or `max_length`."""
+    return encoded.manifest["config"].get("text_padding", "none")  # artifacts older than the setting
+
+
+def text_length(encoded: Artifact) -> tuple[int, str]:
+    """Return (the most tokens, how texts are padded): what decides how long an embedding is."""
+    return encoded.manifest["config"]["max_text_tokens"], text_padding(encoded)

@@ -1,8 +1,9 @@
 """Encode: curated pictures to latent tokens, captions to text embeddings, so that training loads no encoder.
 
 Row for row like the curated files: `latents/SPLIT/NAME.parquet` holds key and latents (N, d), `text/SPLIT/NAME.parquet`
-key, caption and text (T, E) without padding; see `pipelines.data.tensors` for how any reader gets at the numbers. Each
-kind is a pass of its own over the files, by a pool of its own size. Either may be left to the training's own encoders.
+key, caption and text (T, E), by default without padding; see `pipelines.data.tensors` for how any reader gets at the
+numbers. Each kind is a pass of its own over the files, by a pool of its own size. Either may be left to the training's
+own encoders.
 """
 
 from collections import Counter
@@ -22,7 +23,7 @@ from asymflow.models.latent import TextEncoder
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.base_models import check_base, load_image_encoder, load_text_encoder, read_geometry
-from pipelines.core.config import ConfigError, OptionalUri, Settings, Uri
+from pipelines.core.config import ConfigError, OptionalUri, Settings, Uri, added
 from pipelines.core.map_items import ModelWorkers, by_name, map_items
 from pipelines.core.step import Context, Step, StepSettings
 from pipelines.data.datasets import read_images, read_rows, rows_by_group
@@ -48,6 +49,9 @@ class EncodeSettings(StepSettings):
     """Folder of the latent model, a diffusers pipeline; its encoders of pictures and captions are used"""
     max_text_tokens: int = Field(512, ge=1)
     """Longer captions are cut"""
+    text_padding: Literal["none", "max_length"] = added("none")
+    """max_length: every text has max_text_tokens, and the model sees the padding, as FLUX.2 klein was trained; with
+    text=stored that is 12.6 MB per caption of the 9B model"""
     latents: Literal["stored", "on_the_fly"] = "stored"
     """on_the_fly: none are stored; the curated pictures are encoded while training"""
     text: Literal["stored", "on_the_fly"] = "stored"
@@ -138,7 +142,8 @@ class TextWorker:
     def encoder(self) -> TextEncoder:
         """Loaded when it is needed: on the fly, one actor encodes the empty caption and the others nothing."""
         settings = self.settings
-        return load_text_encoder(settings.base, settings.resources.text.device, settings.max_text_tokens)
+        device = settings.resources.text.device
+        return load_text_encoder(settings.base, device, settings.max_text_tokens, settings.text_padding)
 
     def __call__(self, item: str) -> dict[str, int]:
         if item == UNCONDITIONAL:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.core.config import Settings
+from pipelines.core.config import Settings, added
 from pipelines.core.step import StepSettings
 
 
@@ -18,6 +18,10 @@ class Optim(Settings):
     """Pictures a step, over all workers and accumulated micro-batches"""
     steps: int = Field(15_000, ge=1)
     warmup_steps: int = Field(100, ge=0)
+    """Steps over which the rates rise, step / warmup_steps of them at each"""
+    warmup_ratio: float | None = added(None, gt=0, le=1)
+    """Share of the rates at the first step, from which they rise so that step warmup_steps + 1 is the first with the
+    whole: as the released weights were trained, with 0.001. Empty: they rise from 1 / warmup_steps"""
     cooldown_steps: int = Field(0, ge=0)
     """Last steps over which the rates fall to zero; the paper keeps them, short runs end cleaner with it"""
     clip: float | None = Field(200.0, gt=0)

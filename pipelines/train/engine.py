@@ -107,8 +107,12 @@ def open_optimizer(engine: Any, optimizer: Optimizer, batch: Batch) -> None:
 
 
 def set_learning_rates(optimizer: Optimizer, step: int, optim: Optim) -> None:
-    """Warm-up, the peak, and a cool-down where one is set; a function of the step alone."""
-    rising = step / optim.warmup_steps if optim.warmup_steps else 1.0
+    """Set warm-up, peak, and a cool-down where there is one: a function of the step, counted from 1, alone."""
+    rising, start = 1.0, optim.warmup_ratio
+    if optim.warmup_steps and start is None:
+        rising = step / optim.warmup_steps
+    elif optim.warmup_steps and start is not None:
+        rising = start + (1 - start) * (step - 1) / optim.warmup_steps
     falling = (optim.steps - step + 1) / optim.cooldown_steps if optim.cooldown_steps else 1.0
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * min(1.0, rising, falling)

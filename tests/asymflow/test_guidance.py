@@ -6,6 +6,8 @@ from safetensors.torch import load_file
 
 from asymflow.guidance import Guidance, guide, guided
 from asymflow.parameterization import x_0_from_u
+from asymflow.samplers import euler, heun, unipc
+from asymflow.schedule import sampling_sigmas
 
 REFERENCE = load_file(Path(__file__).parents[1] / "data/oracles/guidance.safetensors")
 
@@ -52,6 +54,34 @@ def test_guidance_is_asked_for_only_in_its_interval():
         for sigma in sigmas:
             always(x_t, sigma)
         assert len(asked) == times
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("steps", [25, 50, 100])
+def test_a_level_at_either_end_of_the_interval_is_guided_in_every_type(dtype, steps):
+    """Both ends are decimals, as a configuration has them; the levels are those that a sampler hands over."""
+    levels = sampling_sigmas(steps).to(dtype)
+    for i, level in enumerate(levels):
+        edge = round(1 - i / steps, 2)
+        assert Guidance(2.0, interval=(edge, 1.0)).at(level[None]), f"lower end {edge}"
+        assert Guidance(2.0, interval=(0.0, edge)).at(level[None]), f"upper end {edge}"
+    apart = torch.finfo(dtype).eps if dtype is not torch.float64 else torch.finfo(torch.float32).eps
+    assert not Guidance(2.0, interval=(0.5, 0.7)).at(torch.tensor([0.7 * (1 + 2 * apart)], dtype=dtype))
+    assert not Guidance(2.0, interval=(0.5, 0.7)).at(torch.tensor([0.5 * (1 - 2 * apart)], dtype=dtype))
+
+
+@pytest.mark.parametrize("solve", [euler, heun, unipc])
+def test_every_sampler_guides_at_the_edges_of_the_interval(solve):
+    """Float32 noise at 50 steps: 0.82 and 0.7, the ends, are levels of the sampler and are guided."""
+    guided_at = []
+
+    def unconditional(x_t, sigma):
+        guided_at.append(round(float(sigma[0]), 3))
+        return torch.zeros_like(x_t)
+
+    velocity = guided(lambda x_t, sigma: 0.1 * x_t, unconditional, Guidance(2.0, interval=(0.7, 0.82)))
+    solve(velocity, torch.randn(1, 4, 3), 50)
+    assert sorted(set(guided_at)) == [0.7, 0.72, 0.74, 0.76, 0.78, 0.8, 0.82]
 
 
 @pytest.mark.parametrize(

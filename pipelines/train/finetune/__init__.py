@@ -17,7 +17,7 @@ from pipelines.core.config import ConfigError
 from pipelines.core.step import Context, Step
 from pipelines.data.basis import load_subspace
 from pipelines.data.datasets import rows_by_group
-from pipelines.data.embeddings import are_latents_stored, is_stored, latent_actors, text_actors
+from pipelines.data.embeddings import are_latents_stored, is_stored, latent_actors, text_actors, text_padding
 from pipelines.data.encode import load_unconditional
 from pipelines.train import driver
 from pipelines.train.driver import check_processors, draw, last_means
@@ -59,6 +59,11 @@ def check_inputs(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> 
     if inputs["encoded"].manifest["inputs"]["curated"] != inputs["curated"].id:
         raise ConfigError("encoded: made from another curated artifact than `curated`; run the encode step on it")
     encoded, encoders = inputs["encoded"], settings.resources
+    if settings.text_padding != (padding := text_padding(encoded)):
+        raise ConfigError(
+            f"encoded: made with text_padding={padding}, text_padding={settings.text_padding} asks otherwise; run the "
+            "encode step with it"
+        )
     check_base(settings.base, text=not is_stored(encoded), images=not are_latents_stored(encoded))
     if settings.validation:
         check_base(settings.base, images=settings.model == "latent")

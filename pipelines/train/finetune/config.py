@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pipelines.core.base_models import read_geometry
-from pipelines.core.config import ConfigError, Layout, Settings, Uri
+from pipelines.core.config import ConfigError, Layout, Settings, Uri, added
 from pipelines.core.map_items import ModelWorkers
 from pipelines.train import config as train
 
@@ -127,6 +127,9 @@ class FinetuneSettings(train.TrainSettings):
     """Artifact of the basis step"""
     base: Uri
     """Folder of the latent model, a diffusers pipeline; its `transformer` is trained"""
+    text_padding: Literal["none", "max_length"] = added("none")
+    """How `encoded` must have been made: none, or max_length with padding that the model sees, as the released model
+    was trained. Samplers of the exported adapter pad alike"""
     model: Literal["asymflow", "latent", "ddt"] = "asymflow"
     """asymflow: the paper's. Baselines: latent trains the latent model on the same data, ddt predicts u from pixels by
     a decoder head"""

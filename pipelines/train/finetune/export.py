@@ -107,10 +107,10 @@ def picture_size(curated: Artifact) -> tuple[int, int]:
 
 
 def sampling_defaults(settings: FinetuneSettings, size: tuple[int, int]) -> SamplingDefaults:
-    """How the validation samples. Training knows no padding of prompts."""
+    """Return how the validation samples: prompts are padded as captions were in training."""
     sampling = settings.validation or Validation()
     shift = sampling.latent_shift if settings.model == "latent" else sampling.shift
-    return SamplingDefaults(*size, sampling.steps, sampling.guidance, shift, text_padding="none")
+    return SamplingDefaults(*size, sampling.steps, sampling.guidance, shift, settings.text_padding)
 
 
 def export_adapter(

@@ -2,8 +2,9 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from asymflow.adapters import CONFIG, SUBSPACE, restore, save_adapter
+from asymflow.adapters import CONFIG, SUBSPACE, WEIGHTS, load_adapter, restore, save_adapter
 from asymflow.models.ddt import DdtFlux2
 from asymflow.models.flux2 import LatentFlux2, PixelFlux2
 from asymflow.oklab import RELEASED
@@ -67,3 +68,54 @@ def test_files_of_another_class_or_another_basis(make, tiny_transformer, tmp_pat
     (tmp_path / CONFIG).write_text(json.dumps({**config, "_class_name": "SomethingElse"}))
     with pytest.raises(ValueError, match="names 'SomethingElse'; known: AsymFlux2Transformer2DModel"):
         restore(tiny_transformer(96), tmp_path)
+
+
+def as_released(model, folder, dtype):
+    """A folder as the published one: no subspace beside the file, its buffers in half precision."""
+    save_adapter(model, folder)
+    (folder / SUBSPACE).unlink()
+    tensors = load_file(folder / WEIGHTS)
+    tensors |= {"proj_buffer": model.A.to(dtype).contiguous(), "scale_buffer": torch.tensor(model.s).to(dtype)}
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("cls", "head"), [KINDS[0], KINDS[2]])
+def test_a_folder_without_a_subspace_beside_it_comes_back(make, tiny_transformer, tmp_path, cls, head, dtype):
+    """As the pipeline reads it: A is what the rounded buffer is nearest to."""
+    model = make(cls, head)
+    as_released(model, tmp_path, dtype)
+    again = restore(tiny_transformer(96), tmp_path)
+    assert (again.A - model.A).abs().max() < 5e-4 and again.s == pytest.approx(model.s, rel=4e-3)
+    assert (answer(again) - answer(model)).norm() < 0.02 * answer(model).norm()
+    load_adapter(again, tmp_path)  # and once more, on the basis that was made of it
+    load_adapter(model, tmp_path)  # and on the exact one
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_finetune_continues_from_a_folder_without_a_subspace(make, tiny_transformer, tmp_path, dtype):
+    as_released(make(PixelFlux2, {}), tmp_path / "published", dtype)
+    model = restore(tiny_transformer(96), tmp_path / "published").train()
+    before = {name: value.detach().clone() for name, value in model.trainable().items()}
+    optimizer = torch.optim.SGD(model.trainable().values(), lr=1e-3)
+    x_t, text = torch.randn(1, 3, 32, 32), torch.randn(1, 3, 96)
+    model(x_t, torch.tensor([0.6]), text).square().mean().backward()
+    optimizer.step()
+    assert any(not torch.equal(value, before[name]) for name, value in model.trainable().items())
+    save_adapter(model, tmp_path / "continued")
+    again = restore(tiny_transformer(96), tmp_path / "continued")
+    torch.testing.assert_close(answer(again), answer(model.eval()), rtol=1e-2, atol=1e-2)
+
+
+def test_buffers_of_another_basis_or_scale_are_still_refused(make, tiny_transformer, tmp_path):
+    model = make(PixelFlux2, {})
+    as_released(model, tmp_path, torch.float16)
+    tensors = load_file(tmp_path / WEIGHTS)
+    for name, changed in {"proj_buffer": tensors["proj_buffer"].roll(1, 0), "scale_buffer": torch.tensor(2.42)}.items():
+        save_file({**tensors, name: changed}, tmp_path / WEIGHTS, {"format": "pt"})
+        with pytest.raises(ValueError, match=f"its {name} is another basis than the model's"):
+            load_adapter(model, tmp_path)
+        make_subspace().save(tmp_path / SUBSPACE)
+        with pytest.raises(ValueError, match=f"is another than the adapter beside it was made with: see {name}"):
+            restore(tiny_transformer(96), tmp_path)
+        (tmp_path / SUBSPACE).unlink()

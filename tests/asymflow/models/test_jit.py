@@ -1,5 +1,7 @@
 """The network against closed forms, and the rank family against plain x_0- and u-prediction, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -209,3 +211,50 @@ def test_the_projector_reads_what_leaves_its_block_and_learns():
     features.sum().backward()
     touched = {name.split(".")[2] for name, p in model.named_parameters() if "blocks" in name and p.grad is not None}
     assert touched == {"0", "1"}
+
+
+def in_float32(config=TINY):
+    """As trained: weights in float32, each of them random."""
+    torch.manual_seed(0)
+    model = PixelJiT(config, subspace(random_basis(D, 4).float())).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def test_in_bfloat16_the_class_tokens_keep_all_tokens_in_float32():
+    """From their block to the output, as in the published model; rounded to bfloat16 there, the error is larger."""
+    config = replace(TINY, depth=16, width=48)  # deep enough for the roundings to add up
+    model, generator = in_float32(config), torch.Generator().manual_seed(1)
+    tokens, labels = torch.randn(64, 6, D, generator=generator), torch.arange(64) % 6
+    sigma = torch.rand(64, generator=generator)
+
+    def answer():
+        with torch.no_grad():
+            return model.predict(tokens, sigma, labels, GRID)[0]
+
+    exact = answer()
+    model.set_precision(torch.bfloat16)
+    seen, error = [], {}
+    hooks = [b.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype)) for b in model.network.blocks]
+    hooks.append(model.network.output.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype)))
+    error["float32"] = float((answer() - exact).square().mean())
+    assert config.context_from == 1 and seen == [torch.bfloat16] + [torch.float32] * config.depth
+    for hook in hooks:
+        hook.remove()
+    entered = model.network.blocks[config.context_from]
+    entered.register_forward_pre_hook(lambda module, args: (args[0].bfloat16(), *args[1:]))
+    error["bfloat16"] = float((answer() - exact).square().mean())
+    assert error["float32"] < 0.9 * error["bfloat16"]
+
+
+def test_in_bfloat16_the_projector_of_repa_computes_in_float32():
+    model = in_float32()
+    model.add_projector(block=2, features=10, width=16)
+    model.set_precision(torch.bfloat16)
+    seen = []
+    for layer in model.projector:
+        layer.register_forward_hook(lambda module, args, out: seen.append((args[0].dtype, out.dtype)))
+    sigma, labels = torch.tensor([0.3, 0.9]), torch.tensor([0, 5])
+    _, features = model.predict(torch.randn(2, 6, D), sigma, labels, GRID)
+    assert features.dtype == torch.float32 and set(seen) == {(torch.float32, torch.float32)}

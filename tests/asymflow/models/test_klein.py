@@ -5,6 +5,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from diffusers import Flux2KleinPipeline
 
 from asymflow.models import klein, latent
 from asymflow.models.autoencoder import decode_latents, encode_images
@@ -92,3 +93,17 @@ def test_longer_captions_are_cut(tiny_base, text_encoder):
     cut, whole = short.encode(CAPTIONS[1:2])[0], text_encoder.encode(CAPTIONS[1:2])[0]
     assert len(cut) == 5 < len(whole)
     torch.testing.assert_close(cut, whole[:5], atol=1e-4, rtol=1e-4)  # it reads from left to right
+
+
+def test_padding_that_the_model_sees_is_embedded_as_flux2_klein_does(tiny_base, text_encoder):
+    padded = family_of(tiny_base).load_text_encoder(str(tiny_base), "cpu", torch.float32, 40, "max_length")
+    found = padded.encode(CAPTIONS)
+    expected = Flux2KleinPipeline._get_qwen3_prompt_embeds(
+        padded.text_encoder, padded.tokenizer, list(CAPTIONS), max_sequence_length=40
+    )
+    assert [len(e) for e in found] == [40] * len(CAPTIONS)
+    torch.testing.assert_close(torch.stack(found), expected, rtol=1e-4, atol=1e-4)
+    for embedding, alone in zip(found, text_encoder.encode(CAPTIONS), strict=True):
+        torch.testing.assert_close(embedding[: len(alone)], alone[:40], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="padding is 'left'; allowed: max_length, none"):
+        encode_captions(padded.text_encoder, padded.tokenizer, ["a"], padding="left")

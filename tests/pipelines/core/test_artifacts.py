@@ -6,7 +6,7 @@ import pytest
 from asymflow.content import content_of
 from pipelines.core import artifacts, storage
 from pipelines.core.artifacts import MissingArtifact, artifact_id, finish, load_artifact, settings_of
-from pipelines.core.config import RunSettings, Settings, Uri
+from pipelines.core.config import RunSettings, Settings, Uri, added
 from pipelines.core.step import Step, StepSettings, identify
 
 
@@ -118,3 +118,22 @@ def test_fingerprint_sees_names_sizes_and_ends(tmp_path):
         fingerprint("a", b"3" + middle),
     ]
     assert len(set(prints)) == len(prints)
+
+
+class Later(Example):
+    """The same step after two settings were added to it."""
+
+    class Section(Settings):
+        old: int = 1
+        new: str | None = added(None)
+
+    section: Section = Section()
+    newer: int = added(3, ge=1)
+
+
+def test_a_setting_that_was_added_changes_an_id_only_where_it_changes_what_is_made():
+    assert settings_of(Later()) == {**settings_of(Example()), "section": {"old": 1}}
+    assert settings_of(Later(newer=4)) == {**settings_of(Later()), "newer": 4}
+    changed = Later(section=Later.Section(new="a"))
+    assert settings_of(changed) == {**settings_of(Later()), "section": {"old": 1, "new": "a"}}
+    assert changed.model_dump()["newer"] == 3  # in the manifest they stand all the same

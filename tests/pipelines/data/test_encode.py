@@ -21,8 +21,17 @@ from pipelines.data.basis import BasisSettings
 from pipelines.data.caption import CaptionSettings
 from pipelines.data.curate import SCHEMA, CurateSettings
 from pipelines.data.datasets import RowWriter, read_images
-from pipelines.data.embeddings import EncodedLatents, are_latents_stored
-from pipelines.data.encode import STEP, EncodeSettings, LatentWorker, Resources, TextWorker, load_unconditional
+from pipelines.data.embeddings import EncodedLatents, EncodedText, are_latents_stored, text_length, text_padding
+from pipelines.data.encode import (
+    STEP,
+    UNCONDITIONAL,
+    EncodeSettings,
+    LatentWorker,
+    Resources,
+    TextWorker,
+    load_unconditional,
+    output_file,
+)
 from pipelines.data.images import encode_png
 
 FILES = {"train/a-32x32": (32, 32), "train/b-48x32": (48, 32), "held_out/a-32x32": (32, 32)}
@@ -258,3 +267,22 @@ def test_where_and_by_how_many_it_is_encoded_does_not_change_what_it_is(curated,
     others = [a.model_copy(update={kind: "on_the_fly"}) for kind in ("text", "latents")]
     kept = [artifacts.settings_of(s) for s in (a, b, *others)]
     assert kept[0] == kept[1] and kept[0] not in kept[2:] and kept[2] != kept[3]
+
+
+def test_padded_text_is_stored_whole_and_so_is_that_of_no_caption(curated, tiny_base, tmp_path):
+    settings = settings_for(curated, tiny_base, tmp_path, max_text_tokens=24, text_padding="max_length")
+    worker = TextWorker(settings, "", str(tmp_path))
+    worker(UNCONDITIONAL)
+    name = next(iter(FILES))
+    worker(curated.file(f"{name}.parquet"))
+    table = pq.read_table(output_file(str(tmp_path), "text", f"{name}.parquet"))
+    assert {len(text) for text in table["text"].to_pylist()} == {24}
+    encoded = Artifact(str(tmp_path), {"config": settings.model_dump(mode="json")})
+    assert load_unconditional(encoded).shape == (24, worker.encoder.width)
+    assert text_padding(encoded) == "max_length"
+    caption, text = table["caption"][0].as_py(), table["text"][0].as_py()
+    made = EncodedText(str(tiny_base), "cpu", *text_length(encoded)).encode([caption])[0]
+    torch.testing.assert_close(numbers(text), made.float(), rtol=2**-7, atol=1e-4)
+    unpadded = settings_for(curated, tiny_base, tmp_path, max_text_tokens=24)
+    assert artifacts.settings_of(unpadded) != artifacts.settings_of(settings)
+    assert "text_padding" not in artifacts.settings_of(unpadded)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from asymflow.ema import PowerEMA
 from asymflow.models.flux2 import PixelFlux2
 from asymflow.oklab import RELEASED
 from asymflow.subspace import Subspace
@@ -274,3 +275,23 @@ def test_proj_out_alone_has_a_rate_of_its_own_and_one_rate_is_one_group(make):
     assert (others["lr"], last["lr"]) == (1e-4, 1e-3)
     assert [p is model.transformer.proj_out.weight for p in last["params"]] == [True]
     assert {group["lr"] for group in parameter_groups(model, Optim(lr_proj_out=None))} == {1e-4}
+
+
+def test_the_released_schedule_is_whole_for_the_first_time_at_step_101(make):
+    """Linear from 0.001 of the rate at the first step; clipping and averaging begin where the warm-up has ended."""
+    engine, inner, model, _ = make()
+    optim = Optim(warmup_steps=100, warmup_ratio=0.001, clip_from=101)
+
+    def share(step: int) -> float:
+        set_learning_rates(inner, step, optim)
+        return inner.param_groups[0]["lr"] / optim.lr
+
+    shares = [share(step) for step in (1, 51, 100, 101, 102)]
+    assert shares == pytest.approx([0.001, 0.5005, 0.99001, 1.0, 1.0])
+    limits = []
+    for step in (100, 101):
+        set_clip(engine, step, optim)
+        limits.append(engine.optimizer.clip_grad)
+    assert limits == [math.inf, 200.0]
+    average = PowerEMA(model.trainable(), gamma=7.0, start_step=101)
+    assert [average.decay_at(step) for step in (100, 101, 102)] == pytest.approx([0, 0, 0.5**8])

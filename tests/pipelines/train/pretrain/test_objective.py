@@ -80,6 +80,27 @@ def test_features_are_those_of_the_resized_picture_one_a_patch(dinov2):
     assert not any(p.requires_grad for p in encoder.parameters())
 
 
+def test_what_the_resizing_overshoots_is_clamped_before_the_encoder_sees_it(dinov2):
+    """Bicubic: black beside white goes below 0 and above 1, which no image that the encoder was trained on has."""
+    from asymflow.models.dinov2 import tokens_of
+
+    seen = []
+
+    class Looking:
+        config = Dinov2Config.from_pretrained(dinov2)
+
+        def __call__(self, pixel_values):
+            seen.append(pixel_values)
+            return Dinov2Model(self.config)(pixel_values)
+
+    images = torch.full((1, 3, 32, 32), -1.0)
+    images[..., 16:] = 1.0
+    tokens_of(Looking(), images, (2, 2))
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    pixels = seen[0] * std + mean
+    assert float(pixels.min()) == pytest.approx(0, abs=1e-6) and float(pixels.max()) == pytest.approx(1, abs=1e-6)
+
+
 def test_alignment_is_added_at_its_weight_and_teaches_the_first_blocks_alone(dinov2):
     student, encoder, given = model(), DinoFeatures(dinov2), batch()
     student.add_projector(block=1, features=encoder.width, width=12)
