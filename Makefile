@@ -61,10 +61,11 @@ test-without-ray:
 cluster-test: setup ## shards to scores by `ray job submit`, with a bucket, a tracking server and a lost head
 	$(PYTHON) -m pytest --timeout 900 -m cluster $(ARGS)
 
-check: setup ## ruff and mypy
+check: setup ## ruff, import-linter and mypy
 	$(PYTHON) -m ruff check .
+	$(VENV)/bin/lint-imports --no-logo
 	$(PYTHON) -m mypy
 
 clean: ## remove .venv and caches; data, runs and models stay
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

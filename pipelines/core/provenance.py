@@ -6,9 +6,8 @@ MLFLOW_RUN_CONTEXT, a JSON object of tags, which the image sets.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_TYPE
@@ -16,9 +15,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_TYPE
 from asymflow.content import content_of
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
-
-if TYPE_CHECKING:
-    from pipelines.core.tracking import Tracker
 
 RUN_STATE = ".run.json"
 """In the folder of an artifact, finished or not: the MLflow run that makes it"""
@@ -53,14 +49,25 @@ def write_run(folder: str, run_id: str) -> None:
     storage.write_bytes(storage.join(folder, RUN_STATE), json.dumps({"mlflow_run": run_id}).encode())
 
 
-def describe(tracker: "Tracker", folder: str, inputs: Mapping[str, Artifact], sources: Mapping[str, str]) -> str:
-    """Markdown for the run's page: what it makes, and from what, each input a link to the run that made it, so that a
-    score leads back to the shards by clicks."""
-    made_of = [_link(tracker, artifact) for artifact in inputs.values()] + [f"`{uri}`" for uri in sources.values()]
+def describe(
+    folder: str, inputs: Mapping[str, Artifact], sources: Mapping[str, str], page_of: Callable[[str], str]
+) -> str:
+    """Describe for a run's page what the run makes and from what.
+
+    Args:
+        folder: The artifact that the run makes.
+        inputs: The artifacts that it reads, by setting.
+        sources: URIs of the data from outside that it reads, by setting.
+        page_of: Returns the link to the page of an MLflow run, or an empty string if it has no page.
+
+    Returns:
+        Markdown in which each input links to the run that made it, so that a score leads back to the shards by clicks.
+    """
+    made_of = [_link(artifact, page_of) for artifact in inputs.values()] + [f"`{uri}`" for uri in sources.values()]
     return "\n\n".join([*([f"Made from {', '.join(made_of)}"] if made_of else []), f"Artifact `{folder}`"])
 
 
-def _link(tracker: "Tracker", artifact: Artifact) -> str:
+def _link(artifact: Artifact, page_of: Callable[[str], str]) -> str:
     label = f"{artifact.step} {artifact.id[:6]}"
-    page = tracker.page_of(read_run(artifact.uri))
+    page = page_of(read_run(artifact.uri))
     return f"[{label}]({page})" if page else f"{label} (`{artifact.uri}`)"

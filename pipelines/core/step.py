@@ -146,7 +146,7 @@ def _introduce(
     data = {name: getattr(settings, name) for name in step.data if getattr(settings, name)}
     for name, uri in data.items():
         tracker.log_dataset(name, uri, storage.fingerprint(uri))
-    tracker.set_description(describe(tracker, folder, inputs, data))
+    tracker.set_description(describe(folder, inputs, data, tracker.page_of))
 
 
 def start_ray(run: RunSettings) -> None:

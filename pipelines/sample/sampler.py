@@ -26,9 +26,9 @@ from asymflow.models.ddt import DdtFlux2
 from asymflow.models.flux2 import LatentFlux2
 from asymflow.models.latent import ImageEncoder, family_of
 from asymflow.patches import patchify
+from asymflow.sampling import Predict, latent_velocity, text_guided
 from asymflow.subspace import Subspace
 from pipelines.core import storage
-from pipelines.sample.batches import Predict, latent_velocity, text_guided
 from pipelines.sample.parameters import Drawing
 
 _SCHEDULERS = {

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from asymflow.models.autoencoder import decode_latents, encode_images
 from asymflow.models.text import encode_captions
+from asymflow.sampling import Guidance, latent_noise, latent_velocity, sample_latents
 from pipelines.core.artifacts import Artifact
 from pipelines.data.datasets import read_images
-from pipelines.sample.batches import Guidance, latent_noise, latent_velocity, sample_latents
 from pipelines.toy.autoencoder import psnr, to_unit, train_autoencoder
 from pipelines.toy.flow import SHIFT, train_flow
 from pipelines.toy.perceptual import train_backbone

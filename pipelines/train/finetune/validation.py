@@ -18,9 +18,9 @@ from asymflow.models.flux2 import LatentFlux2
 from asymflow.models.latent import ImageEncoder
 from asymflow.parameterization import lift
 from asymflow.patches import patchify, unpatchify
+from asymflow.sampling import Guidance, Predict, latent_velocity, pixel_noise, sample_latents, sample_pixels
 from pipelines.core.base_models import load_image_encoder
 from pipelines.data.embeddings import Source
-from pipelines.sample.batches import Guidance, Predict, latent_velocity, pixel_noise, sample_latents, sample_pixels
 from pipelines.train.finetune.config import Validation
 from pipelines.train.finetune.validation_prompts import Prompts
 from pipelines.viz.image_grid import side_by_side, to_pictures

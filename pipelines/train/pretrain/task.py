@@ -10,9 +10,9 @@ from torch import Tensor
 
 from asymflow.ema import ConstantEMA
 from asymflow.models.dinov2 import DinoFeatures
+from asymflow.sampling import pixel_noise
 from asymflow.subspace import Subspace
 from pipelines.core import storage
-from pipelines.sample.batches import pixel_noise
 from pipelines.train.pretrain.batches import Batch, BatchReader
 from pipelines.train.pretrain.config import PretrainSettings
 from pipelines.train.pretrain.flops import training_flops

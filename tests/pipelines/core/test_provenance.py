@@ -54,11 +54,13 @@ def test_a_page_links_to_what_it_is_made_from(run, tmp_path):
     assert read_run(curated.uri) == first.run_id and read_run(elsewhere.uri) == ""
     write_run(elsewhere.uri, "0" * 32)  # of another server
     with open_run(run, "encode") as second:
-        page = describe(second, "there", {"curated": curated, "basis": elsewhere}, {"source": "s3://bucket/crawl"})
+        page = describe(
+            "there", {"curated": curated, "basis": elsewhere}, {"source": "s3://bucket/crawl"}, second.page_of
+        )
     experiment = MlflowClient(tracking_uri(run)).get_run(first.run_id).info.experiment_id
     link = f"[curate 012345](#/experiments/{experiment}/runs/{first.run_id})"
     assert page == f"Made from {link}, basis 987654 (`{elsewhere.uri}`), `s3://bucket/crawl`\n\nArtifact `there`"
-    assert describe(second, "there", {}, {}) == "Artifact `there`"
+    assert describe("there", {}, {}, second.page_of) == "Artifact `there`"
 
 
 @pytest.mark.parametrize(
