@@ -37,12 +37,11 @@ from asymflow.moments import PatchMoments
 from asymflow.oklab import srgb_to_oklab
 from asymflow.patches import patchify
 from pipelines.core import storage
-from pipelines.data.basis import BasisSettings
+from pipelines.data.basis.config import BasisSettings
 from pipelines.data.basis.moments import PieceMoments
 from pipelines.data.color_stats import PieceColors
-from pipelines.data.curate import CurateSettings
 from pipelines.data.curate.compact import FileWriter, plan_files
-from pipelines.data.curate.config import Encoding
+from pipelines.data.curate.config import CurateSettings, Encoding
 from pipelines.data.curate.filters import Filters
 from pipelines.data.curate.shard import ShardCurator
 from pipelines.data.curate.shard_reader import list_shards

@@ -24,7 +24,7 @@ from torch import Tensor  # noqa: E402
 import asymflow as asymflow  # noqa: E402  # its torchvision remedy must come before diffusers
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline  # noqa: E402
 from asymflow.models.geometry import KLEIN_9B, count_flops, network  # noqa: E402
-from asymflow.models.klein import read_token_geometry, token_geometry  # noqa: E402
+from asymflow.models.klein_geometry import read_token_geometry, token_geometry  # noqa: E402
 from asymflow.models.pixel import AsymFlux2Transformer2DModel  # noqa: E402
 from asymflow.oklab import RELEASED  # noqa: E402
 from asymflow.subspace import Subspace  # noqa: E402

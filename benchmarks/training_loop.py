@@ -32,11 +32,13 @@ from pipelines.core import storage  # noqa: E402
 from pipelines.core.artifacts import load_artifact  # noqa: E402
 from pipelines.core.config import validate  # noqa: E402
 from pipelines.core.step import run_step  # noqa: E402
-from pipelines.data import basis, curate, encode  # noqa: E402
+from pipelines.data import encode  # noqa: E402
+from pipelines.data.basis import step as basis  # noqa: E402
+from pipelines.data.curate import step as curate  # noqa: E402
 from pipelines.toy.data import Picture, write_img2dataset  # noqa: E402
 from pipelines.train import driver  # noqa: E402
-from pipelines.train.finetune import STEP  # noqa: E402
 from pipelines.train.finetune.config import FinetuneSettings  # noqa: E402
+from pipelines.train.finetune.step import STEP  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = str(ROOT / "models" / "toy_klein")
@@ -112,7 +114,7 @@ def run_job(settings: FinetuneSettings) -> list[float]:
 def bare(settings: FinetuneSettings) -> list[float]:
     """The same steps without Ray, DeepSpeed, records and logs."""
     from asymflow.ema import PowerEMA
-    from pipelines.data.basis import load_subspace
+    from pipelines.data.basis.step import load_subspace
     from pipelines.data.encode import load_unconditional
     from pipelines.train.engine import set_learning_rates
     from pipelines.train.finetune.model import build_model

@@ -1,7 +1,14 @@
 """Colour statistics of curated pictures: Oklab mean and standard deviation."""
 
 from pipelines.core.cli import main
-from pipelines.data.color_stats import STEP
+from pipelines.data.config import ColorStatsSettings
+
+
+def load():
+    from pipelines.data.color_stats import STEP
+
+    return STEP
+
 
 if __name__ == "__main__":
-    main(STEP, __doc__)
+    main(ColorStatsSettings, load, __doc__)

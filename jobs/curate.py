@@ -1,7 +1,14 @@
 """Curate img2dataset shards: filter, resize, one size a file; what is rejected is kept with its reason."""
 
 from pipelines.core.cli import main
-from pipelines.data.curate import STEP
+from pipelines.data.curate.config import CurateSettings
+
+
+def load():
+    from pipelines.data.curate.step import STEP
+
+    return STEP
+
 
 if __name__ == "__main__":
-    main(STEP, __doc__)
+    main(CurateSettings, load, __doc__)

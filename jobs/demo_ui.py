@@ -1,13 +1,11 @@
 """A page in the browser to try a pixel model on; the toy's, unless told otherwise. Ctrl-C ends it."""
 
 import argparse
-import sys
 import threading
+from contextlib import suppress
 
-from pipelines.core.config import ConfigError
-from pipelines.core.storage import StorageError
+from pipelines.core.cli import errors_in_one_line
 from pipelines.sample.config import Safety
-from pipelines.sample.demo_page import open_page
 
 TOY = {"base": "models/toy_klein", "adapter": "models/toy_asymflow"}
 
@@ -23,15 +21,12 @@ def main() -> None:
     args = parser.parse_args()
     base, adapter = args.base or TOY["base"], args.adapter or ("" if args.base else TOY["adapter"])
     safety = Safety(classifier=args.safety_classifier)
-    try:
+    from pipelines.sample.demo_page import open_page
+
+    with errors_in_one_line(ValueError, OSError), suppress(KeyboardInterrupt):
         with open_page(base, adapter, args.device, safety, args.host, args.port) as url:
             print(f"{url} (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
-    except KeyboardInterrupt:
-        pass
-    except (ConfigError, StorageError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,14 @@
 """Latent tokens and text embeddings of the curated pictures, so that training loads no encoder."""
 
 from pipelines.core.cli import main
-from pipelines.data.encode import STEP
+from pipelines.data.config import EncodeSettings
+
+
+def load():
+    from pipelines.data.encode import STEP
+
+    return STEP
+
 
 if __name__ == "__main__":
-    main(STEP, __doc__)
+    main(EncodeSettings, load, __doc__)

@@ -3,12 +3,11 @@ checkpoint. CONFIG and the overrides are those of the finetune. Or bring an adap
 
 import argparse
 import json
-import sys
+from typing import get_args
 
-from pipelines.core.config import ConfigError, load_config
-from pipelines.train.finetune import STEP
-from pipelines.train.finetune.export import ERRORS, export_run
-from pipelines.train.finetune.export_formats import FORMATS, TYPES, convert
+from pipelines.core.cli import errors_in_one_line
+from pipelines.core.config import load_config
+from pipelines.train.finetune.config import ExportDtype, ExportFormat, FinetuneSettings
 
 
 def main() -> None:
@@ -16,21 +15,23 @@ def main() -> None:
     parser.add_argument("source", metavar="CONFIG.yaml|ADAPTER", help="a finetune's settings, or an adapter's folder")
     parser.add_argument("settings", metavar="dotted.key=value", nargs="*")
     parser.add_argument("--step", type=int, help="of a checkpoint (default: the last)")
-    parser.add_argument("--format", choices=FORMATS, default="released", help="(default: released)")
+    parser.add_argument("--format", choices=get_args(ExportFormat), default="released", help="(default: released)")
     parser.add_argument("--out", default="", help="folder or s3:// URI (default: with the run, in its storage)")
     parser.add_argument("--base", default="", help="to merge an ADAPTER with: the latent model's folder")
-    parser.add_argument("--dtype", choices=TYPES, default="", help="of a merged model (default: the base's)")
+    parser.add_argument("--dtype", choices=get_args(ExportDtype), default="", help="of a merged model (base's)")
     parser.add_argument("--no-register", action="store_true", help="only write the files")
     args = parser.parse_intermixed_args()
-    try:
-        if args.source.endswith((".yaml", ".yml")):
-            settings = load_config(STEP.settings, args.source, args.settings)
+    with errors_in_one_line():
+        is_run = args.source.endswith((".yaml", ".yml"))
+        settings = load_config(FinetuneSettings, args.source, args.settings) if is_run else None
+    from pipelines.train.finetune.export import ERRORS, convert, export_run
+    from pipelines.train.finetune.step import STEP
+
+    with errors_in_one_line(*ERRORS):
+        if settings:
             done = export_run(STEP, settings, args.step, args.out, not args.no_register, args.format, args.dtype)
         else:
             done = {"adapter": convert(args.source, args.format, args.out, args.base, args.dtype)}
-    except ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
     print(json.dumps(done))
 
 

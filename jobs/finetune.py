@@ -2,8 +2,20 @@
 what would be trained, the memory and the time it takes, and starts nothing."""
 
 from pipelines.core.cli import main
-from pipelines.train.finetune import STEP
-from pipelines.train.finetune.plan import print_plan
+from pipelines.train.finetune.config import FinetuneSettings
+
+
+def load():
+    from pipelines.train.finetune.step import STEP
+
+    return STEP
+
+
+def dry_run(settings: FinetuneSettings) -> dict[str, float]:
+    from pipelines.train.finetune.plan import print_plan
+
+    return print_plan(settings)
+
 
 if __name__ == "__main__":
-    main(STEP, __doc__, dry_run=print_plan)
+    main(FinetuneSettings, load, __doc__, dry_run=dry_run)

@@ -4,9 +4,6 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from pipelines.core import storage
-from pipelines.toy.data import demo_pictures, write_img2dataset
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -14,6 +11,9 @@ def main() -> None:
     parser.add_argument("--photos", default=2500, type=int, help="crops of photographs (default: %(default)s)")
     parser.add_argument("--seed", default=0, type=int, help="default: %(default)s")
     args = parser.parse_args()
+    from pipelines.core import storage
+    from pipelines.toy.data import demo_pictures, write_img2dataset
+
     first = "00000.tar"
     if storage.exists(storage.join(args.folder, first)):
         print(f"{args.folder} stands already")

@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 
 from pipelines.core.config import RunSettings
-from pipelines.core.step import run_step
-from pipelines.data.curate import STEP, CurateSettings
-from pipelines.toy.base import Steps, make_toy_base
+from pipelines.data.curate.config import CurateSettings
+from pipelines.toy.steps import Steps
 
 
 def main() -> None:
@@ -18,6 +17,10 @@ def main() -> None:
     for part, steps in vars(Steps()).items():
         parser.add_argument(f"--{part.replace('_', '-')}-steps", default=steps, type=int, help="optimizer steps")
     args = parser.parse_args()
+    from pipelines.core.step import run_step
+    from pipelines.data.curate.step import STEP
+    from pipelines.toy.base import make_toy_base
+
     run = RunSettings(storage=str(args.work))
     curate = CurateSettings(source=args.data, near_duplicate_bits=None, run=run)
     curated = run_step(STEP, curate).artifact

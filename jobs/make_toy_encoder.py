@@ -7,10 +7,7 @@ import json
 from pathlib import Path
 
 from pipelines.core.config import RunSettings
-from pipelines.core.step import run_step
-from pipelines.data.curate import STEP, CurateSettings
-from pipelines.toy.base import load_pictures
-from pipelines.toy.encoder import make_encoder
+from pipelines.data.curate.config import CurateSettings
 
 
 def main() -> None:
@@ -20,6 +17,11 @@ def main() -> None:
     parser.add_argument("--out", default=Path("models/toy_dinov2"), type=Path, help="the folder to write")
     parser.add_argument("--steps", default=3000, type=int, help="optimizer steps")
     args = parser.parse_args()
+    from pipelines.core.step import run_step
+    from pipelines.data.curate.step import STEP
+    from pipelines.toy.base import load_pictures
+    from pipelines.toy.encoder import make_encoder
+
     run = RunSettings(storage=str(args.work))
     curated = run_step(STEP, CurateSettings(source=args.data, near_duplicate_bits=None, run=run)).artifact
     images, captions = load_pictures(curated.files("train", ".parquet"))

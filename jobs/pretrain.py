@@ -2,8 +2,20 @@
 --dry-run prints what would be trained, the memory and the time it takes, and starts nothing."""
 
 from pipelines.core.cli import main
-from pipelines.train.pretrain import STEP
-from pipelines.train.pretrain.plan import print_plan
+from pipelines.train.pretrain.config import PretrainSettings
+
+
+def load():
+    from pipelines.train.pretrain.step import STEP
+
+    return STEP
+
+
+def dry_run(settings: PretrainSettings) -> dict[str, float]:
+    from pipelines.train.pretrain.plan import print_plan
+
+    return print_plan(settings)
+
 
 if __name__ == "__main__":
-    main(STEP, __doc__, dry_run=print_plan)
+    main(PretrainSettings, load, __doc__, dry_run=dry_run)

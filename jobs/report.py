@@ -6,13 +6,9 @@ refers to nothing outside itself; the paper's Tables 3 and 4 stand beside, marke
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
-from pipelines.core.artifacts import MissingArtifact
-from pipelines.core.config import ConfigError
-from pipelines.core.storage import StorageError
-from pipelines.experiments.report import read_evaluation, render
+from pipelines.core.cli import errors_in_one_line
 
 
 def main() -> None:
@@ -23,12 +19,11 @@ def main() -> None:
     parser.add_argument("sources", nargs="+", metavar="[LABEL=]SOURCE")
     parser.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", ""), help="of the runs' MLflow")
     options = parser.parse_args()
-    try:
+    from pipelines.experiments.report import read_evaluation, render
+
+    with errors_in_one_line(OSError):
         page = render([read_evaluation(source, options.tracking_uri) for source in options.sources])
         Path(options.out).write_text(page, "utf-8")
-    except (ConfigError, MissingArtifact, StorageError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError | MissingArtifact) else 1)
     print(options.out)
 
 

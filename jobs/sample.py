@@ -1,7 +1,14 @@
 """Pictures from prompts and seeds, by a pixel model; run again, it goes on with what is missing."""
 
 from pipelines.core.cli import main
-from pipelines.sample import STEP
+from pipelines.sample.config import SampleSettings
+
+
+def load():
+    from pipelines.sample.step import STEP
+
+    return STEP
+
 
 if __name__ == "__main__":
-    main(STEP, __doc__)
+    main(SampleSettings, load, __doc__)

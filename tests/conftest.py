@@ -127,7 +127,8 @@ def tiny_base(tmp_path_factory) -> Path:
 def tiny_workflow(tmp_path_factory, tiny_base, make_pictures, local_ray):
     """The whole workflow once, on 120 small pictures: its settings, parent run and outcomes."""
     from pipelines.core.config import validate
-    from pipelines.experiments.workflow import WorkflowSettings, run_workflow
+    from pipelines.experiments.config import WorkflowSettings
+    from pipelines.experiments.workflow import run_workflow
 
     folder = tmp_path_factory.mktemp("workflow")
     write_img2dataset(iter(make_pictures(120)), folder / "shards", 60)
@@ -160,7 +161,7 @@ def held_out(tmp_path_factory, make_pictures, local_ray):
     """URI of a curate artifact of small pictures: the demo suite's captions and real pictures."""
     from pipelines.core.config import validate
     from pipelines.core.step import run_step
-    from pipelines.data import curate
+    from pipelines.data.curate import step as curate
     from pipelines.toy.data import write_img2dataset
 
     folder = tmp_path_factory.mktemp("held_out")

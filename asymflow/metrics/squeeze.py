@@ -5,10 +5,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from asymflow.metrics.protocol import Protocol
+from asymflow.metrics.squeeze_file import FILE, NEEDED
 from asymflow.metrics.weights import find
 
-FILE = "perceptual_squeeze.safetensors"
-NEEDED = f"a safetensors file of SqueezeNet 1.1's features, such as models/toy_klein/{FILE}"
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # lpips' ImageNet normalisation of [-1, 1]
 
 

@@ -5,69 +5,19 @@ paper: bottleneck patch embedding, class tokens in context from a given block on
 embedding, dropout in the middle half, zero-initialised modulation and output. Tokens are packed channel last.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from asymflow.models.jit_config import SIZES as SIZES
+from asymflow.models.jit_config import JiTConfig as JiTConfig
 from asymflow.models.jit_positions import FREQUENCIES, positions, rotate, rotations, wave
 from asymflow.parameterization import recover_u
 from asymflow.patches import patchify, unpatchify
 from asymflow.subspace import Subspace
 
 LAYOUT = "channel_last"
-
-
-@dataclass(frozen=True)
-class JiTConfig:
-    """Shapes of a JiT. ValueError for those that do not fit."""
-
-    width: int
-    depth: int
-    heads: int
-    bottleneck: int
-    """Values between a patch's and the width's"""
-    context_from: int
-    """First block (from 0) whose tokens have the class tokens before them"""
-    context_tokens: int = 32
-    """Class tokens in context; 0: the class enters by the modulation alone"""
-    dropout: float = 0.0
-    """In the middle half of the blocks"""
-    patch_size: int = 16
-    classes: int = 1000
-    mlp_ratio: float = 4.0
-    attention_float32: bool = True
-    """Queries, keys and values in float32 at least, whatever the rest is computed in"""
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads or self.head_width % 4:
-            raise ValueError(f"width {self.width} over {self.heads} heads: a head needs a multiple of 4 values")
-        if not 0 <= self.context_from <= self.depth:
-            raise ValueError(f"context_from is {self.context_from}; allowed: 0 to {self.depth}")
-
-    @property
-    def head_width(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def patch_dim(self) -> int:
-        return 3 * self.patch_size**2
-
-    @property
-    def hidden(self) -> int:
-        """Values inside a block's SwiGLU."""
-        return int(self.mlp_ratio * self.width * 2 / 3)
-
-
-SIZES = {
-    "B": JiTConfig(width=768, depth=12, heads=12, bottleneck=128, context_from=4),
-    "L": JiTConfig(width=1024, depth=24, heads=16, bottleneck=128, context_from=8),
-    "H": JiTConfig(width=1280, depth=32, heads=16, bottleneck=256, context_from=10, dropout=0.2),
-    "G": JiTConfig(width=1664, depth=40, heads=16, bottleneck=256, context_from=10, dropout=0.2),
-}
-"""As published, for 16 x 16 patches"""
 
 
 class Attention(nn.Module):

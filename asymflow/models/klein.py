@@ -1,91 +1,24 @@
-"""FLUX.2 klein as a latent family: its whitened autoencoder, and the Qwen3 that reads its captions."""
+"""FLUX.2 klein as a latent family. Its encoders are imported when they are loaded."""
 
-import json
-from collections.abc import Mapping, Sequence
-from inspect import signature
-from math import prod
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from diffusers import AutoencoderKLFlux2
-from torch import Tensor
-from transformers import AutoTokenizer, Qwen3ForCausalLM
+from asymflow.models.klein_geometry import read_token_geometry
+from asymflow.models.latent import LatentFamily
 
-from asymflow.models.autoencoder import decode_latents, encode_images
-from asymflow.models.latent import LatentFamily, TokenGeometry
-from asymflow.models.text import HIDDEN_STATES, encode_captions
-
-_TOGETHER = 16  # captions; enough to keep a GPU busy
+if TYPE_CHECKING:
+    from asymflow.models.latent import ImageEncoder, TextEncoder
 
 
-def token_geometry(config: Mapping[str, Any]) -> TokenGeometry:
-    """Return the geometry that an AutoencoderKLFlux2's settings give: its downsampling, times the packing of latents.
+def _load_image_encoder(*arguments: Any) -> "ImageEncoder":
+    from asymflow.models.klein_encoders import KleinImages  # diffusers: a geometry is read without it
 
-    Settings that are left out have the class's defaults. Raises ValueError for packing that is not square.
-    """
-    defaults = {name: p.default for name, p in signature(AutoencoderKLFlux2.__init__).parameters.items()}
-    config = {**defaults, **config}
-    rows, columns = config["patch_size"]
-    if rows != columns:
-        raise ValueError(f"the autoencoder packs latents in {rows}x{columns} cells; only square ones are supported")
-    downsampling = 2 ** (len(config["block_out_channels"]) - 1)
-    return TokenGeometry(rows * downsampling, prod((rows, columns, config["latent_channels"])))
+    return KleinImages.load(*arguments)
 
 
-def read_token_geometry(folder: str | Path) -> TokenGeometry:
-    """Read the geometry of a pipeline folder. Raises ValueError without an autoencoder in it."""
-    file = Path(folder) / "vae" / "config.json"
-    if not file.is_file():
-        raise ValueError("it has no vae/config.json, which tells the size of its patches")
-    return token_geometry(json.loads(file.read_text("utf-8")))
+def _load_text_encoder(*arguments: Any) -> "TextEncoder":
+    from asymflow.models.klein_encoders import KleinText
 
-
-class KleinImages:
-    """An ImageEncoder; d is 128 in the published models."""
-
-    def __init__(self, autoencoder: AutoencoderKLFlux2):
-        self.autoencoder = autoencoder
-        self.pixels_per_token, self.token_width = token_geometry(autoencoder.config)
-
-    @classmethod
-    def load(cls, folder: str, device: str, dtype: torch.dtype) -> "KleinImages":
-        autoencoder = AutoencoderKLFlux2.from_pretrained(folder, subfolder="vae", dtype=dtype)
-        return cls(autoencoder.to(device).eval())
-
-    def encode(self, images: Tensor) -> Tensor:
-        return encode_images(self.autoencoder, images.to(self.autoencoder.device, self.autoencoder.dtype))
-
-    def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        tokens = tokens.to(self.autoencoder.device, self.autoencoder.dtype)
-        return decode_latents(self.autoencoder, tokens, grid).float()
-
-
-class KleinText:
-    """A TextEncoder; E is 12,288 in the 9B model."""
-
-    def __init__(self, text_encoder: Qwen3ForCausalLM, tokenizer, max_tokens: int, padding: str = "none"):
-        self.text_encoder, self.tokenizer = text_encoder, tokenizer
-        self.max_tokens, self.padding = max_tokens, padding
-        self.width = len(HIDDEN_STATES) * text_encoder.config.hidden_size
-
-    @classmethod
-    def load(
-        cls, folder: str, device: str, dtype: torch.dtype, max_tokens: int, padding: str = "none"
-    ) -> "KleinText":
-        text_encoder = Qwen3ForCausalLM.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
-        return cls(text_encoder.to(device).eval(), tokenizer, max_tokens, padding)
-
-    def encode(self, captions: Sequence[str]) -> list[Tensor]:
-        embeddings: dict[int, Tensor] = {}
-        by_length = sorted(range(len(captions)), key=lambda i: len(captions[i]))  # so that little of a batch is padding
-        for start in range(0, len(by_length), _TOGETHER):
-            places = by_length[start : start + _TOGETHER]
-            texts = [captions[i] for i in places]
-            found = encode_captions(self.text_encoder, self.tokenizer, texts, self.max_tokens, self.padding)
-            embeddings.update(zip(places, found, strict=True))
-        return [embeddings[i] for i in range(len(captions))]
+    return KleinText.load(*arguments)
 
 
 FAMILY = LatentFamily(
@@ -93,6 +26,6 @@ FAMILY = LatentFamily(
     read_geometry=read_token_geometry,
     image_parts=("vae",),
     text_parts=("text_encoder", "tokenizer"),
-    load_image_encoder=KleinImages.load,
-    load_text_encoder=KleinText.load,
+    load_image_encoder=_load_image_encoder,
+    load_text_encoder=_load_text_encoder,
 )

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from asymflow.outside_text import read_json_object
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 MODULES = ("asymflow.models.klein",)
 
@@ -34,10 +35,10 @@ class ImageEncoder(Protocol):
     pixels_per_token: int
     """Side of the square that a token stands for; H and W are multiples of it"""
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: "Tensor") -> "Tensor":
         """(B, 3, H, W) sRGB in [-1, 1] -> (B, N, d) tokens z_0, row by row of the grid."""
 
-    def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def decode(self, tokens: "Tensor", grid: tuple[int, int]) -> "Tensor":
         """(B, hw, d) tokens on a grid (h, w) -> (B, 3, H, W) sRGB in [-1, 1], float32."""
 
 
@@ -47,7 +48,7 @@ class TextEncoder(Protocol):
     width: int
     """E"""
 
-    def encode(self, captions: Sequence[str]) -> list[Tensor]:
+    def encode(self, captions: Sequence[str]) -> "list[Tensor]":
         """Return one (T_i, E) embedding per caption, on the encoder's device, padded as it was loaded to."""
 
 
@@ -63,7 +64,7 @@ class LatentFamily:
     """Sub-folders that the image encoder needs"""
     text_parts: tuple[str, ...]
     """Sub-folders that the text encoder needs"""
-    load_image_encoder: Callable[[str, str, torch.dtype], ImageEncoder]
+    load_image_encoder: "Callable[[str, str, torch.dtype], ImageEncoder]"
     """(folder, device, dtype)"""
     load_text_encoder: Callable[..., TextEncoder]
     """(folder, device, dtype, max_tokens, padding="none"): longer captions are cut; `asymflow.models.text.PADDINGS`"""

@@ -15,15 +15,12 @@ from pydantic import BaseModel
 
 from pipelines.core import storage
 from pipelines.core.config import is_unchanged_addition
+from pipelines.core.errors import MissingArtifact as MissingArtifact
 
 MANIFEST = "manifest.json"
 UNHASHED = ("run", "resources", "checkpoints", "validation", "watch", "export", "floors", "ceilings")
 VERSIONED = ("asymflow", "torch", "ray", "deepspeed", "diffusers", "transformers", "peft", "mlflow")
 _CHUNK = 1 << 20
-
-
-class MissingArtifact(Exception):
-    """No finished artifact stands where one is needed; the message says which and how to make it."""
 
 
 @dataclass(frozen=True)

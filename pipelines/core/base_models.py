@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from asymflow.models.latent import ImageEncoder, TextEncoder, TokenGeometry, family_of
 from pipelines.core.config import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def check_base(base: str, parts: tuple[str, ...] = (), *, images: bool = False, text: bool = False) -> None:
@@ -67,6 +69,8 @@ def load_text_encoder(base: str, device: str, max_tokens: int, padding: str = "n
     return family_of(base).load_text_encoder(base, device, _dtype(device), max_tokens, padding)
 
 
-def _dtype(device: str) -> torch.dtype:
+def _dtype(device: str) -> "torch.dtype":
     """Processors without bfloat16 products emulate them, hundreds of times slower."""
+    import torch  # settings read a base's geometry without it
+
     return torch.bfloat16 if device.startswith("cuda") else torch.float32

@@ -1,79 +1,122 @@
-"""The command line that all step jobs share."""
+"""The command line that all jobs share. It knows settings alone: a step is imported once its settings are sound."""
 
 import gc
 import json
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import BaseModel
 
 from pipelines.core.config import ConfigError, describe, load_config
-from pipelines.core.map_items import ItemsFailed
-from pipelines.core.step import Outcome, Step, StepFailed, run_step
-from pipelines.core.storage import StorageError
+from pipelines.core.errors import MissingArtifact, StepFailed, StorageError
+
+if TYPE_CHECKING:
+    from pipelines.core.step import Outcome, Step
 
 DRY_RUN = "--dry-run"
 
 
-def without_dry_run(arguments: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether --dry-run is among them, and the others."""
-    return DRY_RUN in arguments, [a for a in arguments if a != DRY_RUN]
+@dataclass(frozen=True)
+class Job:
+    """A step, and what its command does before and after it."""
 
-
-def print_settings(settings: Any) -> dict[str, Any]:
-    """All of them, defaults too, as a configuration file would have them."""
-    print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    return {}
-
-
-def tell_plan(numbers: dict[str, Any]) -> None:
-    """The last line of a job that only said what it would do."""
-    print(json.dumps({"artifact": None, "mlflow_run": None, "metrics": numbers}))
+    step: "Step"
+    prepare: Callable[[Any], Any] = lambda settings: settings
+    """May change the settings that were read"""
+    tell: "Callable[[Outcome], str]" = lambda outcome: ""
+    """Printed above the last line"""
+    conclude: "Callable[[Any, Outcome], None]" = lambda settings, outcome: None
+    """Called at the end; what it raises ends the job as a failing step would"""
 
 
 def main(
-    step: Step,
-    about: str,
-    dry_run: Callable[[Any], dict[str, Any]] | None = None,
+    settings_class: type[BaseModel],
+    load: "Callable[[], Step | Job]",
+    about: str | None,
     *,
+    dry_run: Callable[[Any], dict[str, Any]] | None = None,
     arguments: Sequence[str] | None = None,
     usage: str = "CONFIG.yaml",
-    prepare: Callable[[Any], Any] = lambda settings: settings,
-    tell: Callable[[Outcome], str] = lambda outcome: "",
-    conclude: Callable[[Any, Outcome], None] = lambda settings, outcome: None,
 ) -> None:
-    """`python jobs/STEP.py CONFIG.yaml [dotted.key=value ...]`; exits 0, 2 for a bad setting, 1 otherwise.
+    """Run `python jobs/STEP.py CONFIG.yaml [dotted.key=value ...]`; exits 0, 2 for a bad setting, 1 otherwise.
 
-    --dry-run starts nothing: `dry_run(settings)` prints what would be done, and returns its numbers; without one, the
-    settings are checked and printed. `arguments` are by default the process's, `usage` what stands before the
-    overrides. `prepare` may change the settings that were read. What `tell` makes of the outcome is printed above the
-    last line. `conclude` is called with the outcome; what it raises ends the job as a failing step would.
+    Args:
+        settings_class: the step's settings; their module imports neither torch nor Ray.
+        load: imports the step. Not called for --help, a bad setting or --dry-run.
+        about: shown by --help.
+        dry_run: prints what would be done and returns its numbers, for --dry-run; by default the settings are checked
+            and printed.
+        arguments: by default the process's.
+        usage: what stands before the overrides.
     """
-    dry, arguments = without_dry_run(sys.argv[1:] if arguments is None else arguments)
-    asked = "-h" in arguments or "--help" in arguments
-    if asked or not arguments:
-        print(f"usage: python jobs/{step.name}.py {usage} [{DRY_RUN}] [dotted.key=value ...]\n")
-        print(f"{(about or '').strip()}\n")
-        print("settings and their defaults:")
-        print("\n".join(describe(step.settings)))
-        sys.exit(0 if asked else 2)
-    try:
-        settings = load_config(step.settings, arguments[0], arguments[1:])
+    with errors_in_one_line():
+        settings, dry = read_settings(settings_class, about, arguments, usage)
         if dry:
-            tell_plan((dry_run or print_settings)(settings))
+            print_plan(settings, dry_run)
             return
-        settings = prepare(settings)
-        outcome = run_step(step, settings)
+        loaded = load()
+        job = loaded if isinstance(loaded, Job) else Job(loaded)
+        from pipelines.core.step import run_step
+
+        settings = job.prepare(settings)
+        outcome = run_step(job.step, settings)
         if outcome.reused:
-            print(f"{step.name}: done before, nothing to do: {outcome.artifact.uri}", file=sys.stderr)
-        if told := tell(outcome):
+            print(f"{job.step.name}: done before, nothing to do: {outcome.artifact.uri}", file=sys.stderr)
+        if told := job.tell(outcome):
             print(f"{told}\n")
         metrics = outcome.artifact.manifest["metrics"]
         print(json.dumps({"artifact": outcome.artifact.uri, "mlflow_run": outcome.mlflow_run, "metrics": metrics}))
         sys.stdout.flush()
-        conclude(settings, outcome)
+        job.conclude(settings, outcome)
         gc.freeze()  # at its end Python would look through all objects of torch and the like once more, for seconds
-    except (ConfigError, ItemsFailed, StepFailed, StorageError) as error:
+
+
+@contextmanager
+def errors_in_one_line(*others: type[Exception]) -> Iterator[None]:
+    """End the process with one line on stderr for errors that a user can mend: status 2 for settings, else 1.
+
+    Args:
+        others: errors of the job's own that are readable, for status 1.
+    """
+    expected: tuple[type[Exception], ...] = (ConfigError, MissingArtifact, StepFailed, StorageError, *others)
+    try:
+        yield
+    except expected as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        sys.exit(2 if isinstance(error, ConfigError | MissingArtifact) else 1)
+
+
+def read_settings(
+    settings_class: type[BaseModel],
+    about: str | None,
+    arguments: Sequence[str] | None = None,
+    usage: str = "CONFIG.yaml",
+    note: str = "",
+) -> tuple[Any, bool]:
+    """Return a job's settings, and whether it is but a --dry-run; print help and exit where that is asked for.
+
+    `note` is the last paragraph of the help, the others are those of `main`. Raises ConfigError.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    rest = [argument for argument in arguments if argument != DRY_RUN]
+    asked = "-h" in rest or "--help" in rest
+    if asked or not rest:
+        print(f"usage: python {sys.argv[0]} {usage} [{DRY_RUN}] [dotted.key=value ...]\n")
+        print(f"{(about or '').strip()}\n")
+        print("settings and their defaults:")
+        print("\n".join(describe(settings_class)))
+        print(f"\n{note}" if note else "", end="\n" if note else "")
+        sys.exit(0 if asked else 2)
+    return load_config(settings_class, rest[0], rest[1:]), len(rest) < len(arguments)
+
+
+def print_plan(settings: Any, dry_run: Callable[[Any], dict[str, Any]] | None = None) -> None:
+    """Print what a --dry-run says: by default all settings, defaults too, as a configuration file would have them."""
+    if dry_run is None:
+        print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    numbers = dry_run(settings) if dry_run else {}
+    print(json.dumps({"artifact": None, "mlflow_run": None, "metrics": numbers}))

@@ -2,7 +2,7 @@
 
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
@@ -86,6 +86,12 @@ class RunSettings(Settings):
     experiment: str = "asymflow"
     ray_address: str = ""
     """Ray cluster to join; empty: RAY_ADDRESS where set, else a local Ray"""
+
+
+class StepSettings(Settings):
+    """Base of every step's settings."""
+
+    run: RunSettings = RunSettings()
 
 
 C = TypeVar("C", bound=BaseModel)
@@ -185,6 +191,13 @@ def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     return sorted(model.model_fields)
 
 
+def allowed_texts(annotation: Any) -> list[str]:
+    """Return the texts that a setting of this type is one of; empty where it is not a Literal of texts."""
+    if get_origin(annotation) is Literal:
+        return [value for value in get_args(annotation) if isinstance(value, str)]
+    return [text for part in get_args(annotation) for text in allowed_texts(part)]
+
+
 def describe(model: type[BaseModel], prefix: str = "") -> list[str]:
     """One line a setting, `dotted.key = default  # what it is`, for --help."""
     lines = []
@@ -195,6 +208,7 @@ def describe(model: type[BaseModel], prefix: str = "") -> list[str]:
             continue
         default = field.get_default(call_default_factory=True)
         shown = "(required)" if default is PydanticUndefined else repr(default)
-        note = f"  # {' '.join(field.description.split())}" if field.description else ""
-        lines.append(f"  {prefix}{name} = {shown}{note}")
+        about = [" | ".join(allowed_texts(field.annotation)), " ".join((field.description or "").split())]
+        note = "; ".join(filter(None, about))
+        lines.append(f"  {prefix}{name} = {shown}{f'  # {note}' if note else ''}")
     return lines

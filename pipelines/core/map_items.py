@@ -16,14 +16,14 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import ray
-from pydantic import Field
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
 from pipelines.core import storage
-from pipelines.core.config import Settings
+from pipelines.core.errors import ItemsFailed as ItemsFailed
+from pipelines.core.workers import Workers
 
 LOGGER = logging.getLogger(__name__)
 MAX_FAILED = 10
@@ -32,39 +32,6 @@ _SHOWN = 3
 _READERS = 8
 
 Worker = Callable[[str], dict[str, Any]]
-
-
-class ItemsFailed(RuntimeError):
-    """Some items of a step have no result; the message names them."""
-
-
-class Workers(Settings):
-    """The actors of a step, one CPU each."""
-
-    workers: int = Field(2, ge=1)
-
-    @property
-    def gpus(self) -> float:
-        return 0
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Others of Ray's, for each actor."""
-        return {}
-
-
-class ModelWorkers(Workers):
-    """Actors that each hold a model."""
-
-    gpus_per_worker: float = Field(0, ge=0)
-
-    @property
-    def gpus(self) -> float:
-        return self.gpus_per_worker
-
-    @property
-    def device(self) -> str:
-        return "cuda" if self.gpus else "cpu"
 
 
 def shard_name(uri: str) -> str:

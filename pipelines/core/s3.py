@@ -18,6 +18,8 @@ from typing import Any, BinaryIO, TypeVar
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, IncompleteReadError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from pipelines.core.errors import StorageError
+
 T = TypeVar("T")
 LOGGER = logging.getLogger(__name__)
 CHUNK = 4 << 20
@@ -26,10 +28,6 @@ CONNECT_SECONDS = 10
 SILENT_SECONDS = 60
 """A connection that is silent for as long is given up"""
 _PASSING_CODES = ("RequestTimeout", "BadDigest", "IncompleteBody", "NoSuchUpload")
-
-
-class StorageError(OSError):
-    """S3 refused, or still failed at the last attempt; the message has the URI and S3's reason."""
 
 
 def may_pass(error: BaseException) -> bool:

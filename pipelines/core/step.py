@@ -11,20 +11,11 @@ from typing import TYPE_CHECKING, Any
 from asymflow.content import content_of
 from pipelines.core import artifacts, storage
 from pipelines.core.artifacts import Artifact, MissingArtifact
-from pipelines.core.config import ConfigError, RunSettings, Settings
+from pipelines.core.config import ConfigError, RunSettings, StepSettings
+from pipelines.core.errors import StepFailed as StepFailed
 
 if TYPE_CHECKING:
     from pipelines.core.tracking import Tracker
-
-
-class StepFailed(RuntimeError):
-    """A step that came to no end; the message says why, and whether to run it again. Exit status 1."""
-
-
-class StepSettings(Settings):
-    """Base of every step's settings."""
-
-    run: RunSettings = RunSettings()
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
-import pyarrow.fs as pafs
-
 from asymflow.content import content_of
 from pipelines.core import s3
-from pipelines.core.s3 import StorageError as StorageError
+from pipelines.core.errors import StorageError as StorageError
 
 T = TypeVar("T")
 
@@ -104,6 +102,8 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     """URIs of all files below a folder, sorted; hidden and unfinished ones left out. Empty where there is none."""
     base = absolute(uri)
     if is_local(uri):
+        import pyarrow.fs as pafs  # settings that name a file are read without it
+
         selector = pafs.FileSelector(base, recursive=True, allow_not_found=True)
         infos = pafs.LocalFileSystem().get_file_info(selector)
         names = [info.path[len(base) + 1 :] for info in infos if info.type == pafs.FileType.File]

@@ -12,19 +12,19 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from pydantic import Field
 
-from asymflow.models.captioner import MIN_PIXELS, Caption, Captioner, QwenCaptioner
+from asymflow.models.captioner import Caption, Captioner, QwenCaptioner
 from asymflow.models.captioner_vllm import VllmCaptioner
 from asymflow.outside_text import read_json_object
 from pipelines.core import storage
-from pipelines.core.config import ConfigError, Uri
-from pipelines.core.map_items import ModelWorkers, by_name, item_name, map_items
-from pipelines.core.step import Context, Step, StepSettings
+from pipelines.core.config import ConfigError
+from pipelines.core.map_items import by_name, item_name, map_items
+from pipelines.core.step import Context, Step
+from pipelines.data.config import CaptionSettings
 from pipelines.data.datasets import RowWriter, read_rows
 from pipelines.data.images import BadImage, decode_image
 
@@ -36,37 +36,9 @@ SCHEMA = pa.schema(
         "tokens": pa.int32(), "finished": pa.bool_(),
     }
 )  # fmt: skip
-PROMPT = (
-    "Describe this picture in one dense, factual paragraph of at most 150 words: the subjects and their attributes, "
-    "how many there are, where they are in relation to each other, the background, any legible text in quotation "
-    "marks, the style or medium, and the light. State only what can be seen. Begin with the subject itself, without "
-    'an opening like "The image shows".'
-)
 PUBLISHED = "Qwen/Qwen2.5-VL-7B-Instruct"
 SHOWN = 12
 _WHOLE_SENTENCES = re.compile(r".*[.!?][\"'”’)\]]*(?=\s|$)")
-
-
-class CaptionWorkers(ModelWorkers):
-    batch_pixels: int = Field(16 << 20, ge=1)
-    """Pixels of the pictures captioned together, as the vision tower sees them, and one picture at least; lower it
-    where a GPU runs out of memory: what is finished stays"""
-
-
-class CaptionSettings(StepSettings):
-    curated: Uri
-    """Artifact of the curate step"""
-    model: Uri
-    """Local folder of a Qwen2.5-VL model"""
-    backend: Literal["transformers", "vllm"] = "transformers"
-    """vllm is much faster, needs whole GPUs, and is installed with `pip install 'asymflow[vllm]'`"""
-    prompt: str = Field(PROMPT, min_length=1)
-    """What is asked about each picture"""
-    max_new_tokens: int = Field(320, ge=1)
-    """A longer caption is cut after its last whole sentence"""
-    max_pixels: int = Field(1280 * 28 * 28, ge=MIN_PIXELS)
-    """Larger pictures are made smaller for the vision tower; 28 x 28 pixels are one token"""
-    resources: CaptionWorkers = CaptionWorkers()
 
 
 def check(settings: CaptionSettings) -> None:

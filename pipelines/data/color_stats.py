@@ -11,20 +11,14 @@ from asymflow.moments import ChannelHistogram, ChannelMoments
 from asymflow.oklab import RELEASED, OklabSpace, srgb8_to_oklab
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
-from pipelines.core.config import Uri
-from pipelines.core.map_items import Workers, map_items
-from pipelines.core.step import Context, Step, StepSettings
+from pipelines.core.map_items import map_items
+from pipelines.core.step import Context, Step
+from pipelines.data.config import ColorStatsSettings
 from pipelines.data.datasets import Piece, cut_into_pieces, read_images
 from pipelines.viz.figures import histogram_figure
 
 CHANNELS = ("L", "a", "b")
 _STRIP = 1 << 14  # pixels that a processor's cache holds through the colour conversion
-
-
-class ColorStatsSettings(StepSettings):
-    curated: Uri
-    """Artifact of the curate step"""
-    resources: Workers = Workers()
 
 
 class PieceColors:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipelines.core.artifacts import Artifact
 from pipelines.core.base_models import load_image_encoder, load_text_encoder
-from pipelines.core.map_items import ModelWorkers
+from pipelines.core.workers import ModelWorkers
 from pipelines.data.datasets import MOST_PIXELS, decode_pixels
 
 Promise = Callable[[], Sequence[Tensor]]

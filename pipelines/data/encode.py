@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import torch
-from pydantic import Field
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -23,40 +22,15 @@ from asymflow.models.latent import TextEncoder
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.base_models import check_base, load_image_encoder, load_text_encoder, read_geometry
-from pipelines.core.config import ConfigError, OptionalUri, Settings, Uri, added
-from pipelines.core.map_items import ModelWorkers, by_name, map_items
-from pipelines.core.step import Context, Step, StepSettings
+from pipelines.core.config import ConfigError
+from pipelines.core.map_items import by_name, map_items
+from pipelines.core.step import Context, Step
+from pipelines.data.config import EncodeSettings
 from pipelines.data.datasets import read_images, read_rows, rows_by_group
 from pipelines.data.tensors import open_writer, ragged_field, tensor_field, to_ragged_array, to_tensor_array
 
 KEY, CAPTION = pa.field("key", pa.string()), pa.field("caption", pa.string())
 UNCONDITIONAL = "unconditional.safetensors"
-
-
-class Resources(Settings):
-    """Two pools, one after the other."""
-
-    latents: ModelWorkers = ModelWorkers()
-    text: ModelWorkers = ModelWorkers()
-
-
-class EncodeSettings(StepSettings):
-    curated: Uri
-    """Artifact of the curate step"""
-    captions: OptionalUri = ""
-    """Artifact of the caption step; empty: the captions of the curated pictures"""
-    base: Uri
-    """Folder of the latent model, a diffusers pipeline; its encoders of pictures and captions are used"""
-    max_text_tokens: int = Field(512, ge=1)
-    """Longer captions are cut"""
-    text_padding: Literal["none", "max_length"] = added("none")
-    """max_length: every text has max_text_tokens, and the model sees the padding, as FLUX.2 klein was trained; with
-    text=stored that is 12.6 MB per caption of the 9B model"""
-    latents: Literal["stored", "on_the_fly"] = "stored"
-    """on_the_fly: none are stored; the curated pictures are encoded while training"""
-    text: Literal["stored", "on_the_fly"] = "stored"
-    """on_the_fly: only captions are stored, and encoded while training: 3M long ones would fill many terabytes"""
-    resources: Resources = Resources()
 
 
 def check(settings: EncodeSettings) -> None:

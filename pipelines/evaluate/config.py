@@ -4,13 +4,14 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipelines.core.config import OptionalUri, Settings
-from pipelines.core.map_items import ModelWorkers
-from pipelines.core.step import StepSettings
+from pipelines.core.config import OptionalUri, Settings, StepSettings
+from pipelines.core.workers import ModelWorkers
 from pipelines.evaluate.scorers import Scorers
 from pipelines.sample.parameters import DrawingSettings
 
 Model = Literal["latent", "lifted", "trained"]
+SuiteName = Literal["demo", "classes", "coco10k", "hpsv3_benchmark", "dpg", "geneval", "imagenet50k"]
+"""See `pipelines.evaluate.suites`"""
 
 
 class PromptSource(Settings):
@@ -50,8 +51,8 @@ class Resources(ModelWorkers):
 
 
 class EvaluateSettings(StepSettings):
-    suite: str = "demo"
-    """demo, coco10k, hpsv3_benchmark, dpg, geneval; of class-conditional models: classes, imagenet50k"""
+    suite: SuiteName = "demo"
+    """What is measured; classes and imagenet50k are of class-conditional models"""
     base: OptionalUri = ""
     """Folder of the latent model"""
     adapter: str = ""

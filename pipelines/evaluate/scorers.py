@@ -6,24 +6,24 @@ actor that scores.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from asymflow.metrics import squeeze
+from asymflow.metrics import squeeze_file
 from asymflow.metrics.protocol import Protocol, fingerprint
-from asymflow.metrics.templates import read_template
-from asymflow.metrics.weights import MissingWeights, identify
 from pipelines.core.config import Settings
-from pipelines.core.map_items import ModelWorkers
-from pipelines.evaluate.prompts import Prompt
+from pipelines.core.workers import ModelWorkers
+
+if TYPE_CHECKING:  # settings are read without torch; a scorer imports its model's module when it loads it
+    from torch import Tensor
+
+    from pipelines.evaluate.prompts import Prompt
 
 Row = dict[str, Any]
 OPEN_CLIP = "open_clip_model.safetensors"
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
-Score = Callable[[Tensor, Sequence[Prompt]], list[Row]]
+Score = Callable[["Tensor", Sequence["Prompt"]], list[Row]]
 """(uint8 pictures (B, 3, H, W), their prompts) -> what each got: numbers, texts, lists, and features as tensors"""
 
 
@@ -60,6 +60,8 @@ class ModelScorer(Scorer):
 
     def identity(self) -> dict[str, Any]:
         """A model is what it is, wherever it lies. Raises MissingWeights."""
+        from asymflow.metrics.weights import MissingWeights, identify
+
         found = {}
         for name, (needed, file) in self.needed.items():
             try:
@@ -70,11 +72,13 @@ class ModelScorer(Scorer):
 
 
 def _content(template: str, fields: Sequence[str], origin: str) -> str:
+    from asymflow.metrics.templates import read_template
+
     return fingerprint({"text": read_template(template, fields, origin)})
 
 
-def _scores(call: Callable[[Tensor, list[str]], Tensor]) -> Score:
-    def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
+def _scores(call: "Callable[[Tensor, list[str]], Tensor]") -> Score:
+    def score(images: "Tensor", prompts: "Sequence[Prompt]") -> list[Row]:
         return [{"score": value} for value in call(images, [prompt.text for prompt in prompts]).tolist()]
 
     return score
@@ -169,7 +173,7 @@ class InceptionScorer(ModelScorer):
 
         metric = Inception.load(self.model, device=device, resize=self.resize, rounding=self.rounding)
 
-        def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
+        def score(images: "Tensor", prompts: "Sequence[Prompt]") -> list[Row]:
             found = metric.features(images)
             return [{name: getattr(found, name)[i] for name in self.features} for i in range(len(images))]
 
@@ -194,7 +198,7 @@ class GenEvalScorer(ModelScorer):
         detector = Mask2FormerDetector.load(self.model, device=device)
         metric = GenEval(detector, ColorClassifier.load(self.colors, device=device, architecture=self.architecture))
 
-        def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
+        def score(images: "Tensor", prompts: "Sequence[Prompt]") -> list[Row]:
             return metric(images, [prompt.data for prompt in prompts])
 
         return score, metric.protocol
@@ -210,13 +214,15 @@ class DpgScorer(ModelScorer):
         return Scorer.identity(self) if self.kind == "mplug" and self.model else super().identity()
 
     def load(self, device: str) -> tuple[Score, Protocol]:
+        import torch
+
         from asymflow.metrics.mplug import Mplug
         from asymflow.metrics.yes_no import load_yes_no
 
         load = Mplug.load if self.kind == "mplug" else load_yes_no
         metric = load(self.model, device=device)
 
-        def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
+        def score(images: "Tensor", prompts: "Sequence[Prompt]") -> list[Row]:
             """A picture is one crop of the reference's grid of four, which needs not be pasted and cut again."""
             asked = [(i, q, text) for i, prompt in enumerate(prompts) for q, text in prompt.data["questions"].items()]
             rows: list[Row] = [{"answers": {}} for _ in prompts]
@@ -235,7 +241,7 @@ class SpectrumScorer(Scorer):
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.spectrum import high_frequency_power, radial_spectrum
 
-        def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
+        def score(images: "Tensor", prompts: "Sequence[Prompt]") -> list[Row]:
             return [
                 {"score": high_frequency_power(one), "radial": radial_spectrum(one)}
                 for one in (images.double() / 127.5 - 1).split(1)
@@ -247,14 +253,14 @@ class SpectrumScorer(Scorer):
 class SqueezeScorer(ModelScorer):
     """Features for a Fréchet distance between small pictures."""
 
-    needed = {"model": (squeeze.NEEDED, squeeze.FILE)}
+    needed = {"model": (squeeze_file.NEEDED, squeeze_file.FILE)}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.squeeze import SqueezeFeatures
 
         metric = SqueezeFeatures(self.model, device)
 
-        def score(images: Tensor, prompts: Sequence[Prompt]) -> list[Row]:
+        def score(images: "Tensor", prompts: "Sequence[Prompt]") -> list[Row]:
             return [{"pool": features} for features in metric(images)]
 
         return score, metric.protocol

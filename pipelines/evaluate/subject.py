@@ -15,7 +15,7 @@ from asymflow.subspace import Subspace
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError
-from pipelines.data.basis import load_subspace
+from pipelines.data.basis.step import load_subspace
 from pipelines.sample.sampler import Paint, adapter_files, load_painter, weights_sha256
 
 

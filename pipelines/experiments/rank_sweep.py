@@ -8,73 +8,20 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from pipelines.core import storage
-from pipelines.core.config import ConfigError, RunSettings, Settings, set_at, validate
+from pipelines.core.config import ConfigError, set_at, validate
 from pipelines.core.step import Outcome, find_inputs, run_step
-from pipelines.core.yaml_values import Holds
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.step import STEP as EVALUATE
 from pipelines.evaluate.step import measures_of
+from pipelines.experiments.config import RankSweepSettings
 from pipelines.experiments.rank_report import Row, draw_family
-from pipelines.train.pretrain import STEP as PRETRAIN
-from pipelines.train.pretrain.config import PretrainSettings, Repa
+from pipelines.train.pretrain.config import PretrainSettings
+from pipelines.train.pretrain.step import STEP as PRETRAIN
 
 TRAINED = "trained"
-
-
-class Repas(Settings):
-    """The representation alignment, beside the same ranks without."""
-
-    ranks: list[int] = Field([8], min_length=1)
-    settings: Repa
-
-
-class Curve(Settings):
-    """Figure 6: earlier checkpoints, which `pretrain.checkpoints.keep_every` keeps."""
-
-    ranks: list[int] = [0, 8]
-    steps: list[int] = Field([], min_length=0)
-
-
-class Floors(Settings):
-    """Table 1: floors of sigma in sampling."""
-
-    ranks: list[int] = [0, 8]
-    floors: list[float] = [0.04, 0.0]
-    changes: dict[str, Any] = {}
-    """{dotted.key: value} of the evaluation, for all of them"""
-
-
-class RankSweepSettings(Settings):
-    run: RunSettings = RunSettings()
-    pretrain: Annotated[dict[str, Any], Holds(PretrainSettings)]
-    """Settings of the training, but for `run`, `seed` and `subspace`"""
-    evaluate: Annotated[dict[str, Any], Holds(EvaluateSettings)]
-    """Settings of the evaluation, but for `run` and `pretrained`"""
-    metric: str = "frechet"
-    """That is drawn; of the suite's"""
-    ranks: list[int] = Field([0, 2, 4, 8, 16, 32, 768], min_length=1)
-    random_ranks: list[int] = [8]
-    """Of random subspaces"""
-    repa: Repas | None = None
-    seeds: list[int] = Field([0, 1, 2], min_length=1)
-    floors: Floors = Floors()
-    curve: Curve = Curve()
-    guidance: dict[int, tuple[float, float, float]] = {}
-    """{rank: scale, and both ends of the interval} where they are not the evaluation's (Table 5)"""
-    random_guidance: dict[int, tuple[float, float, float]] = {}
-    """The same for random subspaces"""
-
-    @model_validator(mode="after")
-    def _within(self) -> "RankSweepSettings":
-        for name, ranks in {"floors": self.floors.ranks, "curve": self.curve.ranks}.items():
-            if odd := sorted(set(ranks) - set(self.ranks)):
-                raise ValueError(f"{name}.ranks={ranks}: {odd[0]} is not among `ranks`")
-        return self
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,15 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, Any
 
 from pipelines.core import storage
-from pipelines.core.config import ConfigError, RunSettings, Settings, set_at, validate
+from pipelines.core.config import ConfigError, set_at, validate
 from pipelines.core.step import Outcome, find_inputs, run_step
 from pipelines.core.text_table import aligned
-from pipelines.core.yaml_values import Holds
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.step import STEP, measures_of, models_of, pin_registered
+from pipelines.experiments.config import Search, SweepSettings
 from pipelines.viz.figures import new_figure
 
 if TYPE_CHECKING:
@@ -29,51 +27,6 @@ SCALE_UNITS, INTERVAL_UNITS = 10, 50
 """The guidance search's steps are 0.1 of scale and 0.02 of noise level, counted in whole numbers (App. B.1)"""
 _LABEL = 16
 GUIDANCE, INTERVAL = "sampling.guidance", "sampling.guidance_interval"
-
-
-class Search(Settings):
-    """Guidance by scale and interval, from coarse to fine: first a grid with wide steps, then from its best point to
-    better neighbours, with steps halved whenever none is left."""
-
-    scale: tuple[float, float] = (1.0, 4.0)
-    """Lowest and highest"""
-    low: tuple[float, float] = (0.0, 0.4)
-    """Lower end of the interval, lowest and highest"""
-    high: tuple[float, float] = (0.6, 1.0)
-    """Upper end of the interval"""
-    coarse: int = Field(8, ge=1)
-    """First step, in units of 0.1 of scale and 0.02 of noise level"""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Search":
-        for name in ("scale", "low", "high"):
-            low, high = getattr(self, name)
-            if not 0 <= low <= high:
-                raise ValueError(f"{name}={(low, high)}: must be two numbers, the lower one first")
-        if self.scale[0] < 1 or self.high[1] > 1:
-            raise ValueError("scale must not be below 1, nor high above 1")
-        return self
-
-
-class SweepSettings(Settings):
-    run: RunSettings = RunSettings()
-    evaluate: Annotated[dict[str, Any], Holds(EvaluateSettings)]
-    """Settings of the evaluation, but for `run`"""
-    metric: str
-    """MODEL/METRIC that decides which point is best"""
-    grid: dict[str, list[Any]] = {}
-    """{dotted.key of the evaluation: its values}: every combination is evaluated"""
-    search: Search | None = None
-    """Or the search for guidance"""
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> "SweepSettings":
-        if bool(self.grid) == (self.search is not None):
-            raise ValueError("grid, search: give one of the two")
-        empty = [key for key, values in self.grid.items() if not values]
-        if empty:
-            raise ValueError(f"grid.{empty[0]}: has no values")
-        return self
 
 
 @dataclass(frozen=True)

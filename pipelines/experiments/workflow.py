@@ -4,19 +4,19 @@ That is all there is to it: a step whose artifact stands is not run again.
 """
 
 import hashlib
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from pipelines.core import storage
-from pipelines.core.config import ConfigError, RunSettings, Settings, Uri, validate
+from pipelines.core.config import ConfigError, validate
 from pipelines.core.step import Outcome, Step, run_step
 from pipelines.core.text_table import aligned
 from pipelines.core.tracking import check_run, open_run_of
-from pipelines.core.yaml_values import Holds
-from pipelines.data import basis, caption, color_stats, curate, encode
+from pipelines.data import caption, color_stats, encode
+from pipelines.data.basis import step as basis
+from pipelines.data.curate import step as curate
 from pipelines.evaluate import step as evaluate
-from pipelines.train import finetune
+from pipelines.experiments.config import WorkflowSettings
+from pipelines.train.finetune import step as finetune
 
 STEPS: dict[str, Step] = {
     step.name: step
@@ -24,24 +24,6 @@ STEPS: dict[str, Step] = {
         curate.STEP, caption.STEP, color_stats.STEP, basis.STEP, encode.STEP, finetune.STEP, evaluate.STEP
     )  # fmt: skip
 }
-
-
-class WorkflowSettings(Settings):
-    """One section a step, holding that step's settings but for `run`, `base` and its inputs, which are filled in."""
-
-    name: str = "workflow"
-    run: RunSettings = RunSettings()
-    base: Uri
-    """Folder of the latent model, a diffusers pipeline"""
-    curate: Annotated[dict[str, Any], Holds(STEPS["curate"].settings)] = Field(default_factory=dict)
-    caption: Annotated[dict[str, Any] | None, Holds(STEPS["caption"].settings)] = None
-    """Left out unless given: the captions of the crawl are kept"""
-    color_stats: Annotated[dict[str, Any] | None, Holds(STEPS["color_stats"].settings)] = Field(default_factory=dict)
-    """null leaves it out, for a basis whose space is not measured by it"""
-    basis: Annotated[dict[str, Any], Holds(STEPS["basis"].settings)] = Field(default_factory=dict)
-    encode: Annotated[dict[str, Any], Holds(STEPS["encode"].settings)] = Field(default_factory=dict)
-    finetune: Annotated[dict[str, Any], Holds(STEPS["finetune"].settings)] = Field(default_factory=dict)
-    evaluate: Annotated[dict[str, Any], Holds(STEPS["evaluate"].settings)] = Field(default_factory=dict)
 
 
 def step_settings(step: Step, settings: WorkflowSettings, made: dict[str, str]) -> Any:

@@ -5,10 +5,8 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.core.config import Settings, Uri
-from pipelines.core.map_items import ModelWorkers
-from pipelines.core.step import StepSettings
-from pipelines.data.prompt_files import read_prompt_file
+from pipelines.core.config import Settings, StepSettings, Uri
+from pipelines.core.workers import ModelWorkers
 from pipelines.sample.parameters import DrawingSettings
 
 
@@ -64,6 +62,8 @@ class SampleSettings(StepSettings, DrawingSettings):
             return tree
         if tree.get("prompts"):
             raise ValueError("prompts and prompt_file are both given: leave one")
+        from pipelines.data.prompt_files import read_prompt_file  # pyarrow, for this alone
+
         uri = str(tree["prompt_file"])
         try:
             prompts = read_prompt_file(uri, str(tree.get("prompt_column", "prompt")))

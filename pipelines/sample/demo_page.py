@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from pipelines.core.config import ConfigError, validate
-from pipelines.sample import check, check_model, made_from, models_of
 from pipelines.sample.config import Safety, SampleSettings
 from pipelines.sample.metadata import encode_marked
 from pipelines.sample.safety import SafetyFilter, check_safety
 from pipelines.sample.sampler import Painter
+from pipelines.sample.step import check, check_model, made_from, models_of
 from pipelines.viz.image_grid import to_pictures
 
 TITLES = {"latent": "Latent base", "pixel": "Pixel model"}

@@ -1,14 +1,16 @@
 """How pictures are drawn: the settings, and what they come to for one model."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field, field_validator
-from torch import Tensor
 
-from asymflow.adapters import SamplingDefaults
 from pipelines.core.config import ConfigError, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asymflow.adapters import SamplingDefaults
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,10 @@ class Drawing:
     sigma_floor: float | None = None
     """Of class-conditional models; None: the model's own"""
 
-    def noise(self, seeds: list[int]) -> Tensor:
+    def noise(self, seeds: list[int]) -> "Tensor":
         """(B, 3, H, W): a seed's is that of torch's own generator, whatever it is drawn with."""
+        import torch  # settings are read without it
+
         shape = (3, self.height, self.width)
         return torch.stack([torch.randn(shape, generator=torch.Generator("cpu").manual_seed(s)) for s in seeds])
 
@@ -70,7 +74,7 @@ class DrawingSettings(Settings):
             if side is not None and side % patch_size:
                 raise ConfigError(f"{section}{name}={side}: must be a multiple of {patch_size}, the side of a patch")
 
-    def drawing(self, defaults: SamplingDefaults) -> Drawing:
+    def drawing(self, defaults: "SamplingDefaults") -> Drawing:
         height, width = self.height or defaults.height, self.width or defaults.width
         return Drawing(
             height=height,

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,20 +17,11 @@ from pipelines.data.datasets import read_images
 from pipelines.toy.autoencoder import psnr, to_unit, train_autoencoder
 from pipelines.toy.flow import SHIFT, train_flow
 from pipelines.toy.perceptual import train_backbone
+from pipelines.toy.steps import Steps as Steps
 from pipelines.toy.text_encoder import train_text_encoder, train_tokenizer
 from pipelines.viz.image_grid import grid_of, to_pictures
 
 BACKBONE_FILE = "perceptual_squeeze.safetensors"
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Optimizer steps of each part. The defaults are the shipped weights': about an hour and a quarter on two cores."""
-
-    autoencoder: int = 5500
-    text_encoder: int = 800
-    flow: int = 16_000
-    backbone: int = 2000
 
 
 def load_pictures(files: list[str]) -> tuple[Tensor, list[str]]:

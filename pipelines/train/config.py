@@ -4,8 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.core.config import Settings, added
-from pipelines.core.step import StepSettings
+from pipelines.core.config import Settings, StepSettings, added
 
 
 class Optim(Settings):

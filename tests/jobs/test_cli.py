@@ -179,7 +179,7 @@ def test_a_suite_may_stand_before_the_configuration(job, config, tmp_path):
     status, out, err = job("evaluate", "imagenet50k", settings)
     assert status == 2 and out == "" and err.startswith("error: pretrained: missing; imagenet50k is of models that are")
     status, out, err = job("evaluate", settings, "suite=nonsense")
-    assert status == 2 and err.startswith("error: suite='nonsense': must be one of demo, classes, coco10k, ")
+    assert status == 2 and err.startswith("error: suite='nonsense': input should be 'demo', 'classes', 'coco10k', ")
     assert job("evaluate", "coco10k")[0] == 2
 
 

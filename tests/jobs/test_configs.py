@@ -8,9 +8,10 @@ from asymflow.adapters import SamplingDefaults
 from pipelines.core.artifacts import settings_of
 from pipelines.core.config import load_config
 from pipelines.evaluate.config import EvaluateSettings
-from pipelines.experiments.rank_sweep import RankSweepSettings, evaluation_of, training_of, variants_of
-from pipelines.experiments.sweep import SweepSettings, grid_of, point_settings
-from pipelines.experiments.workflow import STEPS, WorkflowSettings, fill_all
+from pipelines.experiments.config import RankSweepSettings, SweepSettings, WorkflowSettings
+from pipelines.experiments.rank_sweep import evaluation_of, training_of, variants_of
+from pipelines.experiments.sweep import grid_of, point_settings
+from pipelines.experiments.workflow import STEPS, fill_all
 from pipelines.sample.config import SampleSettings
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.export import sampling_defaults

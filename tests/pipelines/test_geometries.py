@@ -20,12 +20,12 @@ from asymflow.subspace import Subspace, fit_scale, procrustes_basis
 from pipelines.core.artifacts import Artifact
 from pipelines.core.base_models import load_image_encoder, read_geometry, read_patch_size
 from pipelines.core.config import ConfigError, load_config, validate
-from pipelines.data.basis import STEP as BASIS
-from pipelines.data.basis import BasisSettings
-from pipelines.sample import check
+from pipelines.data.basis.config import BasisSettings
+from pipelines.data.basis.step import STEP as BASIS
 from pipelines.sample.config import SampleSettings
 from pipelines.sample.parameters import Drawing
 from pipelines.sample.sampler import Painter
+from pipelines.sample.step import check
 from pipelines.train.finetune.batches import Batch
 from pipelines.train.finetune.config import FinetuneSettings, Loss, Perceptual
 from pipelines.train.finetune.objective import Objective

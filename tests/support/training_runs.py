@@ -16,8 +16,9 @@ from pipelines.core.artifacts import Artifact
 from pipelines.core.config import validate
 from pipelines.core.step import Step
 from pipelines.experiments.workflow import step_settings
-from pipelines.train import finetune, pretrain
+from pipelines.train.finetune import step as finetune
 from pipelines.train.metrics_log import Record
+from pipelines.train.pretrain import step as pretrain
 
 STEPS, BATCH = 20, 6
 

@@ -6,9 +6,8 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from pipelines.core.base_models import PUBLISHED, read_geometry
-from pipelines.core.config import ConfigError, Layout, OptionalUri, Uri
-from pipelines.core.map_items import ModelWorkers
-from pipelines.core.step import StepSettings
+from pipelines.core.config import ConfigError, Layout, OptionalUri, StepSettings, Uri
+from pipelines.core.workers import ModelWorkers
 
 
 class BasisSettings(StepSettings):

@@ -4,11 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipelines.core.config import Settings, Uri
-from pipelines.core.map_items import Workers
-from pipelines.core.step import StepSettings
+from pipelines.core.config import Settings, StepSettings, Uri
+from pipelines.core.workers import Workers
 from pipelines.data.curate.filters import Filters
-from pipelines.data.curate.shard_reader import Columns
+from pipelines.data.curate.samples import Columns
 
 
 class Encoding(Settings):

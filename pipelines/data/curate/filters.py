@@ -8,7 +8,7 @@ from PIL import Image
 from pydantic import Field
 
 from pipelines.core.config import Settings
-from pipelines.data.curate.shard_reader import Columns
+from pipelines.data.curate.samples import Columns
 
 _LARGEST = 1e9  # of a believable score
 _URL = re.compile(r"https?://|\bwww\.|\S+\.(?:com|net|org)(?:/|$)|^\S+\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg)$", re.I)

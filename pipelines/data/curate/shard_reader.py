@@ -14,30 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.core import storage
-from pipelines.core.config import ConfigError, Settings
+from pipelines.core.config import ConfigError
+from pipelines.data.curate.samples import Columns as Columns
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 LARGEST_FILE = 256 << 20  # bytes of one member or one cell; no picture is so large, and a bomb would be
 _ROWS = 16  # of a parquet shard decoded at once
-
-
-class Columns(Settings):
-    """What the crawl calls things: columns of parquet shards, keys of a tar's json. The defaults are LAION's."""
-
-    key: str = "key"
-    """Of parquet shards; empty: numbered"""
-    image: str = "jpg"
-    """Column of encoded bytes in parquet shards; in tars a picture is known by its extension"""
-    caption: str = "caption"
-    """Of parquet shards, and of a tar without .txt members"""
-    sha256: str = "sha256"
-    aesthetic: str = "aesthetic"
-    punsafe: str = "punsafe"
-    pwatermark: str = "pwatermark"
-    similarity: str = "similarity"
-    label: str = ""
-    """Number of the class, from 0, where `labels` is column"""
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from pipelines.core.base_models import read_geometry
 from pipelines.core.config import ConfigError, Layout, Settings, Uri, added
-from pipelines.core.map_items import ModelWorkers
+from pipelines.core.workers import ModelWorkers
 from pipelines.train import config as train
 
 
@@ -109,6 +109,10 @@ class Validation(Settings):
     shift: float = Field(17.0, gt=0)
     latent_shift: float = Field(7.0, gt=0)
     """Of the base, and of `model: latent`"""
+
+
+ExportFormat = Literal["released", "comfyui", "merged"]
+ExportDtype = Literal["bfloat16", "float16", "float32"]
 
 
 class Export(Settings):

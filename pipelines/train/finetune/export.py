@@ -28,11 +28,11 @@ from pipelines.core.config import ConfigError
 from pipelines.core.provenance import read_run
 from pipelines.core.step import Step, find_inputs, identify
 from pipelines.core.tracking import Tracker, tracking_uri
-from pipelines.data.basis import load_subspace
+from pipelines.data.basis.step import load_subspace
 from pipelines.train.ema import read_average
 from pipelines.train.finetune.card import CARD, model_card, without_header
-from pipelines.train.finetune.config import FinetuneSettings, Validation
-from pipelines.train.finetune.export_formats import Format, convert
+from pipelines.train.finetune.config import ExportFormat, FinetuneSettings, Validation
+from pipelines.train.finetune.export_formats import convert as convert
 
 FOLDER = "adapter"
 ERRORS = (ConfigError, MissingArtifact, storage.StorageError, MlflowException, ValueError, OSError)
@@ -65,7 +65,7 @@ def export_run(
     step: int | None = None,
     out: str = "",
     registering: bool = True,
-    format: Format = "released",
+    format: ExportFormat = "released",
     dtype: str = "",
 ) -> dict[str, Any]:
     """Export the run that these settings describe, finished or not, and register it.

@@ -2,7 +2,6 @@
 
 import tempfile
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import safe_open
@@ -12,15 +11,14 @@ from asymflow.adapters.basis import find_subspace
 from pipelines.core import storage
 from pipelines.core.base_models import check_base
 from pipelines.core.config import ConfigError
+from pipelines.train.finetune.config import ExportFormat
 
-Format = Literal["released", "comfyui", "merged"]
-FORMATS: tuple[Format, ...] = ("released", "comfyui", "merged")
 PTH = "subspace.pth"
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
-def convert(adapter: str, format: Format, out: str, base: str = "", dtype: str = "") -> str:
+def convert(adapter: str, format: ExportFormat, out: str, base: str = "", dtype: str = "") -> str:
     """Write the adapter (of the released format or ComfyUI's) in `format` into the folder `out`. Returns its URI.
 
     - released: with the subspace twice, as safetensors and as the released `.pth`;

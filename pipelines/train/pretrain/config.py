@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from asymflow.models.jit import SIZES, JiTConfig
+from asymflow.models.jit_config import SIZES, JiTConfig
 from pipelines.core.config import OptionalUri, Settings, Uri
 from pipelines.train import config as train
 

@@ -1,6 +1,6 @@
 """Floating-point operations of a JiT, in the paper's convention (Table 2): two a multiply-add of every product."""
 
-from asymflow.models.jit import JiTConfig
+from asymflow.models.jit_config import JiTConfig
 
 
 def forward_flops(config: JiTConfig, image_tokens: int) -> float:

@@ -6,8 +6,8 @@ import pytest
 from asymflow.content import content_of
 from pipelines.core import artifacts, storage
 from pipelines.core.artifacts import MissingArtifact, artifact_id, finish, load_artifact, settings_of
-from pipelines.core.config import RunSettings, Settings, Uri, added
-from pipelines.core.step import Step, StepSettings, identify
+from pipelines.core.config import RunSettings, Settings, StepSettings, Uri, added
+from pipelines.core.step import Step, identify
 
 
 class Resources(Settings):

@@ -13,8 +13,10 @@ from ray import cloudpickle
 from pipelines.core import map_items as shards
 from pipelines.core import storage
 from pipelines.core.cli import main
-from pipelines.core.map_items import ItemsFailed, Workers, map_items
-from pipelines.core.step import Step, StepSettings
+from pipelines.core.config import StepSettings
+from pipelines.core.map_items import ItemsFailed, map_items
+from pipelines.core.step import Step
+from pipelines.core.workers import Workers
 
 # Workers do not find the tests' modules: torch-fidelity has a package `tests` of its own.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

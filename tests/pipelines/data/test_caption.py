@@ -11,22 +11,21 @@ import pytest
 from captioner_fixture import write_captioner
 from PIL import Image
 
-from asymflow.models.captioner import Caption
+from asymflow.models.captioner import MIN_PIXELS, Caption
 from pipelines.core import artifacts, storage
 from pipelines.core.config import ConfigError, RunSettings, load_config
 from pipelines.core.step import identify, run_step
 from pipelines.data import caption
 from pipelines.data.caption import (
     STEP,
-    CaptionSettings,
-    CaptionWorkers,
     ShardCaptioner,
     batches,
     clean_caption,
     rows_of,
 )
-from pipelines.data.curate import SCHEMA as CURATED
-from pipelines.data.curate import CurateSettings
+from pipelines.data.config import MIN_CAPTION_PIXELS, CaptionSettings, CaptionWorkers
+from pipelines.data.curate.config import CurateSettings
+from pipelines.data.curate.shard import SCHEMA as CURATED
 from pipelines.data.datasets import RowWriter
 from pipelines.data.images import BadImage, encode_png
 
@@ -348,3 +347,7 @@ def test_the_sheet_grows_with_its_text():
     short, long = (caption.caption_sheet([Image.new("RGB", (64, 32))], [row]) for row in rows)
     assert short.size == (short.width, 128 + 2 * 12) and long.height > 1000 * 5 / 90 * 10
     assert np.asarray(long)[-40:].min() < 128  # the last line is there
+
+
+def test_the_least_pixels_of_the_settings_are_the_captioners():
+    assert MIN_CAPTION_PIXELS == MIN_PIXELS

@@ -8,10 +8,12 @@ from PIL import Image
 from asymflow.oklab import srgb_to_oklab
 from pipelines.core import artifacts, storage
 from pipelines.core.config import ConfigError, RunSettings
-from pipelines.core.map_items import Workers
 from pipelines.core.step import run_step
-from pipelines.data.color_stats import STEP, ColorStatsSettings, load_space
-from pipelines.data.curate import SCHEMA, CurateSettings
+from pipelines.core.workers import Workers
+from pipelines.data.color_stats import STEP, load_space
+from pipelines.data.config import ColorStatsSettings
+from pipelines.data.curate.config import CurateSettings
+from pipelines.data.curate.shard import SCHEMA
 from pipelines.data.datasets import RowWriter, read_images
 from pipelines.data.images import encode_png
 

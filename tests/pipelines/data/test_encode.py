@@ -14,20 +14,19 @@ from asymflow.models.latent import family_of
 from pipelines.core import artifacts, storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError, RunSettings
-from pipelines.core.map_items import ModelWorkers
 from pipelines.core.step import run_step
-from pipelines.data import basis
-from pipelines.data.basis import BasisSettings
-from pipelines.data.caption import CaptionSettings
-from pipelines.data.curate import SCHEMA, CurateSettings
+from pipelines.core.workers import ModelWorkers
+from pipelines.data.basis import step as basis
+from pipelines.data.basis.config import BasisSettings
+from pipelines.data.config import CaptionSettings, EncodeResources, EncodeSettings
+from pipelines.data.curate.config import CurateSettings
+from pipelines.data.curate.shard import SCHEMA
 from pipelines.data.datasets import RowWriter, read_images
 from pipelines.data.embeddings import EncodedLatents, EncodedText, are_latents_stored, text_length, text_padding
 from pipelines.data.encode import (
     STEP,
     UNCONDITIONAL,
-    EncodeSettings,
     LatentWorker,
-    Resources,
     TextWorker,
     load_unconditional,
     output_file,
@@ -64,7 +63,7 @@ def curated(tmp_path_factory):
 
 def settings_for(curated, base, folder, workers=2, **changes) -> EncodeSettings:
     pool = ModelWorkers(workers=workers)
-    run, resources = RunSettings(storage=str(folder)), Resources(latents=pool, text=pool)
+    run, resources = RunSettings(storage=str(folder)), EncodeResources(latents=pool, text=pool)
     return EncodeSettings(curated=curated.uri, base=str(base), run=run, resources=resources, **changes)
 
 

@@ -1,6 +1,7 @@
 """The known answers are right, not only known: each is computed here once more, by other means."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 from pipelines.evaluate import measures, self_test, set_measures
+from pipelines.evaluate.config import SuiteName
 from pipelines.evaluate.self_test import EXPECTED, PROMPTS, REAL, run, wave
 from pipelines.evaluate.suites import SUITES
 
@@ -110,3 +112,7 @@ def test_demo_distances_of_equal_pictures_are_none():
     values = {row["metric"]: row["value"] for m in SUITES["demo"].measures for row in m.rows(same)}
     assert values == {**dict.fromkeys(values, 0.0), "high_frequency_power": 1.0}
     assert all(run("demo")[name] > 0.01 for name in values)
+
+
+def test_the_setting_allows_every_suite():
+    assert get_args(SuiteName) == tuple(SUITES)

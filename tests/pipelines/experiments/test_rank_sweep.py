@@ -17,8 +17,8 @@ from pipelines.core.artifacts import load_artifact
 from pipelines.core.config import ConfigError, validate
 from pipelines.core.step import run_step
 from pipelines.core.tracking import tracking_uri
-from pipelines.data import basis
-from pipelines.data.basis import load_subspace
+from pipelines.data.basis import step as basis
+from pipelines.data.basis.step import load_subspace
 from pipelines.data.datasets import read_images
 from pipelines.evaluate.class_subject import read_class_subject
 from pipelines.evaluate.step import check as check_evaluation

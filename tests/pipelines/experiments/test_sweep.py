@@ -9,7 +9,8 @@ from PIL import Image
 from pipelines.core.config import ConfigError, load_config, validate
 from pipelines.core.tracking import PARENT, tracking_uri
 from pipelines.experiments import sweep
-from pipelines.experiments.sweep import Search, SweepSettings, coarse_to_fine, rows_of, run_sweep, table_of
+from pipelines.experiments.config import Search, SweepSettings
+from pipelines.experiments.sweep import coarse_to_fine, rows_of, run_sweep, table_of
 
 MODELS = Path(__file__).parents[3] / "models"
 

@@ -7,7 +7,8 @@ from PIL import Image
 from pipelines.core import storage
 from pipelines.core.config import ConfigError, validate
 from pipelines.core.tracking import PARENT, tracking_uri
-from pipelines.experiments.workflow import STEPS, WorkflowSettings, run_workflow, step_settings, table
+from pipelines.experiments.config import WorkflowSettings
+from pipelines.experiments.workflow import STEPS, run_workflow, step_settings, table
 
 pytestmark = pytest.mark.ray
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import sample
 from pipelines.core import storage
 from pipelines.core.config import ConfigError, validate
 from pipelines.core.step import run_step
-from pipelines.sample import STEP
+from pipelines.sample import step as sample
 from pipelines.sample.config import SampleSettings
 from pipelines.sample.metadata import read_metadata
 from pipelines.sample.parameters import Drawing
 from pipelines.sample.sampler import Painter
+from pipelines.sample.step import STEP
 from pipelines.train.finetune.export_formats import convert
 
 MODELS = Path(__file__).parents[3] / "models"

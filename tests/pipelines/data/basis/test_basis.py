@@ -13,14 +13,16 @@ from asymflow.subspace import captured_energy, fit_scale, pca_basis, procrustes_
 from pipelines.core import artifacts, storage
 from pipelines.core.base_models import load_image_encoder
 from pipelines.core.config import ConfigError, RunSettings
-from pipelines.core.map_items import ModelWorkers
 from pipelines.core.step import run_step
-from pipelines.data.basis import STEP, BasisSettings, load_subspace, space_for
+from pipelines.core.workers import ModelWorkers
+from pipelines.data.basis.config import BasisSettings
 from pipelines.data.basis.moments import PieceMoments, choose_patches, in_space, own_space, read_partial
 from pipelines.data.basis.report import convergence, merged, standard_errors
-from pipelines.data.curate import SCHEMA, CurateSettings
+from pipelines.data.basis.step import STEP, load_subspace, space_for
+from pipelines.data.config import EncodeSettings
+from pipelines.data.curate.config import CurateSettings
+from pipelines.data.curate.shard import SCHEMA
 from pipelines.data.datasets import RowWriter, cut_into_pieces, read_images
-from pipelines.data.encode import EncodeSettings
 from pipelines.data.images import encode_png
 from pipelines.data.tensors import open_writer, tensor_field, to_tensor_array
 

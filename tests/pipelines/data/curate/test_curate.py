@@ -8,10 +8,11 @@ import pytest
 
 from pipelines.core import storage
 from pipelines.core.config import ConfigError, RunSettings
-from pipelines.core.map_items import Workers
 from pipelines.core.step import run_step
-from pipelines.data.curate import STEP, CurateSettings, check
+from pipelines.core.workers import Workers
+from pipelines.data.curate.config import CurateSettings
 from pipelines.data.curate.filters import Filters
+from pipelines.data.curate.step import STEP, check
 from pipelines.data.images import decode_image
 from pipelines.data.split import is_held_out
 from pipelines.toy.data import _faulty_pictures, write_img2dataset

@@ -11,12 +11,12 @@ from PIL import Image
 
 from pipelines.core import storage
 from pipelines.core.config import ConfigError
-from pipelines.data.curate import check
 from pipelines.data.curate.config import CurateSettings
 from pipelines.data.curate.filters import Filters
 from pipelines.data.curate.report import Histograms
 from pipelines.data.curate.shard import ShardCurator, staged_file
 from pipelines.data.curate.shard_reader import Columns, Sample, list_classes, read_class, read_shard
+from pipelines.data.curate.step import check
 from pipelines.data.datasets import read_rows
 from pipelines.data.images import decode_image
 

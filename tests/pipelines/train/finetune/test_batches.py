@@ -19,8 +19,8 @@ from PIL import Image
 
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
-from pipelines.core.map_items import ModelWorkers
-from pipelines.data.curate import SCHEMA
+from pipelines.core.workers import ModelWorkers
+from pipelines.data.curate.shard import SCHEMA
 from pipelines.data.datasets import RowWriter, read_rows
 from pipelines.data.embeddings import (
     EncodedLatents,

@@ -5,8 +5,8 @@ from asymflow.oklab import RELEASED
 from asymflow.subspace import Subspace
 from pipelines.core.artifacts import Artifact, settings_of
 from pipelines.core.config import ConfigError, validate
-from pipelines.train.finetune import check_inputs
 from pipelines.train.finetune.config import FinetuneSettings
+from pipelines.train.finetune.step import check_inputs
 
 INPUTS = {"curated": "c", "encoded": "e", "basis": "b", "base": "m"}
 

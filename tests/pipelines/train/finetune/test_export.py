@@ -29,11 +29,11 @@ from pipelines.core.config import ConfigError, validate
 from pipelines.core.step import find_inputs, identify
 from pipelines.core.tracking import open_run
 from pipelines.train.checkpoint import DamagedCheckpoint, folder_of, write_checkpoint
-from pipelines.train.finetune import STEP
 from pipelines.train.finetune.card import CARD
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.export import check_export, export_adapter, read_average, register, sampling_defaults
 from pipelines.train.finetune.model import adapt
+from pipelines.train.finetune.step import STEP
 from pipelines.train.metrics_log import AVERAGE
 
 ROOT = Path(__file__).parents[4]

@@ -11,10 +11,10 @@ from asymflow.models.adapted import LORA_TARGETS
 from pipelines.core import storage
 from pipelines.core.config import load_config
 from pipelines.core.step import run_step
-from pipelines.data.basis import load_subspace
-from pipelines.train.finetune import STEP
+from pipelines.data.basis.step import load_subspace
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.model import load_finetuned
+from pipelines.train.finetune.step import STEP
 from pipelines.train.metrics_log import Record
 
 ROOT = Path(__file__).parents[4]

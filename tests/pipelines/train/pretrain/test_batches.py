@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from pipelines.core.config import validate
-from pipelines.data.curate import SCHEMA
+from pipelines.data.curate.shard import SCHEMA
 from pipelines.data.datasets import RowWriter
 from pipelines.data.images import encode_png
 from pipelines.train.pretrain.batches import BatchReader

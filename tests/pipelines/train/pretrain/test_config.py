@@ -4,8 +4,8 @@ from asymflow.models.jit import SIZES
 from pipelines.core.artifacts import settings_of
 from pipelines.core.config import ConfigError, validate
 from pipelines.core.step import identify
-from pipelines.train.pretrain import STEP, title
 from pipelines.train.pretrain.config import PretrainSettings
+from pipelines.train.pretrain.step import STEP, title
 
 INPUTS = {"curated": "c", "basis": "b"}
 

@@ -8,10 +8,11 @@ from asymflow.models.jit import JiTConfig, PixelJiT
 from asymflow.srgb import SrgbSpace
 from asymflow.subspace import Subspace, random_basis
 from pipelines.core.config import ConfigError, validate
-from pipelines.train.pretrain import check, make_subspace
 from pipelines.train.pretrain.batches import Batch
 from pipelines.train.pretrain.config import Loss, PretrainSettings, Repa
+from pipelines.train.pretrain.model import make_subspace
 from pipelines.train.pretrain.objective import Objective
+from pipelines.train.pretrain.step import check
 
 CONFIG = JiTConfig(width=24, depth=3, heads=2, bottleneck=16, context_from=1, context_tokens=2, classes=4)
 

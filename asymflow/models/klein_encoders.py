@@ -1,0 +1,61 @@
+"""FLUX.2 klein's encoders: its whitened autoencoder, and the Qwen3 that reads its captions."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKLFlux2
+from torch import Tensor
+from transformers import AutoTokenizer, Qwen3ForCausalLM
+
+from asymflow.models.autoencoder import decode_latents, encode_images
+from asymflow.models.klein_geometry import token_geometry
+from asymflow.models.text import HIDDEN_STATES, encode_captions
+
+_TOGETHER = 16  # captions; enough to keep a GPU busy
+
+
+class KleinImages:
+    """An ImageEncoder; d is 128 in the published models."""
+
+    def __init__(self, autoencoder: AutoencoderKLFlux2):
+        self.autoencoder = autoencoder
+        self.pixels_per_token, self.token_width = token_geometry(autoencoder.config)
+
+    @classmethod
+    def load(cls, folder: str, device: str, dtype: torch.dtype) -> "KleinImages":
+        autoencoder = AutoencoderKLFlux2.from_pretrained(folder, subfolder="vae", dtype=dtype)
+        return cls(autoencoder.to(device).eval())
+
+    def encode(self, images: Tensor) -> Tensor:
+        return encode_images(self.autoencoder, images.to(self.autoencoder.device, self.autoencoder.dtype))
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        tokens = tokens.to(self.autoencoder.device, self.autoencoder.dtype)
+        return decode_latents(self.autoencoder, tokens, grid).float()
+
+
+class KleinText:
+    """A TextEncoder; E is 12,288 in the 9B model."""
+
+    def __init__(self, text_encoder: Qwen3ForCausalLM, tokenizer, max_tokens: int, padding: str = "none"):
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.max_tokens, self.padding = max_tokens, padding
+        self.width = len(HIDDEN_STATES) * text_encoder.config.hidden_size
+
+    @classmethod
+    def load(
+        cls, folder: str, device: str, dtype: torch.dtype, max_tokens: int, padding: str = "none"
+    ) -> "KleinText":
+        text_encoder = Qwen3ForCausalLM.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        return cls(text_encoder.to(device).eval(), tokenizer, max_tokens, padding)
+
+    def encode(self, captions: Sequence[str]) -> list[Tensor]:
+        embeddings: dict[int, Tensor] = {}
+        by_length = sorted(range(len(captions)), key=lambda i: len(captions[i]))  # so that little of a batch is padding
+        for start in range(0, len(by_length), _TOGETHER):
+            places = by_length[start : start + _TOGETHER]
+            texts = [captions[i] for i in places]
+            found = encode_captions(self.text_encoder, self.tokenizer, texts, self.max_tokens, self.padding)
+            embeddings.update(zip(places, found, strict=True))
+        return [embeddings[i] for i in range(len(captions))]

@@ -1,0 +1,50 @@
+"""How much processor time passes before a job answers: --help, a bad setting, and a finetune's --dry-run.
+
+    python benchmarks/startup.py [--rounds 3]
+
+Each command runs in a process of its own; the least of the rounds is printed, since other work on the machine can only
+add to it.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FINETUNE = ["jobs/finetune.py", "jobs/configs/klein_9b.yaml"]
+LIMITS = {"--help": 1.0, "bad setting": 1.0, "--dry-run": 3.0}
+
+
+def commands() -> dict[tuple[str, str], list[str]]:
+    """{(job, kind): arguments of python}."""
+    jobs = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
+    return {
+        **{(job, "--help"): [f"jobs/{job}", "--help"] for job in jobs},
+        ("finetune.py", "bad setting"): [*FINETUNE, "optim.lr=-1"],
+        ("finetune.py", "--dry-run"): [*FINETUNE, "--dry-run"],
+    }
+
+
+def processor_seconds(arguments: list[str]) -> float:
+    """User and system time of a process with all its threads."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    print(f"{'job':22}{'':14}{'seconds':>8}{'limit':>8}")
+    for (job, kind), arguments in commands().items():
+        seconds = min(processor_seconds(arguments) for _ in range(rounds))
+        over = "  too slow" if seconds > LIMITS[kind] else ""
+        print(f"{job:22}{kind:14}{seconds:8.2f}{LIMITS[kind]:8.1f}{over}")
+
+
+if __name__ == "__main__":
+    main()

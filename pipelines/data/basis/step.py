@@ -1,0 +1,151 @@
+"""Bases: PCA and Procrustes with its scale, from one pass over the pictures and their latents (appendix A.1, A.2)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asymflow.moments import PatchMoments
+from asymflow.oklab import RELEASED, OklabSpace
+from asymflow.patches import LAYOUTS, layout_order
+from asymflow.srgb import SrgbSpace
+from asymflow.subspace import Space, Subspace
+from pipelines.core import storage
+from pipelines.core.artifacts import Artifact
+from pipelines.core.base_models import check_base, read_geometry
+from pipelines.core.config import ConfigError
+from pipelines.core.map_items import map_items
+from pipelines.core.step import Context, Step
+from pipelines.data.basis.config import BasisSettings
+from pipelines.data.basis.moments import GROUPS, PieceMoments, in_space, own_space, read_partial
+from pipelines.data.basis.report import bases_of, convergence, measure, merged, standard_errors
+from pipelines.data.color_stats import load_space
+from pipelines.data.datasets import cut_into_pieces
+from pipelines.data.embeddings import are_latents_stored
+from pipelines.viz.figures import basis_tiles, convergence_figure, spectrum_figure
+
+INPUTS = {"curated": "curate", "color_stats": "color_stats", "encoded": "encode"}
+
+
+def check(settings: BasisSettings) -> None:
+    if settings.space == "released" and settings.color_stats:
+        raise ConfigError("space='released': its constants are fixed; leave color_stats out, or set space=measured")
+    if settings.base:
+        check_base(settings.base, images=True)
+        check_patch_size(settings, settings.base)
+    if settings.space == "srgb" and (settings.color_stats or settings.encoded or settings.base):
+        raise ConfigError("space='srgb': is for a PCA alone; leave color_stats, encoded and base out")
+    patch_dim = 3 * settings.patch_size**2
+    if settings.pca_rank > patch_dim:
+        raise ConfigError(f"pca_rank={settings.pca_rank}: must be at most the patch dimension, {patch_dim}")
+
+
+def check_patch_size(settings: BasisSettings, base: str) -> None:
+    """Raise ConfigError unless a patch is what a latent token of the base stands for."""
+    own = read_geometry(base).pixels_per_token
+    if settings.patch_size != own:
+        raise ConfigError(
+            f"patch_size={settings.patch_size}: latent tokens of {base} stand for {own}x{own} pixels; set {own}"
+        )
+
+
+def check_inputs(settings: BasisSettings, inputs: Mapping[str, Artifact]) -> None:
+    if "encoded" in inputs and inputs["encoded"].manifest["inputs"]["curated"] != inputs["curated"].id:
+        raise ConfigError("encoded: made from another curated artifact than `curated`; run the encode step on it")
+    if "encoded" in inputs and not are_latents_stored(inputs["encoded"]):
+        raise ConfigError(
+            "encoded: it stores no latents (latents=on_the_fly); leave it out and set `base`, so that the pictures are "
+            "encoded here"
+        )
+    if "encoded" in inputs and Path(base := inputs["encoded"].manifest["config"]["base"]).is_dir():
+        check_patch_size(settings, base)
+
+
+def build(settings: BasisSettings, context: Context) -> dict[str, float]:
+    groups, pictures = take_moments(settings, context)
+    if settings.space == "srgb":
+        return write_bases(settings, context, groups, SrgbSpace(), pictures)
+    space = space_for(settings, context.inputs.get("color_stats"), groups)
+    return write_bases(settings, context, [in_space(group, space) for group in groups], space, pictures)
+
+
+def space_for(settings: BasisSettings, stats: Artifact | None, groups: list[PatchMoments]) -> OklabSpace:
+    if settings.space == "released":
+        return RELEASED
+    return load_space(stats) if stats else own_space(merged(groups))
+
+
+def take_moments(settings: BasisSettings, context: Context) -> tuple[list[PatchMoments], int]:
+    """The moments of GROUPS random parts of the pictures (fewer where there is less data), summed as a stream."""
+    pieces = cut_into_pieces(context.inputs["curated"].files("train", ".parquet"), GROUPS)
+    if settings.pictures is not None:
+        rows = torch.tensor([piece.rows for piece in pieces]).cumsum(0)
+        pieces = pieces[: int((rows < settings.pictures).sum()) + 1]
+    encoded = context.inputs["encoded"].uri if "encoded" in context.inputs else ""
+    make_worker = partial(PieceMoments, settings, encoded, context.folder)
+    items = {piece.name: piece.to_json() for piece in pieces}
+    groups: list[PatchMoments] = []
+    for number, summary in enumerate(map_items(items, make_worker, context.folder, settings.resources)):
+        part = read_partial(context.folder, summary["name"])
+        if number < GROUPS:
+            groups.append(part)
+        else:
+            groups[number % GROUPS].merge(part)
+    return groups, sum(piece.rows for piece in pieces)
+
+
+def write_bases(
+    settings: BasisSettings, context: Context, groups: list[PatchMoments], space: Space, pictures: int
+) -> dict[str, float]:
+    """Write the bases in both layouts, and what is to be known of them."""
+    total = merged(groups)
+    bases = bases_of(total, settings.pca_rank)
+    metrics = {**measure(total, settings.pca_rank), "patches": total.count, "pictures": pictures}
+    errors = standard_errors(groups, lambda moments: measure(moments, settings.pca_rank))
+    converging = convergence(groups, bases)
+    provenance = {"pictures": pictures, "patches": round(total.count), "base": settings.base}
+    for layout in LAYOUTS:
+        suffix = "" if layout == settings.layout else f"_{layout}"
+        order = layout_order(settings.patch_size, "channel_first", layout)
+        for name, (A, s) in bases.items():
+            origin = {**provenance, "method": "pca" if name == "pca" else "procrustes"}
+            subspace = Subspace(A[order].float(), s, layout, space, origin)
+            storage.write_file(context.file(f"{name}{suffix}.safetensors"), subspace.save)
+    content = {
+        **metrics,
+        "standard_errors": errors,
+        "convergence": converging,
+        "space": asdict(space),
+    }
+    storage.write_bytes(context.file("basis.json"), json.dumps(content, indent=1).encode())
+    draw(settings, context, total, bases, converging, space)
+    return metrics | {f"{name}_error": error for name, error in errors.items()}
+
+
+def draw(
+    settings: BasisSettings,
+    context: Context,
+    moments: PatchMoments,
+    bases: dict[str, tuple[torch.Tensor, float]],
+    converging: list[dict[str, Any]],
+    space: Space,
+) -> None:
+    tracker = context.tracker
+    for name, (A, _) in bases.items():
+        tracker.log_picture(f"basis_{name}", basis_tiles(A, settings.patch_size, "channel_first", space))
+    vectors = {name: A for name, (A, _) in bases.items()}
+    tracker.log_figure("spectrum", spectrum_figure(moments.pixel_gram, vectors))
+    if converging:
+        tracker.log_figure("convergence", convergence_figure(converging, list(bases)))
+
+
+def load_subspace(artifact: Artifact, name: str = "subspace") -> Subspace:
+    """A basis of a basis artifact: `subspace` (Procrustes) or `pca`."""
+    return storage.read_file(artifact.file(f"{name}.safetensors"), Subspace.load)
+
+
+STEP = Step("basis", BasisSettings, build, INPUTS, check=check, check_inputs=check_inputs, contents=("base",))

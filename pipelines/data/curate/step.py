@@ -1,0 +1,96 @@
+"""Curate: img2dataset shards to clean pictures of one size a file, and everything else set aside with its reason.
+
+Two passes. Each shard is filtered, resized and staged; then, when the whole crawl is known, duplicates are left out
+and the staged rows are brought into files of even length.
+"""
+
+import json
+from collections import Counter
+from functools import partial
+
+from pipelines.core import storage
+from pipelines.core.config import ConfigError
+from pipelines.core.map_items import map_items
+from pipelines.core.step import Context, Step
+from pipelines.data.curate.compact import FileWriter, plan_files
+from pipelines.data.curate.config import CurateSettings
+from pipelines.data.curate.report import Histograms, report_figure
+from pipelines.data.curate.shard import STAGED, ShardCurator
+from pipelines.data.curate.shard_reader import check_columns, list_classes, list_shards
+from pipelines.data.datasets import read_rows
+from pipelines.data.images import decode_image
+from pipelines.viz.image_grid import grid_of
+
+
+def check(settings: CurateSettings) -> None:
+    for width, height in settings.buckets:
+        if width % 16 or height % 16 or width < 16 or height < 16:
+            raise ConfigError(f"buckets: {width}x{height} is not made of multiples of 16")
+        if settings.crop == "adm" and width != height:
+            raise ConfigError(f"crop='adm': makes squares, and buckets has {width}x{height}")
+    if settings.labels == "folder":
+        list_classes(settings.source)
+        return
+    if (settings.labels == "column") != bool(settings.columns.label):
+        raise ConfigError(f"labels={settings.labels!r}, columns.label={settings.columns.label!r}: one needs the other")
+    tables = [shard for shard in list_shards(settings.source).values() if shard.endswith(".parquet")]
+    if tables:
+        check_columns(tables[0], settings.columns)
+
+
+def build(settings: CurateSettings, context: Context) -> dict[str, float]:
+    by_class = settings.labels == "folder"
+    shards = list_classes(settings.source) if by_class else list_shards(settings.source)
+    reasons: Counter[str] = Counter()
+    histograms = Histograms()
+    if by_class:
+        storage.write_bytes(context.file("classes.json"), json.dumps(list(shards)).encode())
+    labels = {name: label if by_class else None for label, name in enumerate(shards)}
+    items = {name: json.dumps([name, shard, labels[name]]) for name, shard in shards.items()}
+    read = partial(ShardCurator, settings, context.folder)
+    for summary in map_items(items, read, context.folder, settings.resources, stage="read"):
+        reasons.update(summary["rejected"])
+        histograms.merge(summary["histograms"])
+    plan = plan_files(context.folder, list(shards), settings.near_duplicate_bits, settings.rows_per_file)
+    reasons.update(plan["dropped"])
+    buckets, splits = count_kept(plan["kept"])
+    if not splits["train"] or not splits["held_out"]:
+        raise ConfigError(
+            f"curation of {settings.source} kept {dict(splits)} pictures: nothing to train or test on; rejected: "
+            f"{dict(reasons.most_common())}"
+        )
+    items = {name: json.dumps([name, segments]) for name, segments in plan["files"].items()}
+    write = partial(FileWriter, context.folder)
+    for _ in map_items(items, write, context.folder, settings.resources, stage="write"):
+        pass
+    for folder in ("index", *plan["kept"]):  # the plan stays: it says that these are needed no more
+        storage.delete_folder(context.file(STAGED, folder))
+    report(context, reasons, buckets, histograms, next(name for name in plan["files"] if name.startswith("train/")))
+    kept = {f"kept_{split}": float(n) for split, n in splits.items()}
+    return kept | {"rejected": sum(reasons.values()), "shards": len(shards), "files": len(plan["files"])}
+
+
+def count_kept(targets: dict[str, int]) -> tuple[Counter[str], Counter[str]]:
+    """Rows by size, and by split, of counts by SPLIT/SIZE."""
+    buckets: Counter[str] = Counter()
+    splits: Counter[str] = Counter({"train": 0, "held_out": 0})
+    for target, rows in targets.items():
+        split, _, bucket = target.partition("/")
+        buckets[bucket] += rows
+        splits[split] += rows
+    return buckets, splits
+
+
+def report(
+    context: Context, reasons: Counter[str], buckets: Counter[str], histograms: Histograms, shown: str
+) -> None:
+    counts = {"rejected": reasons, "kept": buckets, "histograms": histograms.counts}
+    storage.write_bytes(context.file("report.json"), json.dumps(counts, indent=1).encode())
+    for name, rows in (("rejected", reasons), ("kept", buckets)):
+        context.tracker.log_table(name, {"what": list(rows), "rows": list(rows.values())})
+    context.tracker.log_figure("curation", report_figure(histograms, reasons, buckets))
+    first = next(read_rows(context.file(f"{shown}.parquet"), ["image"]))
+    context.tracker.log_picture("curated", grid_of([decode_image(data) for data in first["image"]], columns=8))
+
+
+STEP = Step("curate", CurateSettings, build, check=check, contents=("source",), data=("source",))

@@ -1,0 +1,128 @@
+"""Settings of what runs many steps: the workflow, sweeps, and the rank sweep. They hold those of the steps."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from pipelines.core.config import RunSettings, Settings, Uri
+from pipelines.core.yaml_values import Holds
+from pipelines.data.basis.config import BasisSettings
+from pipelines.data.config import CaptionSettings, ColorStatsSettings, EncodeSettings
+from pipelines.data.curate.config import CurateSettings
+from pipelines.evaluate.config import EvaluateSettings
+from pipelines.train.finetune.config import FinetuneSettings
+from pipelines.train.pretrain.config import PretrainSettings, Repa
+
+
+class WorkflowSettings(Settings):
+    """One section a step, holding that step's settings but for `run`, `base` and its inputs, which are filled in."""
+
+    name: str = "workflow"
+    run: RunSettings = RunSettings()
+    base: Uri
+    """Folder of the latent model, a diffusers pipeline"""
+    curate: Annotated[dict[str, Any], Holds(CurateSettings)] = Field(default_factory=dict)
+    caption: Annotated[dict[str, Any] | None, Holds(CaptionSettings)] = None
+    """Left out unless given: the captions of the crawl are kept"""
+    color_stats: Annotated[dict[str, Any] | None, Holds(ColorStatsSettings)] = Field(default_factory=dict)
+    """null leaves it out, for a basis whose space is not measured by it"""
+    basis: Annotated[dict[str, Any], Holds(BasisSettings)] = Field(default_factory=dict)
+    encode: Annotated[dict[str, Any], Holds(EncodeSettings)] = Field(default_factory=dict)
+    finetune: Annotated[dict[str, Any], Holds(FinetuneSettings)] = Field(default_factory=dict)
+    evaluate: Annotated[dict[str, Any], Holds(EvaluateSettings)] = Field(default_factory=dict)
+
+
+class Search(Settings):
+    """Guidance by scale and interval, from coarse to fine: first a grid with wide steps, then from its best point to
+    better neighbours, with steps halved whenever none is left."""
+
+    scale: tuple[float, float] = (1.0, 4.0)
+    """Lowest and highest"""
+    low: tuple[float, float] = (0.0, 0.4)
+    """Lower end of the interval, lowest and highest"""
+    high: tuple[float, float] = (0.6, 1.0)
+    """Upper end of the interval"""
+    coarse: int = Field(8, ge=1)
+    """First step, in units of 0.1 of scale and 0.02 of noise level"""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Search":
+        for name in ("scale", "low", "high"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise ValueError(f"{name}={(low, high)}: must be two numbers, the lower one first")
+        if self.scale[0] < 1 or self.high[1] > 1:
+            raise ValueError("scale must not be below 1, nor high above 1")
+        return self
+
+
+class SweepSettings(Settings):
+    run: RunSettings = RunSettings()
+    evaluate: Annotated[dict[str, Any], Holds(EvaluateSettings)]
+    """Settings of the evaluation, but for `run`"""
+    metric: str
+    """MODEL/METRIC that decides which point is best"""
+    grid: dict[str, list[Any]] = {}
+    """{dotted.key of the evaluation: its values}: every combination is evaluated"""
+    search: Search | None = None
+    """Or the search for guidance"""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "SweepSettings":
+        if bool(self.grid) == (self.search is not None):
+            raise ValueError("grid, search: give one of the two")
+        empty = [key for key, values in self.grid.items() if not values]
+        if empty:
+            raise ValueError(f"grid.{empty[0]}: has no values")
+        return self
+
+
+class Repas(Settings):
+    """The representation alignment, beside the same ranks without."""
+
+    ranks: list[int] = Field([8], min_length=1)
+    settings: Repa
+
+
+class Curve(Settings):
+    """Figure 6: earlier checkpoints, which `pretrain.checkpoints.keep_every` keeps."""
+
+    ranks: list[int] = [0, 8]
+    steps: list[int] = Field([], min_length=0)
+
+
+class Floors(Settings):
+    """Table 1: floors of sigma in sampling."""
+
+    ranks: list[int] = [0, 8]
+    floors: list[float] = [0.04, 0.0]
+    changes: dict[str, Any] = {}
+    """{dotted.key: value} of the evaluation, for all of them"""
+
+
+class RankSweepSettings(Settings):
+    run: RunSettings = RunSettings()
+    pretrain: Annotated[dict[str, Any], Holds(PretrainSettings)]
+    """Settings of the training, but for `run`, `seed` and `subspace`"""
+    evaluate: Annotated[dict[str, Any], Holds(EvaluateSettings)]
+    """Settings of the evaluation, but for `run` and `pretrained`"""
+    metric: str = "frechet"
+    """That is drawn; of the suite's"""
+    ranks: list[int] = Field([0, 2, 4, 8, 16, 32, 768], min_length=1)
+    random_ranks: list[int] = [8]
+    """Of random subspaces"""
+    repa: Repas | None = None
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    floors: Floors = Floors()
+    curve: Curve = Curve()
+    guidance: dict[int, tuple[float, float, float]] = {}
+    """{rank: scale, and both ends of the interval} where they are not the evaluation's (Table 5)"""
+    random_guidance: dict[int, tuple[float, float, float]] = {}
+    """The same for random subspaces"""
+
+    @model_validator(mode="after")
+    def _within(self) -> "RankSweepSettings":
+        for name, ranks in {"floors": self.floors.ranks, "curve": self.curve.ranks}.items():
+            if odd := sorted(set(ranks) - set(self.ranks)):
+                raise ValueError(f"{name}.ranks={ranks}: {odd[0]} is not among `ranks`")
+        return self

@@ -1,0 +1,133 @@
+"""Sample: pictures from prompts and seeds, each a PNG that says how it was made, and one picture of all."""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from asymflow.adapters.hub import is_repository
+from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
+from pipelines.core import storage
+from pipelines.core.base_models import check_base, read_patch_size
+from pipelines.core.config import ConfigError, read_json_setting
+from pipelines.core.map_items import map_items
+from pipelines.core.step import Context, Step
+from pipelines.sample.config import SampleSettings
+from pipelines.sample.metadata import encode_marked
+from pipelines.sample.parameters import Drawing
+from pipelines.sample.safety import SafetyFilter, check_safety
+from pipelines.sample.sampler import Painter
+from pipelines.viz.image_grid import side_by_side, thumbnail, to_pictures
+
+
+def check(settings: SampleSettings) -> None:
+    check_model(settings.base, settings.adapter, settings.latent)
+    if side := read_patch_size(settings.base):
+        settings.check_size(side)
+    check_safety(settings.safety)
+
+
+def check_model(base: str, adapter: str, latent: bool) -> None:
+    """Raises ConfigError unless they can be sampled with, as far as can be told without loading them."""
+    if adapter:
+        check_base(base, ("transformer",), images=latent, text=True)
+        if not (adapter.startswith("s3://") or Path(adapter).is_dir() or is_repository(adapter)):
+            raise ConfigError(f"adapter={adapter!r}: no such folder; a finetune writes one, and jobs/export.py does")
+        return
+    index = Path(base) / "model_index.json"
+    kind = read_json_setting(index, f"base={base!r}").get("_class_name") if index.is_file() else None
+    if kind != AsymFlux2KleinPipeline.__name__:
+        raise ConfigError(f"adapter: missing, and base={base!r} is no pixel model merged by jobs/export.py")
+    if latent:
+        raise ConfigError("latent=True: a merged model has no latent one beside it; give base and adapter")
+
+
+class Sampler:
+    """Draws the pictures of one item, [start, stop) of all pairs of prompt and seed; see `map_items`."""
+
+    def __init__(self, settings: SampleSettings, folder: str):
+        self.settings, self.folder = settings, folder
+        self.painter = Painter(settings.base, settings.adapter, settings.resources.device)
+        self.filter = SafetyFilter(settings.safety, settings.resources.device)
+
+    def __call__(self, item: str) -> dict[str, Any]:
+        start, stop = json.loads(item)
+        pairs = self.settings.pairs()[start:stop]
+        prompts, seeds = [self.settings.prompts[place] for place, _ in pairs], [seed for _, seed in pairs]
+        drawing = self.settings.drawing(self.painter.defaults)
+        rows: list[dict[str, Any]] = []
+        for model in models_of(self.settings):
+            images = getattr(self.painter, model)(prompts, seeds, drawing)
+            pictures, flagged = self.filter(to_pictures(images))
+            for (place, seed), picture, bad in zip(pairs, pictures, flagged, strict=True):
+                row = {
+                    "file": file_of(model, place, seed),
+                    "model": model,
+                    "flagged": bad,
+                    **made_from(self.painter, self.settings.prompts[place], seed, drawing),
+                }
+                png = encode_marked(picture, row, self.settings.provenance.mark)
+                storage.write_bytes(storage.join(self.folder, row["file"]), png)
+                rows.append(row)
+        return {"rows": rows}
+
+
+def made_from(painter: Painter, prompt: str, seed: int, drawing: Drawing) -> dict[str, Any]:
+    """What has to be known to draw a picture again."""
+    source = {"base": Path(painter.base).name, "adapter_sha256": painter.adapter_sha256}
+    return {"prompt": prompt, "seed": seed, **source, **asdict(drawing)}
+
+
+def models_of(settings: SampleSettings) -> tuple[str, ...]:
+    return ("latent", "pixel") if settings.latent else ("pixel",)
+
+
+def file_of(model: str, place: int, seed: int) -> str:
+    return f"{model}/{place:05}-{seed}.png"
+
+
+def build(settings: SampleSettings, context: Context) -> dict[str, float]:
+    count, size = len(settings.pairs()), settings.resources.batch
+    spans = [(start, min(start + size, count)) for start in range(0, count, size)]
+    items = {f"{start}-{stop}": json.dumps([start, stop]) for start, stop in spans}
+    make_worker = partial(Sampler, with_absolute_paths(settings), context.folder)
+    summaries = map_items(items, make_worker, context.folder, settings.resources)
+    rows = [row for summary in summaries for row in summary["rows"]]
+    storage.write_bytes(context.file("samples.json"), json.dumps(rows, indent=1, ensure_ascii=False).encode())
+    sheet = sheet_of(settings, context)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    storage.write_bytes(context.file("samples.png"), buffer.getvalue())
+    context.tracker.log_picture("samples", sheet)
+    return {"pictures": len(rows), "flagged": sum(row["flagged"] for row in rows)}
+
+
+def with_absolute_paths(settings: SampleSettings) -> SampleSettings:
+    """Workers have other working directories. A repository's name stays one."""
+    folders = {"base": settings.base, "adapter": settings.adapter}
+    return settings.model_copy(update={k: storage.absolute(v) for k, v in folders.items() if Path(v).is_dir() and v})
+
+
+def sheet_of(settings: SampleSettings, context: Context) -> Image.Image:
+    """The first prompts, one a row, with their seeds side by side."""
+    places = list(islice(range(len(settings.prompts)), settings.shown))
+    columns: dict[str, Sequence[Image.Image]] = {
+        f"{model}, seed {seed}": [_read(context, file_of(model, place, seed)) for place in places]
+        for seed in settings.seeds
+        for model in models_of(settings)
+    }
+    return side_by_side(columns, [settings.prompts[place] for place in places], scale=1)
+
+
+def _read(context: Context, name: str) -> Image.Image:
+    with Image.open(io.BytesIO(storage.read_bytes(context.file(name)))) as picture:
+        return thumbnail(picture.convert("RGB"))
+
+
+STEP = Step("sample", SampleSettings, build, check=check, contents=("base", "adapter"))

@@ -1,0 +1,117 @@
+"""Pretrain: a class-conditional pixel model from scratch, of any rank between x_0- and u-prediction (Sec. 6.1)."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from asymflow.models.dinov2 import check_dinov2
+from asymflow.models.jit import LAYOUT
+from asymflow.srgb import SrgbSpace
+from asymflow.subspace import Subspace
+from pipelines.core import storage
+from pipelines.core.artifacts import Artifact
+from pipelines.core.config import ConfigError
+from pipelines.core.step import Context, Step
+from pipelines.data.basis.step import load_subspace
+from pipelines.train import driver
+from pipelines.train.driver import check_processors, draw, last_means
+from pipelines.train.metrics_log import RECORD, Record
+from pipelines.train.pretrain.config import PretrainSettings
+from pipelines.train.pretrain.model import SUBSPACE, SUMMARY, make_subspace
+
+INPUTS = {"curated": "curate", "basis": "basis"}
+
+
+def check(settings: PretrainSettings) -> None:
+    if settings.repa:
+        try:
+            check_dinov2(settings.repa.encoder)
+        except ValueError as error:
+            raise ConfigError(f"repa.encoder: {error}") from None
+    check_processors(settings)
+
+
+def check_inputs(settings: PretrainSettings, inputs: Mapping[str, Artifact]) -> None:
+    curated = inputs["curated"]
+    if not curated.manifest["config"].get("labels"):
+        raise ConfigError("curated: its pictures have no labels; curate them with labels=folder or labels=column")
+    size, patch = size_of(curated), settings.jit.patch_size
+    if size[0] % patch or size[1] % patch:
+        raise ConfigError(f"network.patch_size={patch}: does not divide pictures of {size[1]}x{size[0]}")
+    if settings.needs_basis:
+        try:
+            make_subspace(settings, pca_of(settings, inputs))
+        except ValueError as error:
+            raise ConfigError(f"basis: {error}") from None
+
+
+def size_of(curated: Artifact) -> tuple[int, int]:
+    """(height, width) of the pictures. Raises ConfigError where there are several."""
+    buckets = curated.manifest["config"]["buckets"]
+    if len(buckets) > 1:
+        raise ConfigError("curated: has pictures of several sizes; curate with one bucket")
+    width, height = buckets[0]
+    return height, width
+
+
+def pca_of(settings: PretrainSettings, inputs: Mapping[str, Artifact]) -> Subspace | None:
+    """The basis step's, channel last. ValueError where it is of another space."""
+    if not settings.needs_basis:
+        return None
+    artifact = inputs["basis"]
+    other = artifact.manifest["config"]["layout"] != LAYOUT
+    found = load_subspace(artifact, f"pca_{LAYOUT}" if other else "pca")
+    if not isinstance(found.space, SrgbSpace):
+        raise ValueError("it was made for Oklab; make one with space=srgb")
+    return found
+
+
+def build(settings: PretrainSettings, context: Context) -> dict[str, float]:
+    settings = with_absolute_paths(settings)
+    if not storage.exists(context.file(RECORD)):
+        subspace = make_subspace(settings, pca_of(settings, context.inputs))
+        storage.write_file(context.file(SUBSPACE), subspace.save)
+        curated = context.inputs["curated"]
+        data = {
+            "subspace": context.file(SUBSPACE),
+            "curated": curated.files("train", ".parquet"),
+            "size": size_of(curated),
+        }
+        driver.train("pretrain", "pipelines.train.pretrain.task", settings, context, data)
+    record = Record.from_json(storage.read_bytes(context.file(RECORD)).decode())
+    summary = {"by_sigma": draw(record, context), "size": size_of(context.inputs["curated"])}
+    storage.write_bytes(context.file(SUMMARY), json.dumps(summary).encode())
+    return last_means(record)
+
+
+def with_absolute_paths(settings: PretrainSettings) -> PretrainSettings:
+    """For workers: Ray Train gives them another working directory."""
+    if settings.repa is None:
+        return settings
+    repa = settings.repa.model_copy(update={"encoder": storage.absolute(settings.repa.encoder)})
+    return settings.model_copy(update={"repa": repa})
+
+
+def title(settings: PretrainSettings) -> str:
+    kind = "random " if settings.subspace.kind == "random" else ""
+    return f"{kind}r{settings.subspace.rank}{' repa' if settings.repa else ''}"
+
+
+def shown(settings: PretrainSettings) -> dict[str, Any]:
+    """The settings, and what the network's come to."""
+    tree = settings.model_dump(mode="json")
+    return tree | {"network": {**tree["network"], **vars(settings.jit)}}
+
+
+STEP = Step(
+    "pretrain",
+    PretrainSettings,
+    build,
+    inputs=INPUTS,
+    check=check,
+    check_inputs=check_inputs,
+    contents=("repa.encoder",),
+    title=title,
+    group=lambda settings: "train/end",
+    shown=shown,
+)
