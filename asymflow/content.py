@@ -1,20 +1,137 @@
-"""What a file or folder holds, in a short name: two that hold the same have the same, wherever they lie."""
+"""Name files and folders by what they hold: equal content has an equal name, wherever it lies.
+
+Files are read whole. Their digests are kept in a cache of this user, which can be lost without harm: a file is read
+again where its size, its time of modification or its time of change (which nobody can set back) is another than then.
+"""
 
 import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
+from tqdm import tqdm
+
+T = TypeVar("T")
 _CHUNK = 1 << 20
+_CACHED_FROM = 1 << 16
+"""Bytes: smaller files are read as fast as the cache is asked"""
+_MAX_CACHED = 1_000_000
+_SETTLED_NS = 2_000_000_000
+"""A file that changed so recently may change again within the same tick of its file system's clock"""
+_QUERY = "SELECT size, inode, modified, changed, sha256 FROM files WHERE path = ?"
+_WAIT_SECONDS = 10
+_SHOWN_AFTER = 5
+
+Stamp = tuple[int, int, int, int]
+"""Size, inode, modification and change time of a file, the times in nanoseconds"""
 
 
 def content_of(path: str | Path, suffix: str = "") -> str:
-    """16 hexadecimal digits, of the names and sizes of files and of each one's first and last MiB: weights of tens of
-    gigabytes are not read whole. Of a folder only the files whose names end with `suffix`."""
-    digest, root = hashlib.sha256(), Path(path)
-    for file in sorted(p for p in root.rglob(f"*{suffix}") if p.is_file()) if root.is_dir() else [root]:
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(root)} {size}\n".encode())
-        with open(file, "rb") as stream:
-            digest.update(stream.read(_CHUNK))
-            stream.seek(max(0, size - _CHUNK))
-            digest.update(stream.read(_CHUNK))
+    """Return 16 hexadecimal digits of the names and contents of a file, or of all files below a folder.
+
+    Hidden and unfinished files (`.name`, `name.partial`) do not count; links are followed. `suffix` leaves out files
+    whose names do not end with it.
+    """
+    root = Path(path)
+    files = {str(file.relative_to(root)): file for file in _files_below(root, suffix)} if root.is_dir() else {"": root}
+    digest = hashlib.sha256()
+    for name, sha256 in sorted(hash_files(files).items()):
+        digest.update(f"{name}\0{sha256}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hash_files({"": Path(path)})[""]
+
+
+def hash_files(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return {name: SHA-256} of files, each read once as long as it does not change."""
+    stamps = {name: _stamp(file) for name, file in files.items()}
+    keys = {name: os.path.abspath(files[name]) for name, stamp in stamps.items() if stamp[0] >= _CACHED_FROM}
+    known: dict[str, str] = {}
+    if keys:
+        known = _use_cache(lambda cache: _look_up(cache, keys, stamps), known)
+    unknown = [name for name in files if name not in known]
+    total = sum(stamps[name][0] for name in unknown)
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        tqdm(total=total, desc="hash files", unit="B", unit_scale=True, delay=_SHOWN_AFTER, leave=False) as bar,
+    ):
+        read = dict(zip(unknown, pool.map(lambda name: _read(files[name], bar), unknown), strict=True))
+    now = time.time_ns()
+    settled = [
+        (keys[name], *stamps[name], read[name])
+        for name in unknown
+        if name in keys and _stamp(files[name]) == stamps[name] and now - max(stamps[name][2:]) > _SETTLED_NS
+    ]
+    if settled:
+        _use_cache(lambda cache: _keep(cache, settled), None)
+    return known | read
+
+
+def cache_file() -> Path:
+    """Return the cache's path: content.sqlite in ASYMFLOW_CACHE, by default in ~/.cache/asymflow (XDG_CACHE_HOME)."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return Path(os.environ.get("ASYMFLOW_CACHE") or caches / "asymflow") / "content.sqlite"
+
+
+def _files_below(folder: Path, suffix: str, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above:  # a link to a folder that it lies in
+        return
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in shown:
+        if entry.is_dir():
+            yield from _files_below(Path(entry.path), suffix, above | {real})
+        elif entry.is_file() and entry.name.endswith(suffix) and not entry.name.endswith(".partial"):
+            yield Path(entry.path)
+
+
+def _stamp(file: Path) -> Stamp:
+    found = file.stat()
+    return found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read(file: Path, bar: "tqdm") -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()
+
+
+def _use_cache(use: Callable[[sqlite3.Connection], T], without: T) -> T:
+    """What `use` returns; `without` where the cache is damaged, locked for long, or cannot be written."""
+    try:
+        file = cache_file()
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with closing(sqlite3.connect(file, timeout=_WAIT_SECONDS)) as cache, cache:
+            cache.execute(
+                "CREATE TABLE IF NOT EXISTS files"
+                " (path TEXT PRIMARY KEY, size INT, inode INT, modified INT, changed INT, sha256 TEXT)"
+            )
+            return use(cache)
+    except (sqlite3.Error, OSError, UnicodeError):
+        return without
+
+
+def _look_up(cache: sqlite3.Connection, keys: Mapping[str, str], stamps: Mapping[str, Stamp]) -> dict[str, str]:
+    found = {}
+    for name, path in keys.items():
+        row = cache.execute(_QUERY, (path,)).fetchone()
+        if row and row[:-1] == stamps[name]:
+            found[name] = row[-1]
+    return found
+
+
+def _keep(cache: sqlite3.Connection, rows: Iterable[tuple]) -> None:
+    cache.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
+    cache.execute("DELETE FROM files WHERE rowid <= (SELECT max(rowid) FROM files) - ?", (_MAX_CACHED,))

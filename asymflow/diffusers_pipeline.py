@@ -22,14 +22,21 @@ from torch import Tensor
 from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
 from asymflow import samplers
-from asymflow.adapters import SamplingDefaults, load_merged, read_defaults
+from asymflow.adapters import SamplingDefaults, load_merged
 from asymflow.adapters.basis import LAYOUT, in_layout
 from asymflow.adapters.hub import OPTIONS, local_folder
 from asymflow.guidance import Guidance, guided
 from asymflow.models.conditioned import TextVelocity, encode_prompts, prepare_references
 from asymflow.models.pixel import AsymFlux2Transformer2DModel
 from asymflow.models.text import MAX_TOKENS
-from asymflow.oklab import RELEASED, OklabSpace
+from asymflow.pipeline_arguments import (
+    check_choices,
+    check_count,
+    check_references,
+    choose_size,
+    choose_space,
+    choose_texts,
+)
 from asymflow.schedule import sampling_sigmas
 from asymflow.subspace import Subspace
 
@@ -44,8 +51,9 @@ SCHEDULERS = {
 class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
     """Samples from a pixel model made of FLUX.2 klein. `latents` are noisy pictures in normalised Oklab (B, 3, H, W).
 
-    The defaults of `__call__` are the model's own (`config`). LoRAs of styles go on top with `load_lora_weights`: the
-    adapter that makes it a pixel model is merged and cannot be switched off by accident.
+    The defaults of `__call__` are the transformer's own (`transformer.config.sampling`), unless they are given here.
+    LoRAs of styles go on top with `load_lora_weights`: the adapter that makes it a pixel model is merged and cannot be
+    switched off by accident.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer"
@@ -58,22 +66,35 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         text_encoder: Qwen3ForCausalLM | None,
         tokenizer: Qwen2TokenizerFast | None,
         transformer: AsymFlux2Transformer2DModel,
-        oklab_mean: list | tuple = RELEASED.mean,
-        oklab_std: float | list | tuple = RELEASED.std,
-        height: int = SamplingDefaults.height,
-        width: int = SamplingDefaults.width,
-        num_inference_steps: int = SamplingDefaults.num_inference_steps,
-        guidance_scale: float = SamplingDefaults.guidance_scale,
-        shift: float = SamplingDefaults.shift,
-        text_padding: str = SamplingDefaults.text_padding,
+        oklab_mean: list | tuple | None = None,
+        oklab_std: float | list | tuple | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        shift: float | None = None,
+        text_padding: str | None = None,
     ):
+        """Take the colour space and the sampling defaults from the transformer; what is given goes before them.
+
+        Raises:
+            ValueError: another colour space than the transformer's.
+        """
         super().__init__()
         self.register_modules(
             scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer
         )
-        self.defaults = SamplingDefaults(height, width, num_inference_steps, guidance_scale, shift, text_padding)
-        self.register_to_config(oklab_mean=oklab_mean, oklab_std=oklab_std, **vars(self.defaults))
-        self.space = OklabSpace(tuple(oklab_mean), tuple(oklab_std) if isinstance(oklab_std, list) else oklab_std)
+        own = {
+            "height": height, "width": width, "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale, "shift": shift, "text_padding": text_padding,
+        }  # fmt: skip
+        given = {name: value for name, value in own.items() if value is not None}
+        self.space, known = choose_space(transformer.config, oklab_mean, oklab_std), transformer.config.sampling
+        self.defaults = SamplingDefaults(**{name: (known or {})[name] for name in own if name in (known or {})} | given)
+        if known is None:  # of an older file, which had them beside the transformer
+            space = {"oklab_mean": self.space.mean, "oklab_std": self.space.std}
+            transformer.register_to_config(sampling=dict(vars(self.defaults)), **space)
+        self.register_to_config(oklab_mean=oklab_mean, oklab_std=oklab_std, **own)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.patch_size)
 
     @classmethod
@@ -119,20 +140,14 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         latent = Flux2KleinPipeline.from_pretrained(base, vae=None, **kwargs)
         if folder is None:
             basis = in_layout(subspace if isinstance(subspace, Subspace) else Subspace.load(str(subspace)), LAYOUT)
-            transformer = AsymFlux2Transformer2DModel.from_latent(latent.transformer, basis)
-            defaults = SamplingDefaults()
+            transformer = AsymFlux2Transformer2DModel.from_latent(
+                latent.transformer, basis, sampling=vars(SamplingDefaults())
+            )
         else:
-            transformer, basis = load_merged(latent.transformer, folder)
-            defaults = read_defaults(folder)
-        return cls(
-            UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=defaults.shift, **samplers.UNIPC),
-            latent.text_encoder,
-            latent.tokenizer,
-            transformer,
-            basis.oklab.mean,
-            basis.oklab.std,
-            **vars(defaults),
-        )
+            transformer = load_merged(latent.transformer, folder)[0]
+        shift = transformer.config.sampling["shift"]
+        scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=shift, **samplers.UNIPC)
+        return cls(scheduler, latent.text_encoder, latent.tokenizer, transformer)
 
     @property
     def patch_size(self) -> int:
@@ -195,27 +210,33 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
             ValueError: sizes that the patch does not divide, and other arguments that do not fit, before any work.
         """
         defaults, device = self.defaults, self._execution_device
+        flags = {"orthogonal_guidance": orthogonal_guidance, "clamp_to_gamut": clamp_to_gamut}
+        check_choices({**flags, "return_dict": return_dict}, output_type, guidance_interval, generator)
+        check_references(image)
         references = prepare_references(image, self.patch_size)
-        if references and height is None and width is None:
-            height, width = references[0].shape[-2:]
-        height, width = height or defaults.height, width or defaults.width
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"the size {height}x{width} is not a multiple of {self.patch_size} on both sides")
+        followed = references[0].shape[-2:] if references else None
+        default = (defaults.height, defaults.width)
+        height, width = choose_size(height, width, followed, default, self.patch_size)
         steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
+        counts = {"num_images_per_prompt": num_images_per_prompt, "max_sequence_length": max_sequence_length}
+        for name, value in {**counts, "num_inference_steps": steps}.items():
+            check_count(name, value)
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
         guidance = Guidance(scale, orthogonal_guidance, guidance_interval)
         shift = defaults.shift_at(height, width) if shift is None else shift
         sigmas, solve = sampling_sigmas(steps, shift), self._solver()
 
-        texts = _one_or_many(prompt, prompt_embeds, "prompt")
+        embedding_dim = self.transformer.config.joint_attention_dim
+        texts = choose_texts(prompt, prompt_embeds, "prompt", embedding_dim)
         if negative_prompt_embeds is None and (negative_prompt is None or isinstance(negative_prompt, str)):
             negative_prompt = [negative_prompt or ""] * len(texts)
-        negatives = _one_or_many(negative_prompt, negative_prompt_embeds, "negative_prompt")
+        negatives = choose_texts(negative_prompt, negative_prompt_embeds, "negative_prompt", embedding_dim)
         if len(negatives) != len(texts):
             raise ValueError(f"{len(negatives)} negative prompts were given for {len(texts)} prompts")
         shape = (len(texts) * num_images_per_prompt, 3, height, width)
         noise = self._prepare_latents(shape, latents, generator, device)
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        inputs = callback_on_step_end_tensor_inputs
+        unknown = set(inputs if isinstance(inputs, list | tuple) else [str(inputs)]) - set(self._callback_tensor_inputs)
         if unknown:
             allowed = f"allowed: {', '.join(self._callback_tensor_inputs)}"
             raise ValueError(f"callback_on_step_end_tensor_inputs has {', '.join(sorted(unknown))}; {allowed}")
@@ -278,19 +299,10 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
             raise ValueError(f"{len(generator)} generators were given for {shape[0]} pictures")
         if latents is None:
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        if latents.shape != shape:
-            raise ValueError(f"latents are {tuple(latents.shape)}; the starting noise of these pictures is {shape}")
+        if not isinstance(latents, Tensor) or latents.shape != shape:
+            found = tuple(latents.shape) if isinstance(latents, Tensor) else latents
+            raise ValueError(f"latents are {found}; the starting noise of these pictures is {shape}")
         return latents.to(device, torch.float32)
-
-
-def _one_or_many(text: Any, embeddings: Any, name: str) -> list[str] | list[Tensor]:
-    """The texts, or else their embeddings, one an entry. Raises ValueError for both or neither."""
-    if (text is None) == (embeddings is None):
-        raise ValueError(f"give either {name} or {name}_embeds")
-    found = [text] if isinstance(text, str) else list(text if embeddings is None else embeddings)
-    if not found:
-        raise ValueError(f"{name} is empty")
-    return found
 
 
 class _Interrupted(Exception):

@@ -14,6 +14,14 @@ from pipelines.core import s3 as object_store
 from pipelines.toy.data import Picture, write_img2dataset
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_content_cache(tmp_path_factory):
+    """Nothing of the tests stays in the user's cache of files' digests; their processes share one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASYMFLOW_CACHE", str(tmp_path_factory.mktemp("content")))
+        yield
+
+
 def jpeg_bytes(seed: int, width: int = 96, height: int = 80) -> bytes:
     """A small picture with structure and grain (a basis needs patches of full rank), another one for every seed."""
     rng = random.Random(seed)

@@ -4,13 +4,14 @@ off. LoRAs of styles can be put on top of it."""
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
 from asymflow.adapters.basis import find_subspace
-from asymflow.adapters.files import read_adapter
+from asymflow.adapters.files import read_adapter, read_defaults
 from asymflow.adapters.released import adapter_config, check_config, check_finite, check_shapes
 from asymflow.models.adapted import LORA_TARGETS
 from asymflow.models.pixel import TRAINED_WEIGHTS, AsymFlux2Transformer2DModel
@@ -31,7 +32,8 @@ def load_merged(
     try:
         subspace = find_subspace(folder, tensors)
         check_config(config, adapter_config("asymflow", transformer.config, subspace))
-        return merge(transformer, tensors, subspace, config["sigma_min"]), subspace
+        sampling = vars(read_defaults(folder))
+        return merge(transformer, tensors, subspace, config["sigma_min"], sampling), subspace
     except ValueError as error:
         raise ValueError(f"the adapter in {folder} does not fit the base: {error}") from None
 
@@ -42,11 +44,12 @@ def merge(
     tensors: Mapping[str, Tensor],
     subspace: Subspace,
     sigma_floor_sample: float = 1e-4,
+    sampling: Mapping[str, Any] | None = None,
 ) -> AsymFlux2Transformer2DModel:
     """W + B A in place of each W with LoRA, computed in float32, and the trained layers in place of the lifted ones.
 
-    `tensors` are named as in the released file. Raises ValueError for missing or other tensors, other shapes, or values
-    that are not finite, before anything is changed.
+    `tensors` are named as in the released file; `sampling` is what `read_defaults` returns. Raises ValueError for
+    missing or other tensors, other shapes, or values that are not finite, before anything is changed.
     """
     weights = dict(transformer.named_parameters())
     check_shapes({name: t.shape for name, t in tensors.items()}, expected_shapes(weights, tensors, subspace))
@@ -57,7 +60,7 @@ def merge(
             change = up.to(weight.device, torch.float32) @ down.to(weight.device, torch.float32)
             weight.copy_(weight.float() + change)
     trained = {name: tensors[name] for name in TRAINED_WEIGHTS}
-    return AsymFlux2Transformer2DModel.from_latent(transformer, subspace, sigma_floor_sample, trained)
+    return AsymFlux2Transformer2DModel.from_latent(transformer, subspace, sigma_floor_sample, trained, sampling)
 
 
 def expected_shapes(

@@ -5,12 +5,13 @@ Nothing is fetched that nobody asked for: without a source there is an error tha
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 
 from asymflow.content import content_of
+from asymflow.hub import is_repository, repository_of, resolve_commit
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ def find(source: str, needed: str, file: str = "", revision: str = "main", patte
             path = Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # of the hub, the network or the disk
         raise MissingWeights(f"{source} ({revision}) cannot be fetched, {type(error).__name__}: {error}") from error
-    commit = path.parts[path.parts.index("snapshots") + 1]
+    commit = path.parents[len(PurePosixPath(file).parts) - 1].name if file else path.name
     return Found(path, f"{source}@{commit}" + (f"/{file}" if file else ""))
 
 
@@ -63,18 +64,11 @@ def identify(source: str, needed: str, file: str = "", revision: str = "main") -
     local = _local(source, needed, file)
     if local:
         return local.identity
-    source, revision = repository_of(source, revision)
     try:
-        commit = HfApi().model_info(source, revision=revision).sha
-    except Exception as error:  # of the hub or the network
-        raise MissingWeights(f"{source} ({revision}) cannot be asked for, {type(error).__name__}: {error}") from error
-    return f"{source}@{commit}" + (f"/{file}" if file else "")
-
-
-def repository_of(source: str, revision: str) -> tuple[str, str]:
-    """(OWNER/NAME, its revision) of OWNER/NAME or OWNER/NAME@REVISION."""
-    name, separator, named = source.partition("@")
-    return name, named if separator else revision
+        commit = resolve_commit(source, revision)
+    except ValueError as error:
+        raise MissingWeights(str(error)) from None
+    return f"{repository_of(source)[0]}@{commit}" + (f"/{file}" if file else "")
 
 
 def fit_weights(kind: Any, config: Any, weights: "dict[str, Tensor]", dtype: "torch.dtype", source: str) -> Any:
@@ -96,12 +90,10 @@ def fit_weights(kind: Any, config: Any, weights: "dict[str, Tensor]", dtype: "to
 
 def _local(source: str, needed: str, file: str) -> Found | None:
     """None for what can only be a repository."""
-    from asymflow.adapters.hub import is_repository  # with the adapters come diffusers and transformers
-
     if not source:
         raise MissingWeights(f"no model was named: needed is {needed}")
     path = Path(source)
-    if not path.exists() and not is_repository(source.partition("@")[0]):
+    if not path.exists() and not is_repository(source):
         raise MissingWeights(f"{source} does not exist: needed is {needed}")
     if not path.exists():
         return None

@@ -1,6 +1,5 @@
 """What a latent token of FLUX.2 klein stands for, by its autoencoder's settings; read without torch."""
 
-import json
 from collections.abc import Mapping
 from inspect import signature
 from math import prod
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asymflow.models.latent import TokenGeometry
+from asymflow.outside_text import read_json_object
 
 _GEOMETRY = ("patch_size", "block_out_channels", "latent_channels")
 
@@ -34,4 +34,4 @@ def read_token_geometry(folder: str | Path) -> TokenGeometry:
     file = Path(folder) / "vae" / "config.json"
     if not file.is_file():
         raise ValueError("it has no vae/config.json, which tells the size of its patches")
-    return token_geometry(json.loads(file.read_text("utf-8")))
+    return token_geometry(read_json_object(file))

@@ -25,7 +25,9 @@ class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
     """FLUX.2 between pixel tokens: patches of `patch_size`, `in_channels` colours, in a subspace of `base_rank`.
 
     The buffers `proj_buffer`, A (D, r), and `scale_buffer`, s, stay in float32 whatever the type of the rest: rounded
-    to bfloat16, A is no longer orthonormal. `sigma_min` is the `sigma_floor_sample` of the recovery.
+    to bfloat16, A is no longer orthonormal. `sigma_min` is the `sigma_floor_sample` of the recovery. The colour space
+    (`oklab_mean`, `oklab_std`) and how the model wants to be sampled (`sampling`, the fields of
+    `asymflow.adapters.SamplingDefaults`) are part of the model; older files lack them.
     """
 
     _keep_in_fp32_modules = ["proj_buffer", "scale_buffer"]
@@ -50,6 +52,9 @@ class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
         guidance_embeds: bool = False,
         num_timesteps: int = 1,
         sigma_min: float = 1e-4,
+        oklab_mean: list[float] | None = None,
+        oklab_std: float | list[float] | None = None,
+        sampling: dict[str, Any] | None = None,
     ):
         own = dict(self.config)
         patch_dim = in_channels * patch_size**2
@@ -83,10 +88,12 @@ class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
         subspace: Subspace,
         sigma_floor_sample: float = 1e-4,
         trained: Mapping[str, Tensor] | None = None,
+        sampling: Mapping[str, Any] | None = None,
     ) -> "AsymFlux2Transformer2DModel":
         """A latent transformer lifted into pixel space (Eq. 6), or with `trained` (TRAINED_WEIGHTS) in its place.
 
-        It shares the transformer's other weights. The subspace is channel first.
+        It shares the transformer's other weights. The subspace is channel first. `sampling` is how it wants to be
+        sampled.
         """
         weights = dict(transformer.state_dict())
         dtype, device = transformer.context_embedder.weight.dtype, transformer.context_embedder.weight.device
@@ -99,6 +106,8 @@ class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
         weights["scale_buffer"] = torch.tensor(subspace.s, device=device)
         known = {k: v for k, v in transformer.config.items() if k in cls._get_init_keys(cls)}
         settings = {**known, "in_channels": 3, "patch_size": subspace.patch_size, "base_rank": subspace.rank}
+        settings |= {"oklab_mean": list(subspace.oklab.mean), "oklab_std": subspace.oklab.std}
+        settings["sampling"] = dict(sampling) if sampling else None
         with torch.device("meta"):
             model = cls(**settings, sigma_min=sigma_floor_sample)
         model.load_state_dict(weights, assign=True)

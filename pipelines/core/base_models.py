@@ -1,11 +1,10 @@
 """Loading the latent model's parts from its diffusers folder, and saying clearly what is missing."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asymflow.models.latent import ImageEncoder, TextEncoder, TokenGeometry, family_of
-from pipelines.core.config import ConfigError
+from pipelines.core.config import ConfigError, read_json_setting
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +54,7 @@ def read_patch_size(base: str) -> int | None:
     None where its files do not tell (a base without its autoencoder): then only the adapter does.
     """
     file = Path(base) / "transformer" / "config.json"
-    config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    config = read_json_setting(file, f"base={base!r}") if file.is_file() else {}
     if "base_rank" in config:  # a pixel model's
         return config["patch_size"]
     return read_geometry(base).pixels_per_token if (Path(base) / "vae").is_dir() else None

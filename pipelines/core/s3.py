@@ -5,9 +5,7 @@ return memory that was never written when an answer is too short.
 """
 
 import errno
-import hashlib
 import io
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -155,10 +153,23 @@ def keys(uri: str) -> Iterator[str]:
     return (entry["Key"] for entry in _entries(uri))
 
 
-def fingerprint(uri: str) -> str:
-    """Of what lies below a folder, as far as the store tells without being read: names, and checksums of its own."""
-    found = sorted((entry["Key"][len(place(uri)["Key"]) :], entry["ETag"]) for entry in _entries(uri))
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+def checksums(uri: str) -> dict[str, str]:
+    """Return {name below the folder: the store's own checksum and size}, nothing being read; "" is an object itself.
+
+    Raises FileNotFoundError where there is neither an object nor a folder.
+    """
+    key = place(uri)["Key"]
+    below = ((entry["Key"].removeprefix(f"{key}/"), entry) for entry in _entries(uri))
+    found = {name: f"{entry['ETag']} {entry['Size']}" for name, entry in below if name}  # "": a mark of other tools
+    if not key:
+        return found
+    try:
+        head = retried(uri, client().head_object, **place(uri))
+        found[""] = f"{head['ETag']} {head['ContentLength']}"
+    except FileNotFoundError:
+        if not found:
+            raise
+    return found
 
 
 def _entries(uri: str) -> Iterator[dict[str, Any]]:

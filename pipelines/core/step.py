@@ -5,14 +5,14 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from asymflow.content import content_of
 from pipelines.core import artifacts, storage
 from pipelines.core.artifacts import Artifact, MissingArtifact
 from pipelines.core.config import ConfigError, RunSettings, StepSettings
 from pipelines.core.errors import StepFailed as StepFailed
+from pipelines.core.identity import identify as identify
+from pipelines.core.identity import pin_repositories
 
 if TYPE_CHECKING:
     from pipelines.core.tracking import Tracker
@@ -38,8 +38,10 @@ class Step:
     `inputs` names the settings that hold artifact URIs, and which step makes each; an empty URI means "none".
     `check` looks for what would fail later (missing weights, say) and `check_inputs` for inputs that do not fit; both
     raise ConfigError, and run before Ray starts. `build` does the work and returns the numbers to report.
-    `contents` names the settings (`dotted.key`) that hold files and folders from outside (models, raw data): where they
-    are local, what lies in them belongs to the step's identity.
+    `contents` names the settings (`dotted.key`) that hold files and folders from outside (models, raw data): what lies
+    in them belongs to the step's identity. `repositories` are those that may name one of the hub instead. `decides`
+    returns {dotted.key: value} of what else decides the result (the precision that `resources` come to): it is hashed
+    in place of the settings of these names.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Step:
     check: Callable[[Any], None] = lambda settings: None
     check_inputs: Callable[[Any, Mapping[str, Artifact]], None] = lambda settings, inputs: None
     contents: tuple[str, ...] = ()
+    repositories: tuple[str, ...] = ()
+    decides: Callable[[Any, Mapping[str, Artifact]], Mapping[str, Any]] = lambda settings, inputs: {}
     data: tuple[str, ...] = ()
     """Settings that hold data from outside: shown as what the run was made from"""
     title: Callable[[Any], str] = lambda settings: ""
@@ -85,17 +89,6 @@ def find_inputs(step: Step, settings: StepSettings) -> dict[str, Artifact]:
     return found
 
 
-def identify(step: Step, settings: StepSettings, inputs: Mapping[str, Artifact]) -> str:
-    """The artifact's ID: where inputs and folders lie does not matter, what they are does."""
-    content = {k: v for k, v in artifacts.settings_of(settings).items() if k not in step.inputs}
-    for name in step.contents:
-        *sections, last = name.split(".")
-        section = reduce(lambda tree, key: tree[key] or {}, sections, content)
-        if section and os.path.exists(section[last]):
-            section[last] = content_of(section[last])
-    return artifacts.artifact_id(step.name, content, {name: a.id for name, a in inputs.items()})
-
-
 def run_step(step: Step, settings: StepSettings, parent_run: str | None = None) -> Outcome:
     """Run one step, unless its artifact stands. Raises ConfigError before Ray starts."""
     # MLflow: workers import the steps too, and need none
@@ -105,6 +98,7 @@ def run_step(step: Step, settings: StepSettings, parent_run: str | None = None) 
     started = time.monotonic()
     inputs = find_inputs(step, settings)
     check_run(settings.run)
+    settings = pin_repositories(step, settings)
     identity = identify(step, settings, inputs)
     folder = storage.join(storage.absolute(settings.run.storage), step.name, identity)
     if storage.exists(storage.join(folder, artifacts.MANIFEST)):

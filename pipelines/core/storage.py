@@ -5,7 +5,9 @@ renaming, on S3 because an object does. What is absent raises FileNotFoundError;
 when tried again, StorageError with the URI.
 """
 
+import hashlib
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -110,18 +112,24 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     else:
         names = [f"s3://{s3.place(uri)['Bucket']}/{key}"[len(base) + 1 :] for key in s3.keys(uri)]
     # an object named like the folder, or a folder below it, is but a mark that other tools leave
-    named = [n for n in names if n and not n.endswith((".partial", "/"))]
-    good = [n for n in named if n.endswith(suffix) and not _hidden(n)]
+    good = [name for name in names if name and name.endswith(suffix) and _is_whole(name)]
     return [join(base, name) for name in sorted(good)]
 
 
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+def _is_whole(name: str) -> bool:
+    """Whether a file below a folder is neither hidden, unfinished, nor a mark for a folder."""
+    return not name.endswith((".partial", "/")) and not any(part.startswith(".") for part in name.split("/"))
 
 
 def fingerprint(uri: str) -> str:
-    """Of what a folder holds, wherever it lies."""
-    return content_of(absolute(uri)) if is_local(uri) else s3.fingerprint(uri)
+    """Return 16 hexadecimal digits of what a file or folder holds, wherever it lies; hidden files do not count.
+
+    Locally it is the content; of S3 it is names, sizes and the store's checksums. Raises FileNotFoundError.
+    """
+    if is_local(uri):
+        return content_of(absolute(uri))
+    found = {name: checksum for name, checksum in s3.checksums(uri).items() if _is_whole(name)}
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def delete_folder(uri: str) -> None:

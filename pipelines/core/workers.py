@@ -34,3 +34,8 @@ class ModelWorkers(Workers):
     @property
     def device(self) -> str:
         return "cuda" if self.gpus else "cpu"
+
+    @property
+    def precision(self) -> str:
+        """Number type of a model on the device; it decides what comes out, so it belongs to a step's identity."""
+        return "bfloat16" if self.gpus else "float32"

@@ -246,4 +246,12 @@ def caption_sheet(pictures: Sequence[Image.Image], captions: Sequence[Row], side
     return sheet
 
 
-STEP = Step("caption", CaptionSettings, build, inputs={"curated": "curate"}, check=check, contents=("model",))
+STEP = Step(
+    "caption",
+    CaptionSettings,
+    build,
+    inputs={"curated": "curate"},
+    check=check,
+    contents=("model",),
+    decides=lambda settings, inputs: {"resources.precision": settings.resources.precision},
+)

@@ -185,6 +185,14 @@ def load_unconditional(artifact: Artifact) -> Tensor:
     return load(storage.read_bytes(artifact.file(UNCONDITIONAL)))["text"]
 
 
+def decides(settings: EncodeSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """The precision of the encoders that run here."""
+    pools = {"text": settings.resources.text}  # always: of the empty caption
+    if settings.latents == "stored":
+        pools["latents"] = settings.resources.latents
+    return {f"resources.{name}.precision": pool.precision for name, pool in pools.items()}
+
+
 STEP = Step(
     "encode",
     EncodeSettings,
@@ -193,4 +201,5 @@ STEP = Step(
     check=check,
     check_inputs=check_inputs,
     contents=("base",),
+    decides=decides,
 )

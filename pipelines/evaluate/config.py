@@ -66,7 +66,7 @@ class EvaluateSettings(StepSettings):
     registered: str = ""
     """Or NAME@ALIAS of MLflow's model registry"""
     pictures: OptionalUri = ""
-    """Or a folder of pictures made elsewhere, by name in the order of the prompts and their repeats"""
+    """Or a folder of images made elsewhere, whose names or images.csv tell which is of which prompt"""
     models: list[Model] | None = Field(None, min_length=1)
     """trained: what is evaluated; lifted: the same before training; latent: the base it was made from. Empty: as the
     suite has it"""

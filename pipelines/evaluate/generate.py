@@ -68,7 +68,7 @@ def generate(
     sets, items = {}, {}
     for model in models:
         protocol = {**subject.identity(model), "drawing": asdict(drawing), "noise": "torch cpu generator of the seed"}
-        protocol["precision"] = "bfloat16" if resources.device == "cuda" else "float32"
+        protocol["precision"] = resources.precision
         folder = storage.join(root, "pictures", fingerprint(protocol))
         storage.write_bytes(storage.join(folder, "protocol.json"), json.dumps(protocol, indent=1).encode())
         files = {shot.key: storage.join(folder, f"{shot.key}.png") for shot in shots}

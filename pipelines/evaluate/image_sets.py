@@ -6,12 +6,14 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from asymflow.metrics.protocol import fingerprint
 from pipelines.core import storage
 from pipelines.core.config import ConfigError
 from pipelines.data.images import decode_image, encode_png, to_array
+from pipelines.evaluate.found_images import image_files, match_images
 from pipelines.evaluate.prompts import Shot
 
 T = TypeVar("T")
@@ -49,26 +51,44 @@ def store_pictures(encoded: Iterable[bytes], protocol: Mapping[str, Any], count:
     return PictureSet(fingerprint(protocol), files, protocol)
 
 
-def found_pictures(uri: str, shots: Sequence[Shot]) -> PictureSet:
-    """Pictures from elsewhere, by name in the order of the shots. Raises ConfigError for another number of them."""
-    files = picture_files(uri)
-    if len(files) != len(shots):
-        raise ConfigError(f"pictures={uri!r}: there are {len(files)} pictures, the suite asks for {len(shots)}")
-    protocol = {"pictures": storage.fingerprint(uri)}
-    return PictureSet(fingerprint(protocol), dict(zip((s.key for s in shots), files, strict=True)), protocol)
+def found_pictures(uri: str, shots: Sequence[Shot], repeats: int, root: str) -> PictureSet:
+    """Match images from elsewhere with the shots; those in grids are cut and stored. Raises ConfigError."""
+    match = match_images(uri, shots, repeats)
+    start = len(storage.absolute(uri)) + 1
+    places = {str(place): file[start:] for place, file in sorted(match.files.items())}
+    protocol = {"pictures": storage.fingerprint(uri), "matched": fingerprint(places)}
+    if not match.grids:
+        files = {shot.key: match.files[divmod(shot.index, repeats)] for shot in shots}
+        return PictureSet(fingerprint(protocol), files, protocol)
+    protocol["cut"] = "2x2"
+    folder = storage.join(root, "pictures", fingerprint(protocol))
+    files = {shot.key: storage.join(folder, f"{shot.key}.png") for shot in shots}
+    standing = keys_in(folder)
+    for (place, _), grid in match.files.items():
+        own = shots[place * repeats : (place + 1) * repeats]
+        if not {shot.key for shot in own} <= standing:
+            for shot, part in zip(own, _cut(grid), strict=True):
+                storage.write_bytes(files[shot.key], encode_png(part))
+    return PictureSet(fingerprint(protocol), files, protocol)
+
+
+def _cut(uri: str) -> list[Image.Image]:
+    """The four images of a grid, row by row. Raises ConfigError for one that does not divide."""
+    grid = decode_image(storage.read_bytes(uri))
+    width, height = grid.width // 2, grid.height // 2
+    if grid.width % 2 or grid.height % 2:
+        raise ConfigError(f"pictures: {uri} of {grid.width}x{grid.height} is no grid of two by two images")
+    corners = [(x, y) for y in (0, height) for x in (0, width)]
+    return [grid.crop((x, y, x + width, y + height)) for x, y in corners]
 
 
 def reference_pictures(uri: str) -> PictureSet:
     """Real ones of any number and size. Raises ConfigError where there are none."""
-    files = picture_files(uri)
+    files = image_files(uri)
     if not files:
         raise ConfigError(f"reference.source={uri!r}: there are no pictures")
     protocol = {"reference": storage.fingerprint(uri)}
     return PictureSet(fingerprint(protocol), {f"{i:06}": file for i, file in enumerate(files)}, protocol)
-
-
-def picture_files(uri: str) -> list[str]:
-    return [f for f in storage.list_files(uri) if PurePosixPath(f).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")]
 
 
 def load_picture(uri: str) -> Tensor:

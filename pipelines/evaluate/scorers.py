@@ -57,6 +57,10 @@ class ModelScorer(Scorer):
 
     needed: ClassVar[Mapping[str, tuple[str, str]]] = {}
     """{setting: (what it has to be, in words; the file in it, or empty)}"""
+    files: ClassVar[tuple[str, ...]] = ()
+    """Settings that may name a local file; it goes in by content"""
+    half_on_gpu: ClassVar[bool] = False
+    """Whether it computes in bfloat16 there: its numbers are others than those of a CPU"""
 
     def identity(self) -> dict[str, Any]:
         """A model is what it is, wherever it lies. Raises MissingWeights."""
@@ -68,7 +72,16 @@ class ModelScorer(Scorer):
                 found[name] = identify(getattr(self, name), needed, file)
             except MissingWeights as error:
                 raise MissingWeights(f"{name}: {error}") from None
+        found |= {name: content for name in self.files if (content := _fingerprint_of(getattr(self, name)))}
+        if self.half_on_gpu and self.resources.gpus:
+            found["precision"] = self.resources.precision
         return {**super().identity(), **found}
+
+
+def _fingerprint_of(source: str) -> str:
+    from pipelines.core.identity import fingerprint_of  # pyarrow: settings are read without it
+
+    return fingerprint_of(source)
 
 
 def _content(template: str, fields: Sequence[str], origin: str) -> str:
@@ -88,6 +101,7 @@ class ClipScorer(ModelScorer):
     architecture: str = "ViT-L-14-336-quickgelu"
     """open_clip's name of it, or a file of its configuration"""
     needed = {"model": ("timm/vit_large_patch14_clip_336.openai", OPEN_CLIP)}
+    files = ("architecture",)
 
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.clip_score import ClipScore
@@ -103,6 +117,7 @@ class HpsV2Scorer(ModelScorer):
     antialias: bool = True
     """Of the resize"""
     needed = {"model": ("HPS_v2.1_compressed.pt of xswu/HPSv2", "HPS_v2.1_compressed.pt")}
+    files = ("architecture",)
 
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.hps_v2 import HpsV2
@@ -120,6 +135,7 @@ class HpsV3Scorer(ModelScorer):
     template: str = ""
     """A text file with the question that the model was trained on, {text_prompt} and <|Reward|> in it"""
     needed = {"model": ("MizzenAI/HPSv3", "HPSv3.safetensors"), "base": ("Qwen/Qwen2-VL-7B-Instruct", "")}
+    half_on_gpu = True
 
     def identity(self) -> dict[str, Any]:
         from asymflow.metrics.hps_v3 import FIELDS, ORIGIN
@@ -144,6 +160,7 @@ class VqaScorer(ModelScorer):
         "vision": ("openai/clip-vit-large-patch14-336", ""),
         "tokenizer": ("google/flan-t5-xxl", ""),
     }
+    half_on_gpu = True
 
     def identity(self) -> dict[str, Any]:
         from asymflow.metrics.vqa_score import FIELDS, ORIGIN
@@ -189,6 +206,7 @@ class GenEvalScorer(ModelScorer):
         "model": ("facebook/mask2former-swin-small-coco-instance", ""),
         "colors": ("timm/vit_large_patch14_clip_224.openai", OPEN_CLIP),
     }
+    files = ("architecture",)
 
     def load(self, device: str) -> tuple[Score, Protocol]:
         from asymflow.metrics.colors import ColorClassifier
@@ -208,10 +226,14 @@ class DpgScorer(ModelScorer):
     kind: Literal["transformers", "mplug"] = "transformers"
     """mplug is the reference's, by modelscope, in an environment of its own"""
     needed = {"model": ("a yes/no visual question answering model, such as Salesforce/blip-vqa-base", "")}
+    half_on_gpu = True
 
     def identity(self) -> dict[str, Any]:
-        """modelscope's hub cannot be asked."""
-        return Scorer.identity(self) if self.kind == "mplug" and self.model else super().identity()
+        """modelscope's hub cannot be asked: only a folder is known by its content."""
+        if self.kind != "mplug" or not self.model:
+            return super().identity()
+        content = _fingerprint_of(self.model)
+        return {**Scorer.identity(self), **({"model": f"local:{content}"} if content else {})}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
         import torch

@@ -18,22 +18,31 @@ from pipelines.core.config import ConfigError
 from pipelines.core.step import Context, Outcome, Step, StepFailed
 from pipelines.data.images import encode_png
 from pipelines.evaluate.class_subject import ClassSubject, read_class_subject, settings_of
-from pipelines.evaluate.config import EvaluateSettings, Model
+from pipelines.evaluate.config import EvaluateSettings
+from pipelines.evaluate.found_images import match_images
 from pipelines.evaluate.generate import generate
 from pipelines.evaluate.image_sets import REAL, PictureSet, found_pictures, reference_pictures, store_pictures
-from pipelines.evaluate.measures import Evaluated, Measure, Pictures, Row
-from pipelines.evaluate.prompts import Prompt, Shot, read_held_out, shots_of
+from pipelines.evaluate.measures import Evaluated, Pictures, Row
+from pipelines.evaluate.prompts import Shot, read_held_out, shots_of
 from pipelines.evaluate.score import score
+from pipelines.evaluate.selection import (
+    ADAPTER,
+    column_of,
+    decides,
+    measures_of,
+    models_of,
+    read_prompts,
+    repeats_of,
+    scorers_of,
+    suite_of,
+)
 from pipelines.evaluate.set_measures import PrecisionRecall
 from pipelines.evaluate.show import TABLE, group_of, report, table_of
 from pipelines.evaluate.subject import Subject, read_subject
-from pipelines.evaluate.suites import SUITES, Suite
 from pipelines.sample.step import check_model
 
 INPUTS = {"curated": "curate", "basis": "basis", "finetuned": "finetune", "pretrained": "pretrain"}
 _SOURCES = ("adapter", "finetuned", "pretrained", "registered", "pictures")
-_ADAPTER = "adapter"
-"""In a finetune's artifact"""
 
 
 def check(settings: EvaluateSettings) -> None:
@@ -94,7 +103,7 @@ def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> 
         read_class_subject(inputs["pretrained"], settings.pretrained_step)
         settings.sampling.check_size(settings_of(inputs["pretrained"]).jit.patch_size, "sampling.")
     if settings.pictures:
-        found_pictures(settings.pictures, shots_of(prompts, repeats_of(settings)))
+        match_images(settings.pictures, shots_of(prompts, repeats_of(settings)), repeats_of(settings))
     if "lifted" in models_of(settings) and not (settings.adapter or {"basis", "finetuned"} & inputs.keys()):
         raise ConfigError("basis: missing; a lifted model needs one")
 
@@ -129,51 +138,6 @@ def hold_limits(settings: EvaluateSettings, outcome: Outcome) -> None:
     high = [f"{k} is {metrics[k]:.4g}, its ceiling {v:g}" for k, v in settings.ceilings.items() if metrics[k] > v]
     if low or high:
         raise StepFailed(f"{settings.suite}: {'; '.join(low + high)}")
-
-
-def suite_of(settings: EvaluateSettings) -> Suite:
-    return SUITES[settings.suite]
-
-
-def column_of(suite: Suite) -> str:
-    """Of held-out pictures: what their models are told."""
-    return "label" if suite.by_class else "caption"
-
-
-def models_of(settings: EvaluateSettings) -> list[Model]:
-    return ["trained"] if settings.pictures else settings.models or list(suite_of(settings).models)
-
-
-def repeats_of(settings: EvaluateSettings) -> int:
-    return settings.images_per_prompt or suite_of(settings).images_per_prompt
-
-
-def scorers_of(settings: EvaluateSettings) -> list[str]:
-    return [name for name in suite_of(settings).scorers if name not in settings.leave_out]
-
-
-def measures_of(settings: EvaluateSettings) -> list[Measure]:
-    wanted = {"", *scorers_of(settings)}
-    return [measure for measure in suite_of(settings).measures if measure.scorer in wanted]
-
-
-def read_prompts(settings: EvaluateSettings, curated: Artifact | None) -> list[Prompt]:
-    """Those that are asked for. Raises ConfigError where there are fewer, or other than the benchmark's own number."""
-    suite, wanted = suite_of(settings), settings.prompts.count
-    if suite.read is None:
-        found = [prompt for prompt, _ in islice(read_held_out(curated, column_of(suite)), wanted)] if curated else []
-    elif suite.file and not settings.prompts.file:
-        raise ConfigError(f"prompts.file: missing; {suite.file}")
-    else:
-        found = suite.read(settings.prompts.file, settings.prompts.column)
-    if suite.prompts and wanted is None and len(found) != suite.prompts:
-        raise ConfigError(
-            f"prompts.file={settings.prompts.file!r}: has {len(found)} prompts, {settings.suite} has {suite.prompts}; "
-            "prompts.count=N takes the first N, and the results say so"
-        )
-    if not found or (wanted and len(found) < wanted):
-        raise ConfigError(f"prompts.count={wanted}: there are only {len(found)}")
-    return found[:wanted]
 
 
 def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
@@ -214,7 +178,7 @@ def draw(
 ) -> dict[str, PictureSet]:
     """The pictures of each model."""
     if subject is None:
-        return {"trained": found_pictures(settings.pictures, shots)}
+        return {"trained": found_pictures(settings.pictures, shots, repeats_of(settings), root)}
     given = settings.sampling.model_dump(exclude_defaults=True)
     sampling = settings.sampling.model_copy(update={**suite_of(settings).drawing, **given})
     drawing = sampling.drawing(subject.defaults)
@@ -230,7 +194,7 @@ def find_subject(settings: EvaluateSettings, context: Context) -> Subject | Clas
     lineage: dict[str, str] = {}
     adapter = settings.adapter
     if finetuned := context.inputs.get("finetuned"):
-        adapter = finetuned.file(_ADAPTER)
+        adapter = finetuned.file(ADAPTER)
         lineage = lineage_of(finetuned, settings.run)
     if settings.registered:
         adapter, lineage = fetch(settings.registered, settings.run)
@@ -273,6 +237,8 @@ STEP = Step(
     check=check,
     check_inputs=check_inputs,
     contents=("base", "adapter", "pictures", "prompts.file", "reference.source"),
+    repositories=("adapter",),
+    decides=decides,
     title=lambda settings: settings.suite,
     group=group_of,
     shown=shown,

@@ -1,7 +1,6 @@
 """What is evaluated: an adapter, wherever it is, with its base; and what it came from."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from asymflow.adapters import SamplingDefaults, kind_of, read_adapter, read_defaults
 from asymflow.adapters.basis import LAYOUT, SUBSPACE, find_subspace, in_layout
 from asymflow.content import content_of
+from asymflow.outside_text import read_json_object
 from asymflow.subspace import Subspace
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
@@ -74,7 +74,10 @@ def read_subject(
 
 
 def _pipeline_defaults(base: str) -> SamplingDefaults:
-    """A merged pipeline's own, which stand in its model_index.json; the released model's for what it leaves out."""
-    index = json.loads((Path(base) / "model_index.json").read_text("utf-8"))
+    """A merged pipeline's own: its transformer's, unless its model_index.json says otherwise; the released model's for
+    what both leave out."""
+    index = read_json_object(Path(base) / "model_index.json")
+    own = read_json_object(Path(base) / "transformer" / "config.json").get("sampling") or {}
+    given = {name: value for name, value in index.items() if value is not None}
     names = {f.name for f in fields(SamplingDefaults)}
-    return SamplingDefaults(**{name: value for name, value in index.items() if name in names})
+    return SamplingDefaults(**{name: value for name, value in {**own, **given}.items() if name in names})

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.core.config import Settings, StepSettings, Uri
+from pipelines.core.config import Settings, StepSettings, Uri, added
 from pipelines.core.workers import ModelWorkers
 from pipelines.sample.parameters import DrawingSettings
 
@@ -42,7 +42,7 @@ class SampleSettings(StepSettings, DrawingSettings):
     """One or a list"""
     prompt_file: str = ""
     """Instead of prompts: a .txt with one per line, or a .csv, .tsv, .json, .jsonl or .parquet"""
-    prompt_column: str = "prompt"
+    prompt_column: str = added("prompt")
     """Where the file has several"""
     seeds: list[int] = Field([0], min_length=1)
     """A picture a prompt and seed"""

@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from asymflow.adapters.hub import is_repository
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
+from asymflow.hub import is_repository
 from pipelines.core import storage
 from pipelines.core.base_models import check_base, read_patch_size
 from pipelines.core.config import ConfigError, read_json_setting
@@ -130,4 +130,12 @@ def _read(context: Context, name: str) -> Image.Image:
         return thumbnail(picture.convert("RGB"))
 
 
-STEP = Step("sample", SampleSettings, build, check=check, contents=("base", "adapter"))
+STEP = Step(
+    "sample",
+    SampleSettings,
+    build,
+    check=check,
+    contents=("base", "adapter", "safety.classifier"),
+    repositories=("adapter",),
+    decides=lambda settings, inputs: {"resources.precision": settings.resources.precision},
+)

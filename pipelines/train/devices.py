@@ -14,6 +14,11 @@ def precision(resources: Resources) -> torch.dtype:
     return torch.bfloat16 if resources.precision == "bfloat16" else torch.float32
 
 
+def precision_name(resources: Resources) -> str:
+    """The same in words, for a step's identity."""
+    return str(precision(resources)).removeprefix("torch.")
+
+
 class Device(NamedTuple):
     """What one worker runs on."""
 

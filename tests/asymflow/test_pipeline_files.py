@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from asymflow.adapters import save_pth
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
 from asymflow.oklab import RELEASED
 from asymflow.subspace import Subspace
+from pipelines.evaluate.subject import _pipeline_defaults
 from pipelines.train.finetune.export_formats import convert
 
 
@@ -40,6 +42,39 @@ def test_files_give_the_same_picture_again(pipe, tmp_path, how):
     again.transformer.to(torch.float64)  # float32 products depend on where in memory a weight lies
     x_0 = samples(double(pipe), output_type="latent", **given)
     assert largest_difference(samples(again, output_type="latent", **given), x_0) < 1e-6
+
+
+def test_components_alone_sample_as_the_pipeline_does(pipe):
+    again = AsymFlux2KleinPipeline(**pipe.components)
+    again.set_progress_bar_config(disable=True)
+    assert (again.defaults, again.space) == (pipe.defaults, pipe.space)
+    assert again.defaults.height == 64 and again.defaults.text_padding == "none"  # the toy's, not the released model's
+    own = AsymFlux2KleinPipeline(**pipe.components, shift=9.0, height=32)
+    assert (own.defaults.shift, own.defaults.height, own.defaults.width) == (9.0, 32, 64)
+    assert AsymFlux2KleinPipeline(**pipe.components).defaults == pipe.defaults  # the other's choice is its own
+    with pytest.raises(ValueError, match="^oklab_mean, oklab_std: the transformer was made for"):
+        AsymFlux2KleinPipeline(**pipe.components, oklab_mean=(0.5, 0.0, 0.0))
+
+
+def test_a_choice_of_defaults_is_saved(pipe, tmp_path):
+    AsymFlux2KleinPipeline(**pipe.components, shift=9.0).save_pretrained(tmp_path)
+    again = AsymFlux2KleinPipeline.from_pretrained(tmp_path)
+    assert again.defaults == replace(pipe.defaults, shift=9.0)
+    assert again.transformer.config.sampling["shift"] == pipe.defaults.shift
+    assert _pipeline_defaults(str(tmp_path)) == again.defaults
+
+
+def test_folders_of_older_versions_keep_what_their_index_says(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    index, config = tmp_path / "model_index.json", tmp_path / "transformer" / "config.json"
+    space = {"oklab_mean": list(pipe.space.mean), "oklab_std": pipe.space.std}
+    index.write_text(json.dumps({**json.loads(index.read_text()), **vars(pipe.defaults), **space}))
+    own = ("sampling", "oklab_mean", "oklab_std")
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k not in own}))
+    again = AsymFlux2KleinPipeline.from_pretrained(tmp_path)
+    assert (again.defaults, again.space) == (pipe.defaults, pipe.space)
+    moved = AsymFlux2KleinPipeline(**again.components)
+    assert (moved.defaults, moved.space) == (pipe.defaults, pipe.space)
 
 
 def double(pipe):

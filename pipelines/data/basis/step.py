@@ -148,4 +148,19 @@ def load_subspace(artifact: Artifact, name: str = "subspace") -> Subspace:
     return storage.read_file(artifact.file(f"{name}.safetensors"), Subspace.load)
 
 
-STEP = Step("basis", BasisSettings, build, INPUTS, check=check, check_inputs=check_inputs, contents=("base",))
+def decides(settings: BasisSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """The precision of the encoder, where the pictures are encoded here."""
+    encodes = settings.base and "encoded" not in inputs
+    return {"resources.precision": settings.resources.precision} if encodes else {}
+
+
+STEP = Step(
+    "basis",
+    BasisSettings,
+    build,
+    INPUTS,
+    check=check,
+    check_inputs=check_inputs,
+    contents=("base",),
+    decides=decides,
+)

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from asymflow.content import sha256_of
 from pipelines.core.config import ConfigError
 from pipelines.train.finetune.config import Perceptual
 
@@ -21,6 +22,8 @@ def check_perceptual(settings: Perceptual) -> None:
                 f"loss.perceptual.weights=published: torchvision's ImageNet weights of {settings.net} are not at "
                 f"{file}; put them there on every node (TORCH_HOME moves the folder)"
             )
+        if not sha256_of(file).startswith(file.stem.rpartition("-")[2]):
+            raise ConfigError(f"loss.perceptual.weights=published: {file} is damaged: its name begins its SHA-256")
     elif settings.weights != "random" and not Path(settings.weights).is_file():
         raise ConfigError(
             f"loss.perceptual.weights={settings.weights!r}: no such file; allowed: published, random, or a "

@@ -14,12 +14,14 @@ from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.base_models import check_base
 from pipelines.core.config import ConfigError
+from pipelines.core.identity import fingerprint_of
 from pipelines.core.step import Context, Step
 from pipelines.data.basis.step import load_subspace
 from pipelines.data.datasets import rows_by_group
 from pipelines.data.embeddings import are_latents_stored, is_stored, latent_actors, text_actors, text_padding
 from pipelines.data.encode import load_unconditional
 from pipelines.train import driver
+from pipelines.train.devices import precision_name
 from pipelines.train.driver import check_processors, draw, last_means
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.perceptual import check_perceptual
@@ -130,6 +132,20 @@ def shown(settings: FinetuneSettings) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude=None if settings.model == "ddt" else {"ddt"})
 
 
+def decides(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """The precision of the training, and of encoders that run beside it; and the perceptual weights by content."""
+    resources, encoded = settings.resources, inputs["encoded"]
+    found = {"resources.precision": precision_name(resources)}
+    if not is_stored(encoded):
+        found["resources.text_encoders.precision"] = resources.text_encoders.precision
+    if not are_latents_stored(encoded):
+        found["resources.image_encoders.precision"] = resources.image_encoders.precision
+    judge = settings.loss.perceptual
+    if judge and judge.weights not in ("published", "random") and (content := fingerprint_of(judge.weights)):
+        found["loss.perceptual.weights"] = content
+    return found
+
+
 STEP = Step(
     "finetune",
     FinetuneSettings,
@@ -138,6 +154,7 @@ STEP = Step(
     check=check,
     check_inputs=check_inputs,
     contents=("base",),
+    decides=decides,
     title=lambda settings: settings.model,
     group=lambda settings: "train/end",
     shown=shown,

@@ -14,6 +14,7 @@ from pipelines.core.config import ConfigError
 from pipelines.core.step import Context, Step
 from pipelines.data.basis.step import load_subspace
 from pipelines.train import driver
+from pipelines.train.devices import precision_name
 from pipelines.train.driver import check_processors, draw, last_means
 from pipelines.train.metrics_log import RECORD, Record
 from pipelines.train.pretrain.config import PretrainSettings
@@ -111,6 +112,7 @@ STEP = Step(
     check=check,
     check_inputs=check_inputs,
     contents=("repa.encoder",),
+    decides=lambda settings, inputs: {"resources.precision": precision_name(settings.resources)},
     title=title,
     group=lambda settings: "train/end",
     shown=shown,

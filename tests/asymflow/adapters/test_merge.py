@@ -89,7 +89,7 @@ def test_an_adapter_of_the_released_names_and_the_9b_shapes_maps_one_to_one():
     found = expected_shapes(dict(base.named_parameters()), tensors, subspace)
     assert found == {name: torch.Size(shape) for name, shape in released_shapes().items()} and len(found) == 121
     with torch.device("meta"):
-        whole = AsymFlux2Transformer2DModel()
+        whole = AsymFlux2Transformer2DModel(oklab_mean=list(RELEASED.mean), oklab_std=RELEASED.std)
     merged = merge(base, tensors, subspace)
     assert own_settings(merged) == own_settings(whole)
     assert {n: t.shape for n, t in merged.state_dict().items()} == {n: t.shape for n, t in whole.state_dict().items()}

@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from asymflow import hub
 from asymflow.metrics import weights
 from asymflow.metrics.weights import MissingWeights, find, identify
 
@@ -62,8 +63,9 @@ def test_a_model_is_known_by_the_same_name_before_it_is_fetched(monkeypatch, tmp
     assert identify(str(tmp_path), "a head", "head.pt") == find(str(tmp_path), "a head", "head.pt").identity
     folder = tmp_path / "models--some--model" / "snapshots" / "abc123"
     folder.mkdir(parents=True)
-    asked = SimpleNamespace(model_info=lambda source, revision: SimpleNamespace(sha={"v1": "abc123"}[revision]))
-    monkeypatch.setattr(weights, "HfApi", lambda: asked)
+    said = {"v1": "abc123"}
+    asked = SimpleNamespace(model_info=lambda source, revision, timeout: SimpleNamespace(sha=said[revision]))
+    monkeypatch.setattr(hub, "HfApi", lambda: asked)
     monkeypatch.setattr(weights, "snapshot_download", lambda *args, **kwargs: str(folder))
     monkeypatch.setattr(weights, "hf_hub_download", lambda *args, **kwargs: str(folder / "head.pt"))
     for file in ("", "head.pt"):
@@ -72,3 +74,13 @@ def test_a_model_is_known_by_the_same_name_before_it_is_fetched(monkeypatch, tmp
         assert identify("some/model@v1", "a model", file) == found.identity
     with pytest.raises(MissingWeights, match="cannot be asked for, KeyError"):
         identify("some/model", "a model", revision="v2")
+
+
+def test_a_folder_named_snapshots_further_up_is_not_the_commit(monkeypatch, tmp_path):
+    folder = tmp_path / "snapshots" / "2024-05" / "models--some--model" / "snapshots" / "abc123"
+    (folder / "sub").mkdir(parents=True)
+    monkeypatch.setattr(weights, "snapshot_download", lambda *args, **kwargs: str(folder))
+    monkeypatch.setattr(weights, "hf_hub_download", lambda repository, file, **kwargs: str(folder / file))
+    assert find("some/model", "a model").identity == "some/model@abc123"
+    assert find("some/model", "a head", "head.pt").identity == "some/model@abc123/head.pt"
+    assert find("some/model", "a head", "sub/head.pt").identity == "some/model@abc123/sub/head.pt"

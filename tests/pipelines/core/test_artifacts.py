@@ -3,7 +3,6 @@ import json
 
 import pytest
 
-from asymflow.content import content_of
 from pipelines.core import artifacts, storage
 from pipelines.core.artifacts import MissingArtifact, artifact_id, finish, load_artifact, settings_of
 from pipelines.core.config import RunSettings, Settings, StepSettings, Uri, added
@@ -101,23 +100,6 @@ def test_id_depends_on_what_lies_in_outside_folders(tmp_path):
     assert first == second
     storage.write_bytes(str(tmp_path / "b/weights"), b"2")
     assert identify(STEP, Example(source=str(tmp_path / "b")), {}) != first
-
-
-def test_fingerprint_sees_names_sizes_and_ends(tmp_path):
-    def fingerprint(name, content):
-        folder = tmp_path / hashlib.sha256(content[:9] + name.encode() + content[-9:]).hexdigest()
-        storage.write_bytes(str(folder / name), content)
-        return content_of(folder)
-
-    middle = bytes(3 << 20)
-    prints = [
-        fingerprint("a", middle),
-        fingerprint("b", middle),
-        fingerprint("a", b"1" + middle[1:]),
-        fingerprint("a", middle[1:] + b"2"),
-        fingerprint("a", b"3" + middle),
-    ]
-    assert len(set(prints)) == len(prints)
 
 
 class Later(Example):

@@ -71,7 +71,8 @@ class Run:
         make_transformer(96).save_config(base / "transformer")
         (base / "model_index.json").write_text(json.dumps({"_class_name": "Flux2KleinPipeline"}))
         for step in ("curate", "encode", "basis"):
-            manifest = {"id": step, "step": step, "config": {"buckets": [[16, 64], [64, 48], [32, 24]]}}
+            config = {"buckets": [[16, 64], [64, 48], [32, 24]], "text": "stored"}
+            manifest = {"id": step, "step": step, "config": config}
             storage.write_bytes(f"{folder}/{step}/manifest.json", json.dumps(manifest).encode())
         X = torch.randn(768, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         self.subspace = Subspace(pca_basis(X @ X.T, 128).float(), 2.4, "channel_first", RELEASED, {"method": "pca"})

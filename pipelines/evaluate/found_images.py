@@ -1,0 +1,215 @@
+"""Tell which image of a folder made elsewhere is of which prompt: by a mapping file, or by names that leave no choice.
+
+Layouts: a file MAPPING; this project's own names; GenEval's `00003/samples/0001.png`; names of items, as DPG-Bench's
+`ITEM.png` (a grid of four where four are asked for) or `ITEM_1.png`; a number per image, or one per prompt and one per
+repeat. Numbers are compared as numbers: 2 comes before 10.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from asymflow.outside_text import decode_text, parse_json_lines, parse_table
+from pipelines.core import storage
+from pipelines.core.config import ConfigError
+from pipelines.evaluate.prompts import Prompt, Shot
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+MAPPING = ("images.csv", "images.jsonl")
+GRID = 4
+"""Images of one DPG-Bench file, two rows of two"""
+_GENEVAL = re.compile(r"(\d+)/samples/(\d+)")
+_REPEATED = re.compile(r"(.+)[-_/ ](\d+)")
+Places = dict[str, tuple[int, int]]
+"""{file's name: (place of its prompt, repeat)}"""
+
+
+@dataclass(frozen=True)
+class Match:
+    """Which file is of which prompt."""
+
+    files: Mapping[tuple[int, int], str]
+    """{(place of the prompt, repeat): URI}; of a grid, {(place of the prompt, 0): URI}"""
+    grids: bool = False
+    """Whether a file holds GRID images"""
+
+
+def image_files(uri: str) -> list[str]:
+    """URIs of the images below a folder, sorted."""
+    return [file for file in storage.list_files(uri) if PurePosixPath(file).suffix.lower() in ENDINGS]
+
+
+def match_images(uri: str, shots: Sequence[Shot], repeats: int) -> Match:
+    """Match the images below a folder with the shots of a suite.
+
+    Raises:
+        ConfigError: another number of images, names that leave a choice, or a layout's own record that says otherwise.
+    """
+    prompts = [shot.prompt for shot in shots[::repeats]]
+    start = len(storage.absolute(uri)) + 1
+    files = {file[start:]: file for file in image_files(uri) if not _is_overview(file[start:])}
+    mapping = [name for name in MAPPING if storage.exists(storage.join(uri, name))]
+    if mapping:
+        return _matched(uri, files, _by_mapping(storage.join(uri, mapping[0]), prompts, repeats), len(shots))
+    names = {str(PurePosixPath(name).with_suffix("")): name for name in files}
+    if len(names) != len(files):
+        raise ConfigError(f"pictures={uri!r}: two images differ in nothing but their ending; leave one of them")
+    if len(files) == len(prompts) and repeats == GRID and (places := _by_item(names, prompts, 1)):
+        return Match({place: files[names[name]] for name, place in places.items()}, grids=True)
+    if len(files) != len(shots):
+        raise ConfigError(f"pictures={uri!r}: there are {len(files)} pictures, the suite asks for {len(shots)}")
+    ways: list[Callable[[], Places | None]] = [
+        lambda: _by_key(names, shots, repeats),
+        lambda: _by_geneval(uri, names, prompts, repeats),
+        lambda: _by_item(names, prompts, repeats),
+        lambda: _by_numbers(list(names), len(prompts), repeats),
+    ]
+    for way in ways:
+        if places := way():
+            return _matched(uri, files, {names[name]: place for name, place in places.items()}, len(shots))
+    raise ConfigError(
+        f"pictures={uri!r}: names such as {min(names)!r} do not tell which image is of which prompt; number them "
+        f"0 to {len(shots) - 1}, name them PROMPT-REPEAT, or write {MAPPING[0]} there, with the columns file and index"
+    )
+
+
+def _matched(uri: str, files: Mapping[str, str], places: Places, count: int) -> Match:
+    unknown = sorted(places.keys() - files.keys())
+    if unknown:
+        raise ConfigError(f"pictures={uri!r}: {unknown[0]!r} stands in the mapping, and no such image is there")
+    found = {place: files[name] for name, place in places.items()}
+    if not len(found) == len(places) == count:
+        raise ConfigError(f"pictures={uri!r}: {len(found)} of {count} images have a place of their own")
+    return Match(found)
+
+
+def _is_overview(name: str) -> bool:
+    """GenEval writes a grid.png beside each folder of samples."""
+    return re.fullmatch(r"\d+/grid\.png", name) is not None
+
+
+def _by_mapping(file: str, prompts: Sequence[Prompt], repeats: int) -> Places:
+    """Rows {file, index}, {file, id, repeat} or {file, prompt, repeat}."""
+    places: Places = {}
+    try:
+        for line, row in _rows(file):
+            where = f"{file} line {line}"
+            if not isinstance(row, Mapping) or not isinstance(row.get("file"), str):
+                raise ValueError(f"{where}: has no file")
+            if row["file"] in places:
+                raise ValueError(f"{where}: {row['file']!r} stands there twice")
+            places[row["file"]] = _place_of(row, where, prompts, repeats)
+    except ValueError as error:
+        raise ConfigError(f"pictures: {error}") from None
+    return places
+
+
+def _rows(file: str) -> Iterator[tuple[int, Any]]:
+    text = decode_text(storage.read_bytes(file), file)
+    return parse_table(text, file, ["file"]) if file.endswith(".csv") else parse_json_lines(text, file)
+
+
+def _place_of(row: Mapping[str, Any], where: str, prompts: Sequence[Prompt], repeats: int) -> tuple[int, int]:
+    if "index" in row:
+        index = _number(row["index"], where, "index", len(prompts) * repeats)
+        return index // repeats, index % repeats
+    kind = next((name for name in ("id", "prompt") if name in row), None)
+    if kind is None:
+        raise ValueError(f"{where}: has neither index, id nor prompt")
+    wanted = [place for place, p in enumerate(prompts) if row[kind] == (p.id if kind == "id" else p.text)]
+    if len(wanted) != 1:
+        raise ValueError(f"{where}: {kind}={row[kind]!r} is that of {len(wanted)} prompts")
+    return wanted[0], _number(row.get("repeat", 0 if repeats == 1 else None), where, "repeat", repeats)
+
+
+def _number(value: Any, where: str, name: str, count: int) -> int:
+    if not str(value).isdecimal() or int(value) >= count:
+        raise ValueError(f"{where}: {name}={value!r} is not a number from 0 to {count - 1}")
+    return int(value)
+
+
+def _by_key(names: Mapping[str, str], shots: Sequence[Shot], repeats: int) -> Places | None:
+    """This project's own names, which hold the prompt's digest."""
+    known = {shot.key: (shot.index // repeats, shot.index % repeats) for shot in shots}
+    found = {name: known.get(name.rpartition("/")[2]) for name in names}
+    return _all(found)
+
+
+def _by_geneval(uri: str, names: Mapping[str, str], prompts: Sequence[Prompt], repeats: int) -> Places | None:
+    if not all(_GENEVAL.fullmatch(name) for name in names):
+        return None
+    for folder in sorted({name.partition("/")[0] for name in names}):
+        record = storage.join(uri, folder, "metadata.jsonl")
+        if int(folder) < len(prompts) and storage.exists(record):
+            try:
+                said = [row for _, row in _rows(record)]
+            except ValueError as error:
+                raise ConfigError(f"pictures: {error}") from None
+            text = said[0].get("prompt") if len(said) == 1 and isinstance(said[0], Mapping) else None
+            if text != prompts[int(folder)].text:
+                raise ConfigError(
+                    f"pictures={uri!r}: {folder}/metadata.jsonl is of {text!r}, and prompt {int(folder)} of the suite "
+                    f"is {prompts[int(folder)].text!r}"
+                )
+    pairs = {name: tuple(map(int, name.split("/samples/"))) for name in names}
+    return _pairs(pairs, len(prompts), repeats)
+
+
+def _by_item(names: Mapping[str, str], prompts: Sequence[Prompt], repeats: int) -> Places | None:
+    """Items' names, with a repeat behind them where there are several images of each."""
+    place_of = {prompt.id: place for place, prompt in enumerate(prompts)}
+    if all(name.isdecimal() for name in place_of):
+        return None  # they are numbers of prompts
+    found: dict[str, tuple[int, int] | None] = {}
+    for name in names:
+        item, repeat = name, 0
+        if repeats > 1:
+            parts = _REPEATED.fullmatch(name)
+            if not parts:
+                return None
+            item, repeat = parts[1], int(parts[2])
+        known = [place_of[form] for form in (item, item.replace("/", "-"), item.rpartition("/")[2]) if form in place_of]
+        if not known:
+            return None
+        found[name] = known[0], repeat
+    pairs = _all(found)
+    return pairs and _pairs(pairs, len(prompts), repeats)
+
+
+def _by_numbers(names: Sequence[str], prompts: int, repeats: int) -> Places | None:
+    """Names that differ in a number alone, or in one number per prompt and one per repeat."""
+    if len(names) == 1:
+        return {names[0]: (0, 0)}
+    parts = [re.split(r"(\d+)", name) for name in names]
+    if len({tuple(part[::2]) for part in parts}) != 1:
+        return None
+    columns = [tuple(map(int, column)) for column in zip(*(part[1::2] for part in parts), strict=True)]
+    varied = list(dict.fromkeys(column for column in columns if len(set(column)) > 1))
+    if len(varied) == 1:
+        start = min(varied[0])
+        if start > 1 or sorted(varied[0]) != list(range(start, start + len(names))):
+            return None
+        places = (divmod(number - start, repeats) for number in varied[0])
+        return dict(zip(names, places, strict=True))
+    if len(varied) != 2:
+        return None
+    orders = [dict(zip(names, zip(*pair, strict=True), strict=True)) for pair in (varied, varied[::-1])]
+    fitting = [found for order in orders if (found := _pairs(order, prompts, repeats))]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _pairs(pairs: Mapping[str, tuple[int, ...]], prompts: int, repeats: int) -> Places | None:
+    """The pairs counted from 0, where each of (prompt, repeat) is there once."""
+    starts = [min(pair[axis] for pair in pairs.values()) for axis in (0, 1)]
+    if max(starts) > 1:
+        return None
+    places = {name: (pair[0] - starts[0], pair[1] - starts[1]) for name, pair in pairs.items()}
+    wanted = {(prompt, repeat) for prompt in range(prompts) for repeat in range(repeats)}
+    return places if len(places) == len(wanted) and set(places.values()) == wanted else None
+
+
+def _all(found: Mapping[str, tuple[int, int] | None]) -> Places | None:
+    places = {name: place for name, place in found.items() if place is not None}
+    return places if len(places) == len(found) else None

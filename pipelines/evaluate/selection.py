@@ -1,0 +1,81 @@
+"""Select suite, models, prompts, scorers and measures by the settings; and what decides an evaluation's result."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+from asymflow.adapters import WEIGHTS
+from asymflow.metrics.weights import MissingWeights
+from pipelines.core.artifacts import Artifact
+from pipelines.core.config import ConfigError
+from pipelines.evaluate.class_subject import read_class_subject
+from pipelines.evaluate.config import EvaluateSettings, Model
+from pipelines.evaluate.measures import Measure
+from pipelines.evaluate.prompts import Prompt, read_held_out
+from pipelines.evaluate.suites import SUITES, Suite
+
+ADAPTER = "adapter"
+"""In a finetune's artifact"""
+
+
+def suite_of(settings: EvaluateSettings) -> Suite:
+    return SUITES[settings.suite]
+
+
+def column_of(suite: Suite) -> str:
+    """Of held-out pictures: what their models are told."""
+    return "label" if suite.by_class else "caption"
+
+
+def models_of(settings: EvaluateSettings) -> list[Model]:
+    return ["trained"] if settings.pictures else settings.models or list(suite_of(settings).models)
+
+
+def repeats_of(settings: EvaluateSettings) -> int:
+    return settings.images_per_prompt or suite_of(settings).images_per_prompt
+
+
+def scorers_of(settings: EvaluateSettings) -> list[str]:
+    return [name for name in suite_of(settings).scorers if name not in settings.leave_out]
+
+
+def measures_of(settings: EvaluateSettings) -> list[Measure]:
+    wanted = {"", *scorers_of(settings)}
+    return [measure for measure in suite_of(settings).measures if measure.scorer in wanted]
+
+
+def read_prompts(settings: EvaluateSettings, curated: Artifact | None) -> list[Prompt]:
+    """Those that are asked for. Raises ConfigError where there are fewer, or other than the benchmark's own number."""
+    suite, wanted = suite_of(settings), settings.prompts.count
+    if suite.read is None:
+        found = [prompt for prompt, _ in islice(read_held_out(curated, column_of(suite)), wanted)] if curated else []
+    elif suite.file and not settings.prompts.file:
+        raise ConfigError(f"prompts.file: missing; {suite.file}")
+    else:
+        found = suite.read(settings.prompts.file, settings.prompts.column)
+    if suite.prompts and wanted is None and len(found) != suite.prompts:
+        raise ConfigError(
+            f"prompts.file={settings.prompts.file!r}: has {len(found)} prompts, {settings.suite} has {suite.prompts}; "
+            "prompts.count=N takes the first N, and the results say so"
+        )
+    if not found or (wanted and len(found) < wanted):
+        raise ConfigError(f"prompts.count={wanted}: there are only {len(found)}")
+    return found[:wanted]
+
+
+def decides(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The precision of the pictures, the scorers that are used, by their models' content, and what an artifact's ID
+    does not tell of the model in it: which checkpoint, and how it wants to be sampled."""
+    found: dict[str, Any] = {} if settings.pictures else {"resources.precision": settings.resources.precision}
+    if pretrained := inputs.get("pretrained"):
+        subject = read_class_subject(pretrained, settings.pretrained_step)
+        found["pretrained_step"] = {"parts": subject.parts, "sampling": asdict(subject.defaults)}
+    if finetuned := inputs.get("finetuned"):
+        files = finetuned.manifest["files"]
+        found["finetuned"] = files.get(f"{ADAPTER}/{WEIGHTS}", {}).get("sha256", "")
+    if settings.suite in SUITES:
+        with suppress(MissingWeights):  # `check` says which
+            found["scorers"] = {name: getattr(settings.scorers, name).identity() for name in scorers_of(settings)}
+    return found
