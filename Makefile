@@ -38,7 +38,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: setup ## from pictures to a pixel model and its report, on two CPU cores
 	$(PYTHON) jobs/make_demo_data.py
-	$(PYTHON) jobs/workflow.py jobs/configs/demo.yaml
+	$(PYTHON) jobs/workflow.py jobs/configs/workflow/demo.yaml
 
 mlflow: setup ## an MLflow server on this machine alone, for every run logged to it; PORT=5000
 	@mkdir -p runs/mlflow

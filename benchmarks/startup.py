@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FINETUNE = ["jobs/finetune.py", "jobs/configs/klein_9b.yaml"]
+FINETUNE = ["jobs/finetune.py", "jobs/configs/finetune/klein_9b.yaml"]
 LIMITS = {"--help": 1.0, "bad setting": 1.0, "--dry-run": 3.0}
 
 

@@ -2,19 +2,17 @@
 
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError, PydanticUndefined
 
-from asymflow.outside_text import read_json_object, read_text
-from pipelines.core.yaml_values import annotation_at, load_yaml, parse_value
-
-
-class ConfigError(Exception):
-    """A bad setting; the message names the key, the value and what is allowed. Exit status 2."""
+from asymflow.outside_text import read_json_object
+from pipelines.core.config_files import read_config_file
+from pipelines.core.errors import ConfigError as ConfigError
+from pipelines.core.yaml_values import annotation_at, parse_value
 
 
 class Settings(BaseModel):
@@ -91,6 +89,8 @@ class RunSettings(Settings):
 class StepSettings(Settings):
     """Base of every step's settings."""
 
+    step: ClassVar[str]
+    """Its name, which a configuration file says"""
     run: RunSettings = RunSettings()
 
 
@@ -98,17 +98,11 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def load_config(model: type[C], path: str, overrides: list[str]) -> C:
-    """Read a YAML file, apply `dotted.key=value` overrides (see `parse_value`), validate. Raises ConfigError."""
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"config file {path!r} does not exist")
-    try:
-        tree = load_yaml(read_text(file))
-    except (yaml.YAMLError, OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold settings (key: value), it holds a {type(tree).__name__}")
+    """Read a YAML file (see `read_config_file`), apply `dotted.key=value` overrides (see `parse_value`), validate.
+
+    The file is one of the step that `model.step` names. Raises ConfigError.
+    """
+    tree = read_config_file(path, getattr(model, "step", ""))
     given: dict[str, str] = {}
     for override in overrides:
         key = _apply(tree, override, model)

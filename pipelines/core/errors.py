@@ -1,6 +1,10 @@
 """The errors that end a job in one line. Importing them loads nothing, so a command line can catch them early."""
 
 
+class ConfigError(Exception):
+    """A bad setting; the message names the key, the value and what is allowed. Exit status 2."""
+
+
 class StepFailed(RuntimeError):
     """A step that came to no end; the message says why, and whether to run it again. Exit status 1."""
 

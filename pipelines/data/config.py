@@ -1,6 +1,6 @@
 """Settings of the steps that are one module each: caption, color_stats and encode."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ class CaptionWorkers(ModelWorkers):
 
 
 class CaptionSettings(StepSettings):
+    step: ClassVar[str] = "caption"
     curated: Uri
     """Artifact of the curate step"""
     model: Uri
@@ -40,6 +41,7 @@ class CaptionSettings(StepSettings):
 
 
 class ColorStatsSettings(StepSettings):
+    step: ClassVar[str] = "color_stats"
     curated: Uri
     """Artifact of the curate step"""
     resources: Workers = Workers()
@@ -53,6 +55,7 @@ class EncodeResources(Settings):
 
 
 class EncodeSettings(StepSettings):
+    step: ClassVar[str] = "encode"
     curated: Uri
     """Artifact of the curate step"""
     captions: OptionalUri = ""

@@ -1,6 +1,6 @@
 """Settings of an evaluation."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -51,6 +51,7 @@ class Resources(ModelWorkers):
 
 
 class EvaluateSettings(StepSettings):
+    step: ClassVar[str] = "evaluate"
     suite: SuiteName = "demo"
     """What is measured; classes and imagenet50k are of class-conditional models"""
     base: OptionalUri = ""

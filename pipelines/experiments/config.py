@@ -1,6 +1,6 @@
 """Settings of what runs many steps: the workflow, sweeps, and the rank sweep. They hold those of the steps."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,7 @@ from pipelines.data.basis.config import BasisSettings
 from pipelines.data.config import CaptionSettings, ColorStatsSettings, EncodeSettings
 from pipelines.data.curate.config import CurateSettings
 from pipelines.evaluate.config import EvaluateSettings
+from pipelines.sample.config import SampleSettings
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.pretrain.config import PretrainSettings, Repa
 
@@ -17,6 +18,7 @@ from pipelines.train.pretrain.config import PretrainSettings, Repa
 class WorkflowSettings(Settings):
     """One section a step, holding that step's settings but for `run`, `base` and its inputs, which are filled in."""
 
+    step: ClassVar[str] = "workflow"
     name: str = "workflow"
     run: RunSettings = RunSettings()
     base: Uri
@@ -57,6 +59,7 @@ class Search(Settings):
 
 
 class SweepSettings(Settings):
+    step: ClassVar[str] = "sweep"
     run: RunSettings = RunSettings()
     evaluate: Annotated[dict[str, Any], Holds(EvaluateSettings)]
     """Settings of the evaluation, but for `run`"""
@@ -101,6 +104,7 @@ class Floors(Settings):
 
 
 class RankSweepSettings(Settings):
+    step: ClassVar[str] = "rank_sweep"
     run: RunSettings = RunSettings()
     pretrain: Annotated[dict[str, Any], Holds(PretrainSettings)]
     """Settings of the training, but for `run`, `seed` and `subspace`"""
@@ -126,3 +130,13 @@ class RankSweepSettings(Settings):
             if odd := sorted(set(ranks) - set(self.ranks)):
                 raise ValueError(f"{name}.ranks={ranks}: {odd[0]} is not among `ranks`")
         return self
+
+
+SETTINGS: dict[str, type[Settings]] = {
+    settings.step: settings
+    for settings in (
+        CurateSettings, CaptionSettings, ColorStatsSettings, BasisSettings, EncodeSettings, FinetuneSettings,
+        PretrainSettings, SampleSettings, EvaluateSettings, WorkflowSettings, SweepSettings, RankSweepSettings,
+    )
+}  # fmt: skip
+"""By step: of every job that reads a configuration file"""

@@ -1,7 +1,7 @@
 """Settings of sampling."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -34,6 +34,7 @@ class Resources(ModelWorkers):
 
 
 class SampleSettings(StepSettings, DrawingSettings):
+    step: ClassVar[str] = "sample"
     base: Uri
     """Folder of the latent model, or of a merged pipeline"""
     adapter: str = ""

@@ -103,7 +103,7 @@ class Jobs:
 
     def command(self, step: str, config: str, *settings: str) -> list[str]:
         run = [f"run.storage={self.site.storage}/runs", "run.experiment=cluster"]
-        return ["python", f"jobs/{step}.py", f"jobs/configs/{config}.yaml", *run, *settings]
+        return ["python", f"jobs/{step}.py", f"jobs/configs/{step}/{config}.yaml", *run, *settings]
 
 
 def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_pictures):
@@ -112,9 +112,9 @@ def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_pictures)
     jobs = Jobs(site)
     with ray_head(site.environment) as head:
         small = ("filters.min_side=32", "held_out_every=8")
-        curated = jobs.submit(head, "curate", "curate", f"source={site.storage}/crawl", *small)
-        encoded = jobs.submit(head, "encode", "encode", f"curated={curated}")
-        basis = jobs.submit(head, "basis", "basis", f"curated={curated}", f"encoded={encoded}")
+        curated = jobs.submit(head, "curate", "demo", f"source={site.storage}/crawl", *small)
+        encoded = jobs.submit(head, "encode", "demo", f"curated={curated}")
+        basis = jobs.submit(head, "basis", "demo", f"curated={curated}", f"encoded={encoded}")
         settings = (
             f"curated={curated}", f"encoded={encoded}", f"basis={basis}", f"optim.steps={STEPS}", "optim.batch=4",
             "lora.rank=8", "loss.perceptual=null", f"checkpoints.every={EVERY}", "validation.pictures=2",

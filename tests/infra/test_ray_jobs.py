@@ -47,23 +47,23 @@ def commands(tiny_workflow, folder: Path) -> dict[str, list[str]]:
     small = ["prompts.count=2", "images_per_prompt=1", "sampling.height=32", "sampling.width=32"]
     sweep = [f"evaluate.{setting}" for setting in small]
     return {
-        "basis": ["jobs/configs/basis.yaml", run, curated, encoded, "--dry-run"],
-        "caption": ["jobs/configs/laion_caption.yaml", run, curated, "--dry-run"],
-        "color_stats": ["jobs/configs/color_stats.yaml", run, curated],
-        "curate": ["jobs/configs/curate.yaml", run, "--dry-run"],
+        "basis": ["jobs/configs/basis/demo.yaml", run, curated, encoded, "--dry-run"],
+        "caption": ["jobs/configs/caption/laion.yaml", run, curated, "--dry-run"],
+        "color_stats": ["jobs/configs/color_stats/demo.yaml", run, curated],
+        "curate": ["jobs/configs/curate/demo.yaml", run, "--dry-run"],
         "demo_ui": ["--help"],
-        "encode": ["jobs/configs/encode.yaml", run, curated, base, "--dry-run"],
-        "evaluate": ["jobs/configs/evaluate_toy.yaml", run, curated, "--dry-run"],
+        "encode": ["jobs/configs/encode/demo.yaml", run, curated, base, "--dry-run"],
+        "evaluate": ["jobs/configs/evaluate/toy.yaml", run, curated, "--dry-run"],
         "export": [config(folder / "finetune.yaml", finetune), f"--out={folder}/exported", "--no-register"],
-        "finetune": ["jobs/configs/toy_klein.yaml", curated, encoded, basis, base, "--dry-run"],
+        "finetune": ["jobs/configs/finetune/toy_klein.yaml", curated, encoded, basis, base, "--dry-run"],
         "make_demo_data": ["--help"],
         "make_toy_base": ["--help"],
         "make_toy_encoder": ["--help"],
-        "pretrain": ["jobs/configs/toy_jit_r8.yaml", run, curated, basis, "--dry-run"],
-        "rank_sweep": ["jobs/configs/rank_sweep_toy.yaml", run, "--dry-run"],
+        "pretrain": ["jobs/configs/pretrain/toy_jit_r8.yaml", run, curated, basis, "--dry-run"],
+        "rank_sweep": ["jobs/configs/rank_sweep/toy.yaml", run, "--dry-run"],
         "report": [f"{folder}/report.html", made["evaluate"]],
-        "sample": ["jobs/configs/sample_toy.yaml", run, "prompts=[sun]", "seeds=[0]", "latent=false", "steps=2"],
-        "sweep": ["jobs/configs/sweep_toy.yaml", run, f"evaluate.{curated}", *sweep, "grid={sampling.steps: [2]}"],
+        "sample": ["jobs/configs/sample/toy.yaml", run, "prompts=[sun]", "seeds=[0]", "latent=false", "steps=2"],
+        "sweep": ["jobs/configs/sweep/toy.yaml", run, f"evaluate.{curated}", *sweep, "grid={sampling.steps: [2]}"],
         "workflow": [config(folder / "workflow.yaml", settings)],
     }
 
@@ -73,7 +73,7 @@ def test_every_job_runs_and_says_what_it_made(jobs, tiny_workflow, tmp_path):
     setting ends with 2 and one line; and what was sent is small."""
     called = commands(tiny_workflow, tmp_path)
     assert sorted(called) == JOBS
-    curate = ["python", "jobs/curate.py", "jobs/configs/curate.yaml"]
+    curate = ["python", "jobs/curate.py", "jobs/configs/curate/demo.yaml"]
     entrypoints = {
         **{name: shlex.join(["python", f"jobs/{name}.py", *rest]) for name, rest in called.items()},
         "bad setting": shlex.join([*curate, "rows_per_file=0"]),
@@ -109,6 +109,6 @@ def test_every_job_runs_and_says_what_it_made(jobs, tiny_workflow, tmp_path):
 
 
 def test_the_command_line_fails_where_the_job_does(head):
-    done = head.submit("python", "jobs/curate.py", "jobs/configs/curate.yaml", "rows_per_file=0")
+    done = head.submit("python", "jobs/curate.py", "jobs/configs/curate/demo.yaml", "rows_per_file=0")
     assert done.returncode == 1
     assert "error: rows_per_file=0: input should be greater than or equal to 1" in done.stdout.splitlines()

@@ -106,14 +106,14 @@ def test_input_that_was_not_made(job, config, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("curate", ["jobs/configs/laion_curate.yaml", "rows_per_file=7"]),
-        ("sample", ["jobs/configs/sample_klein_9b.yaml"]),
-        ("evaluate", ["geneval", "jobs/configs/evaluate_klein_9b.yaml", "--latest-registered"]),
-        ("finetune", ["jobs/configs/klein_9b.yaml"]),
-        ("pretrain", ["jobs/configs/imagenet_h16_r8.yaml"]),
-        ("rank_sweep", ["jobs/configs/rank_sweep_imagenet.yaml"]),
-        ("sweep", ["jobs/configs/sweep_guidance.yaml"]),
-        ("workflow", ["jobs/configs/workflow_klein_9b.yaml"]),
+        ("curate", ["jobs/configs/curate/laion.yaml", "rows_per_file=7"]),
+        ("sample", ["jobs/configs/sample/klein_9b.yaml"]),
+        ("evaluate", ["geneval", "jobs/configs/evaluate/klein_9b.yaml", "--latest-registered"]),
+        ("finetune", ["jobs/configs/finetune/klein_9b.yaml"]),
+        ("pretrain", ["jobs/configs/pretrain/imagenet_h16_r8.yaml"]),
+        ("rank_sweep", ["jobs/configs/rank_sweep/imagenet.yaml"]),
+        ("sweep", ["jobs/configs/sweep/guidance.yaml"]),
+        ("workflow", ["jobs/configs/workflow/klein_9b.yaml"]),
     ],
 )
 def test_a_dry_run_shows_and_starts_nothing(job, monkeypatch, capsys, name, arguments):

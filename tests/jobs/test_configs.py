@@ -3,34 +3,32 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from asymflow.adapters import SamplingDefaults
 from pipelines.core.artifacts import settings_of
-from pipelines.core.config import load_config
-from pipelines.evaluate.config import EvaluateSettings
-from pipelines.experiments.config import RankSweepSettings, SweepSettings, WorkflowSettings
+from pipelines.core.config import ConfigError, load_config
+from pipelines.core.config_files import MOVED
+from pipelines.experiments.config import SETTINGS, RankSweepSettings, SweepSettings, WorkflowSettings
 from pipelines.experiments.rank_sweep import evaluation_of, training_of, variants_of
 from pipelines.experiments.sweep import grid_of, point_settings
 from pipelines.experiments.workflow import STEPS, fill_all
-from pipelines.sample.config import SampleSettings
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.export import sampling_defaults
-from pipelines.train.pretrain.config import PretrainSettings
 
 ROOT = Path(__file__).parents[2] / "jobs/configs"
-CONFIGS = sorted(ROOT.glob("*.yaml"))
+CONFIGS = sorted(ROOT.glob("*/*.yaml"))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def load(name):
+    """The settings of STEP/NAME."""
+    return load_config(SETTINGS[name.split("/")[0]], str(ROOT / f"{name}.yaml"), [])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_config_is_valid(path):
-    kind = path.stem.split("_")[0]
-    step = "finetune" if "klein" in path.stem else path.stem.removeprefix("laion_").removeprefix("imagenet_")
-    named = {
-        "sample": SampleSettings, "evaluate": EvaluateSettings, "sweep": SweepSettings, "demo": WorkflowSettings,
-        "workflow": WorkflowSettings, "rank": RankSweepSettings,
-    }  # fmt: skip
-    settings = PretrainSettings if "_h16_" in path.stem or "_jit_" in path.stem else named.get(kind)
-    found = load_config(settings or STEPS[step.removesuffix("_labels")].settings, str(path), [])
+    assert yaml.safe_load(path.read_text())["step"] == path.parent.name
+    found = load(f"{path.parent.name}/{path.stem}")
     if isinstance(found, RankSweepSettings):  # which holds a training's and an evaluation's
         for variant in variants_of(found):
             training_of(found, variant, 0)
@@ -45,9 +43,7 @@ def test_config_is_valid(path):
 def test_finetune_of_the_released_space_fits_its_basis():
     from asymflow.oklab import RELEASED
 
-    configs = {path.stem: path for path in CONFIGS}
-    basis = load_config(STEPS["basis"].settings, str(configs["laion_basis"]), [])
-    pixels = load_config(STEPS["finetune"].settings, str(configs["klein_9b"]), []).pixels
+    basis, pixels = load("basis/laion"), load("finetune/klein_9b").pixels
     assert basis.space == "released" and basis.patch_size == pixels.patch_size and basis.layout == pixels.layout
     assert (tuple(pixels.mean), pixels.std) == (RELEASED.mean, RELEASED.std)
 
@@ -62,17 +58,17 @@ def test_finetune_of_the_released_space_fits_its_basis():
     ],
 )
 def test_imagenet_validates_with_the_papers_guidance(name, scale, interval):
-    settings = load_config(PretrainSettings, str(ROOT / f"imagenet_h16_{name}.yaml"), [])
+    settings = load(f"pretrain/imagenet_h16_{name}")
     assert (settings.validation.guidance, settings.validation.guidance_interval) == (scale, interval)
 
 
-KLEIN = sorted(path for path in CONFIGS if path.stem.startswith("klein_9b"))
+KLEIN = sorted(ROOT.glob("finetune/klein_9b*.yaml"))
 
 
 @pytest.mark.parametrize("path", KLEIN, ids=lambda path: path.stem)
 def test_klein_trains_as_the_released_weights_were_trained(path):
     """5 L_VR + 1 L_P, clipped at 200 and averaged from step 101 on; visible padding, no captions dropped."""
-    settings = load_config(FinetuneSettings, str(path), [])
+    settings = load(f"finetune/{path.stem}")
     assert settings.loss.loss_scale == 5.0 and settings.loss.caption_dropout == 0.0
     if settings.loss.perceptual and settings.loss.kind == "variance_reduced":
         assert settings.loss.loss_scale * settings.loss.perceptual.weight == pytest.approx(1.0)
@@ -84,8 +80,8 @@ def test_klein_trains_as_the_released_weights_were_trained(path):
 
 
 def test_the_workflow_trains_as_the_finetunes_own_file_does():
-    whole = load_config(WorkflowSettings, str(ROOT / "workflow_klein_9b.yaml"), [])
-    alone = settings_of(load_config(FinetuneSettings, str(ROOT / "klein_9b.yaml"), []))
+    whole = load("workflow/klein_9b")
+    alone = settings_of(load("finetune/klein_9b"))
     (inside,) = (settings for settings in fill_all(whole).values() if isinstance(settings, FinetuneSettings))
     inside = settings_of(inside)
     for name in ("curated", "encoded", "basis"):
@@ -94,5 +90,21 @@ def test_the_workflow_trains_as_the_finetunes_own_file_does():
 
 
 def test_the_encodings_are_padded_as_the_finetunes_of_them_ask():
-    encode = load_config(STEPS["encode"].settings, str(ROOT / "laion_encode.yaml"), [])
+    encode = load("encode/laion")
     assert (encode.text, encode.text_padding, encode.max_text_tokens) == ("on_the_fly", "max_length", 512)
+
+
+def test_a_step_and_its_settings_have_one_name():
+    jobs = {path.stem for path in (ROOT.parent).glob("*.py")}
+    assert set(SETTINGS) == {path.parent.name for path in CONFIGS} < jobs
+    for name, step in STEPS.items():
+        assert SETTINGS[name] is step.settings and name == step.name
+
+
+def test_an_old_name_tells_the_new_place():
+    moved = yaml.safe_load((ROOT / MOVED).read_text())
+    assert len(moved) == 42 and all((ROOT / new).is_file() for new in moved.values())
+    for old, new in moved.items():
+        with pytest.raises(ConfigError) as caught:
+            load_config(SETTINGS[new.split("/")[0]], str(ROOT / old), [])
+        assert str(caught.value) == f"config file '{ROOT / old}' does not exist; it is {ROOT / new} now"

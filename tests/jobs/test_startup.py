@@ -67,7 +67,7 @@ def test_a_bad_setting_loads_nothing_heavy(tmp_path):
         assert not set(HEAVY) & set(loaded), job
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["jobs/configs/toy_klein.yaml", *FINETUNE, "optim.lr=-1"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["jobs/configs/finetune/toy_klein.yaml", TOY, "optim.lr=-1"]])
 def test_the_answer_takes_less_than_a_second(arguments):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "jobs/finetune.py", *arguments], capture_output=True, text=True, cwd=ROOT)

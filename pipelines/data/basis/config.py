@@ -1,7 +1,7 @@
 """The settings of the basis step."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -11,6 +11,7 @@ from pipelines.core.workers import ModelWorkers
 
 
 class BasisSettings(StepSettings):
+    step: ClassVar[str] = "basis"
     curated: Uri
     """Artifact of the curate step"""
     color_stats: OptionalUri = ""

@@ -1,6 +1,6 @@
 """The settings of curation."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ class Encoding(Settings):
 
 
 class CurateSettings(StepSettings):
+    step: ClassVar[str] = "curate"
     source: Uri
     """Folder of img2dataset shards, tars or parquet with the image bytes, local or s3://"""
     columns: Columns = Columns()

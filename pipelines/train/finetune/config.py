@@ -1,7 +1,7 @@
 """Settings of the finetune. The defaults are the paper's (Table 6 and appendices A.4, B.2)."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -123,6 +123,7 @@ class Export(Settings):
 
 
 class FinetuneSettings(train.TrainSettings):
+    step: ClassVar[str] = "finetune"
     curated: Uri
     """Artifact of the curate step: the pictures"""
     encoded: Uri

@@ -1,7 +1,7 @@
 """Settings of training from scratch. The defaults are the paper's (Sec. 6.1, App. B.1; Table 9 of JiT)."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -107,6 +107,7 @@ class Resources(train.Resources):
 
 
 class PretrainSettings(train.TrainSettings):
+    step: ClassVar[str] = "pretrain"
     curated: Uri
     """Artifact of the curate step, with labels"""
     basis: OptionalUri = ""

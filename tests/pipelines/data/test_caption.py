@@ -31,7 +31,7 @@ from pipelines.data.images import BadImage, encode_png
 
 FILES = {"train/a-64x64": (64, 64), "train/b-96x48": (96, 48), "held_out/a-64x64": (64, 64)}
 ROWS = 10
-CONFIG = Path(__file__).parents[3] / "jobs/configs/laion_caption.yaml"
+CONFIG = Path(__file__).parents[3] / "jobs/configs/caption/laion.yaml"
 
 
 @pytest.fixture(scope="module")

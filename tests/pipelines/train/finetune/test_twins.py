@@ -26,7 +26,7 @@ TERMS = {
 
 
 def shipped(name: str, *overrides: str) -> FinetuneSettings:
-    return load_config(FinetuneSettings, str(ROOT / f"jobs/configs/{name}.yaml"), list(overrides))
+    return load_config(FinetuneSettings, str(ROOT / f"jobs/configs/finetune/{name}.yaml"), list(overrides))
 
 
 @pytest.mark.parametrize("kind", TWINS)
