@@ -10,6 +10,7 @@ import torch
 from asymflow.adapters import SamplingDefaults, kind_of, read_adapter, read_defaults
 from asymflow.adapters.basis import LAYOUT, SUBSPACE, find_subspace, in_layout
 from asymflow.content import content_of
+from asymflow.metrics.protocol import fingerprint
 from asymflow.outside_text import read_json_object
 from asymflow.subspace import Subspace
 from pipelines.core import storage
@@ -30,13 +31,14 @@ class Subject:
     """URI of a file, channel first, of the pixel model's subspace; empty: none is known"""
     defaults: SamplingDefaults
     parts: Mapping[str, str] = field(default_factory=dict)
-    """What it is made of, by content: base, adapter, subspace"""
+    """What it is made of, by content: base, adapter, subspace; and how its prompts are padded"""
     lineage: Mapping[str, str] = field(default_factory=dict)
     """Where it came from, for MLflow's tags"""
 
     def identity(self, model: str) -> dict[str, str]:
         """What decides a model's pictures, and no more: latent models of two adapters are one."""
-        needed = ("base", "adapter", "subspace") if model == "trained" else ("base", "subspace")
+        shared = ("base", "subspace", "text_padding")
+        needed = (*shared, "adapter") if model == "trained" else shared
         return {"model": model, **{name: self.parts[name] for name in needed if name in self.parts}}
 
     def painter(self, model: str, device: str) -> Paint:
@@ -61,10 +63,11 @@ def read_subject(
                 tensors, config = read_adapter(folder)
                 if kind_of(config) != "latent":
                     subspace = find_subspace(folder, tensors)
-                defaults, parts["adapter"] = read_defaults(folder), weights_sha256(folder)
+                defaults = read_defaults(folder)
+                parts["adapter"] = fingerprint({"weights": weights_sha256(folder), "config": config})
     except ValueError as error:
         raise ConfigError(f"adapter={adapter!r}: {error}") from None
-    place = ""
+    place, parts["text_padding"] = "", defaults.text_padding
     if subspace is not None:
         place = storage.join(folder_for_subspace, SUBSPACE)
         storage.write_file(place, subspace.save)

@@ -1,6 +1,5 @@
 """Pictures from prompts and seeds, by a model of any kind: pixel or latent, finetuned, untrained or as it was."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from asymflow.adapters import COMFYUI, WEIGHTS, SamplingDefaults, kind_of, read_adapter, read_defaults, restore
 from asymflow.adapters.hub import local_folder
+from asymflow.content import sha256_of
 from asymflow.diffusers_pipeline import SCHEDULERS, AsymFlux2KleinPipeline
 from asymflow.guidance import Guidance
 from asymflow.models.conditioned import encode_prompts
@@ -221,5 +221,4 @@ def weights_sha256(adapter: Path) -> str:
     """Of the adapter's tensors."""
     read_defaults(adapter)  # which says what is missing
     path = next(path for path in (adapter / WEIGHTS, adapter / COMFYUI) if path.is_file())
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

@@ -118,6 +118,8 @@ def test_what_cannot_be_loaded_is_said(tmp_path, pipe):
     without_text = load(BASE, adapter=ADAPTER, text_encoder=None, tokenizer=None)
     with pytest.raises(ValueError, match="without a text encoder: give prompt_embeds"):
         without_text(PROMPTS[0])
+    with pytest.raises(ValueError, match=r"^prompt\[0\] is None"):
+        pipe.encode_prompt([None])
 
 
 def test_an_adapter_of_another_base_is_refused_with_what_differs(tmp_path):

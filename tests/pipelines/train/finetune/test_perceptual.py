@@ -35,3 +35,12 @@ def test_the_backbone_is_the_one_in_the_file(tmp_path):
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     expected = features[1](features[0](model.scaling_layer(x)))
     assert torch.allclose(model.net.forward(model.scaling_layer(x))[0], expected)
+
+
+def test_published_weights_are_known_by_the_digest_in_their_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    file = tmp_path / "checkpoints" / "vgg16-397923af.pth"
+    file.parent.mkdir()
+    file.write_bytes(b"half of it")
+    with pytest.raises(ConfigError, match="weights=published: .*vgg16-397923af.pth is damaged"):
+        check_perceptual(Perceptual())
