@@ -33,6 +33,7 @@ from asymflow.pipeline_arguments import (
     check_choices,
     check_count,
     check_references,
+    check_texts,
     choose_size,
     choose_space,
     choose_texts,
@@ -159,7 +160,7 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         """One embedding (T_i, E) a prompt; all T_i are `max_sequence_length` where the model sees padding."""
         if self.text_encoder is None or self.tokenizer is None:
             raise ValueError("this pipeline was loaded without a text encoder: give prompt_embeds")
-        prompts = choose_texts(prompt, None, "prompt", self.transformer.config.joint_attention_dim)
+        prompts = check_texts(prompt, "prompt")
         device = device or self._execution_device
         padding = self.defaults.text_padding
         return encode_prompts(self.text_encoder, self.tokenizer, prompts, padding, device, max_sequence_length)

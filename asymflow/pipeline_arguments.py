@@ -96,6 +96,11 @@ def choose_texts(texts: Any, embeddings: Any, name: str, embedding_dim: int) -> 
         raise ValueError(f"{name}: give either {name} or {name}_embeds")
     if embeddings is not None:
         return _check_embeddings(embeddings, f"{name}_embeds", embedding_dim)
+    return check_texts(texts, name)
+
+
+def check_texts(texts: Any, name: str) -> list[str]:
+    """Return one text or several as a list. Raises ValueError for none, and for an entry that is no text."""
     found = [texts] if isinstance(texts, str) else texts
     if not isinstance(found, list | tuple):
         raise ValueError(f"{name} is {_shown(texts)}; it must be a text, or a list of texts")
