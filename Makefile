@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo mlflow test test-on-ray test-without-ray cluster-test check clean
+.PHONY: help setup demo mlflow test test-on-ray test-without-ray cluster-test configuration check clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name about; do \
@@ -60,6 +60,9 @@ test-without-ray:
 
 cluster-test: setup ## shards to scores by `ray job submit`, with a bucket, a tracking server and a lost head
 	$(PYTHON) -m pytest --timeout 900 -m cluster $(ARGS)
+
+configuration: setup ## write docs/configuration.md and docs/schemas from the settings
+	$(PYTHON) docs/generate.py
 
 check: setup ## ruff, import-linter and mypy
 	$(PYTHON) -m ruff check .

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel
 
-from pipelines.core.config import ConfigError, describe, load_config
+from pipelines.core.config import ConfigError, load_config
 from pipelines.core.errors import MissingArtifact, StepFailed, StorageError
+from pipelines.core.settings_reference import describe
 
 if TYPE_CHECKING:
     from pipelines.core.step import Outcome, Step

@@ -2,16 +2,17 @@
 
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError, PydanticUndefined
+from pydantic_core import PydanticCustomError
 
 from asymflow.outside_text import read_json_object
 from pipelines.core.config_files import read_config_file
 from pipelines.core.errors import ConfigError as ConfigError
+from pipelines.core.settings_reference import section_models
 from pipelines.core.yaml_values import annotation_at, parse_value
 
 
@@ -169,40 +170,11 @@ def _readable(error: Any, model: type[BaseModel]) -> str:
     return f"{where}={error['input']!r}: {message[:1].lower()}{message[1:]}"
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for a in getattr(annotation, "__args__", ()) for m in _sections(a)]
-
-
 def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     for part in location:
         field = model.model_fields.get(str(part))
-        found = _sections(field.annotation) if field else []
+        found = section_models(field.annotation) if field else []
         if not found:
             return ["?"]
         model = found[0]
     return sorted(model.model_fields)
-
-
-def allowed_texts(annotation: Any) -> list[str]:
-    """Return the texts that a setting of this type is one of; empty where it is not a Literal of texts."""
-    if get_origin(annotation) is Literal:
-        return [value for value in get_args(annotation) if isinstance(value, str)]
-    return [text for part in get_args(annotation) for text in allowed_texts(part)]
-
-
-def describe(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """One line a setting, `dotted.key = default  # what it is`, for --help."""
-    lines = []
-    for name, field in model.model_fields.items():
-        inner = _sections(field.annotation)
-        if inner and not isinstance(field.default, (type(None), str)):
-            lines += describe(inner[0], f"{prefix}{name}.")
-            continue
-        default = field.get_default(call_default_factory=True)
-        shown = "(required)" if default is PydanticUndefined else repr(default)
-        about = [" | ".join(allowed_texts(field.annotation)), " ".join((field.description or "").split())]
-        note = "; ".join(filter(None, about))
-        lines.append(f"  {prefix}{name} = {shown}{f'  # {note}' if note else ''}")
-    return lines

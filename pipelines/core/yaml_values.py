@@ -28,6 +28,11 @@ class Holds:
     def __init__(self, model: type[BaseModel]):
         self.model = model
 
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """That of the model, so that editors complete its keys."""
+        held: dict[str, Any] = handler(self.model.__pydantic_core_schema__)
+        return {"anyOf": [held, {"type": "null"}]} if schema["type"] == "nullable" else held
+
 
 class _Loader(yaml.SafeLoader):
     """Refuse repeated keys and deep nesting."""

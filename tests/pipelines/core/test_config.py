@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from pipelines.core.config import ConfigError, RunSettings, Settings, Uri, describe, load_config
+from pipelines.core.config import ConfigError, RunSettings, Settings, Uri, load_config
+from pipelines.core.settings_reference import describe
 from pipelines.core.yaml_values import Holds
 
 
