@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
+from tqdm import tqdm  # noqa: TID251  # below the pipeline, whose lines for logs it cannot use
 
 T = TypeVar("T")
 _CHUNK = 1 << 20
@@ -61,7 +61,9 @@ def hash_files(files: Mapping[str, Path]) -> dict[str, str]:
     total = sum(stamps[name][0] for name in unknown)
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=total, desc="hash files", unit="B", unit_scale=True, delay=_SHOWN_AFTER, leave=False) as bar,
+        tqdm(
+            total=total, desc="hash files", unit="B", unit_scale=True, delay=_SHOWN_AFTER, leave=False, disable=None
+        ) as bar,  # disable=None: on a terminal only
     ):
         read = dict(zip(unknown, pool.map(lambda name: _read(files[name], bar), unknown), strict=True))
     now = time.time_ns()

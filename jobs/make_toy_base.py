@@ -1,9 +1,9 @@
 """Train the demo's tiny FLUX.2 klein and write it as a diffusers folder. Killed, it goes on from its checkpoints."""
 
 import argparse
-import json
 from pathlib import Path
 
+from pipelines.core.cli import print_result
 from pipelines.core.config import RunSettings
 from pipelines.data.curate.config import CurateSettings
 from pipelines.toy.steps import Steps
@@ -25,7 +25,7 @@ def main() -> None:
     curate = CurateSettings(source=args.data, near_duplicate_bits=None, run=run)
     curated = run_step(STEP, curate).artifact
     steps = Steps(**{part: getattr(args, f"{part}_steps") for part in vars(Steps())})
-    print(json.dumps(make_toy_base(curated, args.work, args.out, steps)))
+    print_result(make_toy_base(curated, args.work, args.out, steps))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 Killed, it goes on from its checkpoint."""
 
 import argparse
-import json
 from pathlib import Path
 
+from pipelines.core.cli import print_result
 from pipelines.core.config import RunSettings
 from pipelines.data.curate.config import CurateSettings
 
@@ -25,7 +25,7 @@ def main() -> None:
     run = RunSettings(storage=str(args.work))
     curated = run_step(STEP, CurateSettings(source=args.data, near_duplicate_bits=None, run=run)).artifact
     images, captions = load_pictures(curated.files("train", ".parquet"))
-    print(json.dumps(make_encoder(images, captions, args.work, args.out, args.steps)))
+    print_result(make_encoder(images, captions, args.work, args.out, args.steps))
 
 
 if __name__ == "__main__":

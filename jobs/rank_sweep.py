@@ -1,9 +1,7 @@
 """Train and evaluate the rank family from scratch; what stands is not made again. Draws the paper's Figures 5 and 6 and
 its Table 1."""
 
-import json
-
-from pipelines.core.cli import errors_in_one_line, print_plan, read_settings
+from pipelines.core.cli import errors_in_one_line, print_plan, print_result, read_settings
 from pipelines.experiments.config import RankSweepSettings
 
 NOTE = "Settings of its parts: python jobs/pretrain.py --help, python jobs/evaluate.py --help"
@@ -20,7 +18,7 @@ def main() -> None:
 
         folder, run_id, rows = run_rank_sweep(settings)
         print(f"\n{aligned(family_table(rows))}\n")
-        print(json.dumps({"artifact": folder, "mlflow_run": run_id, "metrics": rows[-1]["metrics"]}))
+        print_result({"artifact": folder, "mlflow_run": run_id, "metrics": rows[-1]["metrics"]})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """Evaluate over a grid of settings, or search for the best guidance; points that stand are not evaluated again."""
 
-import json
-
-from pipelines.core.cli import errors_in_one_line, print_plan, read_settings
+from pipelines.core.cli import errors_in_one_line, print_plan, print_result, read_settings
 from pipelines.experiments.config import SweepSettings
 
 NOTE = "The evaluation's settings: python jobs/evaluate.py --help"
@@ -18,7 +16,7 @@ def main() -> None:
         run_id, points, best = run_sweep(settings)
         print(f"\n{table_of(rows_of(settings, points))}\n")
         metrics = best.outcome.artifact.manifest["metrics"]
-        print(json.dumps({"artifact": best.outcome.artifact.uri, "mlflow_run": run_id, "metrics": metrics}))
+        print_result({"artifact": best.outcome.artifact.uri, "mlflow_run": run_id, "metrics": metrics})
 
 
 if __name__ == "__main__":

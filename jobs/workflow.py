@@ -1,8 +1,6 @@
 """Run the whole pipeline: whatever has no artifact yet, in order, under one MLflow run."""
 
-import json
-
-from pipelines.core.cli import errors_in_one_line, print_plan, read_settings
+from pipelines.core.cli import errors_in_one_line, print_plan, print_result, read_settings
 from pipelines.experiments.config import WorkflowSettings
 
 NOTE = "A section's settings: python jobs/SECTION.py --help"
@@ -22,7 +20,7 @@ def main() -> None:
         last = outcomes["evaluate"].artifact
         print(f"\n{table(outcomes)}\n\npicture:   {last.file('samples.png')}")
         print(f"MLflow UI: {how_to_look(settings.run)}\n")
-        print(json.dumps({"artifact": last.uri, "mlflow_run": run_id, "metrics": last.manifest["metrics"]}))
+        print_result({"artifact": last.uri, "mlflow_run": run_id, "metrics": last.manifest["metrics"]})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,12 @@
 
 import gc
 import logging
+import os
 import sys
+
+# Of no use in a log: transformers shows a bar for each model that it loads, MLflow for each artifact. Read on import.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import asymflow as asymflow  # its torchvision remedy must come before any import of diffusers in a step's module
 

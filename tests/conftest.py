@@ -102,6 +102,7 @@ def local_ray():
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         start_ray(RunSettings())
+        patch.setattr("pipelines.core.step.stop_ray", lambda: None)  # jobs that a test runs in this process
         yield ray
         ray.shutdown()
 

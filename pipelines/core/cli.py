@@ -34,6 +34,15 @@ class Job:
     """Called at the end; what it raises ends the job as a failing step would"""
 
 
+def print_result(result: dict[str, Any]) -> None:
+    """Print a job's last line, one JSON object, after all that Ray's workers have to say."""
+    from pipelines.core.step import stop_ray
+
+    stop_ray()
+    sys.stderr.flush()
+    print(json.dumps(result), flush=True)
+
+
 def main(
     settings_class: type[BaseModel],
     load: "Callable[[], Step | Job]",
@@ -70,8 +79,7 @@ def main(
         if told := job.tell(outcome):
             print(f"{told}\n")
         metrics = outcome.artifact.manifest["metrics"]
-        print(json.dumps({"artifact": outcome.artifact.uri, "mlflow_run": outcome.mlflow_run, "metrics": metrics}))
-        sys.stdout.flush()
+        print_result({"artifact": outcome.artifact.uri, "mlflow_run": outcome.mlflow_run, "metrics": metrics})
         job.conclude(settings, outcome)
         gc.freeze()  # at its end Python would look through all objects of torch and the like once more, for seconds
 

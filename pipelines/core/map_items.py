@@ -19,10 +19,10 @@ import ray
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
-from tqdm import tqdm
 
 from pipelines.core import storage
 from pipelines.core.errors import ItemsFailed as ItemsFailed
+from pipelines.core.progress import track
 from pipelines.core.workers import Workers
 
 LOGGER = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def do_items(
     failed: dict[str, str] = {}
     rows = _start(todo, make_worker, summaries, resources).iter_rows()
     try:
-        for row in tqdm(rows, total=len(todo), desc=label, unit=unit):
+        for row in track(rows, len(todo), label, unit):
             del missing[row["name"]]
             if row["error"]:
                 failed[row["name"]] = row["error"]

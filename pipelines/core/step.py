@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -138,6 +139,11 @@ def start_ray(run: RunSettings) -> None:
     """Join the named cluster, else start a local Ray; a no-op when one is already connected."""
     import ray
 
+    # `map_items` shows the progress of a step instead of a page of operators
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -149,7 +155,9 @@ def start_ray(run: RunSettings) -> None:
         from pipelines.core.local_ray import start_local_ray
 
         start_local_ray()
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # `map_items` shows one bar a step instead of a page of operators
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def stop_ray() -> None:
+    """Leave Ray, if this process has joined or started one. What its workers said last is printed before."""
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()

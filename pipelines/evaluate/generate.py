@@ -11,8 +11,6 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from diffusers.utils import logging
-from transformers.utils import logging as transformers_logging
 
 from asymflow.metrics.protocol import fingerprint
 from pipelines.core import storage
@@ -31,8 +29,6 @@ class Generator:
     """Draws a batch: JSON [model, folder, [[seed, prompt, key], ...]]. One model at a time is held."""
 
     def __init__(self, subject: Subject | ClassSubject, drawing: Drawing, device: str):
-        logging.disable_progress_bar()  # the driver shows one for all
-        transformers_logging.disable_progress_bar()
         self.subject, self.drawing, self.device = subject, drawing, device
         self.loaded: tuple[str, Paint | None] = ("", None)
 

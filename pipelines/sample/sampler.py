@@ -14,6 +14,7 @@ from diffusers import (
     Flux2Transformer2DModel,
     UniPCMultistepScheduler,
 )
+from diffusers.utils.logging import disable_progress_bar
 from torch import Tensor
 
 from asymflow.adapters import COMFYUI, WEIGHTS, SamplingDefaults, kind_of, read_adapter, read_defaults, restore
@@ -31,6 +32,7 @@ from asymflow.subspace import Subspace
 from pipelines.core import storage
 from pipelines.sample.parameters import Drawing
 
+disable_progress_bar()  # of loading
 _SCHEDULERS = {
     "unipc": UniPCMultistepScheduler,
     "euler": FlowMatchEulerDiscreteScheduler,

@@ -22,7 +22,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from tqdm import tqdm
+
+from pipelines.core.progress import track
 
 GROUNDS = {  # two of these behind each emoji, so that a caption's colour word means something
     "white": "#ffffff", "black": "#202020", "light blue": "#9fd3f0", "yellow": "#f5d76e", "green": "#7fbf7f",
@@ -140,7 +141,7 @@ def demo_pictures(photos: int, seed: int) -> Iterator[Picture]:
         per_photo = -(-photos // len(names))
         jobs = [pool.submit(_emoji_pictures, stem, seed) for stem in stems]
         jobs += [pool.submit(_photo_pictures, name, per_photo, seed) for name in names]
-        pictures = [p for job in tqdm(jobs, desc="render", unit="source") for p in job.result()]
+        pictures = [p for job in track(jobs, len(jobs), "render", "source") for p in job.result()]
     faulty = _faulty_pictures()
     pictures += [*faulty, pictures[0]]  # and one exact duplicate
     random.Random(seed).shuffle(pictures)

@@ -11,6 +11,7 @@ from ray.train.torch import TorchTrainer
 
 from pipelines.core import storage
 from pipelines.core.config import ConfigError
+from pipelines.core.progress import on_terminal
 from pipelines.core.step import Context, StepFailed
 from pipelines.train.config import TrainSettings
 from pipelines.train.metrics_log import Record
@@ -46,6 +47,7 @@ def train(step: str, task: str, settings: TrainSettings, context: Context, data:
         "tracker": vars(context.tracker),
         "folder": context.folder,
         "attempt": attempt.name,
+        "on_terminal": on_terminal(),
     }
     with stopping_on_sigterm(attempt):
         try:

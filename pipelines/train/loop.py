@@ -9,11 +9,11 @@ from typing import Any
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.experimental import tqdm_ray
 from safetensors.torch import save
 from torch import Tensor
 
 from pipelines.core import storage
+from pipelines.core.progress import open_worker_bar
 from pipelines.core.tracking import Tracker
 from pipelines.train.checkpoint import Tensors, Uploader, folder_of, load_newest, prune, write_checkpoint
 from pipelines.train.engine import (
@@ -94,7 +94,7 @@ class Training:
         batches = self.reader.from_step(self.step, self.micro_batch)
         progress = None
         if self.rank == 0:
-            progress = tqdm_ray.tqdm(desc=self.config["step"], total=settings.optim.steps, unit="step")
+            progress = open_worker_bar(self.config["step"], settings.optim.steps, "step", self.config["on_terminal"])
             progress.update(self.step)
             self.log.start(self.step)
         order = Order.GO_ON

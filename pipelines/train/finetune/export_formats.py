@@ -51,8 +51,11 @@ def convert(adapter: str, format: ExportFormat, out: str, base: str = "", dtype:
 
 
 def merge(adapter: Path, base: str, out: Path, dtype: torch.dtype) -> None:
+    from diffusers.utils.logging import disable_progress_bar
+
     from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
 
+    disable_progress_bar()  # of loading
     pipeline = AsymFlux2KleinPipeline.from_pretrained(base, adapter=adapter, dtype=dtype)
     pipeline.save_pretrained(out)
 

@@ -2,6 +2,7 @@
 
 import torch
 from diffusers import Flux2Transformer2DModel
+from diffusers.utils.logging import disable_progress_bar
 from safetensors.torch import load_file
 
 from asymflow.models.adapted import AdaptedFlux2
@@ -13,6 +14,8 @@ from pipelines.core.artifacts import Artifact
 from pipelines.train.devices import precision
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.metrics_log import AVERAGE
+
+disable_progress_bar()  # of loading
 
 
 def adapt(settings: FinetuneSettings, transformer: Flux2Transformer2DModel, subspace: Subspace) -> AdaptedFlux2:

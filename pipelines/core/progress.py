@@ -1,0 +1,92 @@
+"""Progress of long loops: a bar on a terminal; in a file or a job's log, a line now and then.
+
+Every loop of the pipeline shows its progress through this module: ruff forbids tqdm elsewhere.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+SECONDS_PER_LINE = 30.0
+"""The least time between two lines of a process"""
+
+
+class Bar(Protocol):
+    """The progress of one loop."""
+
+    def update(self, n: int = 1) -> object: ...
+
+    def close(self) -> object: ...
+
+
+class LogLines:
+    """A bar for logs: prints at most one line per SECONDS_PER_LINE and process, however many loops there are."""
+
+    _last_line = float("-inf")
+
+    def __init__(self, label: str, total: int, unit: str):
+        self.label, self.total, self.unit = label, total, unit
+        self.done = 0
+        self._first: tuple[float, int] | None = None
+
+    def update(self, n: int = 1) -> None:
+        """Count `n` more as done. The first call is the start for the speed: its `n` may come from a checkpoint."""
+        self.done += n
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, self.done
+        if now - LogLines._last_line >= SECONDS_PER_LINE:
+            LogLines._last_line = now
+            line = f"{self.label}: {self.unit} {self.done} of {self.total}{self._speed(now)}"
+            print(line, file=sys.stderr, flush=True)
+
+    def _speed(self, now: float) -> str:
+        started, done_before = self._first or (now, self.done)
+        if self.done == done_before:
+            return ""
+        seconds = (now - started) / (self.done - done_before)
+        left = tqdm.format_interval(seconds * (self.total - self.done))
+        return f", {seconds:.3g} s per {self.unit}, {left} left"
+
+    def close(self) -> None:
+        """Do nothing: what comes after a loop says that it is over."""
+
+
+def on_terminal() -> bool:
+    """Return whether this process's messages are read on a terminal."""
+    return sys.stderr.isatty()
+
+
+def open_worker_bar(label: str, total: int, unit: str, on_terminal: bool) -> Bar:
+    """Open the bar of a loop in a Ray worker.
+
+    Args:
+        label: What the loop does.
+        total: How many units it does.
+        unit: One of them, in the singular.
+        on_terminal: Whether the driver's messages are read on a terminal; the worker's own go to a file.
+
+    Returns:
+        A bar that Ray draws on the driver's terminal, or lines that it forwards to the driver's log.
+    """
+    if not on_terminal:
+        return LogLines(label, total, unit)
+    from ray.experimental import tqdm_ray
+
+    return tqdm_ray.tqdm(desc=label, total=total, unit=unit)
+
+
+def track(items: Iterable[T], total: int, label: str, unit: str) -> Iterator[T]:
+    """Yield `items` and show how many of `total` have been consumed."""
+    bar: Bar = tqdm(desc=label, total=total, unit=unit) if on_terminal() else LogLines(label, total, unit)
+    try:
+        for item in items:
+            yield item
+            bar.update()
+    finally:
+        bar.close()
