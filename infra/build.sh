@@ -20,5 +20,5 @@ build() { # TAG [OPTION ...]
 }
 
 build "$version-cuda" "$@"
-build "$version-cpu" --build-arg BASE=ubuntu:24.04 --build-arg EXTRAS=demo,server \
+build "$version-cpu" --build-arg BASE=ubuntu:24.04 --build-arg EXTRAS=cluster,demo,server \
     --build-arg WHEELS="${CPU_WHEELS:-}" "$@"

@@ -1,9 +1,13 @@
 """The steps of the pipeline, on Ray: each module has a config, a function that runs the step, and its artifact."""
 
 import gc
+import importlib.util
 import logging
 import os
 import sys
+
+if importlib.util.find_spec("ray") is None:
+    raise ImportError("pipelines needs the libraries of the cluster: pip install 'asymflow[cluster]'")
 
 # Of no use in a log: transformers shows a bar for each model that it loads, MLflow for each artifact. Read on import.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
