@@ -37,7 +37,6 @@ from pipelines.train.finetune.config import FinetuneSettings  # noqa: E402
 from pipelines.train.finetune.flops import picture_flops  # noqa: E402
 from pipelines.train.finetune.memory import activation_memory, count_values, static_memory  # noqa: E402
 from pipelines.train.finetune.model import adapt  # noqa: E402
-from pipelines.train.finetune.objective import Objective  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 GIB = 2**30
@@ -154,7 +153,7 @@ def join_alone() -> None:
 def measure(name: str, shapes: Shapes, most: int, steps: int) -> Iterator[dict[str, float]]:
     """What each number of pictures at once takes, until they do not fit."""
     from pipelines.train.engine import backward_and_step, make_engine
-    from pipelines.train.finetune.task import parameter_groups
+    from pipelines.train.finetune.task import make_objective, parameter_groups
     from pipelines.train.state import TrainableState
 
     join_alone()
@@ -162,7 +161,7 @@ def measure(name: str, shapes: Shapes, most: int, steps: int) -> Iterator[dict[s
     model = make_model(settings, shapes)
     values = count_values(model)  # before ZeRO-3 cuts them up
     groups = parameter_groups(model, settings.optim)
-    engine, _ = make_engine(Objective(model, settings.loss), groups, settings, micro_batch=1, accumulation=1)
+    engine, _ = make_engine(make_objective(model, settings.loss), groups, settings, micro_batch=1, accumulation=1)
     state = TrainableState(engine, model.trainable())
     average = PowerEMA(state.values(), start_step=1)
     pictures = 1

@@ -34,8 +34,8 @@ from pipelines.train.finetune.batches import Batch  # noqa: E402
 from pipelines.train.finetune.config import FinetuneSettings  # noqa: E402
 from pipelines.train.finetune.flops import picture_flops  # noqa: E402
 from pipelines.train.finetune.memory import static_memory  # noqa: E402
-from pipelines.train.finetune.objective import Objective  # noqa: E402
 from pipelines.train.finetune.plan import plan  # noqa: E402
+from pipelines.train.finetune.task import make_objective  # noqa: E402
 
 OBJECTIVES: dict[str, dict] = {
     "flow matching": {"kind": "flow_matching"},
@@ -87,12 +87,12 @@ def make_step(name: str, batch: int, checkpointing: bool):
     model = make_model()
     if checkpointing:
         model.enable_gradient_checkpointing()
-    objective = Objective(model, settings_of(name).loss)
+    objective = make_objective(model, settings_of(name).loss)
     optimizer = torch.optim.AdamW(model.trainable().values(), lr=1e-4)
     data = make_batch(batch)
 
     def step() -> None:
-        loss, _ = objective(data)
+        loss, _ = objective(**data.inputs())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

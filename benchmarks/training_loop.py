@@ -39,6 +39,7 @@ from pipelines.toy.data import Picture, write_img2dataset  # noqa: E402
 from pipelines.train import driver  # noqa: E402
 from pipelines.train.finetune.config import FinetuneSettings  # noqa: E402
 from pipelines.train.finetune.step import STEP  # noqa: E402
+from pipelines.train.task import MakeTask  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = str(ROOT / "models" / "toy_klein")
@@ -88,7 +89,7 @@ def settings_of(made: dict[str, str], folder: Path, batch: int, steps: int, zero
     )
 
 
-def timed_loop(config: dict[str, Any]) -> dict[str, Any]:
+def timed_loop(task: MakeTask, config: dict[str, Any]) -> dict[str, Any]:
     """The finetune's loop; and when each step began, as a file beside its checkpoints."""
     from pipelines.train import loop
 
@@ -98,7 +99,7 @@ def timed_loop(config: dict[str, Any]) -> dict[str, Any]:
             return super().train_step(batches)
 
     times: list[float] = []
-    training = Timed(config)
+    training = Timed(task, config)
     try:
         return training.run()
     finally:
@@ -118,12 +119,11 @@ def bare(settings: FinetuneSettings) -> list[float]:
     from pipelines.data.encode import load_unconditional
     from pipelines.train.engine import set_learning_rates
     from pipelines.train.finetune.model import build_model
-    from pipelines.train.finetune.objective import Objective
-    from pipelines.train.finetune.task import make_reader, parameter_groups
+    from pipelines.train.finetune.task import make_objective, make_reader, parameter_groups
 
     curated, encoded = load_artifact(settings.curated), load_artifact(settings.encoded)
     model = build_model(settings, load_subspace(load_artifact(settings.basis)))
-    objective, optim = Objective(model, settings.loss), settings.optim
+    objective, optim = make_objective(model, settings.loss), settings.optim
     optimizer = torch.optim.AdamW(parameter_groups(model, optim), betas=optim.betas, weight_decay=optim.weight_decay)
     average = PowerEMA(model.trainable(), settings.ema.gamma, settings.ema.start_step)
     config = {
@@ -141,7 +141,7 @@ def bare(settings: FinetuneSettings) -> list[float]:
         set_learning_rates(optimizer, step, optim)
         torch.manual_seed(step)
         for batch in next(batches):
-            objective(batch)[0].backward()
+            objective(**batch.inputs())[0].backward()
         torch.nn.utils.clip_grad_norm_(model.trainable().values(), optim.clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -207,7 +207,7 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         made = make_inputs(folder)
-        driver.train_function = lambda: timed_loop
+        driver.train_function = lambda task: lambda config: timed_loop(task, config)
         compare_loops(made, folder, args.batch, args.steps, args.rounds, args.zero)
         print()
         measure_checkpoints(made, folder, args.batch, args.zero)

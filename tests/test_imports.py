@@ -1,11 +1,14 @@
 """Imports point one way, in no circle, as import-linter's contracts say; and the core loads nothing of the cluster."""
 
+import ast
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("asymflow", "pipelines", "jobs")
@@ -73,3 +76,37 @@ def test_importing_asymflow_loads_nothing_of_the_cluster():
     loaded = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
     assert set(loaded) == set(names)
     assert not {name: found for name, found in loaded.items() if found}
+
+
+# job -> step -> task -> loss -> equation: each file names the next one
+HOPS = [
+    (
+        "jobs/finetune.py",
+        "pipelines/train/finetune/step.py",
+        "pipelines/train/finetune/task.py",
+        "asymflow/objectives/finetune.py",
+        "asymflow/losses.py",
+    ),
+    (
+        "jobs/pretrain.py",
+        "pipelines/train/pretrain/step.py",
+        "pipelines/train/pretrain/task.py",
+        "asymflow/objectives/pretrain.py",
+        "asymflow/losses.py",
+    ),
+]
+
+
+def modules_imported(path):
+    """Full names of the modules that a file takes names from."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("hops", HOPS, ids=["vr_loss", "asymmetric_loss"])
+def test_from_a_job_to_its_loss_are_five_files(hops):
+    assert len(hops) == 5
+    for here, there in zip(hops, hops[1:], strict=False):
+        module = there.removesuffix(".py").replace("/", ".")
+        assert module in set(modules_imported(here)), f"{here} does not name {module}"

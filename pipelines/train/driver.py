@@ -16,6 +16,7 @@ from pipelines.core.step import Context, StepFailed
 from pipelines.train.config import TrainSettings
 from pipelines.train.metrics_log import Record
 from pipelines.train.run_lease import Attempt, stopping_on_sigterm
+from pipelines.train.task import MakeTask
 from pipelines.train.worker_setup import StoppableTorch
 from pipelines.viz.figures import curves_figure
 
@@ -33,16 +34,23 @@ def check_processors(settings: TrainSettings, besides: int = 0) -> None:
         )
 
 
-def train(step: str, task: str, settings: TrainSettings, context: Context, data: dict[str, Any]) -> None:
-    """From the newest checkpoint to the end. `task` is the module whose `make_task` is given `data` with the settings.
+def train(step: str, task: MakeTask, settings: TrainSettings, context: Context, data: dict[str, Any]) -> None:
+    """Train from the newest checkpoint to the end.
 
-    Raises StepFailed where it does not come to the end.
+    Args:
+        step: the step's name.
+        task: the class that each worker makes its task of, with `data` and the settings.
+        settings: the step's.
+        context: the artifact that is made, and its inputs.
+        data: what the task needs besides, plain data and actors.
+
+    Raises:
+        StepFailed: the training did not come to its end.
     """
     attempt = Attempt.claim(context.folder)
     config = {
         **data,
         "step": step,
-        "task": task,
         "settings": settings.model_dump(mode="json"),
         "tracker": vars(context.tracker),
         "folder": context.folder,
@@ -51,7 +59,7 @@ def train(step: str, task: str, settings: TrainSettings, context: Context, data:
     }
     with stopping_on_sigterm(attempt):
         try:
-            result: Any = make_trainer(settings, config).fit()  # typed as the old Train's
+            result: Any = make_trainer(task, settings, config).fit()  # typed as the old Train's
         except TrainingFailedError as error:
             logging.getLogger(__name__).exception("training failed")
             restarts = settings.resources.max_failures
@@ -73,22 +81,23 @@ def _cause(error: BaseException) -> str:
     return str(next(iter(failures.values()))).strip().splitlines()[-1]
 
 
-def train_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What each worker runs. A function inside a function is sent by value: neither the driver nor Ray's controller has
-    to import DeepSpeed, which takes seconds and speaks on stdout."""
+def train_function(task: MakeTask) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return what each worker runs. A function inside a function is sent by value, and only workers unpack it: neither
+    the driver nor Ray's controller has to import DeepSpeed, which takes seconds and prints to stdout. The class goes
+    with it, by reference: in the config, which the controller unpacks, it would make it import the model."""
 
     def train(config: dict[str, Any]) -> dict[str, Any]:
         from pipelines.train.loop import train_loop
 
-        return train_loop(config)
+        return train_loop(task, config)
 
     return train
 
 
-def make_trainer(settings: TrainSettings, config: dict[str, Any]) -> TorchTrainer:
+def make_trainer(task: MakeTask, settings: TrainSettings, config: dict[str, Any]) -> TorchTrainer:
     resources = settings.resources
     return TorchTrainer(
-        train_function(),  # type: ignore[arg-type]  # Ray passes on what it returns, and its annotation forgets that
+        train_function(task),  # type: ignore[arg-type]  # Ray passes on what it returns, and its annotation forgets that
         train_loop_config=config,
         torch_config=StoppableTorch(timeout_s=round(120 * settings.watch.hang_minutes)),
         scaling_config=ray.train.ScalingConfig(

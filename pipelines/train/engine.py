@@ -101,7 +101,7 @@ def open_optimizer(engine: Any, optimizer: Optimizer, batch: Batch) -> None:
         group["lr"] = 0.0
     batch = batch.to(engine.device)
     for _ in range(engine.gradient_accumulation_steps()):
-        loss, _ = engine(batch)
+        loss, _ = engine(**batch.inputs())
         engine.backward(0.0 * loss)
         engine.step()
 
@@ -135,7 +135,7 @@ def backward_and_step(engine: Any, micro_batches: list[Batch]) -> list[dict[str,
     collected = []
     for micro_batch in micro_batches:
         micro_batch = micro_batch.to(engine.device)
-        loss, terms = engine(micro_batch)
+        loss, terms = engine(**micro_batch.inputs())
         engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan))
         engine.step()
         collected.append(

@@ -30,7 +30,7 @@ from pipelines.train.monitoring import GiveUp, HangAlarm, Health
 from pipelines.train.run_lease import TERMINATED, Attempt, Lookout, Order
 from pipelines.train.sample_order import slots_per_worker
 from pipelines.train.state import TrainableState, on_cpu
-from pipelines.train.task import Batch, Tokens, make_task
+from pipelines.train.task import Batch, MakeTask, Tokens
 from pipelines.train.tracking_log import Log
 
 LOGGER = logging.getLogger(__name__)
@@ -42,9 +42,9 @@ class Leaving(RuntimeError):
     """This worker's process was asked to end; a checkpoint stands, and Ray starts the workers again."""
 
 
-def train_loop(config: dict[str, Any]) -> dict[str, Any]:
+def train_loop(make_task: MakeTask, config: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's entry point; `config` is plain data and actors. Returns {"ended": why, "step": where}."""
-    training = Training(config)
+    training = Training(make_task, config)
     try:
         return training.run()
     except GiveUp as error:
@@ -56,7 +56,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
 class Training:
     """One worker's part in a run."""
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, make_task: MakeTask, config: dict[str, Any]):
         self.config = config
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()

@@ -1,12 +1,7 @@
-"""What a kind of training brings to the loop.
+"""What a kind of training brings to the loop; each worker makes its own."""
 
-Each worker makes its own, by the `make_task` of a module whose name it is given: neither the driver nor Ray's
-controller has to import the model.
-"""
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -50,6 +45,10 @@ class Batch:
     def tokens(self) -> Tokens:
         raise NotImplementedError
 
+    def inputs(self) -> dict[str, Tensor]:
+        """Return what the objective is called with, by name. Subclasses add theirs."""
+        return {"images": self.images, "noise": self.noise, "sigma": self.sigma, "weight": self.weight}
+
     def to(self, device: torch.device) -> Self:
         tensors: dict[str, Any] = {name: v for name, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
@@ -70,11 +69,18 @@ class Reader(Protocol):
 class Task(Protocol):
     """What is trained, on what, and how it is looked at. A model has `trainable()`: its parameters by name."""
 
-    settings: TrainSettings
     model: Any
-    objective: nn.Module
-    """A batch in, (loss, terms by picture) out: what DeepSpeed wraps"""
-    reader: Reader
+
+    @property
+    def settings(self) -> TrainSettings: ...
+
+    @property
+    def objective(self) -> nn.Module:
+        """A batch's `inputs` in, (loss, terms by image) out: what DeepSpeed wraps."""
+        ...
+
+    @property
+    def reader(self) -> Reader: ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For the optimizer; `peak` is a group's learning rate."""
@@ -95,6 +101,5 @@ class Task(Protocol):
         ...
 
 
-def make_task(config: dict[str, Any], rank: int, workers: int) -> Task:
-    """That of the module `config["task"]`."""
-    return import_module(config["task"]).make_task(config, rank, workers)
+MakeTask = Callable[[dict[str, Any], int, int], Task]
+"""(config, rank, workers): a task's class"""

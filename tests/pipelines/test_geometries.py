@@ -28,9 +28,8 @@ from pipelines.sample.sampler import Painter
 from pipelines.sample.step import check
 from pipelines.train.finetune.batches import Batch
 from pipelines.train.finetune.config import FinetuneSettings, Loss, Perceptual
-from pipelines.train.finetune.objective import Objective
 from pipelines.train.finetune.plan import plan
-from pipelines.train.finetune.task import blank_batch
+from pipelines.train.finetune.task import blank_batch, make_objective
 
 GEOMETRIES = {"patch 4": (2, 2, 4, 8), "patch 8": (4, 8, 8, 32), "patch 16": (8, 32, 16, 128)}
 """Downsampling and channels of the autoencoder; then patch size and token width"""
@@ -119,14 +118,14 @@ def test_every_loss_has_a_gradient(made):
     model.add_lora(2, dropout=0.0)
     perceptual = Perceptual(net="squeeze", weights="random")
     for loss_settings in (Loss(kind="flow_matching"), Loss(perceptual=perceptual)):
-        objective = Objective(model, loss_settings)
+        objective = make_objective(model, loss_settings)
         for batch in (batch_of(made), blank_batch(model, 2)):
             if batch.text.shape[1] == 3:
                 model.zero_grad()
-                objective(batch)[0].backward()
+                objective(**batch.inputs())[0].backward()
                 assert all(p.grad is not None and p.grad.isfinite().all() for p in model.trainable().values())
             else:
-                assert torch.isfinite(objective(batch)[0])
+                assert torch.isfinite(objective(**batch.inputs())[0])
     latents = torch.nn.functional.pixel_shuffle(made.z_0[:2].mT.unflatten(2, (64 // made.patch_size, -1)), 2)
     arguments = (torch.randn(2, made.z_0.shape[1], 3 * made.patch_size**2), torch.tensor([0.2, 0.6]))
     text, grid = torch.zeros(2, 1, 96), (64 // made.patch_size, 96 // made.patch_size)

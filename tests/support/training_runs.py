@@ -96,9 +96,9 @@ def key_sum(curated) -> int:
 
 
 def training_with(before_step: Any):
-    """A training loop that trains on `before_step(training, batches)` in place of its batches."""
+    """A `driver.train_function` whose loop trains on `before_step(training, batches)` in place of its batches."""
 
-    def loop(config: dict[str, Any]) -> dict[str, Any]:
+    def loop(task: Any, config: dict[str, Any]) -> dict[str, Any]:
         from pipelines.train import loop as module
 
         class Changed(module.Training):
@@ -108,15 +108,15 @@ def training_with(before_step: Any):
         training = module.Training
         module.Training = Changed
         try:
-            return module.train_loop(config)
+            return module.train_loop(task, config)
         finally:
             module.Training = training
 
-    return loop
+    return lambda task: lambda config: loop(task, config)
 
 
 def failing_at(step: int, rank: int, marker: Path, fail: Any):
-    """A training loop in which one rank, once, does `fail(training)` before it begins a step."""
+    """A `driver.train_function` in which one rank, once, does `fail(training)` before it begins a step."""
 
     def before_step(training, batches):
         if training.step + 1 == step and training.rank == rank and not marker.exists():
@@ -128,7 +128,7 @@ def failing_at(step: int, rank: int, marker: Path, fail: Any):
 
 
 def poisoned_at(steps: set[int], rank: int):
-    """A training loop in which one rank's pictures at some steps are no numbers."""
+    """A `driver.train_function` in which one rank's pictures at some steps are no numbers."""
 
     def before_step(training, batches):
         if training.step + 1 not in steps or training.rank != rank:

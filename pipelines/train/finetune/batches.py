@@ -30,6 +30,9 @@ class Batch(task.Batch):
         pictures, image = self.z_0.shape[:2]
         return Tokens(int(self.text_mask.sum()) + pictures * image, image, self.text.shape[1])
 
+    def inputs(self) -> dict[str, Tensor]:
+        return {**super().inputs(), "z_0": self.z_0, "text": self.text, "text_mask": self.text_mask}
+
 
 @dataclass(frozen=True)
 class NoiseSettings:

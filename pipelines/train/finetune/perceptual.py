@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from asymflow.content import sha256_of
 from pipelines.core.config import ConfigError
@@ -46,8 +46,3 @@ def load_perceptual(settings: Perceptual) -> nn.Module:
         for module in slices.values():  # lpips cuts the backbone's `features` into slices and keeps their numbers
             module.load_state_dict({k: features[k].float() for k in module.state_dict()})
     return model.requires_grad_(False)
-
-
-def distance_map(model: nn.Module, a: Tensor, b: Tensor) -> Tensor:
-    """(B, 1, H, W) distance of pictures in [-1, 1]."""
-    return model(a, b)

@@ -108,6 +108,8 @@ def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
 def train(settings: FinetuneSettings, context: Context) -> None:
     """From the newest checkpoint to the end, with the encoders beside: actors that make what the encode step left to
     them; none where it is stored. Raises StepFailed where it does not come to the end."""
+    from pipelines.train.finetune.task import FinetuneTask  # the model: not to find an artifact again
+
     curated, encoded, resources = context.inputs["curated"], context.inputs["encoded"], settings.resources
     pictures, restarts = curated.files("train", ".parquet"), resources.max_failures
     with ExitStack() as stack:
@@ -124,7 +126,7 @@ def train(settings: FinetuneSettings, context: Context) -> None:
             "image_encoders": images,
             "unconditional": load_unconditional(encoded),
         }
-        driver.train("finetune", "pipelines.train.finetune.task", settings, context, data)
+        driver.train("finetune", FinetuneTask, settings, context, data)
 
 
 def shown(settings: FinetuneSettings) -> dict[str, Any]:

@@ -9,14 +9,15 @@ from torch import Tensor
 
 from asymflow.ema import PowerEMA
 from asymflow.models.adapted import AdaptedFlux2
+from asymflow.objectives.finetune import FinetuneObjective
 from asymflow.subspace import Subspace
 from pipelines.core import storage
 from pipelines.data.embeddings import RemoteLatents, RemoteText, Source, StoredLatents, StoredText
 from pipelines.train.finetune.batches import Batch, BatchReader, NoiseSettings
-from pipelines.train.finetune.config import FinetuneSettings, Optim
+from pipelines.train.finetune.config import FinetuneSettings, Loss, Optim
 from pipelines.train.finetune.flops import step_flops
 from pipelines.train.finetune.model import build_model
-from pipelines.train.finetune.objective import Objective
+from pipelines.train.finetune.perceptual import load_perceptual
 from pipelines.train.finetune.validation import Validator
 from pipelines.train.finetune.validation_prompts import Prompts
 from pipelines.train.row_groups import list_row_groups
@@ -30,7 +31,7 @@ class FinetuneTask:
     def __init__(self, config: dict[str, Any], rank: int, workers: int):
         self.settings = FinetuneSettings.model_validate(config["settings"])
         self.model = build_model(self.settings, storage.read_file(config["subspace"], Subspace.load))
-        self.objective = Objective(self.model, self.settings.loss)
+        self.objective = make_objective(self.model, self.settings.loss)
         self.reader = make_reader(self.settings, config, rank, workers)
         self.config, self.rank = config, rank
         self._validator: Validator | None = None
@@ -60,7 +61,19 @@ class FinetuneTask:
         return self._validator.draw()
 
 
-make_task = FinetuneTask
+def make_objective(model: AdaptedFlux2, loss: Loss) -> FinetuneObjective:
+    """Return the loss of these settings, with its perceptual network loaded."""
+    judge = loss.perceptual if loss.kind == "variance_reduced" else None
+    return FinetuneObjective(
+        model,
+        loss.kind,
+        load_perceptual(judge) if judge else None,
+        judge.weight if judge else 0.0,
+        loss.kappa,
+        loss.sigma_floor,
+        loss.granularity,
+        loss.loss_scale,
+    )
 
 
 def make_reader(settings: FinetuneSettings, config: dict[str, Any], rank: int, workers: int) -> BatchReader:

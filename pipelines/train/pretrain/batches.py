@@ -26,6 +26,9 @@ class Batch(task.Batch):
         image = height // self.patch_size * (width // self.patch_size)
         return Tokens(pictures * image, image)
 
+    def inputs(self) -> dict[str, Tensor]:
+        return {**super().inputs(), "labels": self.labels}
+
 
 class BatchReader(reader.BatchReader):
     columns: Sequence[str] = ("label",)

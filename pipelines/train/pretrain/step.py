@@ -68,6 +68,8 @@ def pca_of(settings: PretrainSettings, inputs: Mapping[str, Artifact]) -> Subspa
 
 
 def build(settings: PretrainSettings, context: Context) -> dict[str, float]:
+    from pipelines.train.pretrain.task import PretrainTask  # seconds: not to find an artifact again
+
     settings = with_absolute_paths(settings)
     if not storage.exists(context.file(RECORD)):
         subspace = make_subspace(settings, pca_of(settings, context.inputs))
@@ -78,7 +80,7 @@ def build(settings: PretrainSettings, context: Context) -> dict[str, float]:
             "curated": curated.files("train", ".parquet"),
             "size": size_of(curated),
         }
-        driver.train("pretrain", "pipelines.train.pretrain.task", settings, context, data)
+        driver.train("pretrain", PretrainTask, settings, context, data)
     record = Record.from_json(storage.read_bytes(context.file(RECORD)).decode())
     summary = {"by_sigma": draw(record, context), "size": size_of(context.inputs["curated"])}
     storage.write_bytes(context.file(SUMMARY), json.dumps(summary).encode())

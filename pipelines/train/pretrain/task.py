@@ -10,14 +10,15 @@ from torch import Tensor
 
 from asymflow.ema import ConstantEMA
 from asymflow.models.dinov2 import DinoFeatures
+from asymflow.models.jit import PixelJiT
+from asymflow.objectives.pretrain import PretrainObjective
 from asymflow.sampling import pixel_noise
 from asymflow.subspace import Subspace
 from pipelines.core import storage
 from pipelines.train.pretrain.batches import Batch, BatchReader
-from pipelines.train.pretrain.config import PretrainSettings
+from pipelines.train.pretrain.config import Loss, PretrainSettings, Repa
 from pipelines.train.pretrain.flops import training_flops
 from pipelines.train.pretrain.model import build_model
-from pipelines.train.pretrain.objective import Objective
 from pipelines.train.pretrain.sampling import sample_classes
 from pipelines.train.row_groups import list_row_groups
 from pipelines.train.sample_order import SampleOrder
@@ -33,7 +34,7 @@ class PretrainTask:
         encoder = DinoFeatures(settings.repa.encoder) if settings.repa else None
         subspace = storage.read_file(config["subspace"], Subspace.load)
         self.model = build_model(settings, subspace, encoder.width if encoder else None)
-        self.objective = Objective(self.model, settings.loss, settings.repa, encoder)
+        self.objective = make_objective(self.model, settings.loss, settings.repa, encoder)
         files = config["curated"]
         order = SampleOrder(list_row_groups(files, [], [""] * len(files)), settings.seed, settings.shuffle_window)
         self.reader = BatchReader(settings, order, rank, workers)
@@ -78,4 +79,8 @@ class PretrainTask:
         return grid_of(pictures, columns=min(8, len(pictures)))
 
 
-make_task = PretrainTask
+def make_objective(
+    model: PixelJiT, loss: Loss, repa: Repa | None = None, encoder: DinoFeatures | None = None
+) -> PretrainObjective:
+    """Return the loss of these settings."""
+    return PretrainObjective(model, loss.sigma_floor, encoder if repa else None, repa.weight if repa else 0.0)

@@ -28,8 +28,7 @@ from pipelines.train.engine import (
 )
 from pipelines.train.finetune.batches import Batch
 from pipelines.train.finetune.config import FinetuneSettings, Optim
-from pipelines.train.finetune.objective import Objective
-from pipelines.train.finetune.task import blank_batch, parameter_groups
+from pipelines.train.finetune.task import blank_batch, make_objective, parameter_groups
 from pipelines.train.state import TrainableState, on_cpu
 
 KINDS = [("adam", 0), ("adam", 1), ("adam", 2), ("adam", 3), ("adam8bit", 0)]
@@ -72,7 +71,7 @@ def make(tiny_transformer):
         model = PixelFlux2.from_latent(tiny_transformer(8), Subspace(A, 1.7, "channel_first", RELEASED, {}))
         model.add_lora(rank=16, dropout=0.0)
         engine, inner = make_engine(
-            Objective(model, settings.loss), parameter_groups(model, settings.optim), settings, 2, accumulation
+            make_objective(model, settings.loss), parameter_groups(model, settings.optim), settings, 2, accumulation
         )
         engines.append(engine)
         return engine, inner, model, TrainableState(engine, model.trainable())

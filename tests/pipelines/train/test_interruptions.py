@@ -46,7 +46,7 @@ def assert_the_same(artifact, plain, training) -> None:
 
 def fail_at(monkeypatch, tmp_path, step: int, rank: int, fail) -> None:
     changed = failing_at(step, rank, tmp_path / "failed", fail)
-    monkeypatch.setattr(driver, "train_function", lambda: changed)
+    monkeypatch.setattr(driver, "train_function", changed)
 
 
 def checkpoint_steps(training: Training, storage_folder: Path) -> list[int]:
@@ -114,7 +114,7 @@ def test_steps_without_a_finite_loss_are_skipped_and_too_many_end_the_run(
 ):
     """Of one rank of two; the others skip with it, and the steps between are those of the undisturbed run."""
     poisoned = training_runs.poisoned_at({7, 13, 14, 15}, rank=1)
-    monkeypatch.setattr(driver, "train_function", lambda: poisoned)
+    monkeypatch.setattr(driver, "train_function", poisoned)
     settings = with_watch(training.settings_for(tmp_path, workers=2), skips=3)
     with pytest.raises(StepFailed, match="stopped at step 15: 3 steps in a row had no finite loss"):
         run_step(training.step, settings)

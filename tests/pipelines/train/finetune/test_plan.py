@@ -20,9 +20,9 @@ from pipelines.train.finetune.config import FinetuneSettings, Perceptual
 from pipelines.train.finetune.flops import JUDGES, PictureFlops, picture_flops, step_flops
 from pipelines.train.finetune.memory import static_memory
 from pipelines.train.finetune.model import adapt
-from pipelines.train.finetune.objective import Objective
 from pipelines.train.finetune.perceptual import load_perceptual
 from pipelines.train.finetune.plan import Plan, plan
+from pipelines.train.finetune.task import make_objective
 
 TINY = {
     **KLEIN_9B,
@@ -208,7 +208,7 @@ def test_operations_of_a_step_are_those_that_torch_counts(kind):
     config = {**TINY, "num_attention_heads": 8, "attention_head_dim": 64, "axes_dims_rope": (16, 16, 16, 16)}
     settings = settings_of(*kind, loss=loss, lora={"rank": 8, "dropout": 0.0}, ddt={"heads": 4, "head_width": 48})
     subspace = Subspace(torch.eye(768, 128), 2.0, "channel_first", RELEASED, {})
-    objective = Objective(adapt(settings, Flux2Transformer2DModel(**config), subspace).train(), settings.loss)
+    objective = make_objective(adapt(settings, Flux2Transformer2DModel(**config), subspace).train(), settings.loss)
     batch = Batch(
         images=torch.rand(2, 3, 128, 128) * 2 - 1,
         z_0=torch.randn(2, 64, 128),
@@ -221,7 +221,7 @@ def test_operations_of_a_step_are_those_that_torch_counts(kind):
         key_sums=torch.ones(2).double(),
     )
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        objective(batch)[0].backward()
+        objective(**batch.inputs())[0].backward()
     assert counter.get_total_flops() == pytest.approx(step_flops(settings, config, 64, 32, pictures=2), rel=0.01)
 
 

@@ -5,14 +5,9 @@ from transformers import Dinov2Config, Dinov2Model
 from asymflow.losses import repa_loss
 from asymflow.models.dinov2 import DinoFeatures
 from asymflow.models.jit import JiTConfig, PixelJiT
+from asymflow.objectives import PretrainObjective
 from asymflow.srgb import SrgbSpace
 from asymflow.subspace import Subspace, random_basis
-from pipelines.core.config import ConfigError, validate
-from pipelines.train.pretrain.batches import Batch
-from pipelines.train.pretrain.config import Loss, PretrainSettings, Repa
-from pipelines.train.pretrain.model import make_subspace
-from pipelines.train.pretrain.objective import Objective
-from pipelines.train.pretrain.step import check
 
 CONFIG = JiTConfig(width=24, depth=3, heads=2, bottleneck=16, context_from=1, context_tokens=2, classes=4)
 
@@ -29,15 +24,12 @@ def dinov2(tmp_path_factory):
 
 def batch(pictures=3, side=32):
     generator = torch.Generator().manual_seed(0)
-    return Batch(
+    return dict(
         images=torch.rand(pictures, 3, side, side, generator=generator) * 2 - 1,
         noise=torch.randn(pictures, 3, side, side, generator=generator),
         sigma=torch.tensor([0.01, 0.5, 0.9])[:pictures],
         weight=torch.tensor([1.5, 1.5, 0.0])[:pictures],
-        keys=["a", "b", "c"][:pictures],
-        key_sums=torch.zeros(pictures).double(),
         labels=torch.tensor([0, 3, 4])[:pictures],
-        patch_size=16,
     )
 
 
@@ -51,13 +43,14 @@ def model():
 
 def test_the_loss_is_that_of_the_velocity_and_weighs_what_counts():
     student, given = model(), batch()
-    loss, terms = Objective(student, Loss())(given)
+    loss, terms = PretrainObjective(student)(**given)
     assert terms.keys() == {"loss", "flow_matching"} and not terms["loss"].requires_grad
-    torch.testing.assert_close(float(loss), float((given.weight * terms["loss"]).mean()))
-    above = given.sigma > 0.05  # where no floor holds, the target is u
-    x_t = (1 - given.sigma)[:, None, None, None] * given.images + given.sigma[:, None, None, None] * given.noise
-    u_hat = student(x_t, given.sigma, given.labels, sigma_floor=5e-2)
-    expected = (u_hat - (given.noise - given.images)).square().mean((1, 2, 3))
+    torch.testing.assert_close(float(loss), float((given["weight"] * terms["loss"]).mean()))
+    above = given["sigma"] > 0.05  # where no floor holds, the target is u
+    sigma = given["sigma"][:, None, None, None]
+    x_t = (1 - sigma) * given["images"] + sigma * given["noise"]
+    u_hat = student(x_t, given["sigma"], given["labels"], sigma_floor=5e-2)
+    expected = (u_hat - (given["noise"] - given["images"])).square().mean((1, 2, 3))
     torch.testing.assert_close(terms["loss"][above], expected[above].detach())
 
 
@@ -105,33 +98,12 @@ def test_what_the_resizing_overshoots_is_clamped_before_the_encoder_sees_it(dino
 def test_alignment_is_added_at_its_weight_and_teaches_the_first_blocks_alone(dinov2):
     student, encoder, given = model(), DinoFeatures(dinov2), batch()
     student.add_projector(block=1, features=encoder.width, width=12)
-    repa = Repa(encoder=dinov2, block=1, weight=0.5)
-    loss, terms = Objective(student, Loss(), repa, encoder)(given)
+    objective = PretrainObjective(student, encoder=encoder, repa_weight=0.5)
+    loss, terms = objective(**given)
     torch.testing.assert_close(terms["loss"], terms["flow_matching"] + 0.5 * terms["repa"])
     assert ((terms["repa"] >= 0) & (terms["repa"] <= 2)).all()
-    assert "encoder" not in " ".join(name for name, _ in Objective(student, Loss(), repa, encoder).named_parameters())
-    targets = encoder(given.images, (2, 2))
+    assert "encoder" not in " ".join(name for name, _ in objective.named_parameters())
+    targets = encoder(given["images"], (2, 2))
     assert float(repa_loss(targets, targets)) == pytest.approx(0, abs=1e-6)
     loss.backward()
     assert student.projector[0].weight.grad.abs().sum() > 0
-
-
-def test_an_encoder_that_is_not_there_is_named_before_anything_starts(tmp_path):
-    settings = validate(PretrainSettings, {"curated": "c", "basis": "b", "repa": {"encoder": str(tmp_path)}})
-    with pytest.raises(ConfigError, match="repa.encoder: there is no DINOv2 in .*facebook/dinov2-base"):
-        check(settings)
-
-
-def test_subspaces_of_the_family_are_parts_of_one_basis():
-    pca = Subspace(random_basis(768, 32).float(), 1.0, "channel_last", SrgbSpace(), {"pictures": 7})
-
-    def made(**subspace):
-        return make_subspace(validate(PretrainSettings, {"curated": "c", "basis": "b", "subspace": subspace}), pca)
-
-    assert torch.equal(made(rank=8).A, pca.A[:, :8]) and made(rank=8).provenance["pictures"] == 7
-    assert made(rank=0).A.shape == (768, 0) and torch.equal(made(rank=768).A, torch.eye(768))
-    random = made(rank=8, kind="random", seed=3)
-    assert random.A.shape == (768, 8) and torch.equal(random.A, made(rank=8, kind="random", seed=3).A)
-    assert not torch.equal(random.A, made(rank=8, kind="random", seed=4).A)
-    with pytest.raises(ValueError, match="subspace.rank=33: the basis has 32; see its pca_rank"):
-        made(rank=33)
