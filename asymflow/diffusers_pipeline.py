@@ -196,7 +196,8 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         Args:
             prompt: one or a list.
             image: reference pictures that all samples look at, as FLUX.2 takes them.
-            height, width: multiples of the patch size; those of the first reference picture where there is one.
+            height: a multiple of the patch size; by default that of the first reference image where there is one.
+            width: likewise.
             guidance_scale: 1 for none. `negative_prompt`, by default empty, is what it leads away from.
             latents: the starting noise (B, 3, H, W), instead of `generator`'s.
             prompt_embeds: (B, T, E), or a list of (T_i, E), instead of `prompt`.
