@@ -1,6 +1,7 @@
 """infra/kuberay/schedule/run_rayjob.py against a stand-in for Kubernetes' API, which cannot be had here."""
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -14,10 +15,40 @@ SCHEDULE = INFRA / "kuberay/schedule"
 JOBS = "/apis/ray.io/v1/namespaces/team/rayjobs"
 
 
+def drop(api, promised=0):
+    """End the connection: at once, or in the middle of an answer."""
+    if promised:
+        api.send_response(200)
+        api.send_header("Content-Length", str(promised))
+        api.end_headers()
+        api.wfile.write(b'{"metadata": ')
+    api.wfile.flush()
+    api.connection.shutdown(socket.SHUT_RDWR)
+
+
+def garble(api, body=b"<html>a proxy's page</html>"):
+    api.send_response(200)
+    api.send_header("Content-Type", "application/json")
+    api.send_header("Content-Length", str(len(body)))
+    api.end_headers()
+    api.wfile.write(body)
+
+
+FAULTS = {
+    "dropped": drop,
+    "cut off": lambda api: drop(api, promised=1000),
+    "not JSON": garble,
+    "no job": lambda api: garble(api, b'["a", "list"]'),
+    "binary": lambda api: garble(api, b"\xff\xfe\x00"),
+}
+
+
 class Api(BaseHTTPRequestHandler):
     """RayJobs as KubeRay shows them: each `GET` of one takes its next state. `server.states` are those of new jobs."""
 
     def do_GET(self):
+        if self.server.refusal:
+            return self.answer(self.server.refusal, {"reason": "refused"})
         jobs, place = self.server.jobs, urlsplit(self.path)
         if place.path == JOBS:
             wanted = dict(pair.split("=") for pair in parse_qs(place.query).get("labelSelector", []))
@@ -29,6 +60,8 @@ class Api(BaseHTTPRequestHandler):
         state = self.server.states.pop(0)
         if state == "unavailable":
             return self.answer(503, {"reason": "unavailable"})
+        if isinstance(state, str) and state in FAULTS:
+            return FAULTS[state](self)
         if state == "deleted":
             del jobs[name]
             return self.answer(404, {"reason": "NotFound"})
@@ -40,6 +73,9 @@ class Api(BaseHTTPRequestHandler):
         job["metadata"]["name"] = f"{job['metadata'].pop('generateName')}{len(self.server.jobs)}"
         self.server.jobs[job["metadata"]["name"]] = job
         self.server.created.append(job)
+        if self.server.answer_lost:
+            self.server.answer_lost = False
+            return drop(self)
         return self.answer(201, job)
 
     def answer(self, status, content):
@@ -57,6 +93,7 @@ def kubernetes(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
         server.jobs, server.states, server.created = {}, [], []
+        server.refusal, server.answer_lost = 0, False
         threading.Thread(target=server.serve_forever, daemon=True).start()
         host = client.Configuration(host=f"http://127.0.0.1:{server.server_port}")
         host.retries = False
@@ -128,3 +165,37 @@ def test_a_job_that_someone_deletes_has_failed(kubernetes, run, capsys):
     kubernetes.server.states = [state("Running", "RUNNING"), "deleted"]
     assert run(kubernetes.api, "team", manifest()) == 1
     assert capsys.readouterr().out.endswith("nightly-0 was deleted\n")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_connection_that_drops_or_is_garbled_is_asked_again(kubernetes, run, capsys, fault):
+    kubernetes.server.states = [fault, state("Running", "RUNNING"), fault, state("Complete", "SUCCEEDED")]
+    assert run(kubernetes.api, "team", manifest()) == 0
+    assert capsys.readouterr().out.count("asking again: ") == 2
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_an_account_that_is_refused_ends_in_one_line(kubernetes, run, capsys, status):
+    kubernetes.server.refusal = status
+    assert run(kubernetes.api, "team", manifest()) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"error: RayJobs of nightly: the API refuses it: {status}")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_an_account_that_is_refused_later_ends_too(kubernetes, run, capsys, monkeypatch, status):
+    def refuse(api):
+        api.server.refusal = status
+        return api.answer(status, {"reason": "refused"})
+
+    monkeypatch.setitem(FAULTS, "refused", refuse)
+    kubernetes.server.states = [state("Running", "RUNNING"), "refused"]
+    assert run(kubernetes.api, "team", manifest()) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"error: nightly-0: the API refuses it: {status}")
+
+
+def test_an_answer_that_is_lost_does_not_make_a_second_job(kubernetes, run):
+    kubernetes.server.answer_lost = True
+    kubernetes.server.states = [state("Complete", "SUCCEEDED")]
+    assert run(kubernetes.api, "team", manifest()) == 0
+    assert len(kubernetes.server.created) == 1
