@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+import suite_limit
 from browser import chromium
 from PIL import Image
 from s3_faults import serve
@@ -20,6 +21,16 @@ def own_content_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ASYMFLOW_CACHE", str(tmp_path_factory.mktemp("content")))
         yield
+
+
+def pytest_addoption(parser):
+    about = "minutes after which the run ends with the stacks of its threads, whatever it waits for"
+    parser.addoption("--suite-minutes", type=float, default=55, help=about)
+
+
+def pytest_configure(config):
+    limit = suite_limit.start(config.getoption("--suite-minutes"))
+    config.add_cleanup(limit.cancel)
 
 
 def jpeg_bytes(seed: int, width: int = 96, height: int = 80) -> bytes:
