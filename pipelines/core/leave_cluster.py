@@ -22,12 +22,13 @@ def leave(seconds: int, node_id: str = "") -> bool:
 
     Raises:
         subprocess.CalledProcessError: Ray refused, with its reason on stderr.
+        subprocess.TimeoutExpired: Ray did not answer in time.
     """
     deadline = time.monotonic() + seconds
     drain = ["ray", "drain-node", "--address", os.environ.get("RAY_ADDRESS", "auto")]
     drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the node is about to be taken away"]
     drain += ["--deadline-remaining-seconds", str(seconds), *(["--node-id", node_id] if node_id else [])]
-    subprocess.run(drain, check=True)
+    subprocess.run(drain, check=True, timeout=seconds)
     while workers := busy_workers():
         if time.monotonic() > deadline:
             print(f"still at work: {', '.join(workers)}", file=sys.stderr)

@@ -11,6 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote
@@ -108,14 +109,15 @@ def do_items(
         return
     missing = dict.fromkeys(todo, "its worker died each time (out of memory?)")
     failed: dict[str, str] = {}
-    rows = _start(todo, make_worker, summaries, resources).iter_rows()
+    rows: Any = iter(_start(todo, make_worker, summaries, resources).iter_rows())
     try:
-        for row in track(rows, len(todo), label, unit):
-            del missing[row["name"]]
-            if row["error"]:
-                failed[row["name"]] = row["error"]
-            if len(failed) > MAX_FAILED:
-                raise ItemsFailed(f"{label}: stopped early, for {_describe(failed, len(todo))}")
+        with closing(rows):  # Ray ends the actors then, and else only when nothing, no traceback either, holds the rows
+            for row in track(rows, len(todo), label, unit):
+                del missing[row["name"]]
+                if row["error"]:
+                    failed[row["name"]] = row["error"]
+                if len(failed) > MAX_FAILED:
+                    raise ItemsFailed(f"{label}: stopped early, for {_describe(failed, len(todo))}")
     except RayError as error:  # more workers died than MAX_FAILED, or one could not even start
         raise ItemsFailed(f"{label}: workers died: {_one_line(str(error).splitlines()[-1])}") from error
     if failed := failed | missing:

@@ -49,6 +49,12 @@ def test_and_no_longer_than_it_may(ray, worker, capsys):
     assert f"still at work: {WORKER}" in capsys.readouterr().err and worker.poll() is None
 
 
+def test_a_head_that_hangs_is_an_error_in_time(ray, tmp_path):
+    (tmp_path / "ray").write_text("#!/bin/sh\nexec sleep 30\n")
+    with pytest.raises(subprocess.TimeoutExpired):
+        leave(1)
+
+
 def test_a_refusal_is_an_error(ray):
     (ray / "refuse").touch()
     with pytest.raises(subprocess.CalledProcessError):

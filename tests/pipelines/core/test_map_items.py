@@ -82,14 +82,38 @@ def test_failure_costs_its_item_alone_and_is_done_again(run, capfd):
     assert "item fails 0 failed" in log and "Traceback" in log
 
 
+def assert_nothing_is_held(ray):
+    """Every processor is free within some seconds."""
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.1)
+
+
 @pytest.mark.ray
-def test_many_failures_stop_early(run):
+def test_many_failures_stop_early_and_leave_no_actor(run, local_ray):
     items = [f"fails {i}" for i in range(20)] + [f"good {i}" for i in range(40)]
-    with pytest.raises(ItemsFailed, match="stopped early, for 11 of 60 items failed"):
+    with pytest.raises(ItemsFailed, match="stopped early, for 11 of 60 items failed") as stopped:
         run(items)
+    assert_nothing_is_held(local_ray)  # although the traceback, which holds the rows, still stands
+    assert stopped.tb
     before = run.calls().total()
     time.sleep(2)  # long enough for twenty good ones, if it went on
     assert run.calls().total() <= before + 1 < 30
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_a_step_that_is_interrupted_leaves_no_actor(run, local_ray, monkeypatch, interruption):
+    def interrupt(rows, *_):
+        yield next(rows)
+        raise interruption
+
+    monkeypatch.setattr(shards, "track", interrupt)
+    with pytest.raises(interruption) as stopped:
+        run([f"good {i}" for i in range(40)], workers=2)
+    assert_nothing_is_held(local_ray)
+    assert stopped.tb
 
 
 @pytest.mark.ray
