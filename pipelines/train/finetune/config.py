@@ -54,7 +54,8 @@ class Time(Settings):
 class Perceptual(Settings):
     """LPIPS on the decoded pictures. `weights: published` are lpips' own, on torchvision's VGG."""
 
-    net: Literal["vgg", "alex", "squeeze"] = "vgg"
+    net: Literal["vgg", "alex", "squeeze", "efficientnet"] = "vgg"
+    """efficientnet has no linear layers; its published weights are a package, not a download"""
     weights: str = "published"
     """`published`, `random`, or a safetensors file of the backbone's features (then without lpips' linear layers)"""
     weight: float = Field(0.2, ge=0)

@@ -1,4 +1,4 @@
-"""The perceptual distance of Eq. 20: lpips' own class, with weights that are named and must be there."""
+"""The perceptual distance of Eq. 20: lpips' own class or EfficientNet's, with weights that must be there."""
 
 from pathlib import Path
 
@@ -7,6 +7,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from asymflow.content import sha256_of
+from asymflow.metrics import efficientnet, efficientnet_file
+from asymflow.metrics.weights import MissingWeights
 from pipelines.core.config import ConfigError
 from pipelines.train.finetune.config import Perceptual
 
@@ -15,7 +17,16 @@ _PUBLISHED = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "
 
 def check_perceptual(settings: Perceptual) -> None:
     """Raise ConfigError unless the weights can be loaded without a download in the middle of a job."""
-    if settings.weights == "published":
+    if settings.net == "efficientnet":
+        if settings.weights not in ("published", "random"):
+            raise ConfigError(
+                f"loss.perceptual.weights={settings.weights!r}: net=efficientnet takes published or random"
+            )
+        try:
+            efficientnet_file.weights_file()
+        except MissingWeights as error:
+            raise ConfigError(f"loss.perceptual.net=efficientnet: {error}") from None
+    elif settings.weights == "published":
         file = Path(torch.hub.get_dir()) / "checkpoints" / _PUBLISHED[settings.net]
         if not file.is_file():
             raise ConfigError(
@@ -33,9 +44,11 @@ def check_perceptual(settings: Perceptual) -> None:
 
 def load_perceptual(settings: Perceptual) -> nn.Module:
     """Frozen; called with two batches (B, 3, H, W) in [-1, 1] it gives a distance (B, 1, H, W) a pixel."""
+    published = settings.weights == "published"
+    if settings.net == "efficientnet":
+        return efficientnet.EfficientNetDistance(published)
     import lpips  # with torchvision, seconds: only training needs it
 
-    published = settings.weights == "published"
     torch.manual_seed(0)  # for `random`: the same features on every worker
     model = lpips.LPIPS(
         net=settings.net, lpips=published, pnet_rand=not published, spatial=True, verbose=False, eval_mode=True

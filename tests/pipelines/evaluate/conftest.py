@@ -20,6 +20,7 @@ def demo(tmp_path, held_out):
             "sampling": {"steps": 2},
             "bootstrap": {"set_resamples": 3},
             "shown": 2,
+            "leave_out": [] if "suite" in changes else ["efficientnet"],
             "resources": {"workers": 1, "batch": 4},
         } | changes
 

@@ -63,6 +63,7 @@ def test_frechet_distances():
     assert EXPECTED["coco10k"]["pfid"] == EXPECTED["coco10k"]["fid"] == EXPECTED["classes"]["frechet"]
     made = features(3 * PROMPTS, 0.731)
     assert EXPECTED["imagenet50k"]["fid"] == pytest.approx(frechet(made[:, :12], real[:, :12]), rel=1e-8)
+    assert EXPECTED["demo"]["imagenet_frechet"] == EXPECTED["imagenet50k"]["fid"]
     assert EXPECTED["imagenet50k"]["sfid"] == pytest.approx(frechet(made[:, 12:24], real[:, 12:24]), rel=1e-8)
 
 
@@ -110,7 +111,7 @@ def test_demo_distances_of_equal_pictures_are_none():
     evaluated = self_test._made_up("demo")
     same = replace(evaluated, real=evaluated.made, repeats=1, shots=evaluated.shots)
     values = {row["metric"]: row["value"] for m in SUITES["demo"].measures for row in m.rows(same)}
-    assert values == {**dict.fromkeys(values, 0.0), "high_frequency_power": 1.0}
+    assert values == pytest.approx({**dict.fromkeys(values, 0.0), "high_frequency_power": 1.0}, abs=1e-12)
     assert all(run("demo")[name] > 0.01 for name in values)
 
 

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from pipelines.core.step import StepFailed
-from pipelines.evaluate.set_measures import SpectrumDistance
+from pipelines.evaluate.config import Bootstrap
+from pipelines.evaluate.measures import Evaluated
+from pipelines.evaluate.prompts import Prompt, shots_of
+from pipelines.evaluate.set_measures import FlatGround, SpectrumDistance
 
 
 def spectra_of(side: int):
@@ -17,3 +20,19 @@ def test_spectra_of_other_sizes_are_refused_in_words():
     evaluated = SimpleNamespace(real_pictures=lambda why: spectra_of(32), made=spectra_of(64))
     with pytest.raises(StepFailed, match="real pictures of 32 pixels a side and drawn ones of 64 .*sampling.height"):
         SpectrumDistance("spectrum").rows(evaluated)
+
+
+def test_grain_is_that_of_emoji_on_plain_grounds_alone():
+    """Two repeats of three prompts; the photograph's noise is left out, and so is a texture without any ground."""
+    noise = torch.randn(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    levels = torch.tensor([2.0, 4.0, 30.0, 30.0, 6.0, 0.0])
+    images = 128 + levels[:, None, None, None] * noise
+    images[5] = 255 * torch.rand(3, 6, 6).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    texts = ["an emoji of a fox on green", "a photo of grass, wide view", "an emoji of a sock on light blue"]
+    shots = shots_of([Prompt(str(i), text) for i, text in enumerate(texts)], 2)
+    made = SimpleNamespace(tensor=images.round().clamp(0, 255) / 127.5 - 1)
+    (row,) = FlatGround("flat_ground").rows(Evaluated(shots, 2, made, None, None, Bootstrap()))
+    assert row["value"] == pytest.approx((3 + 6) / 2, rel=0.05) and row["low"] < row["value"] < row["high"]
+    assert (row["prompts"], row["pictures"]) == (2, 3)
+    others = shots_of([Prompt(str(i), "a photo of grass") for i in range(3)], 2)
+    assert FlatGround("flat_ground").rows(Evaluated(others, 2, made, None, None, Bootstrap())) == []

