@@ -23,6 +23,8 @@ from .tensor_files import sort_metadata
 ORTHONORMAL_TOLERANCE = 1e-4
 Space = OklabSpace | SrgbSpace
 _SPACES: dict[type, str] = {OklabSpace: "oklab", SrgbSpace: "srgb"}
+RECOMMENDED = "recommended_rank"
+"""In a PCA's provenance: the rank that captures its `energy`"""
 _HOW_TO_GET_ONE = "make one with `python jobs/basis.py CONFIG.yaml`"
 
 
@@ -112,6 +114,20 @@ def captured_energy(A: torch.Tensor, pixel_gram: torch.Tensor) -> float:
     """||P X||_F^2 / ||X||_F^2 in [0, 1]: the share of the patches' energy inside the subspace."""
     A, gram = A.to(torch.float64), _check_finite(pixel_gram, "pixel_gram").to(A.device)
     return float(((gram @ A) * A).sum()) / _norm_sq(gram.trace(), "||X||^2")
+
+
+def captured_by_rank(pixel_gram: torch.Tensor) -> torch.Tensor:
+    """Return the share of the patches' energy that a PCA of each rank from 0 to D captures: float64 (D + 1,)."""
+    gram = _check_finite(pixel_gram, "pixel_gram")
+    energies = torch.linalg.eigvalsh((gram + gram.T) / 2).flip(0).clamp_min(0)
+    total = energies.cumsum(0)
+    return torch.cat([total.new_zeros(1), total / _norm_sq(total[-1], "||X||^2")])
+
+
+def smallest_rank(captured: torch.Tensor, energy: float) -> int:
+    """Return the smallest rank that captures a share `energy`, in [0, 1], by `captured_by_rank`."""
+    enough = captured >= energy - 1e-12  # the last is 1 but for rounding
+    return int(enough.int().argmax()) if enough.any() else len(captured) - 1
 
 
 def residual_ratio(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from asymflow.outside_text import read_json_object
@@ -73,6 +73,16 @@ OptionalUri = Annotated[str, AfterValidator(lambda value: value and _uri(value))
 """Empty: none"""
 
 Layout = Literal["channel_first", "channel_last"]
+
+
+def _rank(value: Any) -> Any:
+    """One message for both kinds, which a union would give one each."""
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise ValueError("must be auto, or a whole number from 0")
+
+
+Rank = Annotated[int | Literal["auto"], BeforeValidator(_rank)]
 
 
 class RunSettings(Settings):

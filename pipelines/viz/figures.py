@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from asymflow.patches import unpatchify
-from asymflow.subspace import Space
+from asymflow.subspace import Space, captured_by_rank, smallest_rank
 from pipelines.viz.image_grid import grid_of, to_pictures
 
 if TYPE_CHECKING:
@@ -29,11 +29,18 @@ def basis_tiles(A: Tensor, patch_size: int, layout: str, space: Space, columns: 
     return grid_of(to_pictures(space.decode(patches)), columns=columns, scale=2)
 
 
-def spectrum_figure(gram: Tensor, bases: Mapping[str, Tensor]) -> "Figure":
-    """Eigenvalues of the patch Gram matrix, and the energy along the columns of each basis."""
+def spectrum_figure(gram: Tensor, bases: Mapping[str, Tensor], share: float) -> "Figure":
+    """Plot the eigenvalues of the patch Gram matrix with the energy along the columns of each basis; beside them the
+    energy that a PCA captures by its rank, and the rank that captures a share of it."""
     eigenvalues = torch.linalg.eigvalsh(gram.double()).flip(0).clamp_min(1e-12)
-    figure = new_figure(figsize=(6, 4))
-    axes = figure.subplots()
+    figure = new_figure(figsize=(11, 4), layout="constrained")
+    axes, right = figure.subplots(1, 2)
+    captured = captured_by_rank(gram)
+    rank = smallest_rank(captured, share)
+    right.semilogx(range(1, len(captured)), captured[1:])
+    right.plot([rank], [captured[rank]], "o", label=f"{share:.0%}: rank {rank} of {len(gram)}")
+    right.set(xlabel="rank", ylabel="share of energy", title="Captured by a PCA")
+    right.legend(loc="lower right")
     total = eigenvalues.sum()
     axes.loglog(range(1, len(eigenvalues) + 1), eigenvalues / total, label="eigenvalues")
     for name, A in bases.items():

@@ -9,6 +9,7 @@ from asymflow.oklab import RELEASED, OklabSpace
 from asymflow.srgb import SrgbSpace
 from asymflow.subspace import (
     Subspace,
+    captured_by_rank,
     captured_energy,
     fit_scale,
     pca_basis,
@@ -16,6 +17,7 @@ from asymflow.subspace import (
     project,
     random_basis,
     residual_ratio,
+    smallest_rank,
 )
 
 REFERENCE = load_file(Path(__file__).parents[1] / "data/oracles/subspace.safetensors")
@@ -205,3 +207,19 @@ def test_a_subspace_of_srgb_keeps_its_space_and_is_not_taken_for_oklab(tmp_path)
     assert Subspace.load(tmp_path / "s.safetensors").space == SrgbSpace()
     with pytest.raises(ValueError, match="made for sRGB"):
         _ = subspace.oklab
+
+
+def test_captured_by_rank_is_that_of_each_pca():
+    gram = reference_moments().pixel_gram
+    captured = captured_by_rank(gram)
+    assert captured.shape == (49,) and captured[0] == 0 and captured[-1] == 1
+    for rank in (1, 5, 20, 48):
+        assert float(captured[rank]) == pytest.approx(captured_energy(pca_basis(gram, rank), gram), rel=1e-9)
+
+
+def test_the_smallest_rank_that_captures_enough():
+    values = torch.tensor([6.0, 2.0, 1.0, 1.0], dtype=torch.float64)  # 0.6, 0.8, 0.9, 1
+    rotation = orthonormal(4, 4)
+    captured = captured_by_rank(rotation @ values.diag() @ rotation.T)
+    found = {energy: smallest_rank(captured, energy) for energy in (0.0, 0.5, 0.6, 0.61, 0.8, 0.85, 0.95, 1.0)}
+    assert found == {0.0: 0, 0.5: 1, 0.6: 1, 0.61: 2, 0.8: 2, 0.85: 3, 0.95: 4, 1.0: 4}

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from pipelines.core.base_models import PUBLISHED, read_geometry
-from pipelines.core.config import ConfigError, Layout, OptionalUri, StepSettings, Uri
+from pipelines.core.config import ConfigError, Layout, OptionalUri, Rank, StepSettings, Uri, added
 from pipelines.core.workers import ModelWorkers
 
 
@@ -27,8 +27,11 @@ class BasisSettings(StepSettings):
     """Empty, here and for the rank: the base's own; without a base 16, and a rank of 128"""
     layout: Layout = "channel_first"
     """Order of values in a patch of `subspace` and `pca`; both are written in the other order too"""
-    pca_rank: int = Field(None, ge=1)  # type: ignore[assignment]
-    """Rank of the PCA basis (Procrustes has the rank of the latent tokens)"""
+    pca_rank: Rank = Field(None)  # type: ignore[arg-type]
+    """Rank of the PCA basis (Procrustes has the latent tokens'). auto: the smallest that captures `energy`"""
+    energy: float = added(0.93, gt=0, le=1)
+    """Share of the patches' energy for which a rank is recommended; the default is about what the paper's rank 8
+    captures of 16x16 patches of photographs"""
     pictures: int | None = Field(None, ge=1)
     """About so many at random, whole row groups of them; null: all"""
     patches_per_image: PositiveInt | Literal["all"] = 256

@@ -13,7 +13,7 @@ from asymflow.moments import PatchMoments
 from asymflow.oklab import RELEASED, OklabSpace
 from asymflow.patches import LAYOUTS, layout_order
 from asymflow.srgb import SrgbSpace
-from asymflow.subspace import Space, Subspace
+from asymflow.subspace import RECOMMENDED, Space, Subspace, captured_by_rank, smallest_rank
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.base_models import check_base, read_geometry
@@ -40,7 +40,9 @@ def check(settings: BasisSettings) -> None:
     if settings.space == "srgb" and (settings.color_stats or settings.encoded or settings.base):
         raise ConfigError("space='srgb': is for a PCA alone; leave color_stats, encoded and base out")
     patch_dim = 3 * settings.patch_size**2
-    if settings.pca_rank > patch_dim:
+    if settings.pca_rank == 0:
+        raise ConfigError("pca_rank=0: must be auto, or at least 1")
+    if settings.pca_rank != "auto" and settings.pca_rank > patch_dim:
         raise ConfigError(f"pca_rank={settings.pca_rank}: must be at most the patch dimension, {patch_dim}")
 
 
@@ -103,22 +105,30 @@ def write_bases(
 ) -> dict[str, float]:
     """Write the bases in both layouts, and what is to be known of them."""
     total = merged(groups)
-    bases = bases_of(total, settings.pca_rank)
-    metrics = {**measure(total, settings.pca_rank), "patches": total.count, "pictures": pictures}
-    errors = standard_errors(groups, lambda moments: measure(moments, settings.pca_rank))
+    captured = captured_by_rank(total.pixel_gram)
+    recommended = smallest_rank(captured, settings.energy)
+    rank = recommended if settings.pca_rank == "auto" else settings.pca_rank
+    bases = bases_of(total, rank)
+    metrics = {**measure(total, rank), "patches": total.count, "pictures": pictures}
+    metrics |= {f"captured_at_{r}": float(captured[r]) for r in powers_of_two(len(captured) - 1)}
+    metrics["recommended_rank"] = recommended
+    errors = standard_errors(groups, lambda moments: measure(moments, rank))
     converging = convergence(groups, bases)
     provenance = {"pictures": pictures, "patches": round(total.count), "base": settings.base}
     for layout in LAYOUTS:
         suffix = "" if layout == settings.layout else f"_{layout}"
         order = layout_order(settings.patch_size, "channel_first", layout)
         for name, (A, s) in bases.items():
-            origin = {**provenance, "method": "pca" if name == "pca" else "procrustes"}
+            origin = {**provenance, "method": "procrustes"}
+            if name == "pca":
+                origin |= {"method": "pca", "energy": settings.energy, RECOMMENDED: recommended}
             subspace = Subspace(A[order].float(), s, layout, space, origin)
             storage.write_file(context.file(f"{name}{suffix}.safetensors"), subspace.save)
     content = {
         **metrics,
         "standard_errors": errors,
         "convergence": converging,
+        "captured_by_rank": captured.tolist(),
         "space": asdict(space),
     }
     storage.write_bytes(context.file("basis.json"), json.dumps(content, indent=1).encode())
@@ -138,9 +148,15 @@ def draw(
     for name, (A, _) in bases.items():
         tracker.log_picture(f"basis_{name}", basis_tiles(A, settings.patch_size, "channel_first", space))
     vectors = {name: A for name, (A, _) in bases.items()}
-    tracker.log_figure("spectrum", spectrum_figure(moments.pixel_gram, vectors))
+    tracker.log_figure("spectrum", spectrum_figure(moments.pixel_gram, vectors, settings.energy))
     if converging:
         tracker.log_figure("convergence", convergence_figure(converging, list(bases)))
+
+
+def powers_of_two(most: int) -> list[int]:
+    """Return 1, 2, 4, ... and `most` itself."""
+    found = [1 << i for i in range(most.bit_length()) if 1 << i < most]
+    return [*found, most]
 
 
 def load_subspace(artifact: Artifact, name: str = "subspace") -> Subspace:

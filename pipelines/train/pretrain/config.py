@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from asymflow.models.jit_config import SIZES, JiTConfig
-from pipelines.core.config import OptionalUri, Settings, Uri
+from pipelines.core.config import OptionalUri, Rank, Settings, Uri
 from pipelines.train import config as train
 
 
@@ -36,8 +36,8 @@ class Network(Settings):
 class Basis(Settings):
     """The subspace of the noise that is predicted."""
 
-    rank: int = Field(8, ge=0)
-    """0: x_0-prediction, which is JiT; the patch's dimension: u-prediction"""
+    rank: Rank = 8
+    """0: x_0-prediction, which is JiT; the patch's dimension: u-prediction; auto: what the basis artifact recommends"""
     kind: Literal["pca", "random"] = "pca"
     """pca: the first directions of the basis artifact; random: as many drawn evenly (an ablation)"""
     seed: int = 0
@@ -141,7 +141,9 @@ class PretrainSettings(train.TrainSettings):
     @model_validator(mode="after")
     def _fits(self) -> "PretrainSettings":
         config, rank = self.jit, self.subspace.rank
-        if rank > config.patch_dim:
+        if rank == "auto" and self.subspace.kind != "pca":
+            raise ValueError("subspace.rank=auto: a PCA recommends it; subspace.kind=random needs a number")
+        if rank != "auto" and rank > config.patch_dim:
             raise ValueError(f"subspace.rank={rank}: a patch has {config.patch_dim} values")
         if self.repa and self.repa.block > config.depth:
             raise ValueError(f"repa.block={self.repa.block}: the network has {config.depth} blocks")
@@ -153,4 +155,5 @@ class PretrainSettings(train.TrainSettings):
 
     @property
     def needs_basis(self) -> bool:
-        return self.subspace.kind == "pca" and 0 < self.subspace.rank < self.jit.patch_dim
+        rank = self.subspace.rank
+        return self.subspace.kind == "pca" and (rank == "auto" or 0 < rank < self.jit.patch_dim)

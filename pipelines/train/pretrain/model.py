@@ -4,7 +4,7 @@ import torch
 
 from asymflow.models.jit import LAYOUT, PixelJiT
 from asymflow.srgb import SrgbSpace
-from asymflow.subspace import Subspace, random_basis
+from asymflow.subspace import RECOMMENDED, Subspace, random_basis
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.train.devices import precision
@@ -17,16 +17,25 @@ SUBSPACE, SUMMARY = "subspace.safetensors", "summary.json"
 def make_subspace(settings: PretrainSettings, pca: Subspace | None) -> Subspace:
     """That of `settings.subspace`. `pca` is the basis step's, channel last, of at least the rank; ValueError if not."""
     wanted, patch_dim = settings.subspace, settings.jit.patch_dim
-    origin = {"method": wanted.kind, "rank": wanted.rank}
+    rank = _recommended(pca) if wanted.rank == "auto" else wanted.rank
+    origin = {"method": wanted.kind, "rank": rank}
     if wanted.kind == "random":
-        A = random_basis(patch_dim, wanted.rank, wanted.seed)
-    elif wanted.rank in (0, patch_dim):
-        A = torch.eye(patch_dim, wanted.rank)
-    elif pca is None or pca.rank < wanted.rank:
-        raise ValueError(f"subspace.rank={wanted.rank}: the basis has {pca.rank if pca else 'none'}; see its pca_rank")
+        A = random_basis(patch_dim, rank, wanted.seed)
+    elif rank in (0, patch_dim):
+        A = torch.eye(patch_dim, rank)
+    elif pca is None or pca.rank < rank:
+        asked = f"subspace.rank={wanted.rank}" + (f", which is {rank}" if wanted.rank == "auto" else "")
+        raise ValueError(f"{asked}: the basis has {pca.rank if pca else 'none'}; see its pca_rank")
     else:
-        A, origin = pca.A[:, : wanted.rank], {**pca.provenance, **origin}
+        A, origin = pca.A[:, :rank], {**pca.provenance, **origin}
     return Subspace(A.float().contiguous(), 1.0, LAYOUT, SrgbSpace(), origin)
+
+
+def _recommended(pca: Subspace | None) -> int:
+    """Return the rank that the basis step recommends. Raises ValueError where it does not."""
+    if pca is None or RECOMMENDED not in pca.provenance:
+        raise ValueError("subspace.rank=auto: the basis recommends no rank; run the basis step again")
+    return int(pca.provenance[RECOMMENDED])
 
 
 def build_model(settings: PretrainSettings, subspace: Subspace, features: int | None = None) -> PixelJiT:

@@ -88,7 +88,7 @@ def seconds_of_picture(settings: PretrainSettings, tokens: int, tflops: float) -
 def count_parameters(settings: PretrainSettings) -> int:
     """Of the network, without REPA's projector: it is dropped after training."""
     config = settings.jit
-    A = torch.eye(config.patch_dim, min(settings.subspace.rank, config.patch_dim))
+    A = torch.eye(config.patch_dim, 0)  # the subspace has no parameters
     with torch.device("meta"):
         model = PixelJiT(config, Subspace(A.cpu(), 1.0, "channel_last", SrgbSpace()))
     return sum(p.numel() for p in model.parameters())

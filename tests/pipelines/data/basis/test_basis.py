@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,16 +10,17 @@ from PIL import Image
 from asymflow.moments import PatchMoments
 from asymflow.oklab import RELEASED, OklabSpace, srgb_to_oklab
 from asymflow.patches import patchify
-from asymflow.subspace import captured_energy, fit_scale, pca_basis, procrustes_basis
+from asymflow.srgb import SrgbSpace
+from asymflow.subspace import Subspace, captured_energy, fit_scale, pca_basis, procrustes_basis
 from pipelines.core import artifacts, storage
 from pipelines.core.base_models import load_image_encoder
-from pipelines.core.config import ConfigError, RunSettings
-from pipelines.core.step import run_step
+from pipelines.core.config import ConfigError, RunSettings, validate
+from pipelines.core.step import Context, run_step
 from pipelines.core.workers import ModelWorkers
 from pipelines.data.basis.config import BasisSettings
 from pipelines.data.basis.moments import PieceMoments, choose_patches, in_space, own_space, read_partial
 from pipelines.data.basis.report import convergence, merged, standard_errors
-from pipelines.data.basis.step import STEP, load_subspace, space_for
+from pipelines.data.basis.step import STEP, load_subspace, space_for, write_bases
 from pipelines.data.config import EncodeSettings
 from pipelines.data.curate.config import CurateSettings
 from pipelines.data.curate.shard import SCHEMA
@@ -209,6 +211,35 @@ def test_space_of_the_released_weights(curated, tmp_path):
 def test_rank_beyond_the_patch(curated, tmp_path):
     with pytest.raises(ConfigError, match="pca_rank=769: must be at most the patch dimension, 768"):
         STEP.check(settings_for(curated, tmp_path).model_copy(update={"pca_rank": 769}))
+
+
+@pytest.mark.parametrize(("asked", "rank"), [(5, 5), ("auto", 3)])
+def test_captured_energy_by_rank_is_reported_and_a_rank_recommended(tmp_path, asked, rank):
+    """Patches of 4 x 4 whose energy along the first directions is known."""
+    axes = torch.linalg.qr(torch.randn(48, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    shares = torch.tensor([0.5, 0.25, 0.125, *([0.125 / 45] * 45)], dtype=torch.float64)
+    group = PatchMoments(48)
+    group.update((shares.sqrt()[:, None] * axes.T).repeat(4, 1))
+    tree = {"curated": "c", "patch_size": 4, "pca_rank": asked, "energy": 0.87, "space": "srgb"}
+    figures: dict = {}
+    tracker = SimpleNamespace(log_picture=figures.__setitem__, log_figure=figures.__setitem__)
+    context = Context(str(tmp_path), {}, tracker)  # type: ignore[arg-type]
+    metrics = write_bases(validate(BasisSettings, tree), context, [group], SrgbSpace(), 4)
+    assert metrics["recommended_rank"] == 3
+    known = {1: 0.5, 2: 0.75, 4: 0.875 + 0.125 / 45, 8: 0.875 + 5 * 0.125 / 45, 48: 1.0}
+    assert {r: metrics[f"captured_at_{r}"] for r in known} == pytest.approx(known)
+    found = json.loads((tmp_path / "basis.json").read_text())
+    assert len(found["captured_by_rank"]) == 49 and found["captured_by_rank"][3] == pytest.approx(0.875)
+    pca = Subspace.load(tmp_path / "pca.safetensors")
+    assert pca.rank == rank and pca.provenance["recommended_rank"] == 3 and pca.provenance["energy"] == 0.87
+    (label,) = (line.get_label() for line in figures["spectrum"].axes[1].lines if not line.get_label().startswith("_"))
+    assert label == "87%: rank 3 of 48"
+
+
+def test_ranks_that_are_none_are_refused(tmp_path):
+    for rank, message in ((0, "pca_rank=0: must be auto, or at least 1"), (-1, "pca_rank=-1: must be auto")):
+        with pytest.raises(ConfigError, match=message):
+            STEP.check(validate(BasisSettings, {"curated": "c", "pca_rank": rank}))
 
 
 def moments_of(curated, tmp_path, **settings):
