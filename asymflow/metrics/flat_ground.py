@@ -9,7 +9,6 @@ about five pixels.
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from asymflow.metrics.sliced_wasserstein import high_pass
@@ -57,6 +56,8 @@ def plain_ground(image: Tensor) -> np.ndarray:
         if ground.sum() < 10:
             break
         ground = _touching_the_border(_near(smooth, _fit(smooth, ground), tolerance))
+    from scipy import ndimage  # the pipeline's: the library is installed without
+
     return ndimage.binary_erosion(ground, np.ones((2 * MARGIN + 1,) * 2))
 
 
@@ -85,6 +86,8 @@ def _fit(smooth: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def _touching_the_border(mask: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
     regions, _ = ndimage.label(mask)
     edge = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
     return mask & np.isin(regions, np.unique(edge[edge > 0]))
