@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo mlflow test test-on-ray test-without-ray cluster-test configuration check clean
+.PHONY: help setup demo mlflow test test-fast test-on-ray test-without-ray cluster-test configuration check docs clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name about; do \
@@ -62,6 +62,10 @@ test-without-ray:
 cluster-test: setup ## shards to scores by `ray job submit`, with a bucket, a tracking server and a lost head
 	$(PYTHON) -m pytest --timeout 900 --suite-minutes 60 -m cluster $(ARGS)
 
+test-fast: export OMP_NUM_THREADS := 1
+test-fast: setup ## the tests of the inner loop, which start no Ray and are not slow
+	$(PYTHON) -m pytest --timeout 600 --suite-minutes 55 -m "not ray and not slow and not cluster" $(ARGS)
+
 configuration: setup ## write docs/configuration.md and docs/schemas from the settings
 	$(PYTHON) docs/generate.py
 
@@ -69,6 +73,9 @@ check: setup ## ruff, import-linter and mypy
 	$(PYTHON) -m ruff check .
 	$(VENV)/bin/lint-imports --no-logo
 	$(PYTHON) -m mypy
+
+docs: setup ## the pages of docs/ and the API reference, in runs/docs; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet --strict
 
 clean: ## remove .venv and caches; data, runs and models stay
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -53,4 +53,4 @@ def test_a_run_that_hangs_ends_with_its_stacks_and_leaves_no_process(tmp_path):
 
 def test_every_target_of_the_makefile_has_the_limit():
     commands = [line for line in (ROOT / "Makefile").read_text().splitlines() if "-m pytest" in line]
-    assert len(commands) == 3 and all("--suite-minutes" in line for line in commands)
+    assert len(commands) >= 4 and all("--suite-minutes" in line for line in commands)
