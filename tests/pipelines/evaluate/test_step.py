@@ -181,7 +181,7 @@ def test_a_picture_of_nan_is_an_error_that_names_it(demo, local_ray, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"suite": "cocoo"}, "suite='cocoo': must be one of demo, classes, coco10k"),
+        ({"suite": "cocoo"}, "suite='cocoo': input should be 'demo', 'classes', 'coco10k'"),
         ({"finetuned": "x"}, "finetuned: no finished finetune artifact|adapter and finetuned: more than one"),
         ({"base": ""}, "base: missing"),
         ({"base": "nowhere"}, "base='nowhere': no such folder"),
