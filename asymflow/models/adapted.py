@@ -17,16 +17,12 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from asymflow.models.geometry import LORA_TARGETS as LORA_TARGETS
 from asymflow.models.masters import make_masters
 from asymflow.schedule import calibrate
 from asymflow.subspace import Subspace
 
 TRAINED_MODULES = ("x_embedder", "norm_out", "proj_out")
-LORA_TARGETS = (  # appendix B.2
-    r"transformer_blocks\.\d+\.(ff|ff_context)\.linear_(in|out)"
-    r"|time_guidance_embed\.timestep_embedder\.linear_[12]"
-    r"|single_transformer_blocks\.\d+\.attn\.to_out"
-)
 # Blocks are compiled anew for the student and the teacher, and as pictures and texts of other sizes turn up. Past
 # torch's own limit of 8 they would run uncompiled, with no more than a warning.
 RECOMPILE_LIMIT = 64

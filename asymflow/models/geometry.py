@@ -9,7 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from asymflow.models.adapted import LORA_TARGETS
+LORA_TARGETS = (  # appendix B.2
+    r"transformer_blocks\.\d+\.(ff|ff_context)\.linear_(in|out)"
+    r"|time_guidance_embed\.timestep_embedder\.linear_[12]"
+    r"|single_transformer_blocks\.\d+\.attn\.to_out"
+)
+"""Names of the layers that LoRA adapts"""
 
 KLEIN_9B: dict[str, Any] = {
     "in_channels": 128,

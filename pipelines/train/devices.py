@@ -1,22 +1,34 @@
 """What a worker trains on: the number type, and what its GPU can do, for the share of it that is used."""
 
-from typing import NamedTuple
-
-import torch
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.train.config import Resources
 
+if TYPE_CHECKING:
+    import torch
 
-def precision(resources: Resources) -> torch.dtype:
-    """Processors without bfloat16 products emulate them, hundreds of times slower."""
-    if resources.precision == "auto":
-        return torch.bfloat16 if resources.use_gpu else torch.float32
-    return torch.bfloat16 if resources.precision == "bfloat16" else torch.float32
+BYTES = {"bfloat16": 2, "float32": 4}
+"""Of a number, by the name of its type"""
+_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Of GPUs: natively, under WSL, and AMD's"""
+
+
+def precision(resources: Resources) -> "torch.dtype":
+    """Return the number type of the frozen base and of the products."""
+    import torch  # a --dry-run does without
+
+    return getattr(torch, precision_name(resources))
 
 
 def precision_name(resources: Resources) -> str:
-    """The same in words, for a step's identity."""
-    return str(precision(resources)).removeprefix("torch.")
+    """Return the same in words, for plans and for a step's identity.
+
+    Processors without bfloat16 products emulate them, hundreds of times slower.
+    """
+    if resources.precision == "auto":
+        return "bfloat16" if resources.use_gpu else "float32"
+    return resources.precision
 
 
 class Device(NamedTuple):
@@ -68,12 +80,21 @@ def _is_part(name: str, device_name: str) -> bool:
     return any(words[i : i + len(wanted)] == wanted for i in range(len(words)))
 
 
+def torch_finds_a_gpu() -> bool:
+    """Return whether torch can use a GPU of this machine."""
+    import torch  # a second and a half, which a machine without a GPU's driver need not wait
+
+    return torch.cuda.is_available()
+
+
 def device_of(resources: Resources) -> Device:
     """This machine's GPU; where it has none, an H100 stands for those of the cluster."""
     known = resources.peak_tflops
     if not resources.use_gpu:
         return Device("this CPU", known)
-    if torch.cuda.is_available():
+    if any(Path(driver).exists() for driver in _DRIVERS) and torch_finds_a_gpu():
+        import torch
+
         name = torch.cuda.get_device_name()
         return Device(name, known or peak_tflops(name), torch.cuda.get_device_properties(0).total_memory / 2**30)
     return Device("resources.peak_tflops", known) if known else PLANNED_FOR

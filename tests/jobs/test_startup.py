@@ -67,6 +67,14 @@ def test_a_bad_setting_loads_nothing_heavy(tmp_path):
         assert not set(HEAVY) & set(loaded), job
 
 
+def test_the_plan_of_a_finetune_loads_nothing_heavy():
+    """What it would take is counted from shapes: no model is built."""
+    call = ["finetune", ["jobs/configs/finetune/toy_klein.yaml", "--dry-run"]]
+    [[_, status, out, err, loaded]] = run_jobs([call])
+    assert status is None and err == "" and json.loads(out.splitlines()[-1])["metrics"]["trained_values"] > 1e6
+    assert not set(HEAVY) & set(loaded)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["jobs/configs/finetune/toy_klein.yaml", TOY, "optim.lr=-1"]])
 def test_the_answer_takes_less_than_a_second(arguments):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

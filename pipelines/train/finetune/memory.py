@@ -6,13 +6,15 @@ the CUDA context, workspaces, what a kernel needs while it runs, and the holes b
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from asymflow.models.adapted import AdaptedFlux2
-from asymflow.models.geometry import values_kept
-from pipelines.train.devices import precision
+from asymflow.models.geometry import Linear, network, values_kept
+from pipelines.train.devices import BYTES, precision_name
 from pipelines.train.finetune.config import FinetuneSettings
-from pipelines.train.finetune.flops import JUDGES
+from pipelines.train.finetune.flops import JUDGES, student_network
+
+if TYPE_CHECKING:
+    from asymflow.models.adapted import AdaptedFlux2
 
 FLOAT32 = 4
 BUCKET = 500_000_000
@@ -41,7 +43,7 @@ class Values:
         return sum(self.trained.values())
 
 
-def count_values(model: AdaptedFlux2) -> Values:
+def count_values(model: "AdaptedFlux2") -> Values:
     """Of a model as training has it, on whatever device (`meta` will do)."""
     frozen = {name: p.numel() for name, p in model.named_parameters() if not p.requires_grad}
     original = sum(n for name, n in frozen.items() if name.startswith("latent_modules."))
@@ -54,9 +56,40 @@ def count_values(model: AdaptedFlux2) -> Values:
     )
 
 
+def plan_values(settings: FinetuneSettings, config: Mapping[str, Any]) -> Values:
+    """Return what `count_values` would, from the transformer's settings `config` alone: no model is built."""
+    latent, ends, head = network(config).linears, ("x_embedder", "norm_out.linear", "proj_out"), settings.ddt
+    places = {layer.name: place for place, layer in enumerate(latent)}
+    trained = [layer for layer in student_network(settings, config).linears if layer.trained]
+    trained.sort(key=lambda layer: places.get(layer.name.split(".lora_")[0], len(places)))
+    values = {layer.name: _values(layer) for layer in trained}
+    if settings.model == "ddt":
+        values |= {f"head.blocks.{i}.block.attn.norms": 2 * head.head_width for i in range(head.blocks)}
+    # norms of queries and keys: a double block has them for each of its streams
+    norms = {"transformer_blocks": 4 * config["attention_head_dim"]}
+    norms["single_transformer_blocks"] = norms["transformer_blocks"] // 2
+    blocks = {"transformer_blocks": config["num_layers"], "single_transformer_blocks": config["num_single_layers"]}
+    block = {
+        kind: norms[kind] + sum(_values(layer) for layer in latent if layer.name.startswith(f"{kind}.0."))
+        for kind in blocks
+    }
+    original = sum(_values(layer) for layer in latent if layer.name in ends)
+    frozen = sum(_values(layer) for layer in latent) + sum(norms[kind] * number for kind, number in blocks.items())
+    if config["guidance_embeds"]:  # as large as the embedding of the time
+        time = "time_guidance_embed.timestep_embedder."
+        frozen += sum(_values(layer) for layer in latent if layer.name.startswith(time))
+    return Values(frozen - original, original, values, max(block[kind] for kind, number in blocks.items() if number))
+
+
+def _values(layer: Linear) -> int:
+    """A layer's weights; those of the DDT head outside of FLUX.2's blocks have a bias."""
+    bias = layer.name.startswith("head.") and ".block." not in layer.name
+    return layer.inputs * layer.outputs + bias * layer.outputs
+
+
 def static_memory(settings: FinetuneSettings, values: Values) -> dict[str, float]:
     """Bytes that are held from step to step, by part."""
-    resources, trained, size = settings.resources, values.total_trained, precision(settings.resources).itemsize
+    resources, trained, size = settings.resources, values.total_trained, BYTES[precision_name(settings.resources)]
     stage, workers = resources.zero_stage, resources.workers
     shard = {kind: workers if stage >= least else 1 for kind, least in SHARDED_FROM.items()}
     gathered = 2 * size * values.largest_block if stage == 3 and workers > 1 else 0
@@ -99,7 +132,7 @@ def activation_memory(
     pictures: int,
 ) -> dict[str, float]:
     """Estimated bytes that a forward pass over `pictures` at once keeps for the backward pass, by part."""
-    lora, size = settings.lora, precision(settings.resources).itemsize
+    lora, size = settings.lora, BYTES[precision_name(settings.resources)]
     width = config["num_attention_heads"] * config["attention_head_dim"]
     head = settings.ddt.heads * settings.ddt.head_width if settings.model == "ddt" else 0
     head_blocks = settings.ddt.blocks if head else 0

@@ -5,23 +5,18 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import Flux2Transformer2DModel
-
 from asymflow.models.geometry import KLEIN_9B
-from asymflow.oklab import RELEASED
-from asymflow.subspace import Subspace
 from pipelines.core.artifacts import MissingArtifact, load_artifact
 from pipelines.core.config import ConfigError, read_json_setting
 from pipelines.core.storage import StorageError
-from pipelines.train.devices import Device, device_of, precision
+from pipelines.train.devices import BYTES, Device, device_of, precision_name
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.flops import PictureFlops, picture_flops
-from pipelines.train.finetune.memory import FLOAT32, Values, activation_memory, count_values, static_memory
-from pipelines.train.finetune.model import adapt
+from pipelines.train.finetune.memory import FLOAT32, Values, activation_memory, plan_values, static_memory
 from pipelines.train.sample_order import slots_per_worker
 
 GIB = 2**30
@@ -106,7 +101,7 @@ class Plan:
 
     def _model(self) -> list[tuple[str, str, str]]:
         values, groups = self.values, trained_groups(self.values)
-        size = 8 * precision(self.settings.resources).itemsize
+        size = 8 * BYTES[precision_name(self.settings.resources)]
         total = values.total_trained + self.basis
         note = f"{total / 1e6:,.1f}M, with A and s as in the adapter's file: {total:,}" if self.basis else ""
         return [
@@ -190,22 +185,17 @@ class Plan:
 def plan(settings: FinetuneSettings) -> Plan:
     """Raises ConfigError where a base is there whose transformer cannot be read or does not go with the settings."""
     config, geometry = _geometry(settings.base)
-    with torch.device("meta"):
-        transformer = Flux2Transformer2DModel.from_config(config)
-    patch_dim, rank = 3 * settings.pixels.patch_size**2, transformer.config.in_channels
+    patch_dim, rank = 3 * settings.pixels.patch_size**2, config["in_channels"]
     if rank > patch_dim:
         raise ConfigError(f"pixels.patch_size={settings.pixels.patch_size}: {patch_dim} values, fewer than {rank}")
-    subspace = Subspace(torch.eye(patch_dim, rank), 1.0, settings.pixels.layout, RELEASED, {})
-    with torch.device("meta"):
-        model = adapt(settings, transformer, subspace)
     curated, buckets_from = _manifest(settings.curated, "curate")
     encoded, text_from = _manifest(settings.encoded, "encode")
     return Plan(
         settings=settings,
         geometry=geometry,
-        config=dict(transformer.config),
-        values=count_values(model),
-        basis=subspace.A.numel() + 1 if settings.model == "asymflow" else 0,
+        config=config,
+        values=plan_values(settings, config),
+        basis=patch_dim * rank + 1 if settings.model == "asymflow" else 0,
         buckets=[tuple(size) for size in curated["buckets"]] if curated else BUCKETS,  # type: ignore[misc]
         buckets_from=buckets_from,
         text_tokens=encoded["max_text_tokens"] if encoded else TEXT_TOKENS,
@@ -243,7 +233,13 @@ def _geometry(base: str) -> tuple[dict[str, Any], str]:
         return KLEIN_9B, f"those published of FLUX.2 klein Base 9B, as {base} is not here"
     if not file.is_file():
         raise ConfigError(f"base={base!r}: it has no transformer/config.json, so it is no whole diffusers pipeline")
-    return read_json_setting(file, f"base={base!r}"), str(file)
+    config = read_json_setting(file, f"base={base!r}")
+    if any(name not in config for name in KLEIN_9B):
+        from diffusers import Flux2Transformer2DModel  # saved models leave nothing out
+
+        defaults = signature(Flux2Transformer2DModel.__init__).parameters
+        config = {name: config.get(name, p.default) for name, p in defaults.items() if name != "self"}
+    return config, str(file)
 
 
 def _manifest(uri: str, step: str) -> tuple[dict[str, Any] | None, str]:

@@ -10,7 +10,7 @@ from asymflow.subspace import Subspace
 from pipelines.core.artifacts import MissingArtifact, load_artifact
 from pipelines.core.storage import StorageError
 from pipelines.core.text_table import aligned
-from pipelines.train.devices import device_of, precision
+from pipelines.train.devices import BYTES, device_of, precision_name
 from pipelines.train.pretrain.config import PretrainSettings
 from pipelines.train.pretrain.flops import attention_flops, forward_flops, linear_flops, training_flops
 from pipelines.train.sample_order import slots_per_worker
@@ -99,7 +99,7 @@ def memory_of(settings: PretrainSettings, values: int, tokens: int) -> dict[str,
     resources, config = settings.resources, settings.jit
     stage, workers = resources.zero_stage, resources.workers
     micro = resources.micro_batch or slots_per_worker(settings.optim.batch, workers, 1)
-    size = precision(resources).itemsize
+    size = BYTES[precision_name(resources)]
     every = tokens + config.context_tokens
     # what a block keeps for its backward pass: inputs of its products and norms, q, k, v, and the SwiGLU's inside
     kept = every * (11 * config.width + 3 * config.hidden) * size

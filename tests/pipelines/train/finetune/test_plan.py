@@ -18,10 +18,10 @@ from pipelines.train.devices import peak_tflops, precision
 from pipelines.train.finetune.batches import Batch
 from pipelines.train.finetune.config import FinetuneSettings, Perceptual
 from pipelines.train.finetune.flops import JUDGES, PictureFlops, picture_flops, step_flops
-from pipelines.train.finetune.memory import static_memory
+from pipelines.train.finetune.memory import count_values, plan_values, static_memory
 from pipelines.train.finetune.model import adapt
 from pipelines.train.finetune.perceptual import load_perceptual
-from pipelines.train.finetune.plan import Plan, plan
+from pipelines.train.finetune.plan import Plan, plan, trained_groups
 from pipelines.train.finetune.task import make_objective
 
 TINY = {
@@ -181,6 +181,29 @@ def test_what_is_held_is_what_tensors_take(kind, type_, tmp_path):
         "optimizer": sum(m.nbytes for state in optimizer.state.values() for m in state.values() if m.ndim),
         "moving average": trained,
     }
+
+
+@pytest.mark.parametrize("lora", [{"rank": 8}, None])
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_by_shapes_are_those_of_the_model(kind, guided, lora):
+    settings = settings_of(*kind, lora=lora, ddt={"blocks": 3, "heads": 4, "head_width": 16})
+    config = {**TINY, "guidance_embeds": guided}
+    with torch.device("meta"):
+        transformer = Flux2Transformer2DModel(**config)
+    subspace = Subspace(torch.eye(768, 128), 1.0, "channel_first", RELEASED, {})
+    with torch.device("meta"):
+        counted = count_values(adapt(settings, transformer, subspace))
+    planned = plan_values(settings, config)
+    assert trained_groups(planned) == trained_groups(counted)
+    assert replace(planned, trained={}) == replace(counted, trained={})
+
+
+def test_settings_that_a_bases_file_leaves_out_are_the_classs(tmp_path):
+    (tmp_path / "transformer").mkdir()
+    few = {name: value for name, value in TINY.items() if name != "mlp_ratio"}
+    (tmp_path / "transformer/config.json").write_text(json.dumps(few))
+    assert plan(settings_of().model_copy(update={"base": str(tmp_path)})).config["mlp_ratio"] == 3.0
 
 
 @pytest.mark.parametrize("net", JUDGES)
