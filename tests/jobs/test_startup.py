@@ -18,7 +18,7 @@ BAD = {
     "curate": ["source=data", "buckets=wide"],
     "caption": ["curated=a", "model=b", "max_pixels=1"],
     "color_stats": [],
-    "basis": ["curated=a", TOY, "pca_rank=0"],
+    "basis": ["curated=a", TOY, "layout=diagonal"],
     "encode": ["curated=a", TOY, "text=maybe"],
     "finetune": [*FINETUNE, "optim.lr=-1"],
     "pretrain": ["curated=a", "network.size=XL"],
