@@ -44,7 +44,7 @@ mlflow: setup ## an MLflow server on this machine alone, for every run logged to
 	@mkdir -p runs/mlflow
 	@echo "export MLFLOW_TRACKING_URI=http://127.0.0.1:$(PORT) before a job, and it logs here"
 	$(VENV)/bin/mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///runs/mlflow/mlflow.db \
-		--artifacts-destination runs/mlflow/artifacts
+		--artifacts-destination runs/mlflow/artifacts --allowed-hosts 127.0.0.1:$(PORT),localhost:$(PORT)
 
 # Tests that start Ray share it, and what was made on it, in one process; all others go beside them. With threads of
 # their own the two would wait for each other, spinning. A process for which ARGS leave no test ends with 5, one that

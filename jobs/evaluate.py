@@ -11,6 +11,7 @@ from functools import partial
 from typing import get_args
 
 from pipelines.core.cli import Job, main
+from pipelines.core.job_process import job_process
 from pipelines.evaluate.config import EvaluateSettings, SuiteName
 
 LATEST, SELF_TEST, SUITES = "--latest-registered", "--self-test", get_args(SuiteName)
@@ -22,6 +23,7 @@ def load(latest: bool) -> Job:
     return Job(STEP, prepare=partial(pin_registered, latest=latest), tell=tell, conclude=hold_limits)
 
 
+@job_process()
 def evaluate(arguments: list[str]) -> None:
     suite = [argument for argument in arguments[:1] if argument in SUITES]
     if SELF_TEST in arguments:

@@ -5,11 +5,12 @@ import argparse
 import json
 from typing import get_args
 
-from pipelines.core.cli import errors_in_one_line
 from pipelines.core.config import load_config
+from pipelines.core.job_process import job_process
 from pipelines.train.finetune.config import ExportDtype, ExportFormat, FinetuneSettings
 
 
+@job_process()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", metavar="CONFIG.yaml|ADAPTER", help="a finetune's settings, or an adapter's folder")
@@ -21,13 +22,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=get_args(ExportDtype), default="", help="of a merged model (base's)")
     parser.add_argument("--no-register", action="store_true", help="only write the files")
     args = parser.parse_intermixed_args()
-    with errors_in_one_line():
-        is_run = args.source.endswith((".yaml", ".yml"))
-        settings = load_config(FinetuneSettings, args.source, args.settings) if is_run else None
+    is_run = args.source.endswith((".yaml", ".yml"))
+    settings = load_config(FinetuneSettings, args.source, args.settings) if is_run else None
     from pipelines.train.finetune.export import ERRORS, convert, export_run
     from pipelines.train.finetune.step import STEP
 
-    with errors_in_one_line(*ERRORS):
+    with job_process(*ERRORS):
         if settings:
             done = export_run(STEP, settings, args.step, args.out, not args.no_register, args.format, args.dtype)
         else:

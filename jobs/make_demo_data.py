@@ -4,7 +4,10 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from pipelines.core.job_process import job_process
 
+
+@job_process()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", default="data/demo", help="or s3:// URI (default: %(default)s)")

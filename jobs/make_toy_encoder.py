@@ -7,9 +7,11 @@ from pathlib import Path
 
 from pipelines.core.cli import print_result
 from pipelines.core.config import RunSettings
+from pipelines.core.job_process import job_process
 from pipelines.data.curate.config import CurateSettings
 
 
+@job_process()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", default="data/demo", help="folder written by make_demo_data.py")

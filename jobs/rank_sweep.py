@@ -1,14 +1,15 @@
 """Train and evaluate the rank family from scratch; what stands is not made again. Draws the paper's Figures 5 and 6 and
 its Table 1."""
 
-from pipelines.core.cli import errors_in_one_line, print_plan, print_result, read_settings
+from pipelines.core.cli import print_plan, print_result, read_settings
+from pipelines.core.job_process import job_process
 from pipelines.experiments.config import RankSweepSettings
 
 NOTE = "Settings of its parts: python jobs/pretrain.py --help, python jobs/evaluate.py --help"
 
 
 def main() -> None:
-    with errors_in_one_line():
+    with job_process():
         settings, dry = read_settings(RankSweepSettings, __doc__, note=NOTE)
         if dry:
             return print_plan(settings)

@@ -8,9 +8,10 @@ import argparse
 import os
 from pathlib import Path
 
-from pipelines.core.cli import errors_in_one_line
+from pipelines.core.job_process import job_process
 
 
+@job_process()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, prog="python jobs/report.py", formatter_class=argparse.RawDescriptionHelpFormatter
@@ -21,9 +22,8 @@ def main() -> None:
     options = parser.parse_args()
     from pipelines.experiments.report import read_evaluation, render
 
-    with errors_in_one_line(OSError):
-        page = render([read_evaluation(source, options.tracking_uri) for source in options.sources])
-        Path(options.out).write_text(page, "utf-8")
+    page = render([read_evaluation(source, options.tracking_uri) for source in options.sources])
+    Path(options.out).write_text(page, "utf-8")
     print(options.out)
 
 

@@ -1,13 +1,14 @@
 """Evaluate over a grid of settings, or search for the best guidance; points that stand are not evaluated again."""
 
-from pipelines.core.cli import errors_in_one_line, print_plan, print_result, read_settings
+from pipelines.core.cli import print_plan, print_result, read_settings
+from pipelines.core.job_process import job_process
 from pipelines.experiments.config import SweepSettings
 
 NOTE = "The evaluation's settings: python jobs/evaluate.py --help"
 
 
 def main() -> None:
-    with errors_in_one_line():
+    with job_process():
         settings, dry = read_settings(SweepSettings, __doc__, note=NOTE)
         if dry:
             return print_plan(settings)

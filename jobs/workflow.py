@@ -1,13 +1,14 @@
 """Run the whole pipeline: whatever has no artifact yet, in order, under one MLflow run."""
 
-from pipelines.core.cli import errors_in_one_line, print_plan, print_result, read_settings
+from pipelines.core.cli import print_plan, print_result, read_settings
+from pipelines.core.job_process import job_process
 from pipelines.experiments.config import WorkflowSettings
 
 NOTE = "A section's settings: python jobs/SECTION.py --help"
 
 
 def main() -> None:
-    with errors_in_one_line():
+    with job_process():
         settings, dry = read_settings(WorkflowSettings, __doc__, note=NOTE)
         from pipelines.experiments.workflow import fill_all, run_workflow, table
 

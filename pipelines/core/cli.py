@@ -3,16 +3,15 @@
 import gc
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel
 
-from pipelines.core.config import ConfigError, load_config
-from pipelines.core.errors import MissingArtifact, StepFailed, StorageError
+from pipelines.core.config import load_config
+from pipelines.core.job_process import job_process
 from pipelines.core.settings_reference import describe
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ def print_result(result: dict[str, Any]) -> None:
     print(json.dumps(result), flush=True)
 
 
+@job_process()
 def main(
     settings_class: type[BaseModel],
     load: "Callable[[], Step | Job]",
@@ -52,7 +52,7 @@ def main(
     arguments: Sequence[str] | None = None,
     usage: str = "CONFIG.yaml",
 ) -> None:
-    """Run `python jobs/STEP.py CONFIG.yaml [dotted.key=value ...]`; exits 0, 2 for a bad setting, 1 otherwise.
+    """Run `python jobs/STEP.py CONFIG.yaml [dotted.key=value ...]`; see `job_process` for how it exits.
 
     Args:
         settings_class: the step's settings; their module imports neither torch nor Ray.
@@ -63,40 +63,24 @@ def main(
         arguments: by default the process's.
         usage: what stands before the overrides.
     """
-    with errors_in_one_line():
-        settings, dry = read_settings(settings_class, about, arguments, usage)
-        if dry:
-            print_plan(settings, dry_run)
-            return
-        loaded = load()
-        job = loaded if isinstance(loaded, Job) else Job(loaded)
-        from pipelines.core.step import run_step
+    settings, dry = read_settings(settings_class, about, arguments, usage)
+    if dry:
+        print_plan(settings, dry_run)
+        return
+    loaded = load()
+    job = loaded if isinstance(loaded, Job) else Job(loaded)
+    from pipelines.core.step import run_step
 
-        settings = job.prepare(settings)
-        outcome = run_step(job.step, settings)
-        if outcome.reused:
-            print(f"{job.step.name}: done before, nothing to do: {outcome.artifact.uri}", file=sys.stderr)
-        if told := job.tell(outcome):
-            print(f"{told}\n")
-        metrics = outcome.artifact.manifest["metrics"]
-        print_result({"artifact": outcome.artifact.uri, "mlflow_run": outcome.mlflow_run, "metrics": metrics})
-        job.conclude(settings, outcome)
-        gc.freeze()  # at its end Python would look through all objects of torch and the like once more, for seconds
-
-
-@contextmanager
-def errors_in_one_line(*others: type[Exception]) -> Iterator[None]:
-    """End the process with one line on stderr for errors that a user can mend: status 2 for settings, else 1.
-
-    Args:
-        others: errors of the job's own that are readable, for status 1.
-    """
-    expected: tuple[type[Exception], ...] = (ConfigError, MissingArtifact, StepFailed, StorageError, *others)
-    try:
-        yield
-    except expected as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError | MissingArtifact) else 1)
+    settings = job.prepare(settings)
+    outcome = run_step(job.step, settings)
+    if outcome.reused:
+        print(f"{job.step.name}: done before, nothing to do: {outcome.artifact.uri}", file=sys.stderr)
+    if told := job.tell(outcome):
+        print(f"{told}\n")
+    metrics = outcome.artifact.manifest["metrics"]
+    print_result({"artifact": outcome.artifact.uri, "mlflow_run": outcome.mlflow_run, "metrics": metrics})
+    job.conclude(settings, outcome)
+    gc.freeze()  # at its end Python would look through all objects of torch and the like once more, for seconds
 
 
 def read_settings(

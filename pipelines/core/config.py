@@ -1,25 +1,54 @@
 """Settings: typed, from YAML and `dotted.key=value`, refused in one readable line before anything starts."""
 
+import os
 import textwrap
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
-from urllib.parse import parse_qs, urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from asymflow.outside_text import read_json_object
 from pipelines.core.config_files import read_config_file
+from pipelines.core.credentials import has_secret
 from pipelines.core.errors import ConfigError as ConfigError
 from pipelines.core.settings_reference import section_models
 from pipelines.core.yaml_values import annotation_at, parse_value
 
+_SECRET = "secret"  # the type of an error whose message must not repeat the value
+_PROSE = "prompt"  # names of settings end so that hold no path, whatever their value begins with
+
 
 class Settings(BaseModel):
-    """Base of every section: unknown keys are errors, numbers are finite, values do not change after loading."""
+    """Base of every section: unknown keys are errors, numbers are finite, values do not change after loading.
+
+    Any setting may be an address or a path, so all are treated alike: none may hold a password or a token, and `~/`
+    stands for the home folder.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_address(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str):
+            return value
+        if has_secret(value) and not any(character.isspace() for character in value):
+            raise PydanticCustomError(
+                _SECRET, "holds a password or a token; credentials come from the environment alone"
+            )
+        is_path = value.startswith("~/") and not (info.field_name or "").endswith(_PROSE)
+        return os.path.expanduser(value) if is_path else value
 
 
 _ADDED = "added"
@@ -40,26 +69,7 @@ def is_unchanged_addition(settings: BaseModel, name: str) -> bool:
     return isinstance(extra, dict) and _ADDED in extra and getattr(settings, name) == field.default
 
 
-_SECRET = "secret"  # the type of an error whose message must not repeat the value
-
-
-def has_password(uri: str) -> bool:
-    """Whether a URI carries what must stand in no config, log or artifact."""
-    try:
-        parts = urlsplit(uri)
-        return parts.password is not None or any("password" in key.lower() for key in parse_qs(parts.query))
-    except ValueError:
-        return "@" in uri
-
-
-def _no_password(value: str) -> str:
-    if has_password(value):
-        raise PydanticCustomError(_SECRET, "holds a password; credentials come from the environment alone")
-    return value
-
-
 def _uri(value: str) -> str:
-    _no_password(value)
     if not value.strip():
         raise ValueError("must not be empty")
     scheme, separator, rest = value.partition("://")
@@ -90,7 +100,7 @@ class RunSettings(Settings):
 
     storage: Uri = "runs/default"
     """Root of all artifacts: a local path or s3://bucket/prefix"""
-    tracking_uri: Annotated[str, AfterValidator(_no_password)] = ""
+    tracking_uri: str = ""
     """MLflow server or database; empty: a SQLite file in the storage, or MLFLOW_TRACKING_URI where set"""
     experiment: str = "asymflow"
     ray_address: str = ""

@@ -5,6 +5,7 @@ checksums, repositories by their commit.
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
@@ -45,7 +46,8 @@ def pin_repositories(step: Identified, settings: S) -> S:
             try:
                 pinned[name] = f"{repository_of(source)[0]}@{resolve_commit(source)}"
             except ValueError as error:
-                raise ConfigError(f"{name}={source!r}: {error}") from None
+                where = f"no such folder in {Path.cwd()}, and as a repository"
+                raise ConfigError(f"{name}={source!r}: {where}: {error}") from None
     return settings.model_copy(update=pinned)
 
 

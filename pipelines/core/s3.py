@@ -25,6 +25,8 @@ CHUNK = 4 << 20
 CONNECT_SECONDS = 10
 SILENT_SECONDS = 60
 """A connection that is silent for as long is given up"""
+QUICK_SECONDS = 5
+"""The same for the first question of a job"""
 _PASSING_CODES = ("RequestTimeout", "BadDigest", "IncompleteBody", "NoSuchUpload")
 
 
@@ -62,6 +64,12 @@ def retried(uri: str, call: Callable[..., T], **arguments: Any) -> T:
         raise StorageError(f"{uri}: {error}") from error
 
 
+def code_of(error: StorageError) -> str:
+    """S3's own name of what it refused; empty where it was no answer of S3."""
+    cause = error.__cause__
+    return cause.response["Error"]["Code"] if isinstance(cause, ClientError) else ""
+
+
 def place(uri: str) -> dict[str, str]:
     """Bucket and key, by boto3's names. Raises ValueError for another scheme."""
     if not uri.startswith("s3://"):
@@ -77,10 +85,29 @@ def client() -> Any:
 
 @lru_cache(maxsize=1)
 def _client(environment: tuple[tuple[str, str], ...]) -> Any:
-    import boto3  # where the storage is a folder, no process needs it
     from botocore.config import Config
 
-    config = Config(connect_timeout=CONNECT_SECONDS, read_timeout=SILENT_SECONDS, retries={"mode": "standard"})
+    return _new_client(
+        Config(connect_timeout=CONNECT_SECONDS, read_timeout=SILENT_SECONDS, retries={"mode": "standard"})
+    )
+
+
+def check_reachable(uri: str) -> None:
+    """Raise StorageError unless the store answers, and lists what lies there, within seconds: a job that only begins
+    does not wait out an outage as one that is at work does."""
+    from botocore.config import Config
+
+    config = Config(connect_timeout=QUICK_SECONDS, read_timeout=QUICK_SECONDS, retries={"total_max_attempts": 2})
+    bucket, folder = place(uri).values()
+    try:
+        _new_client(config).list_objects_v2(Bucket=bucket, Prefix=folder and f"{folder}/", MaxKeys=1)
+    except (BotoCoreError, ClientError) as error:
+        raise StorageError(f"{uri}: {error}") from error
+
+
+def _new_client(config: Any) -> Any:
+    import boto3  # where the storage is a folder, no process needs it
+
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")  # boto3 reads the second alone
     # a session of its own: the default one would keep the first credentials it finds
     return boto3.Session().client("s3", region_name=region, config=config)

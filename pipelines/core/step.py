@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -91,22 +93,48 @@ def find_inputs(step: Step, settings: StepSettings) -> dict[str, Artifact]:
 
 
 def run_step(step: Step, settings: StepSettings, parent_run: str | None = None) -> Outcome:
-    """Run one step, unless its artifact stands. Raises ConfigError before Ray starts."""
+    """Run one step, unless its artifact stands; another job that makes it is waited for.
+
+    Raises ConfigError, StorageError or TrackingError before Ray starts.
+    """
     # MLflow: workers import the steps too, and need none
+    from pipelines.core.artifact_lock import only_job
+    from pipelines.core.preflight import check_places, check_work
     from pipelines.core.provenance import read_run
-    from pipelines.core.tracking import check_run, open_run_of
 
     started = time.monotonic()
+    check_places(settings.run)
     inputs = find_inputs(step, settings)
-    check_run(settings.run)
     settings = pin_repositories(step, settings)
     identity = identify(step, settings, inputs)
     folder = storage.join(storage.absolute(settings.run.storage), step.name, identity)
-    if storage.exists(storage.join(folder, artifacts.MANIFEST)):
+
+    def find_made() -> Outcome | None:
+        if not storage.exists(storage.join(folder, artifacts.MANIFEST)):
+            return None
         artifact = artifacts.load_artifact(folder, step.name)
         return Outcome(artifact, read_run(folder), time.monotonic() - started, reused=True)
+
+    if made := find_made():
+        return made
     step.check(settings)
     step.check_inputs(settings, inputs)
+    check_work(settings.run)
+    with only_job(folder):
+        return find_made() or _make(step, settings, inputs, identity, folder, parent_run, started)
+
+
+def _make(
+    step: Step,
+    settings: StepSettings,
+    inputs: Mapping[str, Artifact],
+    identity: str,
+    folder: str,
+    parent_run: str | None,
+    started: float,
+) -> Outcome:
+    from pipelines.core.tracking import open_run_of
+
     start_ray(settings.run)
     name = " ".join(filter(None, [step.name, step.title(settings), identity[:6]]))
     with open_run_of(folder, step.name, settings.run, name, parent_run) as tracker:
@@ -148,6 +176,7 @@ def start_ray(run: RunSettings) -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     address = run.ray_address or os.environ.get("RAY_ADDRESS", "")
     if address:
         ray.init(address=address, log_to_driver=True)
@@ -155,6 +184,8 @@ def start_ray(run: RunSettings) -> None:
         from pipelines.core.local_ray import start_local_ray
 
         start_local_ray()
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack trace, and aborts
 
 
 def stop_ray() -> None:

@@ -1,8 +1,8 @@
 """Where artifacts live: a local folder or s3://bucket/prefix.
 
 Endpoint and credentials of S3 come from the usual AWS variables. A file appears whole or not at all: locally by
-renaming, on S3 because an object does. What is absent raises FileNotFoundError; what S3 refuses, or still fails to do
-when tried again, StorageError with the URI.
+renaming, on S3 because an object does. What is absent raises FileNotFoundError; what cannot be written, or what S3
+refuses or still fails to do when tried again, StorageError with the URI.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -22,6 +22,7 @@ from pipelines.core import s3
 from pipelines.core.errors import StorageError as StorageError
 
 T = TypeVar("T")
+_PROBE_BYTES = 1 << 16
 
 
 def absolute(uri: str) -> str:
@@ -54,22 +55,45 @@ def write_bytes(uri: str, data: bytes) -> None:
     if not is_local(uri):
         s3.write(uri, lambda: io.BytesIO(data))
         return
-    target = Path(absolute(uri))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid4().hex}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, target)
+    _write_local(uri, lambda partial: partial.write_bytes(data))
 
 
 def put_file(local: Path, uri: str) -> None:
     """Copy a local file into the storage, whole or not at all."""
     if is_local(uri):
-        partial = f"{uri}.{uuid4().hex}.partial"
-        Path(uri).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(local, partial)
-        os.replace(partial, uri)
+        _write_local(uri, lambda partial: shutil.copyfile(local, partial))
     else:
         s3.write(uri, lambda: open(local, "rb"))
+
+
+def _write_local(uri: str, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a hidden file beside the target, then rename it. Raises StorageError, and leaves no part."""
+    target = Path(absolute(uri))
+    partial = target.with_name(f".{target.name}.{uuid4().hex}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        os.replace(partial, target)
+    except OSError as error:
+        raise StorageError(error.errno, f"cannot write: {error.strerror or error}", uri) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def check_writable(uri: str) -> None:
+    """Raise StorageError unless files can be written below a local folder, which is made."""
+    probe = join(uri, f".{uuid4().hex}.probe")
+    _write_local(probe, lambda partial: _write_through(partial, bytes(_PROBE_BYTES)))
+    Path(absolute(probe)).unlink()
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    """To the disk: a full one, or a quota, may tell only then."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def put_folder(local: Path, uri: str, last: str = "") -> None:

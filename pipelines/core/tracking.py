@@ -16,7 +16,7 @@ import mlflow
 from filelock import FileLock
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Metric, Param, RunStatus
+from mlflow.entities import Experiment, Metric, Param, RunStatus
 from mlflow.entities.dataset_input import DatasetInput
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -25,7 +25,8 @@ from PIL import Image
 
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
-from pipelines.core.config import ConfigError, RunSettings, has_password
+from pipelines.core.config import ConfigError, RunSettings
+from pipelines.core.credentials import has_secret
 from pipelines.core.provenance import RAY_JOB, origin, read_run, write_run
 
 PARENT = "mlflow.parentRunId"
@@ -38,10 +39,11 @@ _METRICS_A_REQUEST = 1000
 def tracking_uri(run: RunSettings) -> str:
     """The absolute address of the MLflow store of these settings. Raises ConfigError."""
     uri = run.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    if has_password(uri):
+    if has_secret(uri):
         raise ConfigError(
-            "MLFLOW_TRACKING_URI: holds a password, which would be shown; put a server's into "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, a database's into its own variables"
+            "MLFLOW_TRACKING_URI: holds a password or a token, which would be shown; put a server's into "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, a database's into its "
+            "own variables"
         )
     if not uri:
         if not storage.is_local(run.storage):
@@ -51,8 +53,12 @@ def tracking_uri(run: RunSettings) -> str:
             )
         uri = f"sqlite:///{storage.join(storage.absolute(run.storage), 'mlflow.db')}"
     if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///")).absolute()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            key = "run.tracking_uri" if run.tracking_uri else "run.storage"
+            raise ConfigError(f"{key}: cannot make the folder {path.parent}: {error.strerror}") from None
         return f"sqlite:///{path}"
     if not uri.startswith(("http://", "https://", "postgresql", "mysql", "databricks")):
         raise ConfigError(f"run.tracking_uri={uri!r}: must be sqlite:///PATH, a database, or http(s)://SERVER")
@@ -166,10 +172,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def open_run(run: RunSettings, name: str, run_id: str | None = None, parent: str | None = None) -> Iterator[Tracker]:
     """A new run, or the one with `run_id` gone on with; ends FINISHED, or FAILED with an exception."""
     uri = tracking_uri(run)
-    client = _open_store(uri)
+    client = open_store(uri)
     if not run_id or not _exists(client, run_id):
-        experiment = client.get_experiment_by_name(run.experiment)
-        experiment_id = experiment.experiment_id if experiment else _create_experiment(client, run)
+        experiment_id = experiment_of(client, run).experiment_id
         tags = origin() | ({PARENT: parent} if parent else {})
         run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
     else:
@@ -194,7 +199,7 @@ def open_run_of(folder: str, step: str, run: RunSettings, name: str, parent: str
         yield tracker
 
 
-def _open_store(uri: str) -> MlflowClient:
+def open_store(uri: str) -> MlflowClient:
     """One job after another: MLflow makes the tables of a new SQLite file as it is opened, and two that do it at once
     break each other."""
     if not uri.startswith("sqlite:///"):
@@ -213,14 +218,21 @@ def _exists(client: MlflowClient, run_id: str) -> bool:
         return False
 
 
-def _create_experiment(client: MlflowClient, run: RunSettings) -> str:
-    """Pictures of a database store lie beside the artifacts; a server decides for itself."""
+def experiment_of(client: MlflowClient, run: RunSettings) -> Experiment:
+    """The run's experiment, made where there is none; a deleted one is returned as it is.
+
+    Images of a database store lie beside the artifacts; a server decides for itself.
+    """
+    if experiment := client.get_experiment_by_name(run.experiment):
+        return experiment
     local = client.tracking_uri.startswith("sqlite:///")
     location = storage.join(storage.absolute(run.storage), "mlflow") if local else None
     try:
-        return client.create_experiment(run.experiment, artifact_location=location, tags=_EXPERIMENT)
+        return client.get_experiment(
+            client.create_experiment(run.experiment, artifact_location=location, tags=_EXPERIMENT)
+        )
     except MlflowException:  # another job made it in the meantime
         experiment = client.get_experiment_by_name(run.experiment)
         if experiment is None:
             raise
-        return experiment.experiment_id
+        return experiment

@@ -105,10 +105,12 @@ def points_of(settings: RankSweepSettings, variant: Variant) -> Iterator[tuple[s
 
 def run_rank_sweep(settings: RankSweepSettings) -> tuple[str, str, list[Row]]:
     """(folder, parent run's ID, rows). Seeds are the outer loop: what stands when it is stopped can be compared."""
-    from pipelines.core.tracking import check_run, open_run_of
+    from pipelines.core.preflight import check_places, check_work
+    from pipelines.core.tracking import open_run_of
 
-    check_run(settings.run)
+    check_places(settings.run)
     check(settings)
+    check_work(settings.run)
     identity = hashlib.sha256(settings.model_dump_json(exclude={"run"}).encode()).hexdigest()[:16]
     folder = storage.join(storage.absolute(settings.run.storage), "rank_sweeps", identity)
     rows: list[Row] = []

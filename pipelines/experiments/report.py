@@ -14,6 +14,7 @@ from PIL import Image
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact, load_artifact
 from pipelines.core.config import ConfigError
+from pipelines.core.credentials import has_secret
 from pipelines.evaluate.show import PROTOCOLS, TABLE
 
 Row = Mapping[str, Any]
@@ -83,8 +84,13 @@ def _artifact_of_run(run_id: str, tracking_uri: str) -> str:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
+    from pipelines.core.preflight import quickly
+
+    if has_secret(tracking_uri):
+        raise ConfigError("--tracking-uri: holds a password or a token; credentials come from the environment alone")
     try:
-        tags = MlflowClient(tracking_uri or None).get_run(run_id).data.tags
+        with quickly():
+            tags = MlflowClient(tracking_uri or None).get_run(run_id).data.tags
     except MlflowException as error:
         raise ConfigError(f"{run_id}: {str(error).splitlines()[0]} (which MLflow? --tracking-uri URI)") from None
     if "artifact" not in tags:

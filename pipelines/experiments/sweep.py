@@ -74,10 +74,12 @@ def check(settings: SweepSettings) -> None:
 
 def run_sweep(settings: SweepSettings) -> tuple[str, list[Point], Point]:
     """The parent run's ID, all points in the order they were asked for, and the best. Raises as a step does."""
-    from pipelines.core.tracking import check_run, open_run_of
+    from pipelines.core.preflight import check_places, check_work
+    from pipelines.core.tracking import open_run_of
 
-    check_run(settings.run)
+    check_places(settings.run)
     check(settings)
+    check_work(settings.run)
     identity = hashlib.sha256(settings.model_dump_json(exclude={"run"}).encode()).hexdigest()[:16]
     folder = storage.join(storage.absolute(settings.run.storage), "sweeps", identity)
     points: dict[str, Point] = {}

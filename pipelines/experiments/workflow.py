@@ -8,9 +8,10 @@ from typing import Any
 
 from pipelines.core import storage
 from pipelines.core.config import ConfigError, validate
+from pipelines.core.preflight import check_places, check_work
 from pipelines.core.step import Outcome, Step, run_step
 from pipelines.core.text_table import aligned
-from pipelines.core.tracking import check_run, open_run_of
+from pipelines.core.tracking import open_run_of
 from pipelines.data import caption, color_stats, encode
 from pipelines.data.basis import step as basis
 from pipelines.data.curate import step as curate
@@ -59,8 +60,9 @@ def check_all(settings: WorkflowSettings) -> None:
 
 def run_workflow(settings: WorkflowSettings) -> tuple[str, dict[str, Outcome]]:
     """Run what has no artifact yet; returns the parent run's ID and each step's outcome."""
+    check_places(settings.run)
     check_all(settings)
-    check_run(settings.run)
+    check_work(settings.run)
     identity = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
     folder = storage.join(storage.absolute(settings.run.storage), ".workflows", identity)
     outcomes: dict[str, Outcome] = {}

@@ -4,16 +4,18 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
 from pipelines.core.config import ConfigError, validate
 from pipelines.sample.config import Safety, SampleSettings
 from pipelines.sample.metadata import encode_marked
+from pipelines.sample.page_guard import Busy, Guard, Turns, names_of
 from pipelines.sample.safety import SafetyFilter, check_safety
 from pipelines.sample.sampler import Painter
 from pipelines.sample.step import check, check_model, made_from, models_of
@@ -23,6 +25,8 @@ TITLES = {"latent": "Latent base", "pixel": "Pixel model"}
 _ABOUT = "# AsymFlow\nThe pixel model draws the picture itself, without an autoencoder."
 _BESIDE = " Beside it, from the same noise, is the picture of the latent base that it was made from."
 _SMALL = 256
+MAX_PROMPT = 2000
+"""Characters; of 512 tokens, the most that the model reads, hardly a prompt has more"""
 # Pictures fill their square frame, small ones in whole pixels instead of a blur.
 _CSS = """
 #latent, #pixel {{ aspect-ratio: 1; max-height: 75vh }}
@@ -34,11 +38,17 @@ _CSS = """
 
 @contextmanager
 def open_page(
-    base: str, adapter: str, device: str = "cpu", safety: Safety | None = None, host: str = "127.0.0.1", port: int = 0
+    base: str,
+    adapter: str,
+    device: str = "cpu",
+    safety: Safety | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    allowed_hosts: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Serves the page, and gives its address; port 0 is any free one.
+    """Serve the page, and give its address; port 0 is any free one. `allowed_hosts`: other names that it is called by.
 
-    Raises ConfigError before a model is loaded, ValueError or OSError for one that cannot be.
+    Raises ConfigError, as far as it can before a model is loaded, and OSError for files that cannot be read.
     """
     safety = safety or Safety()
     check_model(base, adapter, latent=bool(adapter))
@@ -52,13 +62,19 @@ def open_page(
         # Gradio asks the page whether it is up, and no proxy may answer for it.
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{direct},127.0.0.1,localhost,{host}"
         gradio = _gradio()
-        artist = Artist(Painter(base, adapter, device), SafetyFilter(safety, device), Path(folder))
+        from starlette.middleware import Middleware  # comes with Gradio
+
+        try:
+            artist = Artist(Painter(base, adapter, device), SafetyFilter(safety, device), Path(folder))
+        except ValueError as error:
+            raise ConfigError(f"base={base!r}, adapter={adapter!r}: {error}") from error
         page = build_page(gradio, artist)
         small = max(artist.painter.defaults.height, artist.painter.defaults.width) <= _SMALL
         _, url, _ = page.launch(
             server_name=host,
             server_port=port,
             # The system's fonts: of its own bold one Gradio ships only a few letters.
+            app_kwargs={"middleware": [Middleware(Guard, names=names_of(host, allowed_hosts))]},
             theme=gradio.themes.Default(font=("system-ui", "sans-serif"), font_mono=("monospace",)),
             css=_CSS.format(rendering="pixelated" if small else "auto"),
             footer_links=[],
@@ -83,11 +99,18 @@ class Artist:
         self.painter, self.safety, self.folder = painter, safety, folder
 
     def read(self, prompt: str, seed: int, **form: Any) -> SampleSettings:
-        """Raises ConfigError."""
+        """Raises ConfigError: a browser keeps to the form's limits, others need not."""
         if not prompt.strip():
             raise ConfigError("prompt: missing; say what to draw")
+        for name, text in {"prompt": prompt, "negative_prompt": form.get("negative_prompt") or ""}.items():
+            if len(text) > MAX_PROMPT:
+                raise ConfigError(f"{name}: has {len(text)} characters; at most {MAX_PROMPT} are allowed")
         source = {"base": self.painter.base, "adapter": self.painter.adapter}
         settings = validate(SampleSettings, {**source, "prompts": prompt, "seeds": [seed], **form})
+        drawing = settings.drawing(self.painter.defaults)
+        for name, (low, high) in limits_of(self.painter).items():
+            if not low <= getattr(drawing, name) <= high:
+                raise ConfigError(f"{name}={getattr(drawing, name)}: must be from {low} to {high}")
         check(settings)
         return settings
 
@@ -108,10 +131,21 @@ class Artist:
             )
             seconds[model] = round(time.perf_counter() - start, 2)
             (picture,), (flagged[model],) = self.safety(to_pictures(images))
-            files[model] = self.folder / f"{model}-{seeds[0]}.png"
+            files[model] = self.folder / f"{model}-{seeds[0]}-{uuid4().hex}.png"  # Gradio reads it after this returns
             row = {"model": model, "flagged": flagged[model], **about}
             files[model].write_bytes(encode_marked(picture, row, mark=settings.provenance.mark))
         return files, {"seconds": seconds, "flagged": flagged, **about}
+
+
+def limits_of(painter: Painter) -> dict[str, tuple[float, float]]:
+    """(lowest, highest) of what decides how long an image takes, by the names of `Drawing`."""
+    defaults, side = painter.defaults, painter.pipeline.patch_size
+    return {
+        "steps": (1, 2 * defaults.num_inference_steps),
+        "guidance": (1, max(10, defaults.guidance_scale)),
+        "width": (side, 2 * defaults.width),
+        "height": (side, 2 * defaults.height),
+    }
 
 
 def build_page(gradio: Any, artist: Artist) -> Any:
@@ -119,22 +153,28 @@ def build_page(gradio: Any, artist: Artist) -> Any:
     defaults, beside = artist.painter.defaults, bool(artist.painter.adapter)
     models, side = ("latent", "pixel") if beside else ("pixel",), artist.painter.pipeline.patch_size
 
-    def slider(name: str, low: float, high: float, value: float, step: float) -> Any:
+    turns, limits = Turns(), limits_of(artist.painter)
+
+    def slider(name: str, value: float, step: float) -> Any:
+        low, high = limits[name]
         return gradio.Slider(low, high, value, step=step, label=name.capitalize(), elem_id=name)
 
     with gradio.Blocks(title="AsymFlow", analytics_enabled=False) as page:
         gradio.Markdown(_ABOUT + (_BESIDE if beside else ""))
         with gradio.Row():
             with gradio.Column(scale=2, min_width=280):
-                steps, guidance = defaults.num_inference_steps, defaults.guidance_scale
                 form = {
-                    "prompt": gradio.Textbox(label="Prompt", placeholder="a red fox", elem_id="prompt"),
-                    "negative_prompt": gradio.Textbox(label="Negative prompt", elem_id="negative_prompt"),
+                    "prompt": gradio.Textbox(
+                        label="Prompt", placeholder="a red fox", elem_id="prompt", max_length=MAX_PROMPT
+                    ),
+                    "negative_prompt": gradio.Textbox(
+                        label="Negative prompt", elem_id="negative_prompt", max_length=MAX_PROMPT
+                    ),
                     "seed": gradio.Number(0, label="Seed", precision=0, elem_id="seed"),
-                    "steps": slider("steps", 1, 2 * steps, steps, 1),
-                    "guidance": slider("guidance", 1, max(10, guidance), guidance, 0.1),
-                    "width": slider("width", side, 2 * defaults.width, defaults.width, side),
-                    "height": slider("height", side, 2 * defaults.height, defaults.height, side),
+                    "steps": slider("steps", defaults.num_inference_steps, 1),
+                    "guidance": slider("guidance", defaults.guidance_scale, 0.1),
+                    "width": slider("width", defaults.width, side),
+                    "height": slider("height", defaults.height, side),
                 }
                 if beside:
                     form["latent"] = gradio.Checkbox(True, label="Draw the latent base's picture too", elem_id="beside")
@@ -151,7 +191,11 @@ def build_page(gradio: Any, artist: Artist) -> Any:
                 with gradio.Accordion("Made from", open=False):
                     details = gradio.JSON(show_label=False, elem_id="details")
 
-        def draw(values: dict[Any, Any], progress=gradio.Progress()):  # noqa: B008 (where Gradio looks for it)
+        def draw(
+            values: dict[Any, Any],
+            request: gradio.Request,
+            progress=gradio.Progress(),  # noqa: B008 (where Gradio looks for it)
+        ):
             try:
                 settings = artist.read(**{name: values[field] for name, field in form.items()})
             except ConfigError as error:
@@ -163,7 +207,11 @@ def build_page(gradio: Any, artist: Artist) -> Any:
                     raise gradio.Error("the page was closed", print_exception=False)
                 progress((done, total), desc=TITLES[model])
 
-            files, about = artist.draw(settings, tell)
+            try:
+                with turns.take(request.client.host if request.client else "", lambda: page.is_running):
+                    files, about = artist.draw(settings, tell)
+            except Busy as error:
+                raise gradio.Error(str(error), print_exception=False) from None
             shown = {
                 picture: gradio.update(value=files.get(model), visible=model in files)
                 for model, picture in pictures.items()
@@ -172,7 +220,9 @@ def build_page(gradio: Any, artist: Artist) -> Any:
 
         triggers = [button.click, form["prompt"].submit]
         outputs = [*pictures.values(), timing, details]
-        gradio.on(triggers, draw, set(form.values()), outputs, concurrency_limit=1, show_progress_on=timing)
+        waiting = turns.waiting + 1  # one at a time, but in turns of our own
+        gradio.on(triggers, draw, set(form.values()), outputs, concurrency_limit=waiting, show_progress_on=timing)
+    page.queue(max_size=2 * turns.waiting)
     return page
 
 

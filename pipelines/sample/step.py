@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
-from asymflow.hub import is_repository
+from asymflow.hub import is_repository, resolve_commit
 from pipelines.core import storage
 from pipelines.core.base_models import check_base, read_patch_size
 from pipelines.core.config import ConfigError, read_json_setting
@@ -39,6 +39,7 @@ def check_model(base: str, adapter: str, latent: bool) -> None:
         check_base(base, ("transformer",), images=latent, text=True)
         if not (adapter.startswith("s3://") or Path(adapter).is_dir() or is_repository(adapter)):
             raise ConfigError(f"adapter={adapter!r}: no such folder; a finetune writes one, and jobs/export.py does")
+        check_hub(adapter)
         return
     index = Path(base) / "model_index.json"
     kind = read_json_setting(index, f"base={base!r}").get("_class_name") if index.is_file() else None
@@ -46,6 +47,20 @@ def check_model(base: str, adapter: str, latent: bool) -> None:
         raise ConfigError(f"adapter: missing, and base={base!r} is no pixel model merged by jobs/export.py")
     if latent:
         raise ConfigError("latent=True: a merged model has no latent one beside it; give base and adapter")
+
+
+def check_hub(adapter: str) -> None:
+    """Raise ConfigError where an adapter is neither a folder nor on S3 nor a repository that the hub or its cache has.
+
+    A path that is relative to another directory looks like the name of one.
+    """
+    if adapter.startswith("s3://") or Path(adapter).is_dir():
+        return
+    try:
+        resolve_commit(adapter)
+    except ValueError as error:
+        where = f"no such folder in {Path.cwd()}, and as a repository"
+        raise ConfigError(f"adapter={adapter!r}: {where}: {error}") from None
 
 
 class Sampler:

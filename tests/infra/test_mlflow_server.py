@@ -2,20 +2,23 @@
 installed, else SQLite; artifacts in an S3 bucket; accounts; runs written by Ray's workers."""
 
 import base64
+import json
 import os
 import urllib.error
 import urllib.request
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import serve_manifest
+from mlflow_server import serve_manifest, serve_mlflow
 from PIL import Image
 from postgres import Database, find_postgres, serve_postgres
 
 from pipelines.core.config import RunSettings
 from pipelines.core.tracking import Tracker, open_run
 
+ROOT = Path(__file__).parents[2]
 PASSWORDS = {"postgres": "pg-password-91f", "admin": "admin-password-7c2", "flask": "flask-key-55d"}
 
 
@@ -44,6 +47,16 @@ def ask(url, password="", host=""):
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as answer:
             return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def send(url, body, origin=""):
+    """Status of a POST of JSON, from a page of `origin`."""
+    headers = {"Content-Type": "application/json", **({"Origin": origin} if origin else {})}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=20) as got:
+            return got.status
     except urllib.error.HTTPError as error:
         return error.code
 
@@ -99,3 +112,19 @@ def test_strangers_and_other_names_are_refused(server):
     assert ask(experiments, PASSWORDS["admin"], host="mlflow:5000") == 200
     assert ask(experiments, PASSWORDS["admin"], host=f"localhost:{port}") == 200
     assert ask(experiments, PASSWORDS["admin"], host="elsewhere.example") == 403
+
+
+@pytest.mark.slow
+def test_make_mlflow_answers_its_own_names_and_pages_alone(tmp_path, monkeypatch):
+    """With the arguments of the Makefile: no other Host, no request that another site sends."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    recipe = (ROOT / "Makefile").read_text().partition("\nmlflow: ")[2].partition("bin/mlflow server")[2]
+    arguments = recipe.partition("\n\n")[0].replace("\\\n", " ").replace("$(PORT)", "PORT").split()
+    with serve_mlflow(tmp_path, arguments) as url:
+        assert ask(f"{url}/health") == 200 and ask(url) == 200
+        for host in ("elsewhere.example", f"elsewhere.example:{url.rsplit(':', 1)[1]}", "192.168.0.7"):
+            assert ask(url, host=host) == 403, host
+        create = f"{url}/api/2.0/mlflow/experiments/create"
+        for origin in ("http://elsewhere.example", "null"):
+            assert send(create, {"name": origin}, origin) == 403, origin
+        assert send(create, {"name": "own"}, url) == send(create, {"name": "of a job"}) == 200

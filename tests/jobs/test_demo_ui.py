@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.expected_conditions import staleness_of
 from selenium.webdriver.support.ui import WebDriverWait
 
+from pipelines.core.config import ConfigError
 from pipelines.sample.config import Safety
 from pipelines.sample.demo_page import Artist, build_page, open_page
 from pipelines.sample.metadata import read_metadata
@@ -117,6 +119,42 @@ def test_bad_input_is_told_and_the_page_goes_on(page, browser):
     browser.find_element(By.CSS_SELECTOR, "#beside input").click()  # without the latent one
     assert draw(browser, models=["pixel"], width=48)[0].size == (48, 64)
     assert sources(browser)["latent"] is None
+
+
+def status_of(url, data=None, **headers):
+    request = urllib.request.Request(url, data, {name.replace("_", "-"): value for name, value in headers.items()})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_strangers_get_nothing(page):
+    """At the real server: another Host, another site, the upload that Gradio would offer, calls past the queue."""
+    join = f"{page.url}gradio_api/queue/join"
+    assert status_of(page.url) == 200 and status_of(page.url, Host="evil.example") == 421
+    assert status_of(join, b"{}", Origin="http://evil.example") == 403
+    assert status_of(f"{page.url}gradio_api/upload", b"x" * 1000) == 404
+    assert status_of(f"{page.url}gradio_api/run/draw", b"{}") == 404
+    assert status_of(join, b"x" * (1 << 20)) == 413
+    assert status_of(join, b"{}") == 422  # Gradio itself, of a request without what it needs
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"prompt": "x" * 20_000_000}, "prompt: has 20000000 characters; at most 2000"),
+        ({"negative_prompt": "x" * 2001}, "negative_prompt: has 2001 characters"),
+        ({"steps": 10_000}, "steps=10000: must be from 1 to "),
+        ({"width": 16_000}, "width=16000: must be from 16 to "),
+        ({"guidance": 1e9}, "guidance=1000000000.0: must be from 1 to "),
+    ],
+)
+def test_what_a_request_may_cost(painter, tmp_path, form, message):
+    artist = Artist(painter, SafetyFilter(Safety(), "cpu"), tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        artist.read(**{"prompt": PROMPT, "seed": 0, **form})
 
 
 def test_a_merged_model_has_no_latent_one_beside_it(tmp_path):

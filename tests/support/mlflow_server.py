@@ -21,10 +21,12 @@ def serve_mlflow(
     folder: Path, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
 ) -> Iterator[str]:
     """Its address. `arguments` of `mlflow server` come after host and port, of which the last counts; without a store
-    of their own a SQLite file and the artifacts lie in `folder`, as the log does."""
+    of their own a SQLite file and the artifacts lie in `folder`, as the log does. PORT in an argument is the
+    port."""
     port = free_port()
     own = [f"--backend-store-uri=sqlite:///{folder}/server.db", f"--artifacts-destination={folder / 'kept'}"]
-    command = [sys.executable, "-m", "mlflow", "server", *(arguments or own)]
+    given = [argument.replace("PORT", str(port)) for argument in arguments or own]
+    command = [sys.executable, "-m", "mlflow", "server", *given]
     command += ["--host=127.0.0.1", f"--port={port}", "--workers=1"]
     known = {**os.environ, **(environment or {})}
     with open(folder / "log", "w") as log:

@@ -25,6 +25,7 @@ from pipelines.core import storage
 from pipelines.core.artifacts import Artifact, MissingArtifact
 from pipelines.core.base_models import check_base
 from pipelines.core.config import ConfigError
+from pipelines.core.preflight import check_tracking
 from pipelines.core.provenance import read_run
 from pipelines.core.step import Step, find_inputs, identify
 from pipelines.core.tracking import Tracker, tracking_uri
@@ -80,6 +81,7 @@ def export_run(
     check_base(settings.base, ("transformer",))
     if registering:
         check_export(settings)
+        check_tracking(settings.run)
     inputs = find_inputs(finetune, settings)
     identity, root = identify(finetune, settings, inputs), storage.absolute(settings.run.storage)
     artifact = storage.join(root, finetune.name, identity)

@@ -65,15 +65,24 @@ def test_a_page_links_to_what_it_is_made_from(run, tmp_path):
 
 @pytest.mark.parametrize(
     "uri",
-    ["https://me:pass-word@server:5000", "postgresql://me:pass-word@host/db", "mysql://host/db?password=pass-word"],
+    [
+        "https://me:pass-word@server:5000",
+        "postgresql://me:pass-word@host/db",
+        "mysql://host/db?password=pass-word",
+        "http://pass-word@server",
+        "https://server/mlflow?token=pass-word",
+        "https://server/?access_token=pass-word#x",
+        "https://server/#api_key=pass-word",
+        "http://server?X-Amz-Signature=pass-word",
+    ],
 )
 def test_passwords_are_kept_out_of_addresses(uri, monkeypatch):
     """And out of the message that says so."""
-    with pytest.raises(ConfigError, match="run.tracking_uri: holds a password; credentials come from the env") as error:
+    with pytest.raises(ConfigError, match="run.tracking_uri: holds a password or a token; cred") as error:
         validate(RunSettings, {"tracking_uri": uri}, "run")
     assert "pass-word" not in str(error.value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI: holds a password.*MLFLOW_TRACKING_PASSWORD") as error:
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI: holds a password.*MLFLOW_TRACKING_TOKEN") as error:
         tracking_uri(RunSettings())
     assert "pass-word" not in str(error.value)
 

@@ -144,6 +144,7 @@ def test_flagged_pictures_are_black_in_files_and_counted(monkeypatch, tmp_path):
         ({"width": 72}, "width=72: must be a multiple of 16"),
         ({"adapter": "./absent"}, "adapter='./absent': no such folder"),
         ({"adapter": "absent"}, "adapter='absent': no such folder"),
+        ({"adapter": "toy_models/toy_asymflow"}, "adapter='toy_models/toy_asymflow': no such folder in .*, and as a"),
         ({"adapter": ""}, "adapter: missing, and base=.* is no pixel model"),
         ({"base": "absent"}, "base='absent': no such folder"),
         ({"safety": {"classifier": "absent"}}, "safety.classifier='absent'"),

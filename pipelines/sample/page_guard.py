@@ -1,0 +1,120 @@
+"""Who may ask the demo page for what: its own visitors, for an image, in turns.
+
+A browser lets any web site send requests to a page on this machine, or, by changing its own name's address, read the
+answers. Gradio serves more than this page uses: uploads, recordings, calls past its queue.
+"""
+
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+MAX_BODY = 64 << 10
+"""Bytes of a request"""
+_POSTS = ("/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset")
+_ALL_INTERFACES = ("0.0.0.0", "::", "")
+_LOOK_SECONDS = 1.0
+
+
+def names_of(host: str, others: Sequence[str] = ()) -> frozenset[str]:
+    """Return the names and addresses by which a page served at `host` may be called, without ports."""
+    names = {"localhost", "127.0.0.1", "::1", host, *others}
+    if host in _ALL_INTERFACES:
+        addresses = [a.address for found in psutil.net_if_addrs().values() for a in found]
+        names |= {socket.gethostname(), socket.getfqdn(), *(address.partition("%")[0] for address in addresses)}
+    return frozenset(name.lower() for name in names if name)
+
+
+class Guard:
+    """ASGI middleware: refuses other hosts, requests that another site sends, and what the page does not use."""
+
+    def __init__(self, app: Any, names: frozenset[str]):
+        self.app, self.names = app, names
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":  # the page has none
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        if refusal is None:
+            await self.app(scope, receive, send)
+            return
+        status, reason = refusal
+        headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": f"{reason}\n".encode()})
+
+    def _refusal(self, scope: Any) -> tuple[int, str] | None:
+        """(HTTP status, reason) of a request that is not let through."""
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get("host", "")
+        if _name(host) not in self.names:
+            return 421, "this page is served under another name; see --allowed-host"
+        if scope["method"] in ("GET", "HEAD"):
+            return None
+        _, _, origin = headers.get("origin", f"http://{host}").partition("://")
+        if origin.lower() != host.lower() or headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            return 403, "the request comes from another site"
+        if scope["method"] != "POST" or scope["path"].rstrip("/") not in _POSTS:
+            return 404, "this page has no such route"
+        length = headers.get("content-length", "")
+        if not length.isascii() or not length.isdigit():
+            return 411, "the request has no length"
+        return (413, f"the request is longer than {MAX_BODY} bytes") if int(length) > MAX_BODY else None
+
+
+def _name(host: str) -> str:
+    """Of a Host header, without its port."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+class Busy(Exception):
+    """Too many requests wait; the message says so to the visitor."""
+
+
+class Turns:
+    """One request at a time; clients that wait take turns, however many requests each of them has sent."""
+
+    def __init__(self, waiting: int = 16, waiting_per_client: int = 3):
+        self.waiting, self.waiting_per_client = waiting, waiting_per_client
+        self._changed = threading.Condition()
+        self._queues: dict[str, deque[object]] = {}
+        self._busy = False
+
+    @contextmanager
+    def take(self, client: str, is_open: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """Wait for a turn. Raises Busy where too many wait already, or once `is_open()` is false."""
+        ticket = object()
+        with self._changed:
+            own = self._queues.setdefault(client, deque())
+            waiting = sum(map(len, self._queues.values()))
+            if len(own) >= self.waiting_per_client or waiting >= self.waiting:
+                if not own:
+                    del self._queues[client]
+                raise Busy(f"{waiting} requests wait, {len(own)} of them yours; try again later")
+            own.append(ticket)
+            try:
+                while self._busy or next(iter(self._queues.values()))[0] is not ticket:
+                    self._changed.wait(_LOOK_SECONDS)
+                    if not is_open():
+                        raise Busy("the page was closed")
+                self._busy = True
+            finally:
+                own.remove(ticket)
+                del self._queues[client]
+                if own:
+                    self._queues[client] = own  # behind the other clients
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
