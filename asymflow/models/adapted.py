@@ -222,7 +222,7 @@ class AdaptedFlux2(nn.Module):
     def _grid(self, images: Tensor) -> tuple[int, int]:
         return images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # A rounded to bf16 is no longer orthonormal (off by 7e-4): moving the model may not change its type
         A = self.A
         super()._apply(fn, recurse)

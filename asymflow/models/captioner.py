@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -32,14 +32,14 @@ class Captioner(Protocol):
     def caption(self, images: Sequence[Image.Image]) -> list[Caption]: ...
 
 
-def load_processor(folder: str):
+def load_processor(folder: str) -> Any:
     """The tokenizer and picture processor of a local Qwen2.5-VL folder."""
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     processor.tokenizer.padding_side = "left"  # so that what is written follows the prompt in every row
     return processor
 
 
-def chat_prompt(processor, question: str) -> str:
+def chat_prompt(processor: Any, question: str) -> str:
     """One picture and a question about it in the model's chat template, up to where the answer starts."""
     content = [{"type": "image"}, {"type": "text", "text": question}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

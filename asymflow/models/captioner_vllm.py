@@ -1,6 +1,7 @@
 """Qwen2.5-VL in vLLM, which batches by itself: many times the captions an hour on a GPU, the same prompt and bounds."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -40,7 +41,7 @@ class VllmCaptioner:
         return [_read(answer.outputs[0]) for answer in answers]
 
 
-def _read(output) -> Caption:
+def _read(output: Any) -> Caption:
     """A vllm.CompletionOutput; its token IDs hold the one that ended it, its text does not."""
     if output.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"vLLM gave a caption up: {output.finish_reason}")

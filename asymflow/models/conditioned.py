@@ -18,7 +18,12 @@ _REFERENCE_TIME = 10  # reference i is at time 10 (i + 1), the noisy picture at 
 
 
 def encode_prompts(
-    text_encoder, tokenizer, prompts: Sequence[str], padding: str, device=None, max_tokens: int = MAX_TOKENS
+    text_encoder: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    padding: str,
+    device: torch.device | str | None = None,
+    max_tokens: int = MAX_TOKENS,
 ) -> list[Tensor]:
     """Return one embedding (T_i, E) per prompt on `device`; see `encode_captions`."""
     device = device or text_encoder.device

@@ -1,6 +1,7 @@
 """FLUX.2 klein's encoders: its whitened autoencoder, and the Qwen3 that reads its captions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLFlux2
@@ -37,7 +38,7 @@ class KleinImages:
 class KleinText:
     """A TextEncoder; E is 12,288 in the 9B model."""
 
-    def __init__(self, text_encoder: Qwen3ForCausalLM, tokenizer, max_tokens: int, padding: str = "none"):
+    def __init__(self, text_encoder: Qwen3ForCausalLM, tokenizer: Any, max_tokens: int, padding: str = "none"):
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.max_tokens, self.padding = max_tokens, padding
         self.width = len(HIDDEN_STATES) * text_encoder.config.hidden_size

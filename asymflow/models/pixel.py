@@ -152,7 +152,7 @@ class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
         u = calibrated_velocity(u_a_cal, hidden_states.float(), timestep.float(), A, s, self.config.sigma_min)
         return Transformer2DModelOutput(sample=u) if return_dict else (u,)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
         A, s = self.proj_buffer, self.scale_buffer  # moving the model may not change their type
         super()._apply(fn, recurse)
         self.proj_buffer, self.scale_buffer = A.to(self.proj_buffer.device), s.to(self.scale_buffer.device)

@@ -1,6 +1,7 @@
 """Captions to the text embeddings of FLUX.2 klein: three hidden states of a Qwen3 side by side."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ PADDINGS = ("max_length", "none")
 
 @torch.no_grad()
 def encode_captions(
-    text_encoder, tokenizer, captions: Sequence[str], max_tokens: int = MAX_TOKENS, padding: str = "none"
+    text_encoder: Any, tokenizer: Any, captions: Sequence[str], max_tokens: int = MAX_TOKENS, padding: str = "none"
 ) -> list[Tensor]:
     """Return one embedding (T_i, 3 x width) per caption, on the encoder's device.
 
