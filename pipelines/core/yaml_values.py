@@ -31,6 +31,8 @@ class Holds:
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         """That of the model, so that editors complete its keys."""
         held: dict[str, Any] = handler(self.model.__pydantic_core_schema__)
+        while schema["type"] != "nullable" and "schema" in schema:  # validators wrap the type
+            schema = schema["schema"]
         return {"anyOf": [held, {"type": "null"}]} if schema["type"] == "nullable" else held
 
 
