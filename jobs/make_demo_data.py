@@ -1,30 +1,29 @@
-"""Render the demo's pictures and write them as img2dataset writes LAION. `--help` for the settings."""
+"""Render the demo's images and write them as img2dataset writes LAION."""
 
-import argparse
 import tempfile
 from pathlib import Path
 
+from pipelines.core.cli import print_plan, read_settings
 from pipelines.core.job_process import job_process
+from pipelines.toy.config import DemoDataSettings
 
 
 @job_process()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", nargs="?", default="data/demo", help="or s3:// URI (default: %(default)s)")
-    parser.add_argument("--photos", default=2500, type=int, help="crops of photographs (default: %(default)s)")
-    parser.add_argument("--seed", default=0, type=int, help="default: %(default)s")
-    args = parser.parse_args()
+    settings, dry = read_settings(DemoDataSettings, __doc__, needs_config=False)
+    if dry:
+        return print_plan(settings)
     from pipelines.core import storage
     from pipelines.toy.data import demo_pictures, write_img2dataset
 
     first = "00000.tar"
-    if storage.exists(storage.join(args.folder, first)):
-        print(f"{args.folder} stands already")
+    if storage.exists(storage.join(settings.folder, first)):
+        print(f"{settings.folder} stands already")
         return
     with tempfile.TemporaryDirectory() as scratch:
-        rows = write_img2dataset(demo_pictures(args.photos, args.seed), Path(scratch) / "demo")
-        storage.put_folder(Path(scratch) / "demo", args.folder, last=first)
-    print(f"{rows} rows in {args.folder}")
+        rows = write_img2dataset(demo_pictures(settings.photos, settings.seed), Path(scratch) / "demo")
+        storage.put_folder(Path(scratch) / "demo", settings.folder, last=first)
+    print(f"{rows} rows in {settings.folder}")
 
 
 if __name__ == "__main__":

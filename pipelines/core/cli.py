@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel
 
-from pipelines.core.config import load_config
+from pipelines.core.config import ConfigError, load_config
 from pipelines.core.job_process import job_process
 from pipelines.core.settings_reference import describe
 
@@ -89,22 +89,32 @@ def read_settings(
     arguments: Sequence[str] | None = None,
     usage: str = "CONFIG.yaml",
     note: str = "",
+    *,
+    needs_config: bool = True,
 ) -> tuple[Any, bool]:
     """Return a job's settings, and whether it is but a --dry-run; print help and exit where that is asked for.
 
-    `note` is the last paragraph of the help, the others are those of `main`. Raises ConfigError.
+    `note` is the last paragraph of the help. Without `needs_config` the file may be left out, and all settings with it.
+    The others are those of `main`. Raises ConfigError.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     rest = [argument for argument in arguments if argument != DRY_RUN]
     asked = "-h" in rest or "--help" in rest
-    if asked or not rest:
+    usage = usage if needs_config else f"[{usage}]"
+    if asked or (needs_config and not rest):
         print(f"usage: python {sys.argv[0]} {usage} [{DRY_RUN}] [dotted.key=value ...]\n")
         print(f"{(about or '').strip()}\n")
         print("settings and their defaults:")
         print("\n".join(describe(settings_class)))
         print(f"\n{note}" if note else "", end="\n" if note else "")
         sys.exit(0 if asked else 2)
-    return load_config(settings_class, rest[0], rest[1:]), len(rest) < len(arguments)
+    for option in rest:
+        if option.startswith("-"):
+            name = option.lstrip("-").partition("=")[0].replace("-", "_")
+            raise ConfigError(f"{option}: settings are written key=value, like {name}=VALUE; --help lists them")
+    has_file = needs_config or (bool(rest) and "=" not in rest[0])
+    file, overrides = (rest[0], rest[1:]) if has_file else (None, rest)
+    return load_config(settings_class, file, overrides), len(rest) < len(arguments)
 
 
 def print_plan(settings: Any, dry_run: Callable[[Any], dict[str, Any]] | None = None) -> None:

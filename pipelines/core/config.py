@@ -118,12 +118,13 @@ class StepSettings(Settings):
 C = TypeVar("C", bound=BaseModel)
 
 
-def load_config(model: type[C], path: str, overrides: list[str]) -> C:
+def load_config(model: type[C], path: str | None, overrides: list[str]) -> C:
     """Read a YAML file (see `read_config_file`), apply `dotted.key=value` overrides (see `parse_value`), validate.
 
-    The file is one of the step that `model.step` names. Raises ConfigError.
+    The file is one of the step that `model.step` names; without one, all settings have their defaults. Raises
+    ConfigError.
     """
-    tree = read_config_file(path, getattr(model, "step", ""))
+    tree = read_config_file(path, getattr(model, "step", "")) if path is not None else {}
     given: dict[str, str] = {}
     for override in overrides:
         key = _apply(tree, override, model)

@@ -10,7 +10,8 @@ from pipelines.data.basis.config import BasisSettings
 from pipelines.data.config import CaptionSettings, ColorStatsSettings, EncodeSettings
 from pipelines.data.curate.config import CurateSettings
 from pipelines.evaluate.config import EvaluateSettings
-from pipelines.sample.config import SampleSettings
+from pipelines.sample.config import DemoPageSettings, SampleSettings
+from pipelines.toy.config import DemoDataSettings, ToyBaseSettings, ToyEncoderSettings
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.pretrain.config import PretrainSettings, Repa
 
@@ -137,6 +138,7 @@ SETTINGS: dict[str, type[Settings]] = {
     for settings in (
         CurateSettings, CaptionSettings, ColorStatsSettings, BasisSettings, EncodeSettings, FinetuneSettings,
         PretrainSettings, SampleSettings, EvaluateSettings, WorkflowSettings, SweepSettings, RankSweepSettings,
+        DemoPageSettings, DemoDataSettings, ToyBaseSettings, ToyEncoderSettings,
     )
 }  # fmt: skip
 """By step: of every job that reads a configuration file"""

@@ -1,7 +1,7 @@
 """Settings of sampling."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,6 +24,31 @@ class Safety(Settings):
     """Of the classifier: what is not wanted"""
     threshold: float = Field(0.5, ge=0, le=1)
     """Probability of the label from which on a picture is flagged"""
+
+
+class DemoPageSettings(Settings):
+    """A page in the browser to try a pixel model on."""
+
+    step: ClassVar[str] = "demo_ui"
+    base: Uri = "models/toy_klein"
+    """Folder of the latent model, or of a merged pipeline"""
+    adapter: str = Field("", validate_default=False)
+    """The pixel model's: a folder, or OWNER/NAME on the hub; empty: the toy's on the toy, and none on another base"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    host: str = "127.0.0.1"
+    """Address to listen on; the default is reached from this machine only, and there is no login"""
+    port: int = Field(7860, ge=0, le=65535)
+    """0: any free one"""
+    allowed_hosts: list[str] = []
+    """Other names that the page is called by"""
+    safety: Safety = Safety()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapt_the_toy(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and not tree.get("base") and not tree.get("adapter"):
+            return {**tree, "adapter": "models/toy_asymflow"}
+        return tree
 
 
 class Resources(ModelWorkers):

@@ -238,7 +238,7 @@ def _free_port(host: str, port: int) -> int:
             probe.bind((host, port))
             return probe.getsockname()[1]
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"--host {host} --port {port}: cannot be listened on: {error}") from None
+        raise ConfigError(f"host={host!r}, port={port}: cannot be listened on: {error}") from None
 
 
 def _gradio() -> Any:

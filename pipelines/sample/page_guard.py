@@ -54,7 +54,7 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
         if _name(host) not in self.names:
-            return 421, "this page is served under another name; see --allowed-host"
+            return 421, "this page is served under another name; see allowed_hosts"
         if scope["method"] in ("GET", "HEAD"):
             return None
         _, _, origin = headers.get("origin", f"http://{host}").partition("://")

@@ -15,9 +15,9 @@ from asymflow.sampling import Guidance, latent_noise, latent_velocity, sample_la
 from pipelines.core.artifacts import Artifact
 from pipelines.data.datasets import read_images
 from pipelines.toy.autoencoder import psnr, to_unit, train_autoencoder
+from pipelines.toy.config import Steps
 from pipelines.toy.flow import SHIFT, train_flow
 from pipelines.toy.perceptual import train_backbone
-from pipelines.toy.steps import Steps as Steps
 from pipelines.toy.text_encoder import train_text_encoder, train_tokenizer
 from pipelines.viz.image_grid import grid_of, to_pictures
 

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from manifests import INFRA, ROOT, build, files, kustomizations, mutations, pods, problems, read
 
-from pipelines.core import storage
-
 FILES, FOLDERS = files(), kustomizations()
 JOBS = [path for path in FILES if any(manifest["kind"] in ("RayJob", "RayCronJob") for manifest in read(path))]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -228,19 +226,17 @@ def calls_of(entrypoint: str, tmp_path: Path) -> list[list[str]]:
 @pytest.mark.parametrize("path", JOBS, ids=name_of)
 def test_entry_points_run(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(storage, "exists", lambda uri: True)  # of make_demo_data: nothing is written here
     for manifest in read(path):
         spec = manifest["spec"].get("jobTemplate", manifest["spec"])
         calls = calls_of(spec["entrypoint"], tmp_path)
         assert calls
         for script, *arguments in calls:
             assert (ROOT / script).is_file() and script.startswith("jobs/")
-            dry = [] if script == "jobs/make_demo_data.py" else ["--dry-run"]
-            monkeypatch.setattr(sys, "argv", [script, *arguments, *dry])
+            monkeypatch.setattr(sys, "argv", [script, *arguments, "--dry-run"])
             capsys.readouterr()
             runpy.run_path(str(ROOT / script), run_name="__main__")
             last = capsys.readouterr().out.splitlines()[-1]
-            assert not dry or set(json.loads(last)) == {"artifact", "mlflow_run", "metrics"}
+            assert set(json.loads(last)) == {"artifact", "mlflow_run", "metrics"}
 
 
 def test_every_step_has_a_job():

@@ -189,7 +189,7 @@ def test_a_person_at_the_command_line(monkeypatch):
         "HTTP_PROXY": "http://127.0.0.1:9"
     }
     process = subprocess.Popen(
-        [sys.executable, "jobs/demo_ui.py", "--port", "0"],
+        [sys.executable, "jobs/demo_ui.py", "port=0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -212,14 +212,15 @@ def test_a_person_at_the_command_line(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--base", "absent"], "no pixel model merged by jobs/export.py"),
-        (["--base", BASE], "adapter: missing"),
-        (["--base", "absent", "--adapter", ADAPTER], "base='absent': no such folder"),
-        (["--adapter", "./absent"], "adapter='./absent': no such folder"),
-        (["--safety-classifier", "absent"], "safety.classifier='absent'"),
-        (["--device", "cuda"], "device='cuda': PyTorch finds no GPU"),
-        (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 7860: cannot be listened on"),
-        (["--port", "99999"], "--port 99999: cannot be listened on"),
+        (["base=absent"], "no pixel model merged by jobs/export.py"),
+        ([f"base={BASE}"], "adapter: missing"),
+        (["base=absent", f"adapter={ADAPTER}"], "base='absent': no such folder"),
+        (["adapter=./absent"], "adapter='./absent': no such folder"),
+        (["safety.classifier=absent"], "safety.classifier='absent'"),
+        (["device=cuda"], "device='cuda': PyTorch finds no GPU"),
+        (["host=192.0.2.1"], "host='192.0.2.1', port=7860: cannot be listened on"),
+        (["port=99999"], "port=99999: input should be less than or equal to 65535"),
+        (["--port", "0"], "--port: settings are written key=value, like port=VALUE"),
     ],
 )
 def test_bad_arguments(run, monkeypatch, arguments, message):
@@ -231,14 +232,14 @@ def test_bad_arguments(run, monkeypatch, arguments, message):
 
 def test_without_gradio(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    assert run("--port", "0") == (2, "", "error: the page needs Gradio: pip install 'asymflow[ui]'\n")
+    assert run("port=0") == (2, "", "error: the page needs Gradio: pip install 'asymflow[ui]'\n")
 
 
 def test_a_port_that_is_taken(run):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        status, _, err = run("--port", str(port))
-    assert status == 2 and err.startswith(f"error: --host 127.0.0.1 --port {port}: cannot be listened on")
+        status, _, err = run(f"port={port}")
+    assert status == 2 and err.startswith(f"error: host='127.0.0.1', port={port}: cannot be listened on")
 
 
 @pytest.fixture

@@ -27,6 +27,10 @@ BAD = {
     "workflow": [TOY, "nonsense=1"],
     "sweep": ["metric=trained/fid"],
     "rank_sweep": ["ranks=[]"],
+    "demo_ui": ["port=-1"],
+    "make_demo_data": ["photos=few"],
+    "make_toy_base": ["steps.flow=0"],
+    "make_toy_encoder": ["stepz=3"],
 }
 SCRIPT = """
 import contextlib, io, json, runpy, sys

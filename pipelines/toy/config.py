@@ -1,0 +1,48 @@
+"""Settings of the jobs that make the demo's images and its tiny models."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from pipelines.core.config import Settings, Uri
+
+
+class DemoDataSettings(Settings):
+    step: ClassVar[str] = "make_demo_data"
+    folder: Uri = "data/demo"
+    """Where the shards are written, local or s3://"""
+    photos: int = Field(2500, ge=0)
+    """Crops of photographs"""
+    seed: int = 0
+
+
+class Steps(Settings):
+    """Optimizer steps of each part. The defaults are the shipped weights': about an hour and a quarter on two cores."""
+
+    autoencoder: int = Field(5500, ge=1)
+    text_encoder: int = Field(800, ge=1)
+    flow: int = Field(16_000, ge=1)
+    backbone: int = Field(2000, ge=1)
+
+
+class ToyBaseSettings(Settings):
+    step: ClassVar[str] = "make_toy_base"
+    data: Uri = "data/demo"
+    """Folder written by make_demo_data"""
+    work: str = Field("runs/toy_base", min_length=1)
+    """Local folder of checkpoints, logs and samples"""
+    out: str = Field("models/toy_klein", min_length=1)
+    """The pipeline folder to write"""
+    steps: Steps = Steps()
+
+
+class ToyEncoderSettings(Settings):
+    step: ClassVar[str] = "make_toy_encoder"
+    data: Uri = "data/demo"
+    """Folder written by make_demo_data"""
+    work: str = Field("runs/toy_base", min_length=1)
+    """Local folder of checkpoints and logs"""
+    out: str = Field("models/toy_dinov2", min_length=1)
+    """The folder to write"""
+    steps: int = Field(3000, ge=1)
+    """Optimizer steps"""
