@@ -8,19 +8,23 @@ import torch
 from .parameterization import x_0_from_u
 
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(x_t (B, ...), sigma (B,)) -> u (B, ...)"""
+"""Maps (x_t (B, ...), sigma (B,)) to u (B, ...)"""
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """How two velocities become one. ValueError for a scale below 1 or an interval outside [0, 1]."""
+    """Parameters that combine a conditional and an unconditional velocity.
+
+    Raises:
+        ValueError: On construction, for a scale below 1 or an interval outside [0, 1].
+    """
 
     scale: float
-    """1: none"""
+    """Guidance scale, at least 1; 1: no guidance"""
     orthogonal: bool = True
-    """Without its part along the denoised sample (APG)"""
+    """Remove the component of the guidance along the denoised sample (APG)"""
     interval: tuple[float, float] = (0.0, 1.0)
-    """Noise levels sigma, both ends included, at which there is guidance"""
+    """Noise levels sigma, both ends included, at which guidance is applied"""
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -30,13 +34,19 @@ class Guidance:
             raise ValueError(f"guidance interval is {list(self.interval)}; it must lie in [0, 1], lower end first")
 
     def at(self, sigma: torch.Tensor) -> bool:
-        """Return whether the unconditional velocity is needed at sigma (B,), the same for all samples.
+        """Return whether guidance is applied at a noise level, so that the unconditional velocity is needed.
 
-        Both ends are included: they are rounded to the type of sigma, at most float32, before they are compared. A
-        sampler's float32 level 0.7 lies below the double 0.7, and a float64 level may be one bit off its decimal.
+        Both ends of the interval are included. They are rounded to the type of sigma, at most float32, before they are
+        compared: a float32 level 0.7 lies below the double 0.7, and a float64 level may be one bit off its decimal.
+
+        Args:
+            sigma: Noise levels (B,), the same for all samples.
+
+        Returns:
+            True if the scale is not 1 and sigma lies in the interval.
         """
         low, high = self.interval
-        if self.scale == 1 or (low, high) == (0.0, 1.0):  # sigma is not looked at: that would stall an accelerator
+        if self.scale == 1 or (low, high) == (0.0, 1.0):  # not from sigma: reading it stalls an accelerator
             return self.scale != 1
         dtype = torch.float32 if sigma.dtype == torch.float64 else sigma.dtype
         level, low, high = (torch.as_tensor(value).to(dtype).item() for value in (sigma[0], low, high))
@@ -44,7 +54,16 @@ class Guidance:
 
 
 def guided(conditional: Velocity, unconditional: Velocity, guidance: Guidance) -> Velocity:
-    """The velocity that a sampler follows; `unconditional` is asked only where there is guidance."""
+    """Return the guided velocity; `unconditional` is evaluated only where guidance is applied.
+
+    Args:
+        conditional: Velocity with the prompt or class.
+        unconditional: Velocity without it, or with a negative prompt.
+        guidance: Scale, form and interval.
+
+    Returns:
+        The velocity for a sampler.
+    """
 
     def velocity(x_t: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         u_cond = conditional(x_t, sigma)
@@ -63,18 +82,28 @@ def guide(
     scale: float,
     orthogonal: bool = True,
 ) -> torch.Tensor:
-    """Guided velocity u_cond + (scale - 1) direction, all (B, ...), sigma (B,).
+    """Return the guided velocity u_cond + (scale - 1) direction, with direction = u_cond - u_uncond.
 
-    Plain: direction = u_cond - u_uncond. Orthogonal: the part of it parallel to the denoised conditional
-    sample x_0 = x_t - sigma u_cond is removed, for each sample over all its values, since that part mostly
-    raises contrast and saturation. (The direction in x_0 space is -sigma times the one in u space, so the
-    projection is the same.)
+    The orthogonal form (APG, Sadat et al. 2024) removes the component of the direction parallel to the denoised
+    conditional sample x_0 = x_t - sigma u_cond, per sample over all its values; this component mostly raises contrast
+    and saturation. The direction in x_0 space is -sigma times the one in u space, so the projection is the same.
+
+    Args:
+        u_cond: Conditional velocity (B, ...).
+        u_uncond: Unconditional velocity of the same shape.
+        x_t: Noisy sample of the same shape.
+        sigma: Noise levels (B,).
+        scale: Guidance scale; 1: no guidance.
+        orthogonal: Use the orthogonal form.
+
+    Returns:
+        u (B, ...).
     """
     direction = u_cond - u_uncond
     if orthogonal:
         x_0 = x_0_from_u(u_cond, x_t, sigma)
         axes = tuple(range(1, x_0.dim()))
-        # Over a megapixel of values a half-precision sum is useless.
+        # A half-precision sum over a megapixel of values has no correct digits.
         dtype = torch.promote_types(direction.dtype, torch.float32)
         wide = x_0.to(dtype)
         norm = wide.square().sum(axes, keepdim=True).clamp_min(torch.finfo(dtype).tiny)

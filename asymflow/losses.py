@@ -1,8 +1,7 @@
-"""Training losses. Every loss is a mean over values (pixels, for the perceptual one), never a sum.
+"""Training losses. Every loss is a mean over values (pixels for the perceptual loss), never a sum.
 
-`reduction="mean"` returns one number, `reduction="none"` one number a sample (B,), whose mean it is; the
-latter serves curves of the loss over noise levels. `sigma_floor` is the floor of the weight 1 / sigma^2
-(`sigma_floor_loss`).
+`reduction="mean"` returns one number; `reduction="none"` returns one number per sample (B,), whose mean is the former.
+`sigma_floor` is the lower bound of sigma in the weight 1 / sigma^2 (`sigma_floor_loss`).
 """
 
 import math
@@ -16,9 +15,8 @@ from .schedule import expand_sigma
 GRANULARITIES = ("patch", "patch_channel")
 _CHANNELS = 3
 
-# Floor of the mean square of the teacher's deviation in lambda. The released code, whose granularity is
-# "patch_channel", has one; the paper, with "patch", has none. It damps lambda where the teacher is nearly
-# exact.
+# Lower bound of the mean square of the teacher's error in lambda: it damps lambda where the teacher is nearly exact.
+# The released code ("patch_channel") has one, the paper ("patch") does not.
 _LAMBDA_FLOOR = {"patch": 0.0, "patch_channel": 1e-4}
 
 
@@ -31,7 +29,19 @@ def _reduce(values: torch.Tensor, reduction: str) -> torch.Tensor:
 
 
 def flow_matching_loss(u: torch.Tensor, u_hat: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-    """Mean squared velocity error (Eq. 2); any equal shapes (B, ...)."""
+    """Return the mean squared velocity error (Eq. 2).
+
+    Args:
+        u: Target velocity (B, ...).
+        u_hat: Predicted velocity of the same shape.
+        reduction: `mean` or `none`.
+
+    Returns:
+        A scalar, or (B,) for `none`.
+
+    Raises:
+        ValueError: For another reduction.
+    """
     return _reduce((u - u_hat).square(), reduction)
 
 
@@ -43,29 +53,48 @@ def asymmetric_loss(
     sigma_floor: float = 5e-2,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    """Flow matching (Eq. 2) between the velocities recovered from u_a and u_a_hat (Eq. 5), tokens (B, N, D).
+    """Return the flow matching loss (Eq. 2) between the velocities recovered from u_a and u_a_hat (Eq. 5).
 
-    x_t cancels: with d = u_a - u_a_hat it is the mean square of P d + (I - P) d / max(sigma, sigma_floor). Rank 0 gives
-    the x_0 error over sigma^2, which is JiT's loss, rank D the plain velocity error.
+    x_t cancels: with d = u_a - u_a_hat, the loss is the mean square of P d + (I - P) d / max(sigma, sigma_floor).
+    Rank 0 gives the x_0 error over sigma^2, which is JiT's loss; rank D gives the plain velocity error.
+
+    Args:
+        u_a: Target asymmetric velocity (B, N, D).
+        u_a_hat: Predicted asymmetric velocity (B, N, D).
+        sigma: Noise levels (B,).
+        A: Basis (D, r).
+        sigma_floor: Lower bound of sigma where it divides.
+        reduction: `mean` or `none`.
+
+    Returns:
+        A scalar, or (B,) for `none`.
+
+    Raises:
+        ValueError: If the shapes do not fit, or for another reduction.
     """
     d = u_a - u_a_hat
     return _reduce(recover_u(d, torch.zeros_like(d), sigma, A, sigma_floor=sigma_floor).square(), reduction)
 
 
 def omega(sigma: torch.Tensor, kappa: float | None = 0.3) -> torch.Tensor:
-    """Fading schedule (1 - sigma)^2 / ((1 - sigma)^2 + (kappa sigma)^2) in [0, 1], shape of sigma (Eq. 21).
+    """Return the fading schedule (1 - sigma)^2 / ((1 - sigma)^2 + (kappa sigma)^2) (Eq. 21).
 
-    kappa None or negative means no fading: omega is 0 at every noise level.
+    Args:
+        sigma: Noise levels, any shape.
+        kappa: Fading strength. None or negative: no fading, omega is 0 at every noise level.
+
+    Returns:
+        omega in [0, 1], with the shape of sigma.
     """
     if kappa is None or kappa < 0:
         return torch.zeros_like(sigma)
     signal = (1 - sigma).square()
-    # 0 / 0 only for kappa = 0 at sigma = 1, where there is no signal: 0.
+    # 0 / 0 occurs only for kappa = 0 at sigma = 1, where there is no signal: omega is 0.
     return signal / (signal + (kappa * sigma).square()).clamp_min(torch.finfo(sigma.dtype).tiny)
 
 
 def _grouped(tokens: torch.Tensor, granularity: str) -> torch.Tensor:
-    """(B, N, D) to (B, N, G, D / G): all values of a patch together, or one group a colour channel."""
+    """Reshape (B, N, D) to (B, N, G, D / G): one group per patch, or one per color channel."""
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity is {granularity!r}; allowed: {', '.join(GRANULARITIES)}")
     groups = 1 if granularity == "patch" else _CHANNELS
@@ -78,11 +107,22 @@ def _grouped(tokens: torch.Tensor, granularity: str) -> torch.Tensor:
 
 @torch.no_grad()
 def vr_lambda(d: torch.Tensor, d_low: torch.Tensor, granularity: str = "patch") -> torch.Tensor:
-    """Control-variate weight lambda = clamp(<d, d_low> / ||d_low||^2, 0, 1) (Eq. 18), no gradient.
+    """Return the control-variate weight lambda = clamp(<d, d_low> / ||d_low||^2, 0, 1) (Eq. 18), without gradient.
 
-    d = x_0 - x_0_hat and d_low = x_0_low - x_0_low_hat, tokens (B, N, D). One weight a patch, (B, N, 1), or
-    one a patch and colour channel, (B, N, 3), for tokens packed channel first. Where d_low is zero the weight
-    is 0. "patch_channel" also floors the mean square of d_low at 1e-4, as the released code does.
+    lambda is 0 where d_low is 0. "patch_channel" bounds the mean square of d_low below by 1e-4, as the released code
+    does.
+
+    Args:
+        d: Error of the student, x_0 - x_0_hat, tokens (B, N, D).
+        d_low: Error of the teacher, x_0_low - x_0_low_hat, tokens (B, N, D).
+        granularity: `patch` for one weight per patch, or `patch_channel` for one per patch and color channel, which
+            needs tokens packed channel first.
+
+    Returns:
+        lambda (B, N, 1) or (B, N, 3), in at least float32.
+
+    Raises:
+        ValueError: For another granularity, or tokens that do not split into channels.
     """
     d, d_low = _grouped(d, granularity), _grouped(d_low, granularity)
     dtype = torch.promote_types(d.dtype, torch.float32)
@@ -102,11 +142,28 @@ def vr_loss(
     granularity: str = "patch",
     reduction: str = "mean",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Variance-reduced loss (Eqs. 7 and 19) and its weights (loss, lam); all tokens (B, N, D), sigma (B,).
+    """Return the variance-reduced loss (Eqs. 7 and 19) and its control-variate weights.
 
-    The squared residual x_0 - x_0_hat - (1 - omega) lam (x_0_low - x_0_low_hat), over max(sigma,
-    sigma_floor)^2. Gradient flows to x_0_hat alone. `lam` is before fading, as the perceptual term wants it;
-    kappa None or negative: no fading.
+    The loss is the mean square of x_0 - x_0_hat - (1 - omega) lam (x_0_low - x_0_low_hat), over
+    max(sigma, sigma_floor)^2. The gradient flows only to x_0_hat.
+
+    Args:
+        x_0: Clean pixel tokens (B, N, D).
+        x_0_hat: Prediction of the student (B, N, D).
+        x_0_low: Lifted latent tokens x_0^L (B, N, D).
+        x_0_low_hat: Lifted prediction of the teacher (B, N, D).
+        sigma: Noise levels (B,).
+        kappa: Fading strength of `omega`; None or negative: no fading.
+        sigma_floor: Lower bound of sigma in the weight 1 / sigma^2.
+        granularity: `patch` or `patch_channel`, as in `vr_lambda`.
+        reduction: `mean` or `none`.
+
+    Returns:
+        (loss, lam): the loss, a scalar or (B,) for `none`; and lambda before fading, (B, N, 1) or (B, N, 3), the gate
+        of `perceptual_loss`.
+
+    Raises:
+        ValueError: For another granularity or reduction, or tokens that do not split into channels.
     """
     d = x_0 - x_0_hat
     d_low = (x_0_low - x_0_low_hat).detach()
@@ -126,12 +183,24 @@ def perceptual_loss(
     patch_size: int | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    """Perceptual correction (Eq. 20): the pixelwise distance, gated by patch and faded in at low noise.
+    """Return the perceptual correction (Eq. 20): a distance per pixel, gated per patch and faded in at low noise.
 
-    distance_map (B, 1, H, W) is LPIPS with spatial output (or any distance); lam is (B, N, 1) or (B, N, 3)
-    from `vr_loss`, patches row by row. Three channel weights are joined into one gate by their root mean
-    square. No gradient flows into the gate. With kappa None or negative omega is 0, and so is this loss.
-    `patch_size` None is the side of the N square patches that fill the map.
+    Three channel weights are joined into one gate by their root mean square. No gradient flows into the gate.
+
+    Args:
+        distance_map: Distance per pixel (B, 1, H, W), such as LPIPS with spatial output.
+        lam: Weights (B, N, 1) or (B, N, 3) from `vr_loss`; patches row by row.
+        sigma: Noise levels (B,).
+        kappa: Fading strength of `omega`. None or negative: omega is 0, and so is this loss.
+        sigma_floor: Lower bound of sigma in the weight 1 / sigma^2.
+        patch_size: Side of a patch in pixels; None: the side of the N square patches that fill the map.
+        reduction: `mean` or `none`.
+
+    Returns:
+        A scalar, or (B,) for `none`.
+
+    Raises:
+        ValueError: If lam and the map do not fit the patch size, or for another reduction.
     """
     batch, _, height, width = distance_map.shape
     if patch_size is None:
@@ -151,10 +220,32 @@ def perceptual_loss(
 def total_loss(
     vr: torch.Tensor, perceptual: torch.Tensor, perceptual_weight: float = 0.2, loss_scale: float = 1.0
 ) -> torch.Tensor:
-    """loss_scale (L_VR + perceptual_weight L_P) (Eq. 22)."""
+    """Return the total loss, loss_scale (L_VR + perceptual_weight L_P) (Eq. 22).
+
+    Args:
+        vr: L_VR of `vr_loss`, a scalar or (B,).
+        perceptual: L_P of `perceptual_loss`, of the same shape.
+        perceptual_weight: omega_P.
+        loss_scale: Factor of the whole loss.
+
+    Returns:
+        The loss, of the same shape.
+    """
     return loss_scale * (vr + perceptual_weight * perceptual)
 
 
 def repa_loss(features: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-    """Representation alignment: 1 - cosine similarity of (B, N, C) features and frozen targets."""
+    """Return the representation alignment loss, 1 - cosine similarity (REPA, Yu et al. 2024).
+
+    Args:
+        features: Projected features of the network (B, N, C).
+        targets: Features of the frozen encoder (B, N, C); they receive no gradient.
+        reduction: `mean` or `none`.
+
+    Returns:
+        A scalar in [0, 2], or (B,) for `none`.
+
+    Raises:
+        ValueError: For another reduction.
+    """
     return _reduce(1 - F.cosine_similarity(features, targets.detach(), dim=-1), reduction)

@@ -1,7 +1,7 @@
-"""Sums over a data set that are enough for colour statistics and for the basis, and that can be merged.
+"""Sums over a data set that determine the color statistics and the basis, and that can be merged.
 
-All sums are float64: a Gram matrix over millions of patches loses its small eigenvalues in float32. Workers
-sum their shards apart and merge; the result is the same as one pass up to float64 rounding.
+All sums are float64: in float32 a Gram matrix over millions of patches loses its small eigenvalues. Workers sum their
+shards separately and merge; the result is the same as one pass up to float64 rounding.
 """
 
 from collections.abc import Mapping
@@ -10,20 +10,19 @@ import torch
 
 
 def _check_finite(values: torch.Tensor, name: str, sums: torch.Tensor) -> None:
-    """ValueError where the sums of squares show that `values` hold what no sum survives."""
+    """Raise ValueError if `sums`, the sums of squares, show that `values` are not finite or overflow."""
     if torch.isfinite(sums).all():
         return
     bad = int((~torch.isfinite(values)).sum())
     found = f"{bad} NaN or infinite values" if bad else "values whose squares overflow"
-    raise ValueError(f"{name} hold {found} of {values.numel()}; sums would be spoiled")
+    raise ValueError(f"{name} hold {found} of {values.numel()}; they cannot be summed: remove these images")
 
 
 class ChannelMoments:
-    """Count, sum and sum of squares for each channel of images (B, C, H, W).
+    """Count, sum and sum of squares for each channel of images. Variances are of the population (divided by count).
 
-    `mean` and `std` are (C,). `shared_std` is one number, the root of the *mean of the channel variances*:
-    dividing every channel by it makes the average channel variance 1. Variances are of the population
-    (divided by count).
+    Args:
+        channels: Number of channels, C.
     """
 
     def __init__(self, channels: int = 3) -> None:
@@ -33,7 +32,14 @@ class ChannelMoments:
         self.sum_squares = torch.zeros(channels, dtype=torch.float64)
 
     def update(self, images: torch.Tensor) -> None:
-        """Add images (B, C, H, W). ValueError for another channel count, NaN or infinity."""
+        """Add images.
+
+        Args:
+            images: Images (B, C, H, W).
+
+        Raises:
+            ValueError: For another number of channels, NaN or infinity.
+        """
         if images.dim() != 4 or images.shape[1] != self.channels:
             raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, {self.channels}, H, W)")
         values = images.detach().to(torch.float64)
@@ -44,7 +50,14 @@ class ChannelMoments:
         self.sum_squares += sum_squares
 
     def merge(self, other: "ChannelMoments") -> None:
-        """Add the sums of `other` to these."""
+        """Add the sums of other moments to these.
+
+        Args:
+            other: Moments of as many channels.
+
+        Raises:
+            ValueError: If the numbers of channels differ.
+        """
         if other.channels != self.channels:
             raise ValueError(f"cannot merge moments of {other.channels} channels into {self.channels}")
         self.count += other.count
@@ -57,25 +70,41 @@ class ChannelMoments:
 
     @property
     def mean(self) -> torch.Tensor:
+        """Mean of each channel (C,), float64.
+
+        Raises:
+            ValueError: If no images were added.
+        """
         self._require_data()
         return self.sum / self.count
 
     @property
     def variance(self) -> torch.Tensor:
+        """Variance of each channel (C,), float64."""
         return (self.sum_squares / self.count - self.mean.square()).clamp_min(0)
 
     @property
     def std(self) -> torch.Tensor:
+        """Standard deviation of each channel (C,), float64.
+
+        Raises:
+            ValueError: If no images were added.
+        """
         self._require_data()
         return self.variance.sqrt()
 
     @property
     def shared_std(self) -> float:
+        """Root of the mean of the channel variances: dividing by it makes the average channel variance 1.
+
+        Raises:
+            ValueError: If no images were added.
+        """
         self._require_data()
         return float(self.variance.mean().sqrt())
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Plain tensors, ready for safetensors."""
+        """Return the sums as tensors, ready for safetensors."""
         return {
             "count": torch.tensor(self.count),
             "sum": self.sum.clone(),
@@ -84,6 +113,14 @@ class ChannelMoments:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, torch.Tensor]) -> "ChannelMoments":
+        """Return the moments that `state_dict` described.
+
+        Args:
+            state: Result of `state_dict`.
+
+        Returns:
+            The moments.
+        """
         moments = cls(state["sum"].numel())
         moments.count = int(state["count"])
         moments.sum = state["sum"].to(torch.float64).clone()
@@ -92,31 +129,49 @@ class ChannelMoments:
 
 
 class ChannelHistogram:
-    """Counts (C, bins) of the values of each channel over [low, high); what lies outside is in the end bins."""
+    """Histograms of the values of each channel; values outside the range count in the end bins.
+
+    Args:
+        low: Lower end of the range of each channel, C numbers.
+        high: Upper end of the range of each channel, C numbers.
+        bins: Number of bins. `counts` is int64 (C, bins).
+    """
 
     def __init__(self, low: tuple[float, ...], high: tuple[float, ...], bins: int = 256) -> None:
         self.low, self.high, self.bins = low, high, bins
         self.counts = torch.zeros(len(low), bins, dtype=torch.int64)
 
     def update(self, images: torch.Tensor) -> None:
-        """Add images (B, C, H, W)."""
+        """Add images.
+
+        Args:
+            images: Images (B, C, H, W).
+        """
         for channel, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
             places = (images[:, channel] - low) * (self.bins / (high - low))
             places = places.clamp_(0, self.bins - 1).to(torch.int32).flatten()
             self.counts[channel] += torch.bincount(places, minlength=self.bins).cpu()
 
     def merge(self, counts: torch.Tensor) -> None:
+        """Add the counts of another histogram.
+
+        Args:
+            counts: Counts (C, bins).
+        """
         self.counts += counts
 
 
 class PatchMoments:
     """First and second moments of pixel tokens X and of their pairs with latent tokens Z; a column is a patch.
 
-    pixel_gram = X X^T (D, D), pixel_sum (D,); only with `latent_dim`: cross_gram = X Z^T (D, d), latent_sum (d,) and
-    latent_norm_sq = ||Z||_F^2. count = number of patches. Uncentred, as Eqs. 8-12 want them. Every sum is float64.
-    `products` is the precision of the products inside one update: float32 is twice as fast on a CPU, and its
-    rounding (relative 1e-7) does not grow with the number of updates. The sums live on the device of the first
-    update, so that a GPU can accumulate them; merging brings both sides there.
+    `pixel_gram` is X X^T, `cross_gram` X Z^T; uncentered, as Eqs. 8-12 need them. `count` is the number of patches. The
+    sums are on the device of the first update, so that a GPU can accumulate them; merging moves both sides there.
+
+    Args:
+        patch_dim: Width of a pixel token, D.
+        latent_dim: Width of a latent token, d; None: no latent tokens.
+        products: Precision of the products inside one update. float32 is twice as fast on a CPU; its rounding
+            (relative 1e-7) does not grow with the number of updates.
     """
 
     _BLOCKS = 8  # of the Gram matrix; only the blocks on and above its diagonal are multiplied
@@ -133,32 +188,43 @@ class PatchMoments:
 
     @property
     def pixel_gram(self) -> torch.Tensor:
+        """X X^T (D, D), float64."""
         return self._sums["pixel_gram"]
 
     @property
     def pixel_sum(self) -> torch.Tensor:
+        """Sum of the pixel tokens (D,), float64."""
         return self._sums["pixel_sum"]
 
     @property
     def cross_gram(self) -> torch.Tensor | None:
+        """X Z^T (D, d), float64; None without latent tokens."""
         return self._sums.get("cross_gram")
 
     @property
     def latent_sum(self) -> torch.Tensor | None:
+        """Sum of the latent tokens (d,), float64; None without latent tokens."""
         return self._sums.get("latent_sum")
 
     @property
     def latent_norm_sq(self) -> torch.Tensor | None:
+        """||Z||_F^2, a float64 scalar; None without latent tokens."""
         return self._sums.get("latent_norm_sq")
 
     def update(
         self, pixel_tokens: torch.Tensor, latent_tokens: torch.Tensor | None = None, weight: float = 1
     ) -> None:
-        """Add pixel tokens (..., D) and, where there is a latent_dim, the paired latent tokens (..., d).
+        """Add pixel tokens and their paired latent tokens. Nothing is added when it raises.
 
-        Each token counts `weight` times: n of N patches drawn at random with weight N / n give sums whose
-        expectation is that of all N. ValueError for a wrong width, leading shapes that differ, missing or
-        unexpected latents, NaN or infinity. Nothing is added when it raises.
+        Args:
+            pixel_tokens: Pixel tokens (..., D).
+            latent_tokens: Latent tokens (..., d); required if and only if there is a `latent_dim`.
+            weight: Number of times that each token counts. n of N patches chosen at random with weight N / n give sums
+                whose expectation is that of all N.
+
+        Raises:
+            ValueError: For another width, leading shapes that differ, missing or unexpected latent tokens, NaN or
+                infinity.
         """
         if pixel_tokens.dim() < 1 or pixel_tokens.shape[-1] != self.patch_dim:
             raise ValueError(
@@ -167,10 +233,10 @@ class PatchMoments:
         if (latent_tokens is None) != (self.latent_dim is None):
             have = "missing" if latent_tokens is None else "given"
             raise ValueError(
-                f"latent_tokens are {have} but these moments were made with latent_dim={self.latent_dim}"
+                f"latent_tokens are {have} but latent_dim is {self.latent_dim}"
             )
         X = pixel_tokens.detach().reshape(-1, self.patch_dim).to(self.products)
-        ones = X.new_ones(X.shape[0])  # a product with these is the faster sum over rows
+        ones = X.new_ones(X.shape[0])  # a matrix product with ones is faster than a sum over rows
         sums = {"pixel_gram": self._gram(X), "pixel_sum": ones @ X}
         if latent_tokens is not None:
             expected = (*pixel_tokens.shape[:-1], self.latent_dim)
@@ -194,7 +260,7 @@ class PatchMoments:
             self._sums[name].add_(value.to(self._sums[name]), alpha=weight)
 
     def _gram(self, X: torch.Tensor) -> torch.Tensor:
-        """X^T X by its upper blocks: 56 % of the work of the whole product."""
+        """Compute X^T X from its upper blocks: 56 % of the operations of the whole product."""
         gram = X.new_empty(self.patch_dim, self.patch_dim)
         edges = [self.patch_dim * i // self._BLOCKS for i in range(self._BLOCKS + 1)]
         for a, b in zip(edges, edges[1:], strict=False):
@@ -203,7 +269,14 @@ class PatchMoments:
         return gram
 
     def merge(self, other: "PatchMoments") -> None:
-        """Add the sums of `other` to these. ValueError if the dimensions differ."""
+        """Add the sums of other moments to these.
+
+        Args:
+            other: Moments of the same dimensions.
+
+        Raises:
+            ValueError: If the dimensions differ.
+        """
         if (other.patch_dim, other.latent_dim) != (self.patch_dim, self.latent_dim):
             raise ValueError(
                 f"cannot merge moments of patch_dim={other.patch_dim}, latent_dim={other.latent_dim} into "
@@ -214,7 +287,15 @@ class PatchMoments:
             total.add_(other._sums[name].to(total.device))
 
     def affine(self, scale: torch.Tensor, shift: torch.Tensor) -> "PatchMoments":
-        """The moments of the pixel tokens `scale * x + shift` (both (D,)), without another look at the data."""
+        """Return the moments of the pixel tokens `scale * x + shift`, computed from the sums alone.
+
+        Args:
+            scale: Factor of each value of a token (D,).
+            shift: Shift of each value of a token (D,).
+
+        Returns:
+            New moments.
+        """
         scale, shift = scale.to(self.pixel_sum), shift.to(self.pixel_sum)
         moments = PatchMoments(self.patch_dim, self.latent_dim, self.products)
         moments.count, moments._sums = self.count, {name: total.clone() for name, total in self._sums.items()}
@@ -229,7 +310,14 @@ class PatchMoments:
         return moments
 
     def channels(self, channels: int = 3) -> ChannelMoments:
-        """Colour statistics of the same pixels; the tokens must be packed channel first."""
+        """Return the color statistics of the same pixels.
+
+        Args:
+            channels: Number of channels of the tokens, which must be packed channel first.
+
+        Returns:
+            The moments of each channel.
+        """
         moments = ChannelMoments(channels)
         moments.count = self.count * (self.patch_dim // channels)
         moments.sum = self.pixel_sum.view(channels, -1).sum(1).cpu()
@@ -237,12 +325,20 @@ class PatchMoments:
         return moments
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Plain CPU tensors, ready for safetensors."""
+        """Return the sums as CPU tensors, ready for safetensors."""
         count = torch.tensor(self.count, dtype=torch.float64)
         return {"count": count} | {name: total.cpu().clone() for name, total in self._sums.items()}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, torch.Tensor]) -> "PatchMoments":
+        """Return the moments that `state_dict` described.
+
+        Args:
+            state: Result of `state_dict`.
+
+        Returns:
+            The moments, on the device of the state.
+        """
         latent_dim = state["cross_gram"].shape[1] if "cross_gram" in state else None
         moments = cls(state["pixel_gram"].shape[0], latent_dim)
         count = state["count"].item()

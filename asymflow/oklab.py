@@ -1,9 +1,8 @@
-"""sRGB <-> Oklab (Ottosson 2020) and the normalised Oklab space in which pixels are generated.
+"""sRGB <-> Oklab (Ottosson 2020) and the normalized Oklab space in which pixels are generated.
 
-Every function keeps shape and dtype and takes images as (..., 3, H, W). A sampler visits colours that no
-screen can show, so both directions are defined everywhere: the transfer curve and the cube root are extended
-as odd functions, and only the gamut clamp throws anything away. Gradients are finite everywhere, black
-included.
+Every function keeps shape and dtype and takes images as (..., 3, H, W). A sampler passes through colors outside the
+sRGB gamut, so both directions are defined everywhere: the transfer curve and the cube root are extended as odd
+functions, and only the gamut clamp loses information. Gradients are finite everywhere, including at black.
 """
 
 from dataclasses import dataclass
@@ -32,12 +31,12 @@ _RGB_FROM_LMS = torch.linalg.inv(_LMS_FROM_RGB)
 _LMS_FROM_LAB = torch.linalg.inv(_LAB_FROM_LMS)
 
 # Below this cone response the cube root is replaced by a straight line through zero, since its slope at zero
-# is infinite. The darkest non-black 8-bit colour lies four orders of magnitude above it.
+# is infinite. The darkest non-black 8-bit color lies four orders of magnitude above it.
 _CBRT_LINEAR_BELOW = 1e-9
 
 
 def _mix(matrix: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Apply a (3, 3) colour matrix to the channel axis of (..., 3, H, W)."""
+    """Apply a (3, 3) color matrix to the channel axis of (..., 3, H, W)."""
     red, green, blue = images.unbind(-3)
     # Written out rather than as a matrix product: under autocast, or with TF32, a product would lose precision.
     rows = [torch.add(torch.add(r * red, green, alpha=g), blue, alpha=b) for r, g, b in matrix.tolist()]
@@ -50,7 +49,14 @@ def _check_channels(images: torch.Tensor) -> None:
 
 
 def srgb_to_linear(values: torch.Tensor) -> torch.Tensor:
-    """Undo the sRGB transfer curve; values in [0, 1], odd extension outside. Any shape."""
+    """Undo the sRGB transfer curve (IEC 61966-2-1).
+
+    Args:
+        values: sRGB values in [0, 1], any shape; extended as an odd function outside.
+
+    Returns:
+        Linear values of the same shape.
+    """
     magnitude = values.abs()
     # Clamping the argument keeps the gradient of the branch not taken finite.
     curve = ((magnitude.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4
@@ -58,7 +64,14 @@ def srgb_to_linear(values: torch.Tensor) -> torch.Tensor:
 
 
 def linear_to_srgb(values: torch.Tensor) -> torch.Tensor:
-    """Apply the sRGB transfer curve; values in [0, 1], odd extension outside. Any shape."""
+    """Apply the sRGB transfer curve (IEC 61966-2-1).
+
+    Args:
+        values: Linear values in [0, 1], any shape; extended as an odd function outside.
+
+    Returns:
+        sRGB values of the same shape.
+    """
     magnitude = values.abs()
     curve = 1.055 * magnitude.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
     return torch.where(magnitude <= 0.0031308, values * 12.92, values.sign() * curve)
@@ -80,16 +93,36 @@ def _oklab_to_linear(oklab: torch.Tensor) -> torch.Tensor:
 
 
 def srgb_to_oklab(images: torch.Tensor) -> torch.Tensor:
-    """sRGB images (..., 3, H, W) in [-1, 1] to Oklab (not normalised): L in [0, 1], |a| and |b| below 0.4."""
+    """Convert sRGB images to Oklab, not normalized.
+
+    Args:
+        images: sRGB (..., 3, H, W) in [-1, 1].
+
+    Returns:
+        Oklab (..., 3, H, W): L in [0, 1], |a| and |b| below 0.4.
+
+    Raises:
+        ValueError: If there are not three channels.
+    """
     _check_channels(images)
     return _linear_to_oklab(srgb_to_linear((images + 1) / 2))
 
 
 def srgb8_to_oklab(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """8-bit sRGB images (..., 3, H, W) to Oklab: as `srgb_to_oklab(images / 127.5 - 1)`, several times faster.
+    """Convert 8-bit sRGB images to Oklab, as `srgb_to_oklab(images / 127.5 - 1)` but several times faster.
 
-    The transfer curve is a table of 256 values. In pieces that a processor's cache holds (256 patches of 16 x 16,
-    say) it is faster still.
+    The transfer curve is a table of 256 values. Pieces that fit the processor's cache (such as 256 patches of 16 x 16)
+    are faster still.
+
+    Args:
+        images: sRGB, uint8 (..., 3, H, W).
+        dtype: Type of the result.
+
+    Returns:
+        Oklab (..., 3, H, W), not normalized.
+
+    Raises:
+        ValueError: If the images are not uint8, or there are not three channels.
     """
     _check_channels(images)
     if images.dtype != torch.uint8:
@@ -102,11 +135,18 @@ def srgb8_to_oklab(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> 
 
 
 def oklab_to_srgb(oklab: torch.Tensor, clamp: bool = True) -> torch.Tensor:
-    """Oklab (..., 3, H, W) to sRGB in [-1, 1].
+    """Convert Oklab images to sRGB.
 
-    With `clamp` each linear RGB value is clamped to the gamut, and a clamped value passes no gradient.
-    Without it the odd extension of the transfer curve keeps a gradient for out-of-gamut values, which may
-    leave [-1, 1].
+    Args:
+        oklab: Oklab (..., 3, H, W), not normalized.
+        clamp: Clamp each linear RGB value to the gamut; a clamped value passes no gradient. Otherwise the odd extension
+            of the transfer curve keeps a gradient for colors outside the gamut, and values may leave [-1, 1].
+
+    Returns:
+        sRGB (..., 3, H, W), in [-1, 1] if clamped.
+
+    Raises:
+        ValueError: If there are not three channels.
     """
     _check_channels(oklab)
     linear = _oklab_to_linear(oklab)
@@ -117,13 +157,19 @@ def oklab_to_srgb(oklab: torch.Tensor, clamp: bool = True) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class OklabSpace:
-    """Oklab shifted by `mean` (3 numbers) and divided by `std` (one shared number, or 3).
+    """Oklab shifted by a mean and divided by a standard deviation.
 
-    One shared std keeps the relative size of lightness and colour differences, hence Oklab's uniformity.
+    One shared standard deviation keeps the ratio of lightness and color differences, hence Oklab's uniformity. Tensors
+    and lists are accepted and stored as plain numbers.
+
+    Raises:
+        ValueError: On construction, for another number of values, values that are not finite, or std <= 0.
     """
 
     mean: tuple[float, float, float]
+    """Mean of each channel (L, a, b)."""
     std: float | tuple[float, float, float]
+    """Standard deviation: one number for all channels, or three."""
 
     def __post_init__(self) -> None:
         mean = tuple(float(v) for v in torch.as_tensor(self.mean, dtype=torch.float64).flatten().tolist())
@@ -134,7 +180,7 @@ class OklabSpace:
             raise ValueError(f"OklabSpace std has {len(std)} values; expected 1 or 3")
         if not all(abs(v) < float("inf") for v in mean) or not all(0 < v < float("inf") for v in std):
             raise ValueError(f"OklabSpace mean {mean}, std {std}; they must be finite and std above 0")
-        # Tensors and lists are accepted but plain numbers are kept, so that spaces compare and serialise.
+        # Tensors and lists are accepted but plain numbers are kept, so that spaces compare and serialize.
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std[0] if len(std) == 1 else std)
 
@@ -144,33 +190,61 @@ class OklabSpace:
         return shift, torch.tensor(std, dtype=like.dtype, device=like.device).view(3, 1, 1)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """sRGB images (..., 3, H, W) in [-1, 1] to normalised Oklab of the same shape."""
+        """Convert sRGB images to normalized Oklab.
+
+        Args:
+            images: sRGB (..., 3, H, W) in [-1, 1].
+
+        Returns:
+            Normalized Oklab of the same shape.
+        """
         mean, std = self._shift_and_scale(images)
         return (srgb_to_oklab(images) - mean) / std
 
     def encode8(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """8-bit sRGB images (..., 3, H, W) to normalised Oklab of the same shape; see `srgb8_to_oklab`."""
+        """Convert 8-bit sRGB images to normalized Oklab; see `srgb8_to_oklab`.
+
+        Args:
+            images: sRGB, uint8 (..., 3, H, W).
+            dtype: Type of the result.
+
+        Returns:
+            Normalized Oklab of the same shape.
+        """
         oklab = srgb8_to_oklab(images, dtype)
         mean, std = self._shift_and_scale(oklab)
         return oklab.sub_(mean).div_(std)
 
     def decode(self, x: torch.Tensor, clamp: bool = True) -> torch.Tensor:
-        """Normalised Oklab (..., 3, H, W) to sRGB; `clamp` as in `oklab_to_srgb`."""
+        """Convert normalized Oklab to sRGB images.
+
+        Args:
+            x: Normalized Oklab (..., 3, H, W).
+            clamp: Clamp to the gamut, as in `oklab_to_srgb`.
+
+        Returns:
+            sRGB of the same shape, in [-1, 1] if clamped.
+        """
         mean, std = self._shift_and_scale(x)
         return oklab_to_srgb(x * std + mean, clamp=clamp)
 
     def clamp_to_gamut(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised Oklab moved to the colour that a screen shows for it: encode(decode(x)), App. B.2.
+        """Clamp colors to the sRGB gamut: encode(decode(x)) (App. B.2), without gradient.
 
-        Without the transfer curve, which encoding would only undo. It passes no gradient.
+        The transfer curve is left out, since encoding would undo it.
+
+        Args:
+            x: Normalized Oklab (..., 3, H, W).
+
+        Returns:
+            Normalized Oklab of the same shape.
         """
         mean, std = self._shift_and_scale(x)
         with torch.no_grad():
             linear = _oklab_to_linear(torch.addcmul(mean, x, std)).clamp_(0, 1)
-            # no colour of the gamut has a negative cone response: the plain root will do
+            # inside the gamut no cone response is negative, so the plain root suffices
             return _mix(_LAB_FROM_LMS, _mix(_LMS_FROM_RGB, linear).pow_(1 / 3)).sub_(mean).div_(std)
 
 
-# The constants inside the released AsymFLUX.2 klein weights. Adapters trained with other numbers need their
-# own.
+# The constants of the released AsymFLUX.2 klein weights. Adapters trained with other numbers need their own.
 RELEASED = OklabSpace(mean=(0.56, 0.0, 0.01), std=0.16)

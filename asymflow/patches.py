@@ -1,8 +1,8 @@
-"""Images to patch tokens and back: the one place where the packing order is decided.
+"""Images to patch tokens and back: the only module that knows the packing order.
 
-Two orders are in use. "channel_first" packs a patch as (channel, row, column), as FLUX.2 latents and the
-released AsymFlow weights do; "channel_last" packs (row, column, channel), as JiT does. A basis A fitted in
-one order is silently meaningless in the other, which is why `Subspace` carries the name of its layout.
+Two orders exist. "channel_first" packs a patch as (channel, row, column), as FLUX.2 latents and the released AsymFlow
+weights do; "channel_last" packs (row, column, channel), as JiT does. A basis A fitted in one order is meaningless in
+the other, and nothing fails; `Subspace` therefore stores the name of its layout.
 """
 
 import torch
@@ -11,7 +11,14 @@ LAYOUTS = ("channel_first", "channel_last")
 
 
 def check_layout(layout: str) -> None:
-    """Raise ValueError unless `layout` is one of `LAYOUTS`."""
+    """Check the name of a packing order.
+
+    Args:
+        layout: The name.
+
+    Raises:
+        ValueError: Unless it is one of `LAYOUTS`.
+    """
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; allowed: {', '.join(LAYOUTS)}")
 
@@ -27,10 +34,18 @@ def _check_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
 
 
 def patchify(images: torch.Tensor, patch_size: int, layout: str = "channel_first") -> torch.Tensor:
-    """Cut images (B, C, H, W) into tokens (B, N, C * patch_size**2), row by row over the grid of patches.
+    """Cut images into tokens, row by row over the grid of patches.
 
-    Raises ValueError for another number of dimensions, an unknown layout, or sides that the patch does not
-    divide.
+    Args:
+        images: Images (B, C, H, W).
+        patch_size: Side of a patch in pixels; it divides H and W.
+        layout: Packing order, one of `LAYOUTS`.
+
+    Returns:
+        Tokens (B, N, C * patch_size**2).
+
+    Raises:
+        ValueError: For another number of dimensions, an unknown layout, or sides that the patch does not divide.
     """
     check_layout(layout)
     if images.dim() != 4:
@@ -43,8 +58,19 @@ def patchify(images: torch.Tensor, patch_size: int, layout: str = "channel_first
 
 
 def take_patches(images: torch.Tensor, places: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Some of the tokens of `patchify(images, patch_size)`: images (B, C, H, W) and places (B, n) in the grid, counted
-    row by row, to (B, n, C * patch_size**2), channel first. No other patch is touched."""
+    """Return some of the tokens of `patchify(images, patch_size)`, without touching other patches.
+
+    Args:
+        images: Images (B, C, H, W).
+        places: Indices (B, n) of the patches in the grid, counted row by row.
+        patch_size: Side of a patch in pixels; it divides H and W.
+
+    Returns:
+        Tokens (B, n, C * patch_size**2), channel first.
+
+    Raises:
+        ValueError: If the patch does not divide the sides.
+    """
     batch, _, height, width = images.shape
     rows, columns = _check_grid(height, width, patch_size)
     grid = images.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size)).permute(0, 2, 4, 1, 3, 5)
@@ -60,9 +86,21 @@ def unpatchify(
     channels: int = 3,
     layout: str = "channel_first",
 ) -> torch.Tensor:
-    """Put tokens (B, N, channels * patch_size**2) back into images (B, channels, height, width).
+    """Put tokens back into images, the exact inverse of `patchify`.
 
-    The exact inverse of `patchify`. Raises ValueError where the token count or width does not fit the image.
+    Args:
+        tokens: Tokens (B, N, channels * patch_size**2).
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
+        patch_size: Side of a patch in pixels.
+        channels: Number of channels of the images.
+        layout: Packing order, one of `LAYOUTS`.
+
+    Returns:
+        Images (B, channels, height, width).
+
+    Raises:
+        ValueError: If the number or the width of the tokens does not fit the image, or for an unknown layout.
     """
     check_layout(layout)
     if tokens.dim() != 3:
@@ -86,7 +124,20 @@ def unpatchify(
 
 
 def layout_order(patch_size: int, source: str, target: str, channels: int = 3) -> torch.Tensor:
-    """Indices (D,) that bring a token of one packing order into another: `target_token = source_token[order]`."""
+    """Return the permutation from one packing order to another: `target_token = source_token[order]`.
+
+    Args:
+        patch_size: Side of a patch in pixels.
+        source: Packing order of the given tokens.
+        target: Packing order of the wanted tokens.
+        channels: Number of channels.
+
+    Returns:
+        Indices (D,), int64.
+
+    Raises:
+        ValueError: For an unknown layout.
+    """
     places = torch.arange(channels * patch_size**2)
     image = unpatchify(places[None, None], patch_size, patch_size, patch_size, channels, source)
     return patchify(image, patch_size, target).flatten()

@@ -1,10 +1,6 @@
-"""Solvers of the flow ODE from noise (sigma = 1) to data (sigma = 0).
+"""Solvers of the flow ODE from noise (sigma = 1) to data (sigma = 0), at the noise levels of `sampling_sigmas`.
 
-All take velocity(x_t, sigma (B,)) -> u and the starting noise (B, ...), and return x_0 of the same shape and
-dtype. The noise levels are those of `sampling_sigmas`. `transform_x_0`, where given, is applied to the
-denoised sample at each evaluation and the velocity follows it (the gamut clamp of App. B.2); guidance belongs
-inside `velocity`. `callback(step, x_t)` is called after each step, step = 0 .. steps - 1; a tensor that it
-returns takes the place of x_t. No velocity is asked for at sigma = 0.
+The velocity is never evaluated at sigma = 0. Guidance belongs inside the velocity.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,22 +14,30 @@ from .parameterization import u_from_x_0, x_0_from_u
 from .schedule import sampling_sigmas
 
 Transform = Callable[[torch.Tensor], torch.Tensor] | None
+"""Replaces each denoised sample x_0 (B, ...), such as by the gamut clamp (App. B.2); the velocity follows it"""
 Callback = Callable[[int, torch.Tensor], torch.Tensor | None] | None
+"""Called with (step, x_t) after each step, step = 0 .. steps - 1; a tensor that it returns replaces x_t"""
 
-# UniPC works with log((1 - sigma) / sigma), infinite at the pure noise where sampling starts.
+# UniPC works with log((1 - sigma) / sigma), which is infinite at sigma = 1.
 _UNIPC_SIGMA_MAX = 1 - 1e-4
 UNIPC = {"solver_order": 2, "solver_type": "bh2"}
-# We hand over x_0, hence "sample": it is what the solver works with, and the transform gives it directly.
+# The solver works with x_0, which the transform gives directly; hence "sample".
 _X_0_ON_FLOW = {"prediction_type": "sample", "use_flow_sigmas": True}
 
 
 def noise_for(
     seed: int, index: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """Starting noise of sample `index` of a run: the same whatever batch or worker it falls to. On the CPU.
+    """Return the starting noise of one sample of a run, the same in any batch and on any worker.
 
-    `shape` is that of one sample. One generator for each (seed, index); the two are mixed so that (0, 1) and
-    (1, 0) differ.
+    Args:
+        seed: Seed of the run.
+        index: Index of the sample; (seed, index) = (0, 1) and (1, 0) differ.
+        shape: Shape of one sample.
+        dtype: Type of the result.
+
+    Returns:
+        Standard normal noise of that shape, on the CPU.
     """
     mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xD1B54A32D192ED03 + 1) % 2**64
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
@@ -65,7 +69,22 @@ def euler(
     transform_x_0: Transform = None,
     callback: Callback = None,
 ) -> torch.Tensor:
-    """First-order solver; `steps` evaluations."""
+    """Solve with Euler's method, first order; `steps` evaluations.
+
+    Args:
+        velocity: Maps (x_t, sigma (B,)) to u.
+        noise: Standard normal noise (B, ...).
+        steps: Number of steps.
+        shift: Shift of the noise levels (`shift_sigma`).
+        transform_x_0: Applied to each denoised sample; None: not.
+        callback: Called after each step; None: not.
+
+    Returns:
+        x_0, with the shape and dtype of the noise.
+
+    Raises:
+        ValueError: If steps is below 1, or shift is not above 0.
+    """
     sigmas, x_t = sampling_sigmas(steps, shift), noise
     for i in range(steps):
         x_0 = _denoise(velocity, x_t, sigmas[i], transform_x_0)
@@ -84,7 +103,24 @@ def heun(
     transform_x_0: Transform = None,
     callback: Callback = None,
 ) -> torch.Tensor:
-    """Second-order solver; 2 steps - 1 evaluations. The last step is Euler's: sigma 0 has no velocity."""
+    """Solve with Heun's method, second order; 2 steps - 1 evaluations.
+
+    The last step is Euler's: there is no velocity at sigma = 0.
+
+    Args:
+        velocity: Maps (x_t, sigma (B,)) to u.
+        noise: Standard normal noise (B, ...).
+        steps: Number of steps.
+        shift: Shift of the noise levels (`shift_sigma`).
+        transform_x_0: Applied to each denoised sample; None: not.
+        callback: Called after each step; None: not.
+
+    Returns:
+        x_0, with the shape and dtype of the noise.
+
+    Raises:
+        ValueError: If steps is below 1, or shift is not above 0.
+    """
     sigmas, x_t = sampling_sigmas(steps, shift), noise
     for i in range(steps):
         x_0 = _denoise(velocity, x_t, sigmas[i], transform_x_0)
@@ -109,10 +145,24 @@ def unipc(
     callback: Callback = None,
     solver: Mapping[str, Any] = MappingProxyType({}),
 ) -> torch.Tensor:
-    """UniPC (predictor and corrector) by diffusers; `steps` evaluations.
+    """Solve with UniPC (Zhao et al. 2023), predictor and corrector, by diffusers; `steps` evaluations.
 
-    The velocity is evaluated at the true noise levels; inside the solver the first is clamped below 1. `solver`
-    changes the options in `UNIPC` or adds others of UniPCMultistepScheduler; its `config` will do.
+    The velocity is evaluated at the true noise levels; inside the solver the first one is clamped below 1.
+
+    Args:
+        velocity: Maps (x_t, sigma (B,)) to u.
+        noise: Standard normal noise (B, ...).
+        steps: Number of steps.
+        shift: Shift of the noise levels (`shift_sigma`).
+        transform_x_0: Applied to each denoised sample; None: not.
+        callback: Called after each step; None: not.
+        solver: Options of UniPCMultistepScheduler that replace or extend `UNIPC`; its `config` is accepted.
+
+    Returns:
+        x_0, with the shape and dtype of the noise.
+
+    Raises:
+        ValueError: If steps is below 1, or shift is not above 0.
     """
     from diffusers import UniPCMultistepScheduler
 
@@ -120,10 +170,9 @@ def unipc(
     options = {name: value for name, value in solver.items() if not name.startswith("_")}
     scheduler: Any = UniPCMultistepScheduler.from_config({**UNIPC, **options, **_X_0_ON_FLOW})
     scheduler.set_timesteps(steps)
-    # Our own levels: the scheduler's end above 0, are rounded to float32, and are matched by integer
-    # timesteps.
+    # The scheduler's own levels end above 0, are rounded to float32, and are looked up by integer timesteps.
     scheduler.sigmas = sigmas.to(torch.promote_types(noise.dtype, torch.float32))
-    # Between 1 and the next level, however near that is: two equal levels would give 0 / 0.
+    # It stays above the next level, however near that is: two equal levels would give 0 / 0.
     scheduler.sigmas[0] = max(_UNIPC_SIGMA_MAX, float(1 + sigmas[1]) / 2)
     scheduler.set_begin_index(0)
     for i in range(steps):

@@ -14,21 +14,51 @@ from asymflow.models.text import pad_embeddings
 from asymflow.samplers import noise_for, unipc
 
 Predict = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(x_t, sigma, text, mask) -> velocity"""
+"""Maps (x_t, sigma, text, mask) to a velocity"""
 
 
 def pixel_noise(seed: int, indices: Iterable[int], height: int, width: int) -> Tensor:
-    """(B, 3, H, W)"""
+    """Return the starting noise of pixel samples.
+
+    Args:
+        seed: Seed of the run.
+        indices: Indices of the samples.
+        height: Height in pixels.
+        width: Width in pixels.
+
+    Returns:
+        Noise (B, 3, H, W), on the CPU.
+    """
     return torch.stack([noise_for(seed, i, (3, height, width)) for i in indices])
 
 
 def latent_noise(seed: int, indices: Iterable[int], grid: tuple[int, int], width: int = 128) -> Tensor:
-    """(B, hw, width)"""
+    """Return the starting noise of latent samples.
+
+    Args:
+        seed: Seed of the run.
+        indices: Indices of the samples.
+        grid: Rows and columns of latent tokens, (h, w).
+        width: Width of a latent token.
+
+    Returns:
+        Noise (B, hw, width), on the CPU.
+    """
     return torch.stack([noise_for(seed, i, (grid[0] * grid[1], width)) for i in indices])
 
 
 def text_guided(predict: Predict, text: list[Tensor], unconditional: Tensor, guidance: Guidance) -> Velocity:
-    """velocity(x_t, sigma) from predict(x_t, sigma, text, mask), one text embedding (T_i, E) a sample."""
+    """Return the guided velocity for a batch of prompts.
+
+    Args:
+        predict: Maps (x_t, sigma, text (B, T, E), mask (B, T)) to a velocity.
+        text: One embedding (T_i, E) per sample.
+        unconditional: Embedding (T, E) of the empty or negative prompt.
+        guidance: Scale, form and interval.
+
+    Returns:
+        The velocity for a sampler.
+    """
     return guided(_under(predict, text), _under(predict, [unconditional] * len(text)), guidance)
 
 
@@ -38,7 +68,15 @@ def _under(predict: Predict, text: list[Tensor]) -> Velocity:
 
 
 def latent_velocity(transformer: Flux2Transformer2DModel, grid: tuple[int, int]) -> Predict:
-    """The latent model's, in the transformer's own precision."""
+    """Return the velocity of a latent model, evaluated in the transformer's own precision.
+
+    Args:
+        transformer: The latent transformer.
+        grid: Rows and columns of latent tokens, (h, w).
+
+    Returns:
+        A function from (z_t (B, hw, d), sigma (B,), text, mask) to u_z (B, hw, d), float32.
+    """
     dtype = transformer.context_embedder.weight.dtype
 
     def predict(z_t: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
@@ -57,7 +95,20 @@ def sample_latents(
     steps: int,
     shift: float,
 ) -> Tensor:
-    """z_0 tokens (B, hw, d) from noise of that shape, one text embedding (T_i, E) each; UniPC."""
+    """Sample latent tokens with UniPC.
+
+    Args:
+        predict: Velocity of the latent model, such as `latent_velocity`.
+        noise: Starting noise (B, hw, d).
+        text: One embedding (T_i, E) per sample.
+        unconditional: Embedding (T, E) of the empty or negative prompt.
+        guidance: Scale, form and interval.
+        steps: Number of steps.
+        shift: Shift of the noise levels.
+
+    Returns:
+        z_0 tokens (B, hw, d).
+    """
     return unipc(text_guided(predict, text, unconditional, guidance), noise, steps, shift=shift)
 
 
@@ -71,7 +122,20 @@ def sample_pixels(
     steps: int,
     shift: float,
 ) -> Tensor:
-    """(B, 3, H, W) sRGB in [-1, 1] from pixel noise; UniPC, clamped to the gamut at each step (App. B.2)."""
+    """Sample images with UniPC; each denoised sample is clamped to the gamut (App. B.2).
+
+    Args:
+        model: Pixel model.
+        noise: Starting noise (B, 3, H, W).
+        text: One embedding (T_i, E) per sample.
+        unconditional: Embedding (T, E) of the empty or negative prompt.
+        guidance: Scale, form and interval.
+        steps: Number of steps.
+        shift: Shift of the noise levels.
+
+    Returns:
+        sRGB images (B, 3, H, W) in [-1, 1].
+    """
     space = model.subspace.space
     velocity = text_guided(model, text, unconditional, guidance)
     x_0 = unipc(velocity, noise, steps, shift=shift, transform_x_0=space.clamp_to_gamut)

@@ -1,5 +1,4 @@
-"""Noise levels: the linear flow schedule alpha = 1 - sigma, its shift, training times, and the calibration of
-tau, k.
+"""Noise levels: the linear flow schedule alpha = 1 - sigma, its shift, training levels, and the calibration (tau, k).
 
 `sigma` is the noise level and, on this schedule, also the time t.
 """
@@ -10,9 +9,17 @@ import torch
 
 
 def expand_sigma(sigma: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
-    """Shape sigma (B,) or scalar so that it broadcasts over `like` (B, ...); dtype and device are kept.
+    """Reshape sigma so that it broadcasts over `like`.
 
-    ValueError when sigma is neither a scalar nor one value for each sample.
+    Args:
+        sigma: Noise levels (B,), (1,), or a scalar.
+        like: Tensor (B, ...) that sigma is to broadcast over.
+
+    Returns:
+        sigma as (B, 1, ..., 1) or a scalar, on the device of `like`, with its own dtype.
+
+    Raises:
+        ValueError: If sigma is neither a scalar nor one value per sample.
     """
     sigma = torch.as_tensor(sigma, device=like.device)
     if sigma.dim() == 0:
@@ -23,13 +30,22 @@ def expand_sigma(sigma: torch.Tensor | float, like: torch.Tensor) -> torch.Tenso
 
 
 def calibrate(sigma: torch.Tensor, s: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latent time tau and input scale k for pixel noise level sigma and lift scale s (Eqs. 13-14).
+    """Return the latent time tau and the input scale k for a pixel noise level (Eqs. 13-14).
 
-    k = 1 / (s (1 - sigma) + sigma), tau = k sigma; both have the shape of sigma. They keep the
-    signal-to-noise ratio s (1 - sigma) / sigma of the projected pixels and give its noise the size tau.
-    ValueError for a number s <= 0.
+    k = 1 / (s (1 - sigma) + sigma) and tau = k sigma keep the signal-to-noise ratio s (1 - sigma) / sigma of the
+    projected pixels and give their noise the standard deviation tau.
+
+    Args:
+        sigma: Pixel noise levels in [0, 1], any shape.
+        s: Scale of the subspace, above 0.
+
+    Returns:
+        (tau, k), both with the shape of sigma.
+
+    Raises:
+        ValueError: If s is a number <= 0. A tensor is not checked.
     """
-    # A tensor is not looked at: reading it would stall an accelerator at every call.
+    # A tensor is not checked: reading it would stall an accelerator at every call.
     if not isinstance(s, torch.Tensor) and s <= 0:
         raise ValueError(f"scale s is {s}; it must be above 0")
     k = 1 / (s * (1 - sigma) + sigma)
@@ -37,7 +53,18 @@ def calibrate(sigma: torch.Tensor, s: float | torch.Tensor) -> tuple[torch.Tenso
 
 
 def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
-    """Move noise levels towards 1: shift sigma / (1 + (shift - 1) sigma). 0, 1 and shift 1 change nothing."""
+    """Move noise levels toward 1: shift sigma / (1 + (shift - 1) sigma).
+
+    Args:
+        sigma: Noise levels in [0, 1], any shape; 0 and 1 stay.
+        shift: Above 0; 1 changes nothing.
+
+    Returns:
+        Shifted noise levels, of the same shape.
+
+    Raises:
+        ValueError: If shift is not above 0.
+    """
     if shift <= 0:
         raise ValueError(f"shift is {shift}; it must be above 0")
     return shift * sigma / (1 + (shift - 1) * sigma)
@@ -51,11 +78,21 @@ def sampling_shift(
     base_pixels: int = 1024 * 1024,
     max_pixels: int = 4 * 1024 * 1024,
 ) -> float:
-    """Shift for sampling an image of `pixels` = height * width.
+    """Return the sampling shift for an image size.
 
-    law "sqrt": `base` at `base_pixels` growing to `max` at `max_pixels`, linear in sqrt(pixels), constant
-    outside that range. law "constant": `base` at every size. ValueError for another law or a size below one
-    pixel.
+    Args:
+        pixels: Height times width of the image.
+        base: Shift at `base_pixels` and below.
+        max: Shift at `max_pixels` and above.
+        law: `sqrt`: linear in sqrt(pixels) from `base` to `max`; `constant`: `base` at every size.
+        base_pixels: Pixels of the image that is sampled with `base`.
+        max_pixels: Pixels of the image that is sampled with `max`.
+
+    Returns:
+        The shift for `shift_sigma`.
+
+    Raises:
+        ValueError: For another law, or a size below one pixel.
     """
     if pixels < 1:
         raise ValueError(f"pixels is {pixels}; it must be at least 1")
@@ -78,9 +115,21 @@ def sample_sigma(
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Draw n training noise levels (n,): the sigmoid of a normal (mean, std), then shifted.
+    """Sample training noise levels: the sigmoid of a normal distribution, then shifted.
 
-    They are on the device of the generator.
+    Args:
+        n: Number of levels.
+        shift: Shift of `shift_sigma`.
+        mean: Mean of the normal distribution.
+        std: Standard deviation of the normal distribution.
+        generator: Source of randomness; its device is the result's. None: torch's default generator.
+        dtype: Type of the result.
+
+    Returns:
+        Noise levels (n,) in (0, 1).
+
+    Raises:
+        ValueError: If shift is not above 0.
     """
     device = generator.device if generator is not None else None
     normal = torch.randn(n, generator=generator, dtype=dtype, device=device)
@@ -88,7 +137,18 @@ def sample_sigma(
 
 
 def sampling_sigmas(steps: int, shift: float = 1.0) -> torch.Tensor:
-    """Noise levels of a sampler, float64 (steps + 1,): evenly spaced from 1 to 0, then shifted."""
+    """Return the noise levels of a sampler: evenly spaced from 1 to 0, then shifted.
+
+    Args:
+        steps: Number of steps, at least 1.
+        shift: Shift of `shift_sigma`.
+
+    Returns:
+        Noise levels, float64 (steps + 1,), falling from 1 to 0.
+
+    Raises:
+        ValueError: If steps is below 1, or shift is not above 0.
+    """
     if steps < 1:
         raise ValueError(f"steps is {steps}; it must be at least 1")
     return shift_sigma(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)

@@ -1,7 +1,7 @@
-"""The low-rank subspace: its basis A, its scale s, and the file that carries them (App. A.1-A.2).
+"""The low-rank subspace: its basis A, its scale s, and the file that stores them (App. A.1-A.2).
 
-A basis belongs to one packing order and one colour space; `Subspace` keeps the three together and refuses to
-load anything that is not whole, since a wrong or missing basis trains without an error and generates rubbish.
+A basis belongs to one packing order and one color space. `Subspace` keeps the three together and rejects incomplete
+files: training with a wrong or missing basis raises no error and gives a useless model.
 """
 
 import json
@@ -29,7 +29,15 @@ _HOW_TO_GET_ONE = "make one with `python jobs/basis.py CONFIG.yaml`"
 
 
 def project(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
-    """P x = A A^T x for tokens x (..., D) and A (D, r) by two thin products; P is never built (Eq. 23)."""
+    """Project tokens onto the subspace, P x = A A^T x, by two thin products; P is never built (Eq. 23).
+
+    Args:
+        x: Tokens (..., D).
+        A: Basis (D, r).
+
+    Returns:
+        P x (..., D), with the dtype of x.
+    """
     with torch.autocast(x.device.type, enabled=False):
         A = A.to(device=x.device, dtype=x.dtype)
         return (x @ A) @ A.T
@@ -52,10 +60,17 @@ def _check_finite(matrix: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def pca_basis(pixel_gram: torch.Tensor, rank: int) -> torch.Tensor:
-    """PCA basis A (D, rank) from the uncentred Gram matrix X X^T (D, D) of pixel patches (Eq. 8).
+    """Return the PCA basis of pixel patches (Eq. 8).
 
-    Columns are ordered by falling eigenvalue; their sign is fixed. Computed and returned in float64. Rank may
-    be 0 to D; ValueError otherwise, or for a matrix that is not square or not finite.
+    Args:
+        pixel_gram: Uncentered Gram matrix X X^T (D, D).
+        rank: Number of columns, 0 to D.
+
+    Returns:
+        A (D, rank), float64; columns by falling eigenvalue, with a fixed sign.
+
+    Raises:
+        ValueError: For another rank, or a matrix that is not square or not finite.
     """
     gram = _check_finite(pixel_gram, "pixel_gram")
     if gram.shape[0] != gram.shape[1]:
@@ -67,7 +82,19 @@ def pca_basis(pixel_gram: torch.Tensor, rank: int) -> torch.Tensor:
 
 
 def random_basis(patch_dim: int, rank: int, seed: int = 0) -> torch.Tensor:
-    """Orthonormal A (D, rank) of a subspace drawn evenly from all of that rank (the ablation of Figure 5); float64."""
+    """Return an orthonormal basis sampled uniformly from all subspaces of a rank (the ablation of Figure 5).
+
+    Args:
+        patch_dim: D.
+        rank: Number of columns, 0 to D.
+        seed: Seed of the sample.
+
+    Returns:
+        A (D, rank), float64.
+
+    Raises:
+        ValueError: For another rank.
+    """
     if not 0 <= rank <= patch_dim:
         raise ValueError(f"rank is {rank}; allowed: 0 to {patch_dim}")
     drawn = torch.randn(patch_dim, rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -75,12 +102,19 @@ def random_basis(patch_dim: int, rank: int, seed: int = 0) -> torch.Tensor:
 
 
 def procrustes_basis(cross_gram: torch.Tensor) -> torch.Tensor:
-    """Orthonormal lift A (D, d) that brings latent tokens nearest to pixel patches, from X Z^T (D, d) (Eqs.
-    9-10).
+    """Return the orthonormal lift that brings latent tokens nearest to pixel patches (Eqs. 9-10).
 
-    Float64. A = U V^T is unique for a cross Gram of full rank, so there is no sign to fix. ValueError when d
-    > D or when the rank is not full: fewer patches than latent channels were seen, or a latent channel is
-    constant zero.
+    A = U V^T is unique for a cross Gram matrix of full rank, so there is no sign to fix.
+
+    Args:
+        cross_gram: Cross Gram matrix X Z^T (D, d) of pixel patches and latent tokens.
+
+    Returns:
+        A (D, d), float64.
+
+    Raises:
+        ValueError: If d > D, the matrix is not finite, or its rank is not full: fewer patches than latent channels
+            were added, or a latent channel is constantly zero.
     """
     cross = _check_finite(cross_gram, "cross_gram")
     if cross.shape[1] > cross.shape[0]:
@@ -104,14 +138,37 @@ def _norm_sq(value: torch.Tensor | float, name: str) -> float:
 
 
 def fit_scale(A: torch.Tensor, pixel_gram: torch.Tensor, latent_norm_sq: torch.Tensor | float) -> float:
-    """Scale s = ||A^T X||_F / ||Z||_F from X X^T and ||Z||_F^2 (Eq. 12), so that s A Z is as large as P X."""
+    """Return the scale s = ||A^T X||_F / ||Z||_F (Eq. 12), so that s A Z has the norm of P X.
+
+    Args:
+        A: Basis (D, r).
+        pixel_gram: X X^T (D, D).
+        latent_norm_sq: ||Z||_F^2.
+
+    Returns:
+        s, above 0.
+
+    Raises:
+        ValueError: If the matrix is not finite, or one of the norms is not above 0.
+    """
     A, gram = A.to(torch.float64), _check_finite(pixel_gram, "pixel_gram").to(A.device)
     projected = float(((gram @ A) * A).sum())
     return math.sqrt(_norm_sq(projected, "||A^T X||^2") / _norm_sq(latent_norm_sq, "latent_norm_sq"))
 
 
 def captured_energy(A: torch.Tensor, pixel_gram: torch.Tensor) -> float:
-    """||P X||_F^2 / ||X||_F^2 in [0, 1]: the share of the patches' energy inside the subspace."""
+    """Return the share of the patches' energy inside the subspace, ||P X||_F^2 / ||X||_F^2.
+
+    Args:
+        A: Basis (D, r).
+        pixel_gram: X X^T (D, D).
+
+    Returns:
+        A number in [0, 1].
+
+    Raises:
+        ValueError: If the matrix is not finite, or zero.
+    """
     A, gram = A.to(torch.float64), _check_finite(pixel_gram, "pixel_gram").to(A.device)
     return float(((gram @ A) * A).sum()) / _norm_sq(gram.trace(), "||X||^2")
 
@@ -137,8 +194,20 @@ def residual_ratio(
     cross_gram: torch.Tensor,
     latent_norm_sq: torch.Tensor | float,
 ) -> float:
-    """||X - s A Z||_F^2 / ||X||_F^2 from the moments alone (A orthonormal): the paired gap of the lift (Eq.
-    11).
+    """Return the paired gap of the lift (Eq. 11), ||X - s A Z||_F^2 / ||X||_F^2, from the moments alone.
+
+    Args:
+        A: Orthonormal basis (D, d).
+        s: Scale of the subspace.
+        pixel_gram: X X^T (D, D).
+        cross_gram: X Z^T (D, d).
+        latent_norm_sq: ||Z||_F^2.
+
+    Returns:
+        A number >= 0; 0 for a perfect lift.
+
+    Raises:
+        ValueError: If the pixels are all zero.
     """
     A = A.to(torch.float64)
     total = _norm_sq(pixel_gram.trace(), "||X||^2")
@@ -148,18 +217,22 @@ def residual_ratio(
 
 @dataclass(frozen=True, eq=False)
 class Subspace:
-    """A (D, r) with orthonormal columns, the scale s, and what they are valid for.
+    """A basis with its scale, its packing order, its color space and its origin.
 
-    `layout` is the packing order of the patches, `space` the colour space, `provenance` anything JSON that
-    says where the basis comes from (method, images, versions). Construction raises ValueError unless all of
-    it is sound.
+    Raises:
+        ValueError: On construction, if a value is invalid or the columns of A are not orthonormal.
     """
 
     A: torch.Tensor
+    """Basis (D, r), with orthonormal columns."""
     s: float
+    """Scale, above 0 (Eq. 12)."""
     layout: str
+    """Packing order of the patches, one of `asymflow.patches.LAYOUTS`."""
     space: Space
+    """Color space of the pixels."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Origin of the basis as JSON values: method, images, versions."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "s", float(self.s))
@@ -183,27 +256,37 @@ class Subspace:
 
     @property
     def patch_dim(self) -> int:
+        """Number of values per patch, D."""
         return self.A.shape[0]
 
     @property
     def patch_size(self) -> int:
-        """Side of a square patch of three colours with patch_dim values."""
+        """Side in pixels of a square patch of three color channels with `patch_dim` values."""
         return round((self.patch_dim / 3) ** 0.5)
 
     @property
     def oklab(self) -> OklabSpace:
-        """The colour space where only Oklab will do. ValueError for another."""
+        """Color space, where it must be Oklab.
+
+        Raises:
+            ValueError: For another color space.
+        """
         if not isinstance(self.space, OklabSpace):
             raise ValueError("the basis was made for sRGB; this model's pixels are in Oklab")
         return self.space
 
     @property
     def rank(self) -> int:
+        """Number of columns of A, r."""
         return self.A.shape[1]
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write safetensors (A and s in float32; layout, space and provenance as metadata), whole or not at
-        all.
+        """Write the subspace to a safetensors file, atomically.
+
+        A and s are float32; layout, color space and provenance are the file's metadata.
+
+        Args:
+            path: File to write; its folder is created.
         """
         from safetensors.torch import save_file
 
@@ -229,7 +312,17 @@ class Subspace:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Subspace":
-        """Read and check a file written by `save`. ValueError says what is wrong and how to get one."""
+        """Read a file written by `save` and check it.
+
+        Args:
+            path: File to read.
+
+        Returns:
+            The subspace.
+
+        Raises:
+            ValueError: If the file is missing, unreadable or not a valid subspace.
+        """
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
@@ -254,7 +347,7 @@ class Subspace:
             space = json.loads(metadata["space"])
             name = space.get("name")
             if name not in _SPACES.values():
-                raise ValueError(f"the colour space is {name!r}; allowed: {', '.join(_SPACES.values())}")
+                raise ValueError(f"the color space is {name!r}; allowed: {', '.join(_SPACES.values())}")
             return cls(
                 A=tensors["A"],
                 s=tensors["s"].item(),

@@ -1,11 +1,15 @@
-"""safetensors files of which the same content is the same bytes."""
+"""Reproducible safetensors files: equal content gives equal bytes."""
 
 import json
 from pathlib import Path
 
 
 def sort_metadata(path: Path) -> None:
-    """Put a file's metadata in order, in place: the library writes them in any."""
+    """Sort the metadata of a safetensors file in place; the library writes it in arbitrary order.
+
+    Args:
+        path: The file.
+    """
     with open(path, "r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))

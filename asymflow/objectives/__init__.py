@@ -1,4 +1,4 @@
-"""The training losses as modules: a batch's tensors in, the loss and its terms by image out."""
+"""Training losses as modules: from the tensors of a batch to the loss and its terms per image."""
 
 from asymflow.objectives.finetune import FinetuneObjective
 from asymflow.objectives.pretrain import PretrainObjective

@@ -1,4 +1,4 @@
-"""The loss of the finetune (Eqs. 7, 18-22): student, teacher, variance reduction, perceptual term."""
+"""Loss of the finetune (Eqs. 7, 18-22): student, teacher, variance reduction, perceptual term."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -14,30 +14,30 @@ from asymflow.patches import patchify
 
 Kind = Literal["variance_reduced", "flow_matching"]
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""Two batches of images (B, 3, H, W) in [-1, 1] to a distance per pixel, (B, 1, H, W)"""
+"""Maps two batches of images (B, 3, H, W) in [-1, 1] to a distance per pixel, (B, 1, H, W)"""
 Terms = dict[str, Tensor]
-"""(B,), detached"""
+"""Terms of the loss per image, (B,), detached"""
 
 
 class FinetuneObjective(nn.Module):
-    """The finetune's loss of a model, which is its only registered part.
+    """Loss of the finetune of a model. The model is the only registered submodule.
 
     Args:
-        model: the student, which holds its teacher. A LatentFlux2 is trained on latents, with the projection of the
-            pixels' noise: all models see the same noise.
+        model: The student, which contains its teacher. A LatentFlux2 is trained on latents, with noise projected from
+            the pixels' noise: all models are trained with the same noise.
         kind: `variance_reduced` (Eq. 22; for a PixelFlux2), or `flow_matching` (Eq. 2).
-        perceptual: the distance of Eq. 20, such as `lpips.LPIPS(net="vgg", spatial=True)`; None: no perceptual term.
-            A module is moved to the images' device, and is not a part of this one: casting, sharding and checkpoints
-            leave it alone.
+        perceptual: The distance of Eq. 20, such as `lpips.LPIPS(net="vgg", spatial=True)`; None: no perceptual term.
+            A module is moved to the images' device. It is not registered: casting, sharding and checkpoints leave it
+            unchanged.
         perceptual_weight: omega_P of Eq. 22.
-        kappa: fading of Eq. 21; None: none.
-        sigma_floor: floor of sigma in the weight 1 / sigma^2.
+        kappa: Fading strength of Eq. 21; None: no fading.
+        sigma_floor: Lower bound of sigma in the weight 1 / sigma^2.
         granularity: `patch` for one lambda per patch (the paper), `patch_channel` for one per patch and color channel
             (the released code).
-        loss_scale: factor of the whole loss.
+        loss_scale: Factor of the whole loss.
 
     Raises:
-        ValueError: `variance_reduced` for a model that predicts neither pixels nor from a lifted teacher.
+        ValueError: If the kind is `variance_reduced` and the model is a LatentFlux2, which has no lifted teacher.
     """
 
     def __init__(
@@ -69,20 +69,20 @@ class FinetuneObjective(nn.Module):
         text_mask: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> tuple[Tensor, Terms]:
-        """Evaluate the loss of one batch.
+        """Compute the loss of one batch.
 
         Args:
-            images: (B, 3, H, W) sRGB in [-1, 1].
-            noise: (B, 3, H, W), standard normal.
-            sigma: (B,) noise levels.
-            z_0: (B, N, d) latent tokens of the images, row by row; read by the teacher and by a latent model.
-            text: (B, T, E) embeddings of the captions.
-            text_mask: (B, T), True for tokens that are seen; None: all are.
-            weight: (B,) factors of the images' losses; None: ones.
+            images: sRGB images (B, 3, H, W) in [-1, 1].
+            noise: Standard normal noise (B, 3, H, W).
+            sigma: Noise levels (B,).
+            z_0: Latent tokens (B, N, d) of the images, row by row, for the teacher or a latent model.
+            text: Embeddings of the captions (B, T, E).
+            text_mask: True for valid tokens (B, T); None: all are valid.
+            weight: Factors of the images' losses (B,); None: ones.
 
         Returns:
-            (loss, terms): the mean of weight times loss, a number to call `backward` on; and by image the unweighted
-            `loss` and, with variance reduction, `variance_reduced`, `lambda`, `omega`, `perceptual`.
+            (loss, terms): the mean of weight times loss, a scalar to call `backward` on; and the unweighted terms per
+            image: `loss` and, with variance reduction, `variance_reduced`, `lambda`, `omega`, `perceptual`.
         """
         if isinstance(self.model, LatentFlux2):
             loss, terms = self._latent(images, noise, sigma, z_0, text, text_mask)

@@ -1,4 +1,4 @@
-"""The loss of training from scratch: flow matching (Eq. 2) of the recovered velocity, and REPA (Sec. 6.1)."""
+"""Loss of training from scratch: flow matching (Eq. 2) of the recovered velocity, and REPA (Sec. 6.1)."""
 
 from torch import Tensor, nn
 
@@ -10,14 +10,14 @@ from asymflow.patches import patchify
 
 
 class PretrainObjective(nn.Module):
-    """The loss of a class-conditional pixel model, which is its only registered part.
+    """Loss of a class-conditional pixel model. The model is the only registered submodule.
 
     Args:
-        model: with a projector (`add_projector`) where there is an encoder.
-        sigma_floor: floor of sigma where it divides the error outside the subspace.
-        encoder: the frozen encoder of REPA; None: no alignment. It is moved to the images' device, and is not a part of
-            this module: casting, sharding and checkpoints leave it alone.
-        repa_weight: factor of the alignment.
+        model: The model, with a projector (`add_projector`) if there is an encoder.
+        sigma_floor: Lower bound of sigma where it divides the error outside the subspace.
+        encoder: Frozen encoder of REPA; None: no alignment. It is moved to the images' device. It is not registered:
+            casting, sharding and checkpoints leave it unchanged.
+        repa_weight: Factor of the alignment loss.
     """
 
     def __init__(
@@ -34,18 +34,18 @@ class PretrainObjective(nn.Module):
     def forward(
         self, images: Tensor, noise: Tensor, sigma: Tensor, labels: Tensor, weight: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Evaluate the loss of one batch.
+        """Compute the loss of one batch.
 
         Args:
-            images: (B, 3, H, W) sRGB in [-1, 1].
-            noise: (B, 3, H, W), standard normal.
-            sigma: (B,) noise levels.
-            labels: (B,) classes; their number stands for none.
-            weight: (B,) factors of the images' losses; None: ones.
+            images: sRGB images (B, 3, H, W) in [-1, 1].
+            noise: Standard normal noise (B, 3, H, W).
+            sigma: Noise levels (B,).
+            labels: Classes (B,); the number of classes stands for no class.
+            weight: Factors of the images' losses (B,); None: ones.
 
         Returns:
-            (loss, terms): the mean of weight times loss, a number to call `backward` on; and by image, detached, the
-            unweighted `loss`, `flow_matching`, and `repa` where there is an encoder.
+            (loss, terms): the mean of weight times loss, a scalar to call `backward` on; and the unweighted terms per
+            image, detached: `loss`, `flow_matching`, and `repa` if there is an encoder.
         """
         model, size = self.model, self.model.patch_size
         x_0 = patchify(model.subspace.space.encode(images), size, LAYOUT)
