@@ -19,7 +19,7 @@ GRACE_SECONDS = 20.0
 """Given to what a job still has to do once it is asked to end; then its process ends all the same"""
 _AGAIN = "the same command goes on from what is complete"
 _SIGTERM, _SIGINT, _SIGPIPE = (128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE))
-_asked_to_end = threading.Event()
+_asked_to_end, _swallowed = threading.Event(), threading.Event()
 
 
 @contextmanager
@@ -93,18 +93,32 @@ def _raising_on_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _on_sigterm)
+    before, before_unraisable = signal.signal(signal.SIGTERM, _on_sigterm), sys.unraisablehook
+
+    def on_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+        """Raise again what a destructor was interrupted by, from where Python lets nothing out."""
+        if unraisable.exc_type is KeyboardInterrupt and _asked_to_end.is_set():
+            _swallowed.set()  # and not at once, which would be inside the destructor still
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        else:
+            before_unraisable(unraisable)
+
+    sys.unraisablehook = on_unraisable
     try:
         yield
     finally:
+        sys.unraisablehook = before_unraisable
         signal.signal(signal.SIGTERM, before)
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    if _asked_to_end.is_set():
+    if _swallowed.is_set():
+        _swallowed.clear()
+    elif _asked_to_end.is_set():
         return  # it is ending
-    _asked_to_end.set()
-    _limit_the_end(_SIGTERM)
+    else:
+        _asked_to_end.set()
+        _limit_the_end(_SIGTERM)
     raise KeyboardInterrupt
 
 

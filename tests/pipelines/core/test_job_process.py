@@ -82,6 +82,24 @@ def test_sigterm_while_ray_starts(capfd):
     assert status == 143 and told.startswith("error: ended by SIGTERM; ")
 
 
+def test_sigterm_in_a_destructor(capfd):
+    """Python lets no exception out of one, and would only print it."""
+
+    class Ends:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+
+    def work():
+        ends = Ends()
+        del ends
+        time.sleep(30)
+
+    started = time.monotonic()
+    told = "error: ended by SIGTERM; the same command goes on from what is complete\n"
+    assert end_of(work, capfd) == (143, told) and time.monotonic() - started < 10
+
+
 def test_ctrl_c_is_one_line_and_130(capfd):
     status, told = end_of(lambda: kill_self(signal.SIGINT), capfd)
     assert status == 130 and told.startswith("error: ended by SIGINT; ") and told.count("\n") == 1
