@@ -133,12 +133,25 @@ class RankSweepSettings(Settings):
         return self
 
 
+class TimeToQualitySettings(Settings):
+    step: ClassVar[str] = "time_to_quality"
+    run: RunSettings = RunSettings()
+    finetuned: dict[str, Uri] = Field(min_length=1)
+    """{label: artifact of the finetune step}; `checkpoints.keep_every` keeps what is evaluated"""
+    evaluate: Annotated[dict[str, Any], Holds(EvaluateSettings)]
+    """Settings of the evaluations, but for `run`, `adapter` and `models`; `base` is by default the finetune's"""
+    metrics: list[str] = Field(
+        ["sliced_wasserstein", "sliced_wasserstein_high_pass", "spectrum", "imagenet_frechet"], min_length=1
+    )
+    """Distances of the suite"""
+
+
 SETTINGS: dict[str, type[Settings]] = {
     settings.step: settings
     for settings in (
         CurateSettings, CaptionSettings, ColorStatsSettings, BasisSettings, EncodeSettings, FinetuneSettings,
         PretrainSettings, SampleSettings, EvaluateSettings, WorkflowSettings, SweepSettings, RankSweepSettings,
-        DemoPageSettings, DemoDataSettings, ToyBaseSettings, ToyEncoderSettings,
+        TimeToQualitySettings, DemoPageSettings, DemoDataSettings, ToyBaseSettings, ToyEncoderSettings,
     )
 }  # fmt: skip
 """By step: of every job that reads a configuration file"""

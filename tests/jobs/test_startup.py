@@ -31,6 +31,7 @@ BAD = {
     "make_demo_data": ["photos=few"],
     "make_toy_base": ["steps.flow=0"],
     "make_toy_encoder": ["stepz=3"],
+    "time_to_quality": ["finetuned={}"],
 }
 SCRIPT = """
 import contextlib, io, json, runpy, sys
