@@ -2,7 +2,7 @@
 
 from pipelines.core.cli import print_plan, print_result, read_settings
 from pipelines.core.job_process import job_process
-from pipelines.experiments.config import WorkflowSettings
+from pipelines.experiments.config import WorkflowSettings, fill_all
 
 NOTE = "A section's settings: python jobs/SECTION.py --help"
 
@@ -10,12 +10,11 @@ NOTE = "A section's settings: python jobs/SECTION.py --help"
 def main() -> None:
     with job_process():
         settings, dry = read_settings(WorkflowSettings, __doc__, note=NOTE)
-        from pipelines.experiments.workflow import fill_all, run_workflow, table
-
         if dry:
             fill_all(settings)
             return print_plan(settings)
         from pipelines.core.tracking import how_to_look
+        from pipelines.experiments.workflow import run_workflow, table
 
         run_id, outcomes = run_workflow(settings)
         last = outcomes["evaluate"].artifact

@@ -2,6 +2,7 @@
 
 import os
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -112,6 +113,8 @@ class StepSettings(Settings):
 
     step: ClassVar[str]
     """Its name, which a configuration file says"""
+    inputs: ClassVar[Mapping[str, str]] = {}
+    """{setting that holds an artifact's URI: the step that makes it}"""
     run: RunSettings = RunSettings()
 
 

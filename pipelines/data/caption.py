@@ -250,7 +250,7 @@ STEP = Step(
     "caption",
     CaptionSettings,
     build,
-    inputs={"curated": "curate"},
+    inputs=CaptionSettings.inputs,
     check=check,
     contents=("model",),
     decides=lambda settings, inputs: {"resources.precision": settings.resources.precision},

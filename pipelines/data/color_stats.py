@@ -86,4 +86,4 @@ def load_space(artifact: Artifact) -> OklabSpace:
     return OklabSpace(tuple(stats["mean"]), stats["std"])
 
 
-STEP = Step("color_stats", ColorStatsSettings, build, inputs={"curated": "curate"})
+STEP = Step("color_stats", ColorStatsSettings, build, inputs=ColorStatsSettings.inputs)

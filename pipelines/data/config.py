@@ -25,6 +25,7 @@ class CaptionWorkers(ModelWorkers):
 
 class CaptionSettings(StepSettings):
     step: ClassVar[str] = "caption"
+    inputs = {"curated": "curate"}
     curated: Uri
     """Artifact of the curate step"""
     model: Uri
@@ -42,6 +43,7 @@ class CaptionSettings(StepSettings):
 
 class ColorStatsSettings(StepSettings):
     step: ClassVar[str] = "color_stats"
+    inputs = {"curated": "curate"}
     curated: Uri
     """Artifact of the curate step"""
     resources: Workers = Workers()
@@ -56,6 +58,7 @@ class EncodeResources(Settings):
 
 class EncodeSettings(StepSettings):
     step: ClassVar[str] = "encode"
+    inputs = {"curated": "curate", "captions": "caption"}
     curated: Uri
     """Artifact of the curate step"""
     captions: OptionalUri = ""

@@ -197,7 +197,7 @@ STEP = Step(
     "encode",
     EncodeSettings,
     build,
-    inputs={"curated": "curate", "captions": "caption"},
+    inputs=EncodeSettings.inputs,
     check=check,
     check_inputs=check_inputs,
     contents=("base",),

@@ -52,6 +52,7 @@ class Resources(ModelWorkers):
 
 class EvaluateSettings(StepSettings):
     step: ClassVar[str] = "evaluate"
+    inputs = {"curated": "curate", "basis": "basis", "finetuned": "finetune", "pretrained": "pretrain"}
     suite: SuiteName = "demo"
     """What is measured; classes and imagenet50k are of class-conditional models"""
     base: OptionalUri = ""

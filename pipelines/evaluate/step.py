@@ -41,7 +41,6 @@ from pipelines.evaluate.show import TABLE, group_of, report, table_of
 from pipelines.evaluate.subject import Subject, read_subject
 from pipelines.sample.step import check_model
 
-INPUTS = {"curated": "curate", "basis": "basis", "finetuned": "finetune", "pretrained": "pretrain"}
 _SOURCES = ("adapter", "finetuned", "pretrained", "registered", "pictures")
 
 
@@ -235,7 +234,7 @@ STEP = Step(
     "evaluate",
     EvaluateSettings,
     build,
-    inputs=INPUTS,
+    inputs=EvaluateSettings.inputs,
     check=check,
     check_inputs=check_inputs,
     contents=("base", "adapter", "pictures", "prompts.file", "reference.source"),

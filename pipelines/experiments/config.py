@@ -1,10 +1,11 @@
 """Settings of what runs many steps: the workflow, sweeps, and the rank sweep. They hold those of the steps."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from pipelines.core.config import RunSettings, Settings, Uri
+from pipelines.core.config import RunSettings, Settings, StepSettings, Uri, validate
 from pipelines.core.yaml_values import Holds
 from pipelines.data.basis.config import BasisSettings
 from pipelines.data.config import CaptionSettings, ColorStatsSettings, EncodeSettings
@@ -155,3 +156,28 @@ SETTINGS: dict[str, type[Settings]] = {
     )
 }  # fmt: skip
 """By step: of every job that reads a configuration file"""
+WORKFLOW = ("curate", "caption", "color_stats", "basis", "encode", "finetune", "evaluate")
+"""The workflow's steps, in their order"""
+
+
+def sections_of(settings: WorkflowSettings) -> list[str]:
+    """Return the steps that have a section, in their order."""
+    return [step for step in WORKFLOW if getattr(settings, step) is not None]
+
+
+def fill_section(step: str, settings: WorkflowSettings, made: Mapping[str, str]) -> Any:
+    """Return a step's settings, with the artifacts {step: URI} made so far as inputs. Raises ConfigError."""
+    model = SETTINGS[step]
+    inputs = model.inputs if issubclass(model, StepSettings) else {}
+    filled = {"run": settings.run.model_dump(), **{name: made[by] for name, by in inputs.items() if by in made}}
+    if "base" in model.model_fields:
+        filled["base"] = settings.base
+    return validate(model, {**getattr(settings, step), **filled}, step)
+
+
+def fill_all(settings: WorkflowSettings) -> dict[str, Any]:
+    """Return every section, validated, its inputs not made yet. Raises ConfigError."""
+    filled: dict[str, Any] = {}
+    for step in sections_of(settings):
+        filled[step] = fill_section(step, settings, dict.fromkeys(filled, "not made yet"))
+    return filled

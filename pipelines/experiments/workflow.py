@@ -7,7 +7,7 @@ import hashlib
 from typing import Any
 
 from pipelines.core import storage
-from pipelines.core.config import ConfigError, validate
+from pipelines.core.config import ConfigError
 from pipelines.core.preflight import check_places, check_work
 from pipelines.core.step import Outcome, Step, run_step
 from pipelines.core.text_table import aligned
@@ -16,7 +16,7 @@ from pipelines.data import caption, color_stats, encode
 from pipelines.data.basis import step as basis
 from pipelines.data.curate import step as curate
 from pipelines.evaluate import step as evaluate
-from pipelines.experiments.config import WorkflowSettings
+from pipelines.experiments.config import WorkflowSettings, fill_all, fill_section, sections_of
 from pipelines.train.finetune import step as finetune
 
 STEPS: dict[str, Step] = {
@@ -29,24 +29,7 @@ STEPS: dict[str, Step] = {
 
 def step_settings(step: Step, settings: WorkflowSettings, made: dict[str, str]) -> Any:
     """A step's settings, with the artifacts made so far as inputs. Raises ConfigError."""
-    section = getattr(settings, step.name)
-    filled = {"run": settings.run.model_dump(), **{field: made[by] for field, by in step.inputs.items() if by in made}}
-    if "base" in step.settings.model_fields:
-        filled["base"] = settings.base
-    return validate(step.settings, {**section, **filled}, step.name)
-
-
-def steps_of(settings: WorkflowSettings) -> list[Step]:
-    """Those that have a section."""
-    return [step for step in STEPS.values() if getattr(settings, step.name) is not None]
-
-
-def fill_all(settings: WorkflowSettings) -> dict[str, Any]:
-    """Every section, validated, its inputs not made yet. Raises ConfigError."""
-    filled: dict[str, Any] = {}
-    for step in steps_of(settings):
-        filled[step.name] = step_settings(step, settings, dict.fromkeys(filled, "not made yet"))
-    return filled
+    return fill_section(step.name, settings, made)
 
 
 def check_all(settings: WorkflowSettings) -> None:
@@ -68,7 +51,7 @@ def run_workflow(settings: WorkflowSettings) -> tuple[str, dict[str, Outcome]]:
     outcomes: dict[str, Outcome] = {}
     with open_run_of(folder, "workflow", settings.run, settings.name) as tracker:
         tracker.log_params(settings.model_dump(mode="json"))
-        for step in steps_of(settings):
+        for step in (STEPS[name] for name in sections_of(settings)):
             made = {name: outcome.artifact.uri for name, outcome in outcomes.items()}
             filled = step_settings(step, settings, made)
             outcomes[step.name] = outcome = run_step(step, filled, tracker.run_id)

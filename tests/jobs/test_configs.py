@@ -9,7 +9,7 @@ from asymflow.adapters import SamplingDefaults
 from pipelines.core.artifacts import settings_of
 from pipelines.core.config import ConfigError, load_config
 from pipelines.core.config_files import MOVED
-from pipelines.experiments.config import SETTINGS, RankSweepSettings, SweepSettings, WorkflowSettings
+from pipelines.experiments.config import SETTINGS, WORKFLOW, RankSweepSettings, SweepSettings, WorkflowSettings
 from pipelines.experiments.rank_sweep import evaluation_of, training_of, variants_of
 from pipelines.experiments.sweep import grid_of, point_settings
 from pipelines.experiments.workflow import STEPS, fill_all
@@ -98,7 +98,8 @@ def test_a_step_and_its_settings_have_one_name():
     jobs = {path.stem for path in (ROOT.parent).glob("*.py")}
     assert {path.parent.name for path in CONFIGS} <= set(SETTINGS) < jobs
     for name, step in STEPS.items():
-        assert SETTINGS[name] is step.settings and name == step.name
+        assert SETTINGS[name] is step.settings and name == step.name and step.inputs == step.settings.inputs
+    assert tuple(STEPS) == WORKFLOW
 
 
 def test_an_old_name_tells_the_new_place():

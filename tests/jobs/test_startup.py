@@ -72,6 +72,12 @@ def test_a_bad_setting_loads_nothing_heavy(tmp_path):
         assert not set(HEAVY) & set(loaded), job
 
 
+def test_the_plan_of_a_workflow_loads_nothing_heavy():
+    calls = [["workflow", [f"jobs/configs/workflow/{name}.yaml", "--dry-run"]] for name in ("demo", "klein_9b")]
+    for _, status, _, err, loaded in run_jobs(calls):
+        assert status is None and err == "" and not set(HEAVY) & set(loaded)
+
+
 def test_the_plan_of_a_finetune_loads_nothing_heavy():
     """What it would take is counted from shapes: no model is built."""
     call = ["finetune", ["jobs/configs/finetune/toy_klein.yaml", "--dry-run"]]

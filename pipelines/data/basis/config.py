@@ -12,6 +12,7 @@ from pipelines.core.workers import ModelWorkers
 
 class BasisSettings(StepSettings):
     step: ClassVar[str] = "basis"
+    inputs = {"curated": "curate", "color_stats": "color_stats", "encoded": "encode"}
     curated: Uri
     """Artifact of the curate step"""
     color_stats: OptionalUri = ""

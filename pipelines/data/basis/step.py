@@ -28,8 +28,6 @@ from pipelines.data.datasets import cut_into_pieces
 from pipelines.data.embeddings import are_latents_stored
 from pipelines.viz.figures import basis_tiles, convergence_figure, spectrum_figure
 
-INPUTS = {"curated": "curate", "color_stats": "color_stats", "encoded": "encode"}
-
 
 def check(settings: BasisSettings) -> None:
     if settings.space == "released" and settings.color_stats:
@@ -174,7 +172,7 @@ STEP = Step(
     "basis",
     BasisSettings,
     build,
-    INPUTS,
+    BasisSettings.inputs,
     check=check,
     check_inputs=check_inputs,
     contents=("base",),

@@ -125,6 +125,7 @@ class Export(Settings):
 
 class FinetuneSettings(train.TrainSettings):
     step: ClassVar[str] = "finetune"
+    inputs = {"curated": "curate", "encoded": "encode", "basis": "basis"}
     curated: Uri
     """Artifact of the curate step: the pictures"""
     encoded: Uri

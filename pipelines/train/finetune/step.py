@@ -27,8 +27,6 @@ from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.perceptual import check_perceptual
 from pipelines.train.metrics_log import AVERAGE, RECORD, Record
 
-INPUTS = {"curated": "curate", "encoded": "encode", "basis": "basis"}
-
 
 def check(settings: FinetuneSettings) -> None:
     from pipelines.train.finetune.export import check_export  # MLflow: in the driver alone, as in `build`
@@ -152,7 +150,7 @@ STEP = Step(
     "finetune",
     FinetuneSettings,
     build,
-    inputs=INPUTS,
+    inputs=FinetuneSettings.inputs,
     check=check,
     check_inputs=check_inputs,
     contents=("base",),

@@ -108,6 +108,7 @@ class Resources(train.Resources):
 
 class PretrainSettings(train.TrainSettings):
     step: ClassVar[str] = "pretrain"
+    inputs = {"curated": "curate", "basis": "basis"}
     curated: Uri
     """Artifact of the curate step, with labels"""
     basis: OptionalUri = ""

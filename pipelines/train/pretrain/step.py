@@ -20,8 +20,6 @@ from pipelines.train.metrics_log import RECORD, Record
 from pipelines.train.pretrain.config import PretrainSettings
 from pipelines.train.pretrain.model import SUBSPACE, SUMMARY, make_subspace
 
-INPUTS = {"curated": "curate", "basis": "basis"}
-
 
 def check(settings: PretrainSettings) -> None:
     if settings.repa:
@@ -110,7 +108,7 @@ STEP = Step(
     "pretrain",
     PretrainSettings,
     build,
-    inputs=INPUTS,
+    inputs=PretrainSettings.inputs,
     check=check,
     check_inputs=check_inputs,
     contents=("repa.encoder",),
