@@ -1,7 +1,7 @@
-"""What the finetuned models share: the transformer's call, its trained parts, precision, and the frozen teacher.
+"""Base class of the finetuned models: the transformer's call, its trained parts, precision, and the frozen teacher.
 
-Nothing of diffusers' forward is repeated here. The student and its frozen teacher share one copy of the base
-weights: the teacher is the same transformer with its LoRA switched off and its three original modules in place.
+The forward pass is diffusers' own. The student and its frozen teacher share one copy of the base weights: the teacher
+is the same transformer with its LoRA switched off and its three original modules in place.
 """
 
 import copy
@@ -23,30 +23,64 @@ from asymflow.schedule import calibrate
 from asymflow.subspace import Subspace
 
 TRAINED_MODULES = ("x_embedder", "norm_out", "proj_out")
-# Blocks are compiled anew for the student and the teacher, and as pictures and texts of other sizes turn up. Past
-# torch's own limit of 8 they would run uncompiled, with no more than a warning.
+# Blocks are recompiled for the student, the teacher, and each new size of image and text. Beyond torch's own limit
+# of 8 they would run uncompiled, with only a warning.
 RECOMPILE_LIMIT = 64
 
 
 def pack_latents(latents: Tensor, side: int = 2) -> Tensor:
-    """(B, C, H, W) latents -> (B, HW/side^2, side^2 C) tokens: square cells, channel first, as FLUX.2 packs 2x2."""
+    """Pack latents into tokens: square cells, channel first, as FLUX.2 packs 2x2.
+
+    Args:
+        latents: Latents (B, C, H, W).
+        side: Side of a cell; it divides H and W.
+
+    Returns:
+        Tokens (B, H W / side^2, side^2 C), row by row.
+    """
     return F.pixel_unshuffle(latents, side).flatten(2).mT
 
 
 def unpack_latents(tokens: Tensor, grid: tuple[int, int], side: int = 2) -> Tensor:
-    """(B, hw, side^2 C) tokens on a grid (h, w) -> (B, C, side h, side w) latents."""
+    """Unpack tokens into latents, the inverse of `pack_latents`.
+
+    Args:
+        tokens: Tokens (B, h w, side^2 C).
+        grid: Rows and columns of tokens, (h, w).
+        side: Side of a cell.
+
+    Returns:
+        Latents (B, C, side h, side w).
+    """
     return F.pixel_shuffle(tokens.mT.unflatten(2, grid), side)
 
 
 def image_positions(grid: tuple[int, int], device: torch.device | str | None = None, time: int = 0) -> Tensor:
-    """(hw, 4) positions (time, row, column, 0) of the tokens on a grid (h, w), row by row."""
+    """Return the positions (time, row, column, 0) of the tokens on a grid.
+
+    Args:
+        grid: Rows and columns of tokens, (h, w).
+        device: Device of the result.
+        time: First coordinate of all tokens; it separates reference images.
+
+    Returns:
+        Positions (h w, 4), int64, row by row.
+    """
     rows, columns = (torch.arange(side, device=device) for side in grid)
     one = torch.arange(1, device=device)
     return torch.cartesian_prod(one + time, rows, columns, one)
 
 
 def text_positions(tokens: int, device: torch.device | str | None = None) -> Tensor:
-    """(T, 4) positions (0, 0, 0, place) of a text's tokens."""
+    """Return the positions (0, 0, 0, index) of text tokens.
+
+    Args:
+        tokens: Number of tokens, T.
+        device: Device of the result.
+
+    Returns:
+        Positions (T, 4), int64.
+    """
     one = torch.arange(1, device=device)
     return torch.cartesian_prod(one, one, one, torch.arange(tokens, device=device))
 
@@ -59,10 +93,22 @@ def run_transformer(
     grid: tuple[int, int],
     text_mask: Tensor | None = None,
 ) -> Tensor:
-    """One evaluation on image tokens (B, N, C) of a grid (h, w) at noise level sigma (B,) -> (B, N, C').
+    """Evaluate a FLUX.2 transformer once.
 
-    `encoder_hidden_states` is (B, T, E). `text_mask` (B, T), True for real tokens, makes padding invisible: each
-    row of a batch then equals the same row alone without padding.
+    Args:
+        transformer: The transformer.
+        tokens: Image tokens (B, N, C).
+        sigma: Noise levels (B,) in [0, 1].
+        encoder_hidden_states: Text embeddings (B, T, E).
+        grid: Rows and columns of image tokens, (h, w) with h w = N.
+        text_mask: True for valid text tokens (B, T); None: all are valid. Masked tokens are ignored, so each row of a
+            batch equals the same row alone without padding.
+
+    Returns:
+        Output tokens (B, N, C').
+
+    Raises:
+        ValueError: If the tokens do not fill the grid.
     """
     height, width = grid
     if height * width != tokens.shape[1]:
@@ -83,13 +129,17 @@ def run_transformer(
 
 
 class AdaptedFlux2(nn.Module):
-    """A latent FLUX.2 with a frozen base, of which three modules (`TRAINED_MODULES`) and LoRA are trained.
+    """Latent FLUX.2 with a frozen base, of which three modules (`TRAINED_MODULES`) and LoRA are trained.
 
-    The transformer is taken over and changed. Its own three modules are kept, frozen, in `latent_modules`: with
-    them it is the latent model again (`teacher_view`). A subclass puts trained ones in their place.
+    A subclass replaces the three modules by trained ones. The original ones are kept, frozen, in `latent_modules`, and
+    put back by `teacher_view`.
+
+    Args:
+        transformer: The latent transformer. The model keeps and changes it.
+        subspace: Subspace of the latent tokens, whose rank is the width of a token.
 
     Raises:
-        ValueError: the subspace's rank is not the transformer's token width, or its patches are not square.
+        ValueError: If the rank is not the width of the transformer's tokens, or the patches are not square.
     """
 
     A: Tensor
@@ -104,16 +154,16 @@ class AdaptedFlux2(nn.Module):
             )
         self.patch_size = subspace.patch_size
         if 3 * self.patch_size**2 != patch_dim:
-            raise ValueError(f"a patch of {patch_dim} values is no square of three colours")
+            raise ValueError(f"a patch of {patch_dim} values is not a square of three color channels")
         self.transformer = transformer.requires_grad_(False)
         self.latent_modules = nn.ModuleDict({name: getattr(transformer, name) for name in TRAINED_MODULES})
         self.subspace = subspace
         self.s = float(subspace.s)
         self.register_buffer("A", subspace.A.float().clone(), persistent=False)
-        self._train_instead(norm_out=copy.deepcopy(transformer.norm_out))
+        self._replace_trained(norm_out=copy.deepcopy(transformer.norm_out))
 
-    def _train_instead(self, **modules: nn.Module) -> None:
-        """Put trained modules in the place of the transformer's."""
+    def _replace_trained(self, **modules: nn.Module) -> None:
+        """Replace modules of the transformer by trained ones."""
         for name, module in modules.items():
             setattr(self.transformer, name, module.requires_grad_(True))
             self._keep_masters(module)
@@ -125,11 +175,17 @@ class AdaptedFlux2(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the frozen base, in which the network computes."""
+        """Type of the frozen base, in which the network computes."""
         return self.transformer.context_embedder.weight.dtype
 
     def add_lora(self, rank: int = 256, alpha: int | None = None, dropout: float = 0.05) -> None:
-        """Add LoRA to exactly the modules of appendix B.2, through peft. B starts at zero: nothing changes yet."""
+        """Add LoRA to exactly the modules of App. B.2, through peft. B is zero at first, so the output does not change.
+
+        Args:
+            rank: Rank of each adapter.
+            alpha: Numerator of the scale alpha / rank; None: the rank.
+            dropout: Dropout of the adapters' inputs.
+        """
         config = LoraConfig(
             r=rank,
             lora_alpha=rank if alpha is None else alpha,
@@ -141,30 +197,37 @@ class AdaptedFlux2(nn.Module):
         for name in TRAINED_MODULES:  # peft freezes all but the adapters
             getattr(self.transformer, name).requires_grad_(True)
         for layer in self._lora_layers():
-            layer.cast_input_dtype_enabled = False  # the masters take the input's type, not the other way round
+            layer.cast_input_dtype_enabled = False  # master weights take the input's type, not the reverse
             self._keep_masters(layer.lora_A)
             self._keep_masters(layer.lora_B)
-        self.train(self.training)  # new layers come in training mode, with their dropout on
+        self.train(self.training)  # new layers are in training mode, with dropout
 
     def set_precision(self, dtype: torch.dtype) -> None:
-        """Compute in `dtype`: the frozen base is cast to it; what is trained stays in float32 (see `masters`).
+        """Cast the frozen base to the type of the computation; trained parameters stay in float32 (mixed precision).
 
-        Call it after `add_lora` and before an optimizer is made. With float32 nothing changes.
+        Call it after `add_lora` and before an optimizer is made.
+
+        Args:
+            dtype: Type of the computation; float32 changes nothing.
         """
         master = torch.promote_types(dtype, torch.float32)
         for parameter in self.parameters():
             parameter.data = parameter.data.to(master if parameter.requires_grad else dtype)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Keep only what enters each block, and compute the rest anew in the backward pass, with the same dropout."""
+        """Store only the input of each block; recompute the rest in the backward pass, with the same dropout."""
         self.transformer.enable_gradient_checkpointing()
 
     def compile_blocks(self, **options: Any) -> None:
-        """Compile each repeated block in place, at its first use; `options` are those of torch.compile."""
+        """Compile each repeated block in place, at its first use.
+
+        Args:
+            **options: Options of torch.compile.
+        """
         self.transformer.compile_repeated_blocks(**{"recompile_limit": RECOMPILE_LIMIT, **options})
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that training changes, by name."""
+        """Return the trained parameters by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
@@ -177,11 +240,23 @@ class AdaptedFlux2(nn.Module):
         grid: tuple[int, int] | None = None,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """The frozen model's x_0_low_hat tokens (B, N, D) from the paired noisy low-rank sample (Eq. 51).
+        """Return the frozen model's x_0_low_hat from the paired noisy low-rank sample (Eq. 51), without gradient.
 
-        It is evaluated in latent space: z_tau = (1 - tau) z_0 + tau A^T noise is A^T(k x_t^L) exactly.
-        z_0 is (B, N, d) tokens, or (B, C, H, W) latents to be packed. Tokens need their `grid` (h, w) unless it
-        is square. noise_tokens is (B, N, D), sigma (B,).
+        It is evaluated in latent space: z_tau = (1 - tau) z_0 + tau A^T noise equals A^T (k x_t^L) exactly.
+
+        Args:
+            z_0: Latent tokens (B, N, d), or latents (B, C, H, W), which are packed.
+            noise_tokens: Noise of the pixels as tokens (B, N, D).
+            sigma: Pixel noise levels (B,).
+            encoder_hidden_states: Text embeddings (B, T, E).
+            grid: Rows and columns of tokens, (h, w); None: a square.
+            text_mask: True for valid text tokens (B, T); None: all are valid.
+
+        Returns:
+            x_0_low_hat tokens (B, N, D), float32.
+
+        Raises:
+            ValueError: If the tokens do not fill the grid.
         """
         if z_0.ndim == 4:
             side = math.isqrt(self.A.shape[1] // z_0.shape[1])
@@ -197,7 +272,11 @@ class AdaptedFlux2(nn.Module):
 
     @contextmanager
     def teacher_view(self) -> Iterator[Flux2Transformer2DModel]:
-        """Inside, `self.transformer` is the latent model again: adapters off, the three original modules in place."""
+        """Make `self.transformer` the latent model inside a `with`: LoRA off, the three original modules in place.
+
+        Yields:
+            The transformer.
+        """
         student_modules = {name: getattr(self.transformer, name) for name in TRAINED_MODULES}
         self._set_adapters(False)
         for name, module in self.latent_modules.items():
@@ -223,7 +302,7 @@ class AdaptedFlux2(nn.Module):
         return images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        # A rounded to bf16 is no longer orthonormal (off by 7e-4): moving the model may not change its type
+        # A rounded to bfloat16 is not orthonormal (off by 7e-4): moving the model must not change its type
         A = self.A
         super()._apply(fn, recurse)
         self.A = A.to(self.A.device)
@@ -231,8 +310,18 @@ class AdaptedFlux2(nn.Module):
 
 
 def square_grid(tokens: Tensor) -> tuple[int, int]:
-    """The grid (h, w) that tokens (B, N, C) fill when they are a square; ValueError when they are none."""
+    """Return the grid of tokens that fill a square.
+
+    Args:
+        tokens: Tokens (B, N, C).
+
+    Returns:
+        Rows and columns, (h, w).
+
+    Raises:
+        ValueError: If N is not a square number.
+    """
     side = round(tokens.shape[1] ** 0.5)
     if side * side != tokens.shape[1]:
-        raise ValueError(f"{tokens.shape[1]} tokens are no square: say which `grid` (h, w) they fill")
+        raise ValueError(f"{tokens.shape[1]} tokens do not fill a square: give their `grid` (h, w)")
     return side, side

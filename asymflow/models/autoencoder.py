@@ -1,4 +1,4 @@
-"""Pictures to the latent tokens of FLUX.2 and back, whitened by the autoencoder's batch-norm statistics."""
+"""Images to the latent tokens of FLUX.2 and back, whitened by the autoencoder's batch-norm statistics."""
 
 import torch
 from diffusers import AutoencoderKLFlux2
@@ -14,7 +14,15 @@ def _whitening(autoencoder: AutoencoderKLFlux2) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def encode_images(autoencoder: AutoencoderKLFlux2, images: Tensor) -> Tensor:
-    """(B, 3, H, W) sRGB in [-1, 1] -> (B, N, d) latent tokens z_0 (the posterior's mode)."""
+    """Encode images to latent tokens: the mode of the posterior, whitened.
+
+    Args:
+        autoencoder: FLUX.2's autoencoder.
+        images: sRGB images (B, 3, H, W) in [-1, 1].
+
+    Returns:
+        z_0 tokens (B, N, d), row by row.
+    """
     mean, std = _whitening(autoencoder)
     tokens = pack_latents(autoencoder.encode(images).latent_dist.mode(), autoencoder.config.patch_size[0])
     return (tokens - mean) / std
@@ -22,7 +30,16 @@ def encode_images(autoencoder: AutoencoderKLFlux2, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_latents(autoencoder: AutoencoderKLFlux2, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, hw, d) latent tokens on a grid (h, w) -> (B, 3, H, W) sRGB in [-1, 1]."""
+    """Decode latent tokens to images.
+
+    Args:
+        autoencoder: FLUX.2's autoencoder.
+        tokens: Latent tokens (B, h w, d).
+        grid: Rows and columns of tokens, (h, w).
+
+    Returns:
+        sRGB images (B, 3, H, W) in [-1, 1].
+    """
     mean, std = _whitening(autoencoder)
     latents = unpack_latents(tokens * std + mean, grid, autoencoder.config.patch_size[0])
     return autoencoder.decode(latents).sample.clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""Pictures to captions by a vision-language model: what every captioner does, and Qwen2.5-VL in transformers."""
+"""Captions of images by a vision-language model: the interface, and Qwen2.5-VL in transformers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,51 +10,89 @@ from torch import Tensor
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 MIN_PIXELS = 56 * 56
-"""Smaller pictures are enlarged to this many pixels, as Qwen2.5-VL was trained"""
+"""Smaller images are enlarged to this number of pixels, as in Qwen2.5-VL's training"""
 PIXELS_A_TOKEN = 28 * 28
-"""Of a picture, for the language model"""
+"""Pixels of an image per token of the language model"""
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What the model wrote about one picture."""
+    """Caption of one image."""
 
     text: str
+    """The caption"""
     tokens: int
-    """Written, without the one that ends"""
+    """Number of generated tokens, without the end token"""
     finished: bool
-    """Ended by itself, and not at the limit of tokens"""
+    """Whether the model ended the caption, rather than the limit of tokens"""
 
 
 class Captioner(Protocol):
-    """Anything that describes RGB pictures, of any sizes; one caption a picture, in their order."""
+    """Interface of the captioners."""
 
-    def caption(self, images: Sequence[Image.Image]) -> list[Caption]: ...
+    def caption(self, images: Sequence[Image.Image]) -> list[Caption]:
+        """Return one caption per image, in order.
+
+        Args:
+            images: RGB images of any sizes.
+
+        Returns:
+            The captions.
+        """
+        ...
 
 
 def load_processor(folder: str) -> Any:
-    """The tokenizer and picture processor of a local Qwen2.5-VL folder."""
+    """Load the tokenizer and image processor of a local Qwen2.5-VL folder.
+
+    Args:
+        folder: The model's folder.
+
+    Returns:
+        The processor; its tokenizer pads on the left, so that generated tokens follow the prompt in every row.
+    """
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     processor.tokenizer.padding_side = "left"  # so that what is written follows the prompt in every row
     return processor
 
 
 def chat_prompt(processor: Any, question: str) -> str:
-    """One picture and a question about it in the model's chat template, up to where the answer starts."""
+    """Return the prompt for one image and a question about it, in the model's chat template.
+
+    Args:
+        processor: Result of `load_processor`.
+        question: The question.
+
+    Returns:
+        The prompt, up to where the answer starts.
+    """
     content = [{"type": "image"}, {"type": "text", "text": question}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
 def picture_size(max_pixels: int) -> dict[str, int]:
-    """Bounds of the pixels of a picture, in the words of Qwen2.5-VL's picture processor."""
+    """Return the bounds on an image's number of pixels, as Qwen2.5-VL's image processor names them.
+
+    Args:
+        max_pixels: Larger images are shrunk to this number of pixels.
+
+    Returns:
+        Settings of the image processor.
+    """
     return {"shortest_edge": MIN_PIXELS, "longest_edge": max_pixels}
 
 
 class QwenCaptioner:
-    """Qwen2.5-VL from a local folder of safetensors, in bf16 on a GPU and float32 on a CPU.
+    """Qwen2.5-VL from a local folder of safetensors, in bfloat16 on a GPU and float32 on a CPU.
 
-    It always takes the likeliest token, so that a rerun writes the same; only the model's own repetition penalty
-    remains of its sampling. A picture of more than `max_pixels` is made smaller for the vision tower.
+    Decoding is greedy, so that a rerun gives the same captions; the model's own repetition penalty applies.
+
+    Args:
+        folder: The model's folder.
+        question: Question about each image.
+        max_new_tokens: Limit of generated tokens per caption.
+        max_pixels: Larger images are shrunk to this number of pixels.
+        device: Device of the model.
     """
 
     def __init__(self, folder: str, question: str, max_new_tokens: int, max_pixels: int, device: str = "cpu"):
@@ -71,11 +109,19 @@ class QwenCaptioner:
         )
 
     def caption(self, images: Sequence[Image.Image]) -> list[Caption]:
-        return [self._read(written) for written in self._write(images)]
+        """Return one caption per image, in order.
+
+        Args:
+            images: RGB images of any sizes.
+
+        Returns:
+            The captions.
+        """
+        return [self._read(tokens) for tokens in self._generate(images)]
 
     @torch.inference_mode()
-    def _write(self, images: Sequence[Image.Image]) -> Tensor:
-        """Token IDs (B, T) that follow the prompt; behind the one that ends a caption stands padding."""
+    def _generate(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return the token IDs (B, T) that follow the prompt; padding follows the end token of a caption."""
         inputs = self.processor(
             text=[self.prompt] * len(images),
             images=list(images),
@@ -86,7 +132,7 @@ class QwenCaptioner:
         return self.model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
 
     def _read(self, written: Tensor) -> Caption:
-        """Token IDs (T) -> the caption, up to the token that ends it."""
+        """Return the caption of token IDs (T,), up to the end token."""
         ends = torch.as_tensor(self.model.generation_config.eos_token_id, device=written.device)
         ended = torch.isin(written, ends).nonzero()
         tokens = int(ended[0]) if len(ended) else len(written)

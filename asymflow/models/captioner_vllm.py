@@ -1,4 +1,4 @@
-"""Qwen2.5-VL in vLLM, which batches by itself: many times the captions an hour on a GPU, the same prompt and bounds."""
+"""Qwen2.5-VL in vLLM, which batches requests continuously: many times the throughput, the same prompt and limits."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,17 @@ from asymflow.models.captioner import PIXELS_A_TOKEN, Caption, chat_prompt, load
 
 
 class VllmCaptioner:
-    """A Captioner on whole GPUs of one node, from a local folder of safetensors, in bf16.
+    """Captioner on whole GPUs of one node, from a local folder of safetensors, in bfloat16.
 
-    It always takes the likeliest token, as QwenCaptioner does, under the model's own repetition penalty. vLLM puts
-    together what it computes at once as requests come and go, so the last digits of a rerun may differ.
+    Decoding is greedy under the model's own repetition penalty, as in QwenCaptioner. vLLM's batches depend on timing,
+    so the last digits of a rerun may differ.
+
+    Args:
+        folder: The model's folder.
+        question: Question about each image.
+        max_new_tokens: Limit of generated tokens per caption.
+        max_pixels: Larger images are shrunk to this number of pixels.
+        gpus: Number of GPUs that share the model.
     """
 
     def __init__(self, folder: str, question: str, max_new_tokens: int, max_pixels: int, gpus: int = 1):
@@ -35,15 +42,25 @@ class VllmCaptioner:
         self.sampling = SamplingParams(temperature=0.0, repetition_penalty=penalty, max_tokens=max_new_tokens)
 
     def caption(self, images: Sequence[Image.Image]) -> list[Caption]:
-        """RuntimeError where the engine gave a picture up."""
+        """Return one caption per image, in order.
+
+        Args:
+            images: RGB images of any sizes.
+
+        Returns:
+            The captions.
+
+        Raises:
+            RuntimeError: If the engine aborts a caption.
+        """
         prompts = [{"prompt": self.prompt, "multi_modal_data": {"image": image}} for image in images]
         answers = self.engine.generate(prompts, self.sampling, use_tqdm=False)
         return [_read(answer.outputs[0]) for answer in answers]
 
 
 def _read(output: Any) -> Caption:
-    """A vllm.CompletionOutput; its token IDs hold the one that ended it, its text does not."""
+    """Return the caption of a vllm.CompletionOutput, whose token IDs include the end token and whose text does not."""
     if output.finish_reason not in ("stop", "length"):
-        raise RuntimeError(f"vLLM gave a caption up: {output.finish_reason}")
+        raise RuntimeError(f"vLLM aborted a caption: finish_reason is {output.finish_reason!r}")
     finished = output.finish_reason == "stop"
     return Caption(output.text, len(output.token_ids) - finished, finished)

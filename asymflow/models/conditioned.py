@@ -1,4 +1,4 @@
-"""The pixel transformer as a velocity of pictures, under texts and reference pictures."""
+"""Velocity of images by the pixel transformer, conditioned on prompts and reference images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from asymflow.models.text import MAX_TOKENS, encode_captions, pad_embeddings
 from asymflow.patches import patchify, unpatchify
 
 MAX_REFERENCE_PIXELS = 1024 * 1024
-_REFERENCE_TIME = 10  # reference i is at time 10 (i + 1), the noisy picture at 0, as in FLUX.2
+_REFERENCE_TIME = 10  # reference i is at time 10 (i + 1), the noisy image at 0, as in FLUX.2
 
 
 def encode_prompts(
@@ -25,16 +25,38 @@ def encode_prompts(
     device: torch.device | str | None = None,
     max_tokens: int = MAX_TOKENS,
 ) -> list[Tensor]:
-    """Return one embedding (T_i, E) per prompt on `device`; see `encode_captions`."""
+    """Return one embedding per prompt; see `encode_captions`.
+
+    Args:
+        text_encoder: A Qwen3ForCausalLM.
+        tokenizer: Its tokenizer.
+        prompts: The prompts.
+        padding: One of `asymflow.models.text.PADDINGS`.
+        device: Device of the embeddings; None: the encoder's.
+        max_tokens: Longer prompts are cut.
+
+    Returns:
+        Embeddings (T_i, E).
+
+    Raises:
+        ValueError: For another padding.
+    """
     device = device or text_encoder.device
     return [e.to(device) for e in encode_captions(text_encoder, tokenizer, prompts, max_tokens, padding)]
 
 
 class TextVelocity:
-    """velocity(x_t (B, 3, H, W) normalised Oklab, sigma (B,)) -> u, for one text embedding (T_i, E) a picture.
+    """Velocity for a sampler, from (x_t (B, 3, H, W) normalized Oklab, sigma (B,)) to u.
 
-    Texts of different lengths do not see their padding, so that a picture is the same in any batch. `references` are
-    clean pictures (3, H_i, W_i) that all look at. `branch` names the cache that the transformer may keep.
+    The padding of shorter prompts is masked, so an image is the same in any batch.
+
+    Args:
+        transformer: The pixel transformer.
+        size: Height and width of the images in pixels.
+        text: One embedding (T_i, E) per image.
+        references: Clean reference images (3, H_i, W_i) in normalized Oklab, shared by all images of the batch.
+        attention_kwargs: Further `joint_attention_kwargs` of the transformer.
+        branch: Name of the transformer's cache context.
     """
 
     def __init__(
@@ -65,6 +87,15 @@ class TextVelocity:
             self.attention_kwargs["attention_mask"] = torch.cat([mask, seen], dim=1)[:, None, None, :].to(device)
 
     def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """Return the velocity of images.
+
+        Args:
+            x_t: Noisy images (B, 3, H, W) in normalized Oklab.
+            sigma: Noise levels (B,).
+
+        Returns:
+            u (B, 3, H, W), float32.
+        """
         patch, references = self.transformer.config.patch_size, self.references
         with self.transformer.cache_context(self.branch):
             u = self.transformer(
@@ -81,9 +112,17 @@ class TextVelocity:
 
 
 def prepare_references(pictures: Image.Image | list[Image.Image] | None, patch_size: int) -> list[Tensor]:
-    """Each (1, 3, H, W) sRGB in [-1, 1], as FLUX.2 takes them: at most a megapixel, cut to multiples of the patch.
+    """Return reference images as FLUX.2 takes them: at most a megapixel, cropped to multiples of the patch.
 
-    Raises ValueError for what is no picture, or too small or too long a one.
+    Args:
+        pictures: One PIL image, a list, or None.
+        patch_size: Side of a patch in pixels.
+
+    Returns:
+        sRGB images (1, 3, H, W) in [-1, 1].
+
+    Raises:
+        ValueError: If one is not an image, too small, or too elongated.
     """
     processor = Flux2ImageProcessor(vae_scale_factor=patch_size)
     prepared = []

@@ -1,18 +1,19 @@
-"""The u-prediction pixel baseline with a DDT decoder head (Sec. 6.2, appendix B.2).
+"""u-prediction pixel baseline with a DDT decoder head (Sec. 6.2, App. B.2).
 
-The backbone is the latent transformer with A^T fused into its first layer, as in AsymFlow, which closes the input
-gap. Its last layer is gone: what its `norm_out` gives are features, one for each patch. The head, a short and wide
-transformer, sees the noisy pixels again and turns them into the full-rank velocity under these features.
+The backbone is the latent transformer with A^T fused into its first layer, as in AsymFlow, which closes the input gap.
+Its last layer is removed: the output of its `norm_out` is one feature per patch. The head, a short and wide
+transformer, maps the noisy pixels to the full-rank velocity, conditioned on these features.
 
-The paper gives the head's blocks (2), heads (32), their width (192) and A. What it leaves open is chosen here:
-- Blocks are FLUX.2's single-stream ones with their own MLP ratio of 3, over the image tokens alone: no text.
-- Each block, and the last norm, is modulated patch by patch from SiLU(W f), f the backbone's features. The time
-  comes with them: `norm_out` is modulated by it. The head has no time embedding of its own.
-- The head is given x_t as it is; only the backbone has to be given k x_t at tau (Eqs. 13-14).
+The paper gives the number of the head's blocks (2), its attention heads (32), their width (192), and A. The rest is
+chosen here:
+- Blocks are FLUX.2's single-stream blocks with their own MLP ratio of 3, over image tokens only, without text.
+- Each block, and the last norm, is modulated per patch by SiLU(W f), f the backbone's features. These depend on time
+  through `norm_out`; the head has no time embedding of its own.
+- The input of the head is x_t itself; only the backbone needs k x_t at tau (Eqs. 13-14).
 - Rotary positions are the backbone's, over four axes of a quarter of the head width.
-- Modulations and the last layer start at zero, the rest as torch has it: the first velocity is 0, and blocks start as
-  the identity. So the first step moves only the last layer, and the second also what modulates the last norm; the
-  features, and with them the backbone, have a gradient from the third on.
+- Modulations and the last layer start at zero, the rest at torch's defaults: the first velocity is 0, and blocks start
+  as the identity. The first optimizer step changes only the last layer, the second also the modulation of the last
+  norm; the features, and with them the backbone, have a gradient from the third on.
 """
 
 from typing import Any
@@ -32,7 +33,14 @@ from asymflow.subspace import Subspace
 
 
 class DdtBlock(nn.Module):
-    """A transformer block under conditions of its own for each token."""
+    """Transformer block with a condition per token.
+
+    Args:
+        heads: Number of attention heads.
+        head_width: Width of a head.
+        mlp_ratio: Width of the MLP over the width of the block.
+        eps: Epsilon of the norms.
+    """
 
     def __init__(self, heads: int, head_width: int, mlp_ratio: float, eps: float):
         super().__init__()
@@ -41,12 +49,35 @@ class DdtBlock(nn.Module):
         self.block = Flux2SingleTransformerBlock(width, heads, head_width, mlp_ratio, eps)
 
     def forward(self, x: Tensor, condition: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """x and condition (B, N, width) -> (B, N, width)."""
+        """Apply the block.
+
+        Args:
+            x: Tokens (B, N, width).
+            condition: Conditions (B, N, width).
+            rotary: Cosines and sines of the positions.
+
+        Returns:
+            Tokens (B, N, width).
+        """
         return self.block(x, None, self.modulation(condition), rotary)
 
 
 class DdtHead(nn.Module):
-    """Noisy tokens (B, N, D) and features (B, N, F) of the same patches -> velocity tokens (B, N, D)."""
+    """Decoder head from noisy tokens and features of the same patches to velocity tokens.
+
+    Args:
+        patch_dim: Width of a pixel token, D.
+        feature_dim: Width of a feature, F.
+        blocks: Number of blocks.
+        heads: Number of attention heads.
+        head_width: Width of a head, a multiple of 8.
+        mlp_ratio: Width of the MLP over the width of a block.
+        rope_theta: Base of the rotary embedding.
+        eps: Epsilon of the norms.
+
+    Raises:
+        ValueError: For another head width.
+    """
 
     def __init__(
         self,
@@ -73,7 +104,16 @@ class DdtHead(nn.Module):
         self.gradient_checkpointing = False
 
     def forward(self, tokens: Tensor, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The tokens fill a grid (h, w); all in one type, which is also the answer's."""
+        """Return the velocity tokens.
+
+        Args:
+            tokens: Noisy pixel tokens (B, N, D).
+            features: Features of the backbone (B, N, F), of the same dtype.
+            grid: Rows and columns of tokens, (h, w).
+
+        Returns:
+            u (B, N, D), of the same dtype.
+        """
         rotary = self.positions(image_positions(grid, tokens.device))
         x, condition = self.embed(tokens), F.silu(self.condition(features))
         for block in self.blocks:
@@ -86,7 +126,7 @@ class DdtHead(nn.Module):
 
 
 class DdtFlux2(AdaptedFlux2):
-    """The DDT baseline: normalised Oklab images in, velocity out, as PixelFlux2. Build one with `from_latent`.
+    """DDT baseline: normalized Oklab images in, velocity out, as PixelFlux2. Build one with `from_latent`.
 
     Trained are the head, the backbone's `x_embedder` and `norm_out`, and LoRA; the backbone has no `proj_out`.
     """
@@ -103,12 +143,23 @@ class DdtFlux2(AdaptedFlux2):
         head_width: int = 192,
         mlp_ratio: float = 3.0,
     ) -> "DdtFlux2":
-        """Fuse A^T into the latent transformer's `x_embedder` (Eq. 6) and put a new head on it.
+        """Fuse A^T into the latent transformer's `x_embedder` (Eq. 6) and add a new head.
 
-        The transformer is taken over and changed. The head's weights are drawn from torch's global generator.
+        The head's initial weights come from torch's global generator.
+
+        Args:
+            transformer: The latent transformer. The model keeps and changes it.
+            subspace: Subspace of the latent tokens.
+            blocks: Number of the head's blocks.
+            heads: Number of the head's attention heads.
+            head_width: Width of a head, a multiple of 8.
+            mlp_ratio: Width of the head's MLP over its width.
+
+        Returns:
+            The model.
 
         Raises:
-            ValueError: as `AdaptedFlux2` does, or the head width is no multiple of 8.
+            ValueError: As in `AdaptedFlux2`, or for another head width.
         """
         weight, config = transformer.x_embedder.weight, transformer.config
         with weight.device:
@@ -123,7 +174,7 @@ class DdtFlux2(AdaptedFlux2):
                 eps=config.eps,
             )
         model = cls(transformer, subspace)
-        model._train_instead(x_embedder=fused(weight, subspace.A, after=False), proj_out=nn.Identity())
+        model._replace_trained(x_embedder=fused(weight, subspace.A, after=False), proj_out=nn.Identity())
         model.head = head.requires_grad_(True)
         model._keep_masters(head)
         return model
@@ -131,10 +182,16 @@ class DdtFlux2(AdaptedFlux2):
     def forward(
         self, x_t: Tensor, sigma: Tensor, encoder_hidden_states: Tensor, text_mask: Tensor | None = None
     ) -> Tensor:
-        """x_t (B, 3, H, W) normalised Oklab at sigma (B,) -> velocity u of the same shape, float32.
+        """Return the velocity of images. The backbone's input is k x_t at tau (Eqs. 13-14); no recovery is needed.
 
-        The backbone is given k x_t at tau (Eqs. 13-14); there is nothing to recover. H and W are multiples of the
-        patch size.
+        Args:
+            x_t: Noisy images (B, 3, H, W) in normalized Oklab; H and W are multiples of the patch size.
+            sigma: Noise levels (B,).
+            encoder_hidden_states: Text embeddings (B, T, E).
+            text_mask: True for valid text tokens (B, T); None: all are valid.
+
+        Returns:
+            u (B, 3, H, W), float32.
         """
         tokens, grid = patchify(x_t.float(), self.patch_size, self.subspace.layout), self._grid(x_t)
         tau, k = calibrate(sigma.float(), self.s)
@@ -144,12 +201,16 @@ class DdtFlux2(AdaptedFlux2):
         return unpatchify(u.float(), height, width, self.patch_size, layout=self.subspace.layout)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Of the backbone's blocks and of the head's."""
+        """Checkpoint the blocks of the backbone and of the head."""
         super().enable_gradient_checkpointing()
         self.head.gradient_checkpointing = True
 
     def compile_blocks(self, **options: Any) -> None:
-        """The backbone's and the head's; `options` are those of torch.compile."""
+        """Compile the blocks of the backbone and of the head in place.
+
+        Args:
+            **options: Options of torch.compile.
+        """
         super().compile_blocks(**options)
         for block in self.head.blocks:
             block.compile(**{"recompile_limit": RECOMPILE_LIMIT, **options})

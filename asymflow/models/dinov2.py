@@ -11,9 +11,13 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as it
 
 
 class DinoFeatures(nn.Module):
-    """sRGB images (B, 3, H, W) in [-1, 1] to one feature a patch of the pixel model, (B, h w, C).
+    """Frozen DINOv2 with one feature per patch of the pixel model.
 
-    `folder` holds a Dinov2Model of transformers (facebook/dinov2-base for the paper). ValueError where it does not.
+    Args:
+        folder: Folder of a Dinov2Model of transformers (facebook/dinov2-base in the paper).
+
+    Raises:
+        ValueError: If the folder does not contain one.
     """
 
     def __init__(self, folder: str):
@@ -25,15 +29,34 @@ class DinoFeatures(nn.Module):
 
     @property
     def width(self) -> int:
+        """Width of a feature, C."""
         return self.model.config.hidden_size
 
     @torch.no_grad()
     def forward(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the features of images.
+
+        Args:
+            images: sRGB images (B, 3, H, W) in [-1, 1].
+            grid: Rows and columns of patches, (h, w).
+
+        Returns:
+            Features (B, h w, C).
+        """
         return tokens_of(self.model, images, grid)
 
 
 def tokens_of(model: Any, images: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A Dinov2Model's tokens (B, h w, C) of images (B, 3, H, W) in [-1, 1], one for each cell of the grid."""
+    """Return the patch tokens of a Dinov2Model, one per cell of a grid.
+
+    Args:
+        model: The model.
+        images: sRGB images (B, 3, H, W) in [-1, 1]; resized so that each cell becomes one patch of the model.
+        grid: Rows and columns of cells, (h, w).
+
+    Returns:
+        Tokens (B, h w, C).
+    """
     side = model.config.patch_size
     mean, std = images.new_tensor(_MEAN), images.new_tensor(_STD)
     resized = F.interpolate((images + 1) / 2, (side * grid[0], side * grid[1]), mode="bicubic", antialias=True)
@@ -43,7 +66,17 @@ def tokens_of(model: Any, images: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def check_dinov2(folder: str) -> str:
-    """The folder, if it holds a DINOv2. ValueError otherwise."""
+    """Check that a folder contains a DINOv2.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The same folder.
+
+    Raises:
+        ValueError: If it has no config.json.
+    """
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(
             f"there is no DINOv2 in {folder!r}: it needs config.json and model.safetensors, "

@@ -1,5 +1,7 @@
-"""A latent FLUX.2 lifted into pixel space: the same transformer, with other first and last layers (Sec. 5.1), and
-the same model finetuned in its own latent space, to compare with (Sec. 6.2)."""
+"""Latent FLUX.2 lifted into pixel space: the same transformer with other first and last layers (Sec. 5.1).
+
+Also the latent baseline, finetuned in its own latent space (Sec. 6.2).
+"""
 
 import copy
 
@@ -33,13 +35,15 @@ __all__ = [
 
 
 class PixelFlux2(AdaptedFlux2):
-    """G_theta with the recovery of the full-rank velocity: normalised Oklab images in, velocity out.
+    """Pixel model G_theta with the recovery of the full-rank velocity: normalized Oklab images in, velocity out.
 
-    Build one with `from_latent`. `student` means the pixel model, `teacher` the latent one it came from.
+    Build one with `from_latent`. The pixel model is the student, the latent model that it came from the teacher.
     """
 
     sigma_floor_sample = 1e-4
+    """Lower bound of sigma in the recovery, in evaluation mode"""
     sigma_floor_train = 1e-6
+    """Lower bound of sigma in the recovery, in training mode"""
 
     @classmethod
     def from_latent(
@@ -47,14 +51,22 @@ class PixelFlux2(AdaptedFlux2):
     ) -> "PixelFlux2":
         """Lift a latent transformer: fuse A^T into its `x_embedder` and A into its `proj_out` (Eq. 6).
 
-        The transformer is taken over and changed. Its base is frozen; the three trained modules are not.
+        The base is frozen; the three trained modules are not.
+
+        Args:
+            transformer: The latent transformer. The model keeps and changes it.
+            subspace: Subspace of the latent tokens.
+            sigma_floor_sample: Lower bound of sigma in the recovery, in evaluation mode.
+
+        Returns:
+            The model.
 
         Raises:
-            ValueError: the subspace's rank is not the transformer's token width, or its patches are not square.
+            ValueError: If the rank is not the width of the transformer's tokens, or the patches are not square.
         """
         model = cls(transformer, subspace)
         model.sigma_floor_sample = sigma_floor_sample
-        model._train_instead(
+        model._replace_trained(
             x_embedder=fused(transformer.x_embedder.weight, subspace.A, after=False),
             proj_out=fused(transformer.proj_out.weight, subspace.A, after=True),
         )
@@ -63,9 +75,16 @@ class PixelFlux2(AdaptedFlux2):
     def forward(
         self, x_t: Tensor, sigma: Tensor, encoder_hidden_states: Tensor, text_mask: Tensor | None = None
     ) -> Tensor:
-        """x_t (B, 3, H, W) normalised Oklab at sigma (B,) -> velocity u of the same shape (Eqs. 13-17).
+        """Return the velocity of images (Eqs. 13-17). The recovery runs in float32 whatever the network's type.
 
-        H and W are multiples of the patch size. The recovery runs in float32 whatever the network's type.
+        Args:
+            x_t: Noisy images (B, 3, H, W) in normalized Oklab; H and W are multiples of the patch size.
+            sigma: Noise levels (B,).
+            encoder_hidden_states: Text embeddings (B, T, E).
+            text_mask: True for valid text tokens (B, T); None: all are valid.
+
+        Returns:
+            u (B, 3, H, W), float32.
         """
         tokens = patchify(x_t.float(), self.patch_size, self.subspace.layout)
         sigma_floor = self.sigma_floor_train if self.training else self.sigma_floor_sample
@@ -79,17 +98,25 @@ class PixelFlux2(AdaptedFlux2):
 
 
 class LatentFlux2(AdaptedFlux2):
-    """The latent baseline of Sec. 6.2: the same parts trained, in latent space; the lift is only the teacher's."""
+    """Latent baseline of Sec. 6.2: the same parts trained, in latent space. Only its teacher uses the lift."""
 
     @classmethod
     def from_latent(cls, transformer: Flux2Transformer2DModel, subspace: Subspace) -> "LatentFlux2":
-        """The transformer with trained copies of its three modules: at first it answers exactly as before.
+        """Add trained copies of a transformer's three modules; at first the output does not change.
 
-        The transformer is taken over and changed. Raises ValueError as `AdaptedFlux2` does.
+        Args:
+            transformer: The latent transformer. The model keeps and changes it.
+            subspace: Subspace of the latent tokens.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: As in `AdaptedFlux2`.
         """
         model = cls(transformer, subspace)
         copies = {name: copy.deepcopy(getattr(transformer, name)) for name in ("x_embedder", "proj_out")}
-        model._train_instead(**copies)
+        model._replace_trained(**copies)
         return model
 
     def forward(
@@ -100,17 +127,36 @@ class LatentFlux2(AdaptedFlux2):
         text_mask: Tensor | None = None,
         grid: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Latent tokens z_t (B, N, d) at sigma (B,) -> their velocity u_z (B, N, d) in float32.
+        """Return the velocity of latent tokens. sigma is the latent model's own noise level, without calibration.
 
-        sigma is the latent model's own time: nothing is calibrated. `grid` (h, w) may be left out where it is square.
+        Args:
+            z_t: Noisy latent tokens (B, N, d).
+            sigma: Noise levels (B,).
+            encoder_hidden_states: Text embeddings (B, T, E).
+            text_mask: True for valid text tokens (B, T); None: all are valid.
+            grid: Rows and columns of tokens, (h, w); None: a square.
+
+        Returns:
+            u_z (B, N, d), float32.
+
+        Raises:
+            ValueError: If the tokens do not fill the grid.
         """
         return self._run(z_t, sigma.float(), encoder_hidden_states, grid or square_grid(z_t), text_mask).float()
 
 
 def fused(weight: Tensor, A: Tensor, after: bool) -> nn.Linear:
-    """The pixel layer of a latent one: W A^T before the blocks, A W after them (Eq. 6).
+    """Return the pixel layer of a latent layer: W A^T before the blocks, A W after them (Eq. 6).
 
-    Multiplied in float64 and kept in at least float32, whatever the type of W.
+    The product is computed in float64 and stored in at least float32.
+
+    Args:
+        weight: Weight W of the latent layer, (width, d) before the blocks, (d, width) after them.
+        A: Basis (D, d).
+        after: Whether the layer comes after the blocks.
+
+    Returns:
+        A layer without bias, from D values or to D values.
     """
     W, A = weight.double(), A.double().to(weight.device)
     product = A @ W if after else W @ A.mT

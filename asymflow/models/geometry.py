@@ -1,7 +1,7 @@
-"""The matrices of a FLUX.2 transformer, and what they cost: floating-point operations from shapes alone.
+"""Matrices of a FLUX.2 transformer and their cost in floating-point operations, from shapes alone.
 
-A multiplication and an addition are two operations (FLOPs). Counted are linear layers, 2 x inputs x outputs a token,
-and the two products of attention, 4 x width x tokens^2 in all; norms, rotations and activations are not, below 1 %.
+A multiplication and an addition are two operations (FLOPs). Counted are linear layers, 2 x inputs x outputs per token,
+and the two products of attention, 4 x width x tokens^2 in all; norms, rotations and activations (below 1 %) are not.
 """
 
 import re
@@ -33,26 +33,26 @@ KLEIN_9B: dict[str, Any] = {
 """Settings of Flux2Transformer2DModel for FLUX.2 klein Base 9B, as published"""
 
 DDT_MLP_RATIO = 3
-"""Of DdtFlux2's head, whatever the backbone's"""
+"""MLP ratio of DdtFlux2's head, whatever the backbone's"""
 
 Stream = Literal["image", "text", "both", "one"]
-"""What passes a layer: the picture's tokens, the text's, both, or one vector a picture (the conditions)"""
+"""Input of a layer: image tokens, text tokens, both, or one vector per image (the conditions)"""
 
 
 class Linear(NamedTuple):
-    """A linear layer by its name in the model."""
+    """Linear layer, by its name in the model."""
 
     name: str
     inputs: int
     outputs: int
     stream: Stream
     first: bool = False
-    """Nothing before it is trained, so that it passes no gradient on"""
+    """No trained layer comes before it, so it passes no gradient on"""
     trained: bool = False
 
 
 class Attention(NamedTuple):
-    """All heads of a block together."""
+    """Attention of a block, all heads together."""
 
     width: int
     stream: Stream
@@ -60,7 +60,7 @@ class Attention(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """What an evaluation for one picture goes through."""
+    """Layers that an evaluation of one image passes through."""
 
     linears: tuple[Linear, ...]
     attentions: tuple[Attention, ...]
@@ -70,21 +70,27 @@ class Network:
 
 
 class Flops(NamedTuple):
-    """Of one picture."""
+    """Floating-point operations per image."""
 
     forward: float
     backward: float
-    """Gradients of activations, all the way to the first trained layer, and of the trained matrices alone"""
+    """Gradients of activations, back to the first trained layer, and of the trained matrices"""
     recomputed: float
-    """What gradient checkpointing computes a second time: the blocks"""
+    """Operations that gradient checkpointing repeats: the blocks"""
 
 
 def network(config: Mapping[str, Any], patch_dim: int | None = None, lora_rank: int = 0, head: bool = False) -> Network:
-    """The matrices of a transformer with Flux2Transformer2DModel's settings `config`.
+    """Return the matrices of a transformer.
 
-    With `patch_dim` its tokens have so many values and its three modules are trained, as in PixelFlux2 (in LatentFlux2,
-    where `patch_dim` is its own width); without, it is the frozen latent model. `lora_rank` adds the adapters. With
-    `head` its last layer is gone: add `ddt_head`.
+    Args:
+        config: Settings of Flux2Transformer2DModel.
+        patch_dim: Width of a token; the three modules are trained, as in PixelFlux2 (in LatentFlux2, for the
+            transformer's own width). None: the frozen latent model.
+        lora_rank: Rank of the adapters; 0: no LoRA.
+        head: Whether a DDT head replaces the last layer: add `ddt_head`.
+
+    Returns:
+        The network.
     """
     width, mlp = _width(config), _mlp(config, _width(config))
     tokens = patch_dim or config["in_channels"]
@@ -116,7 +122,18 @@ def network(config: Mapping[str, Any], patch_dim: int | None = None, lora_rank: 
 
 
 def ddt_head(config: Mapping[str, Any], patch_dim: int, blocks: int, heads: int, head_width: int) -> Network:
-    """The decoder head of DdtFlux2, all of it trained."""
+    """Return the matrices of DdtFlux2's decoder head, all of them trained.
+
+    Args:
+        config: Settings of the backbone's Flux2Transformer2DModel.
+        patch_dim: Width of a pixel token, D.
+        blocks: Number of blocks.
+        heads: Number of attention heads.
+        head_width: Width of a head.
+
+    Returns:
+        The network.
+    """
     width = heads * head_width
     mlp = DDT_MLP_RATIO * width
 
@@ -133,10 +150,18 @@ def ddt_head(config: Mapping[str, Any], patch_dim: int, blocks: int, heads: int,
 
 
 def count_flops(network: Network, image_tokens: int, text_tokens: int) -> Flops:
-    """For one picture of so many tokens. Backward counts the student's; a frozen network that is only asked has none.
+    """Count the operations for one image.
 
-    The modulations are taken to be trained through, which needs LoRA on the time embedding or a trained `norm_out`;
-    what kernels of attention compute again inside their backward pass is not counted.
+    The modulations are assumed to pass a gradient, which needs LoRA on the time embedding or a trained `norm_out`. What
+    attention kernels recompute inside their backward pass is not counted.
+
+    Args:
+        network: The network. For a network that is not trained, ignore `backward` and `recomputed`.
+        image_tokens: Number of image tokens.
+        text_tokens: Number of text tokens.
+
+    Returns:
+        The operations.
     """
     tokens = {"image": image_tokens, "text": text_tokens, "both": image_tokens + text_tokens, "one": 1}
     products = [(layer, 2.0 * layer.inputs * layer.outputs * tokens[layer.stream]) for layer in network.linears]
@@ -149,7 +174,7 @@ def count_flops(network: Network, image_tokens: int, text_tokens: int) -> Flops:
 
 
 class BlockValues(NamedTuple):
-    """Values a token that a block keeps for its backward pass."""
+    """Values per token that a block stores for its backward pass."""
 
     double: float
     single: float
@@ -157,10 +182,19 @@ class BlockValues(NamedTuple):
 
 
 def values_kept(config: Mapping[str, Any], lora: bool, dropout: bool, head_width: int = 0) -> BlockValues:
-    """Read off diffusers 0.42's blocks as they run on a GPU, not compiled. `head_width` is the whole DDT head's.
+    """Return the values that blocks store for the backward pass: those of diffusers 0.42 on a GPU, not compiled.
 
-    Kept are what enters norms, SwiGLU and trained matrices, what a trained condition multiplies, and attention's
-    arguments and result. Half a value (one byte of bfloat16's two) for each entry of a dropout mask.
+    Stored are the inputs of norms, SwiGLU and trained matrices, the factors of trained conditions, and the arguments
+    and result of attention. Each entry of a dropout mask counts as half a value (one of bfloat16's two bytes).
+
+    Args:
+        config: Settings of Flux2Transformer2DModel.
+        lora: Whether there is LoRA.
+        dropout: Whether LoRA has dropout.
+        head_width: Width of the whole DDT head; 0: no head.
+
+    Returns:
+        The values per token.
     """
     width, mlp = _width(config), _mlp(config, _width(config))
     adapted = (width + mlp) * (1.5 if dropout else 1)  # what enters the adapters of a block

@@ -1,8 +1,8 @@
-"""JiT, the plain transformer over pixel patches for class-conditional pictures, and the AsymFlow model around it.
+"""JiT, the plain transformer over pixel patches for class-conditional images, and the AsymFlow model around it.
 
-The network is the one of "Back to basics: let denoising generative models denoise" (Li & He), reference [35] of the
-paper: bottleneck patch embedding, class tokens in context from a given block on, RMSNorm, SwiGLU, qk-norm, rotary
-embedding, dropout in the middle half, zero-initialised modulation and output. Tokens are packed channel last.
+The network is that of "Back to basics: let denoising generative models denoise" (Li & He), reference [35] of the paper:
+bottleneck patch embedding, class tokens in context from a given block on, RMSNorm, SwiGLU, qk-norm, rotary embedding,
+dropout in the middle half, zero-initialized modulation and output. Tokens are packed channel last.
 """
 
 import torch
@@ -21,6 +21,13 @@ LAYOUT = "channel_last"
 
 
 class Attention(nn.Module):
+    """Self-attention with qk-norm and rotary embedding.
+
+    Args:
+        config: Shapes of the network.
+        dropout: Dropout of the output.
+    """
+
     def __init__(self, config: JiTConfig, dropout: float):
         super().__init__()
         self.heads, self.float32 = config.heads, config.attention_float32
@@ -30,6 +37,15 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: Tokens (B, N, width).
+            rotation: Result of `rotations` for these tokens.
+
+        Returns:
+            Tokens (B, N, width).
+        """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = rotate(self.q_norm(q), rotation), rotate(self.k_norm(k), rotation)
         dtype = torch.promote_types(v.dtype, torch.float32) if self.float32 else v.dtype
@@ -39,6 +55,13 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
+    """Gated MLP, W_out (SiLU(W_gate x) * W_value x).
+
+    Args:
+        config: Shapes of the network.
+        dropout: Dropout of the hidden values.
+    """
+
     def __init__(self, config: JiTConfig, dropout: float):
         super().__init__()
         self.gate_and_value = nn.Linear(config.width, 2 * config.hidden)
@@ -46,12 +69,25 @@ class SwiGLU(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: Tokens (B, N, width).
+
+        Returns:
+            Tokens (B, N, width).
+        """
         gate, value = self.gate_and_value(x).chunk(2, dim=-1)
         return self.out(self.dropout(F.silu(gate) * value))
 
 
 class Modulation(nn.Module):
-    """`parts` vectors (B, 1, width) from the condition; zero at the start."""
+    """Modulation vectors of a condition (adaLN); zero at first.
+
+    Args:
+        width: Width of a vector.
+        parts: Number of vectors.
+    """
 
     def __init__(self, width: int, parts: int):
         super().__init__()
@@ -59,10 +95,25 @@ class Modulation(nn.Module):
         self.linear = nn.Linear(width, parts * width)
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """Return the modulation vectors.
+
+        Args:
+            condition: Conditions (B, width).
+
+        Returns:
+            `parts` vectors (B, 1, width).
+        """
         return self.linear(F.silu(condition))[:, None].chunk(self.parts, dim=-1)
 
 
 class Block(nn.Module):
+    """Transformer block with adaLN modulation.
+
+    Args:
+        config: Shapes of the network.
+        dropout: Dropout of attention and MLP.
+    """
+
     def __init__(self, config: JiTConfig, dropout: float):
         super().__init__()
         self.norm1, self.norm2 = (nn.RMSNorm(config.width, eps=1e-6) for _ in range(2))
@@ -71,12 +122,28 @@ class Block(nn.Module):
         self.modulation = Modulation(config.width, 6)
 
     def forward(self, x: Tensor, condition: Tensor, rotation: Tensor) -> Tensor:
+        """Apply the block.
+
+        Args:
+            x: Tokens (B, N, width).
+            condition: Conditions (B, width).
+            rotation: Result of `rotations` for these tokens.
+
+        Returns:
+            Tokens (B, N, width).
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
         x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, rotation)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 
 class Output(nn.Module):
+    """Last layer: modulated norm and projection to patches.
+
+    Args:
+        config: Shapes of the network.
+    """
+
     def __init__(self, config: JiTConfig):
         super().__init__()
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
@@ -84,14 +151,24 @@ class Output(nn.Module):
         self.linear = nn.Linear(config.width, config.patch_dim)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: Tokens (B, N, width).
+            condition: Conditions (B, width).
+
+        Returns:
+            Tokens (B, N, D).
+        """
         shift, scale = self.modulation(condition)
         return self.linear(self.norm(x) * (1 + scale) + shift)
 
 
 class JiT(nn.Module):
-    """tokens (B, N, D), data time t (B,) and labels (B,) -> tokens (B, N, D).
+    """Class-conditional transformer from pixel tokens to pixel tokens.
 
-    t = 1 - sigma, 0 for noise and 1 for data, as JiT counts it. The label `config.classes` stands for no class.
+    Args:
+        config: Shapes of the network.
     """
 
     def __init__(self, config: JiTConfig):
@@ -110,9 +187,9 @@ class JiT(nn.Module):
         )
         self.output = Output(config)
         self.checkpointing = False
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -130,14 +207,29 @@ class JiT(nn.Module):
 
     @torch.no_grad()
     def begin_with_basis(self, A: Tensor) -> None:
-        """Let the first r values of the bottleneck be the coordinates in A (D, r), as many of them as it has."""
+        """Set the first r values of the bottleneck to the coordinates in a basis, as many of them as it has.
+
+        Args:
+            A: Basis (D, r).
+        """
         rank = min(A.shape[1], self.config.bottleneck)
         self.to_bottleneck.weight[:rank] = A[:, :rank].T.to(self.to_bottleneck.weight)
 
     def forward(
         self, tokens: Tensor, t: Tensor, labels: Tensor, grid: tuple[int, int], features_after: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Also returns the image tokens (B, N, width) that leave the first `features_after` blocks, for REPA."""
+        """Apply the network.
+
+        Args:
+            tokens: Noisy pixel tokens (B, N, D).
+            t: Data times (B,), t = 1 - sigma: 0 for noise, 1 for data.
+            labels: Classes (B,); `config.classes` stands for no class.
+            grid: Rows and columns of tokens, (h, w).
+            features_after: Number of blocks whose output is returned as features (REPA); None: no features.
+
+        Returns:
+            Output tokens (B, N, D), and features (B, N, width) or None.
+        """
         config, features = self.config, None
         x = self.from_bottleneck(self.to_bottleneck(tokens))
         x = x + positions(config.width, grid, x.device).to(x.dtype)
@@ -148,8 +240,8 @@ class JiT(nn.Module):
         for i, block in enumerate(self.blocks):
             if config.context_tokens and i == config.context_from:
                 context = config.context_tokens
-                # not cast to the products' type: from here on all tokens are summed up in float32 under autocast, as in
-                # the published model
+                # not cast to the products' type: under autocast, tokens are summed in float32 from here on, as in the
+                # published model
                 x = torch.cat([label[:, None] + self.context_positions, x], dim=1)
                 still = rotation.new_tensor([1.0, 0.0])[:, None, None].expand(2, context, rotation.shape[-1])
                 rotation = torch.cat([still, rotation], dim=1)
@@ -163,10 +255,18 @@ class JiT(nn.Module):
 
 
 class PixelJiT(nn.Module):
-    """A class-conditional pixel model of rank r (Sec. 4): the network says u_A, the model u.
+    """Class-conditional pixel model of rank r (Sec. 4): the network predicts u_A, the model u.
 
-    Rank 0 predicts x_0 (up to sign, Eq. 31), which is JiT exactly; rank D predicts u. Images are (B, 3, H, W) in the
-    subspace's colour space. ValueError unless the subspace fits the network's patches and their packing.
+    Rank 0 predicts x_0 (up to sign, Eq. 31), which is JiT exactly; rank D predicts u. Images are in the subspace's
+    color space.
+
+    Args:
+        config: Shapes of the network.
+        subspace: Subspace of the patches, packed channel last, of scale 1.
+        sigma_floor_sample: Lower bound of sigma in the recovery, when sampling.
+
+    Raises:
+        ValueError: If the subspace does not fit the network's patches and their packing.
     """
 
     A: Tensor
@@ -187,34 +287,66 @@ class PixelJiT(nn.Module):
         self.products: torch.dtype | None = None
 
     def add_projector(self, block: int, features: int, width: int = 2048) -> None:
-        """For REPA: three layers from what leaves the first `block` blocks to `features` values."""
+        """Add the projector of REPA: three layers from the features of a block.
+
+        Args:
+            block: Number of blocks before the features.
+            features: Width of the encoder's features.
+            width: Width of the hidden layers.
+        """
         layers = nn.Linear(self.config.width, width), nn.Linear(width, width), nn.Linear(width, features)
         self.projector = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
         self.features_after = block
 
     def set_precision(self, dtype: torch.dtype) -> None:
-        """Of the network's products; weights stay as they are, and the recovery in float32."""
+        """Set the type of the network's products; weights and the recovery stay in float32.
+
+        Args:
+            dtype: Type of the products.
+        """
         self.products = None if dtype == torch.float32 else dtype
 
     @property
     def patch_size(self) -> int:
+        """Side of a patch in pixels."""
         return self.config.patch_size
 
     def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the trained parameters by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def predict(
         self, tokens: Tensor, sigma: Tensor, labels: Tensor, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor | None]:
-        """u_a_hat (B, N, D) at x_t tokens (B, N, D) on a grid (h, w); and the projected features, where there are."""
+        """Predict the asymmetric velocity.
+
+        Args:
+            tokens: Noisy pixel tokens (B, N, D).
+            sigma: Noise levels (B,).
+            labels: Classes (B,); `config.classes` stands for no class.
+            grid: Rows and columns of tokens, (h, w).
+
+        Returns:
+            u_a_hat (B, N, D), and the projected features (B, N, features), or None without a projector.
+        """
         with torch.autocast(tokens.device.type, self.products, enabled=self.products is not None):
             u_a_hat, features = self.network(tokens, 1 - sigma, labels, grid, self.features_after)
-        if self.projector is not None and features is not None:  # outside autocast: in its own type, float32
+        if self.projector is not None and features is not None:  # outside autocast: it computes in float32
             features = self.projector(features.to(next(self.projector.parameters()).dtype))
         return u_a_hat.to(tokens.dtype), features
 
     def forward(self, x_t: Tensor, sigma: Tensor, labels: Tensor, sigma_floor: float | None = None) -> Tensor:
-        """Velocity u (B, 3, H, W) at x_t (B, 3, H, W), sigma (B,), for sampling."""
+        """Return the velocity of images, for sampling (Eq. 5).
+
+        Args:
+            x_t: Noisy images (B, 3, H, W).
+            sigma: Noise levels (B,).
+            labels: Classes (B,); `config.classes` stands for no class.
+            sigma_floor: Lower bound of sigma in the recovery; None: `sigma_floor_sample`.
+
+        Returns:
+            u (B, 3, H, W).
+        """
         height, width = x_t.shape[-2:]
         tokens = patchify(x_t, self.patch_size, LAYOUT)
         u_a_hat, _ = self.predict(tokens, sigma, labels, (height // self.patch_size, width // self.patch_size))

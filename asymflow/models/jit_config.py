@@ -5,24 +5,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class JiTConfig:
-    """Shapes of a JiT. ValueError for those that do not fit."""
+    """Shapes of a JiT.
+
+    Raises:
+        ValueError: On construction, if the shapes do not fit.
+    """
 
     width: int
     depth: int
     heads: int
     bottleneck: int
-    """Values between a patch's and the width's"""
+    """Width between a patch's values and the network's width"""
     context_from: int
-    """First block (from 0) whose tokens have the class tokens before them"""
+    """First block (from 0) whose tokens include the class tokens"""
     context_tokens: int = 32
-    """Class tokens in context; 0: the class enters by the modulation alone"""
+    """Class tokens in context; 0: the class enters only by the modulation"""
     dropout: float = 0.0
-    """In the middle half of the blocks"""
+    """Dropout in the middle half of the blocks"""
     patch_size: int = 16
     classes: int = 1000
     mlp_ratio: float = 4.0
     attention_float32: bool = True
-    """Queries, keys and values in float32 at least, whatever the rest is computed in"""
+    """Compute attention in at least float32, whatever the type of the other products"""
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.head_width % 4:
@@ -32,15 +36,17 @@ class JiTConfig:
 
     @property
     def head_width(self) -> int:
+        """Width of an attention head."""
         return self.width // self.heads
 
     @property
     def patch_dim(self) -> int:
+        """Number of values per patch, D."""
         return 3 * self.patch_size**2
 
     @property
     def hidden(self) -> int:
-        """Values inside a block's SwiGLU."""
+        """Number of values inside a block's SwiGLU."""
         return int(self.mlp_ratio * self.width * 2 / 3)
 
 
@@ -50,4 +56,4 @@ SIZES = {
     "H": JiTConfig(width=1280, depth=32, heads=16, bottleneck=256, context_from=10, dropout=0.2),
     "G": JiTConfig(width=1664, depth=40, heads=16, bottleneck=256, context_from=10, dropout=0.2),
 }
-"""As published, for 16 x 16 patches"""
+"""Published sizes, for 16 x 16 patches"""

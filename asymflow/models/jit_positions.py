@@ -1,4 +1,4 @@
-"""How a JiT is told the time and the places of its tokens: waves, fixed positions, the turns of rotary embedding."""
+"""Encodings of time and position in a JiT: sinusoidal time, fixed 2D positions, rotary embedding."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,14 @@ _THETA = 10_000.0
 
 
 def wave(t: Tensor) -> Tensor:
-    """(B,) -> (B, 256): cosines, then sines, of the time at falling frequencies."""
+    """Return the sinusoidal embedding of the time: cosines, then sines, at falling frequencies.
+
+    Args:
+        t: Times (B,).
+
+    Returns:
+        Embeddings (B, 256).
+    """
     half = FREQUENCIES // 2
     frequencies = _THETA ** (-torch.arange(half, device=t.device, dtype=t.dtype) / half)
     angles = t[:, None] * frequencies
@@ -17,7 +24,16 @@ def wave(t: Tensor) -> Tensor:
 
 
 def positions(width: int, grid: tuple[int, int], device: torch.device) -> Tensor:
-    """(hw, width), float64: fixed sines and cosines, the first half of the column, the second of the row."""
+    """Return the fixed position embeddings: sines and cosines, the first half of the column, the second of the row.
+
+    Args:
+        width: Width of an embedding.
+        grid: Rows and columns of tokens, (h, w).
+        device: Device of the result.
+
+    Returns:
+        Embeddings (h w, width), float64.
+    """
     quarter = width // 4
     frequencies = _THETA ** (-torch.arange(quarter, device=device, dtype=torch.float64) / quarter)
     rows, columns = (torch.arange(side, device=device, dtype=torch.float64) for side in grid)
@@ -33,7 +49,16 @@ def positions(width: int, grid: tuple[int, int], device: torch.device) -> Tensor
 
 
 def rotations(head_width: int, grid: tuple[int, int], device: torch.device) -> Tensor:
-    """(2, hw, head_width / 2), float64: cosine and sine of each pair's angle, half of the pairs turn with the row."""
+    """Return the rotary embedding; half of the pairs rotate with the row, half with the column.
+
+    Args:
+        head_width: Width of an attention head.
+        grid: Rows and columns of tokens, (h, w).
+        device: Device of the result.
+
+    Returns:
+        Cosine and sine of each pair's angle (2, h w, head_width / 2), float64.
+    """
     pairs = head_width // 4
     frequencies = _THETA ** (-torch.arange(pairs, device=device, dtype=torch.float64) / pairs)
     rows, columns = (torch.arange(side, device=device, dtype=torch.float64)[:, None] * frequencies for side in grid)
@@ -43,7 +68,15 @@ def rotations(head_width: int, grid: tuple[int, int], device: torch.device) -> T
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn neighbouring pairs of (B, heads, N, head_width) by `rotations`."""
+    """Rotate neighboring pairs of values.
+
+    Args:
+        x: Queries or keys (B, heads, N, head_width).
+        rotation: Result of `rotations`.
+
+    Returns:
+        Rotated values, of the same shape and dtype.
+    """
     cos, sin = rotation
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x.dtype)

@@ -1,4 +1,4 @@
-"""What a latent token of FLUX.2 klein stands for, by its autoencoder's settings; read without torch."""
+"""Geometry of FLUX.2 klein's latent tokens, from its autoencoder's settings; importable without torch."""
 
 from collections.abc import Mapping
 from inspect import signature
@@ -13,9 +13,16 @@ _GEOMETRY = ("patch_size", "block_out_channels", "latent_channels")
 
 
 def token_geometry(config: Mapping[str, Any]) -> TokenGeometry:
-    """Return the geometry that an AutoencoderKLFlux2's settings give: its downsampling, times the packing of latents.
+    """Return the geometry of latent tokens: the autoencoder's downsampling times the packing of latents.
 
-    Settings that are left out have the class's defaults. Raises ValueError for packing that is not square.
+    Args:
+        config: Settings of an AutoencoderKLFlux2; missing ones have the class's defaults.
+
+    Returns:
+        The geometry.
+
+    Raises:
+        ValueError: If the packing is not square.
     """
     if any(name not in config for name in _GEOMETRY):
         from diffusers import AutoencoderKLFlux2  # saved pipelines leave nothing out
@@ -30,8 +37,18 @@ def token_geometry(config: Mapping[str, Any]) -> TokenGeometry:
 
 
 def read_token_geometry(folder: str | Path) -> TokenGeometry:
-    """Read the geometry of a pipeline folder. Raises ValueError without an autoencoder in it."""
+    """Read the geometry of a pipeline folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The geometry.
+
+    Raises:
+        ValueError: If the folder has no autoencoder, or its packing is not square.
+    """
     file = Path(folder) / "vae" / "config.json"
     if not file.is_file():
-        raise ValueError("it has no vae/config.json, which tells the size of its patches")
+        raise ValueError("it has no vae/config.json, which defines the size of its patches")
     return token_geometry(read_json_object(file))

@@ -1,6 +1,6 @@
-"""What the method asks of a latent model besides its transformer: an encoder of pictures and one of captions.
+"""Interface of a latent model besides its transformer: an image encoder and a text encoder.
 
-A family of models is a file like `klein.py` that defines FAMILY, and its name in MODULES.
+A family of models is a file such as `klein.py` that defines FAMILY, and its name in MODULES.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,51 +19,73 @@ MODULES = ("asymflow.models.klein",)
 
 
 class TokenGeometry(NamedTuple):
-    """What a latent token stands for."""
+    """Geometry of a latent token."""
 
     pixels_per_token: int
-    """Side of the square of pixels, which is the pixel model's patch size"""
+    """Side in pixels of the square that a token covers: the pixel model's patch size"""
     token_width: int
-    """d"""
+    """Width of a token, d"""
 
 
 class ImageEncoder(Protocol):
-    """Pictures to latent tokens and back. Inputs may lie on any device, outputs lie on the encoder's."""
+    """Encoder of images to latent tokens and back. Inputs may be on any device; outputs are on the encoder's."""
 
     token_width: int
-    """d"""
+    """Width of a token, d"""
     pixels_per_token: int
-    """Side of the square that a token stands for; H and W are multiples of it"""
+    """Side in pixels of the square that a token covers; H and W are multiples of it"""
 
     def encode(self, images: "Tensor") -> "Tensor":
-        """(B, 3, H, W) sRGB in [-1, 1] -> (B, N, d) tokens z_0, row by row of the grid."""
+        """Encode images.
+
+        Args:
+            images: sRGB images (B, 3, H, W) in [-1, 1].
+
+        Returns:
+            z_0 tokens (B, N, d), row by row.
+        """
 
     def decode(self, tokens: "Tensor", grid: tuple[int, int]) -> "Tensor":
-        """(B, hw, d) tokens on a grid (h, w) -> (B, 3, H, W) sRGB in [-1, 1], float32."""
+        """Decode latent tokens.
+
+        Args:
+            tokens: Latent tokens (B, h w, d).
+            grid: Rows and columns of tokens, (h, w).
+
+        Returns:
+            sRGB images (B, 3, H, W) in [-1, 1], float32.
+        """
 
 
 class TextEncoder(Protocol):
-    """Captions to embeddings. But for rounding, an embedding depends on no caption but its own."""
+    """Encoder of captions. Up to rounding, an embedding depends only on its own caption."""
 
     width: int
-    """E"""
+    """Width of an embedding, E"""
 
     def encode(self, captions: Sequence[str]) -> "list[Tensor]":
-        """Return one (T_i, E) embedding per caption, on the encoder's device, padded as it was loaded to."""
+        """Return one embedding per caption, padded as configured at loading.
+
+        Args:
+            captions: The captions.
+
+        Returns:
+            Embeddings (T_i, E), on the encoder's device.
+        """
 
 
 @dataclass(frozen=True)
 class LatentFamily:
-    """A family of latent models, each a diffusers pipeline folder."""
+    """Family of latent models, each a diffusers pipeline folder."""
 
     pipelines: tuple[str, ...]
     """Names of pipeline classes in the folders' model_index.json"""
     read_geometry: Callable[[str | Path], TokenGeometry]
-    """(folder): from its configuration files alone. Raises ValueError where they do not tell"""
+    """(folder): reads its configuration files only. Raises ValueError if they do not define the geometry"""
     image_parts: tuple[str, ...]
-    """Sub-folders that the image encoder needs"""
+    """Subfolders that the image encoder needs"""
     text_parts: tuple[str, ...]
-    """Sub-folders that the text encoder needs"""
+    """Subfolders that the text encoder needs"""
     load_image_encoder: "Callable[[str, str, torch.dtype], ImageEncoder]"
     """(folder, device, dtype)"""
     load_text_encoder: Callable[..., TextEncoder]
@@ -71,7 +93,17 @@ class LatentFamily:
 
 
 def family_of(folder: str | Path) -> LatentFamily:
-    """The family of a pipeline folder. Raises ValueError where there is no model_index.json, or one of no family."""
+    """Return the family of a pipeline folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The family.
+
+    Raises:
+        ValueError: If model_index.json is missing or names an unknown pipeline.
+    """
     families: list[LatentFamily] = [import_module(name).FAMILY for name in MODULES]
     known = {pipeline: family for family in families for pipeline in family.pipelines}
     index = Path(folder) / "model_index.json"

@@ -1,7 +1,7 @@
-"""The finished pixel model as one diffusers model: what a pipeline loads, saves, offloads, quantises and compiles.
+"""Finished pixel model as one diffusers model, which a pipeline loads, saves, offloads, quantizes and compiles.
 
-`asymflow.models.flux2.PixelFlux2` is the same model while it is trained, beside its teacher. This one has its adapter
-merged, the released names of everything, and works on tokens packed channel first.
+`asymflow.models.flux2.PixelFlux2` is the same model in training, beside its teacher. This one has its adapter merged,
+uses the released names of all weights, and takes tokens packed channel first.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.models.modeling_utils import ModelMixin as ModelMixin  # a pipeline's loader looks for it in this module
+from diffusers.models.modeling_utils import ModelMixin as ModelMixin  # diffusers' loader looks for it in this module
 from torch import Tensor
 
 from asymflow.models.flux2 import fused
@@ -22,16 +22,36 @@ TRAINED_WEIGHTS = ("x_embedder.weight", "norm_out.linear.weight", "proj_out.weig
 
 
 class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
-    """FLUX.2 between pixel tokens: patches of `patch_size`, `in_channels` colours, in a subspace of `base_rank`.
+    """FLUX.2 between pixel tokens, with the recovery of the full-rank velocity.
 
     The buffers `proj_buffer`, A (D, r), and `scale_buffer`, s, stay in float32 whatever the type of the rest: rounded
-    to bfloat16, A is no longer orthonormal. `sigma_min` is the `sigma_floor_sample` of the recovery. The colour space
-    (`oklab_mean`, `oklab_std`) and how the model wants to be sampled (`sampling`, the fields of
-    `asymflow.adapters.SamplingDefaults`) are part of the model; older files lack them.
+    to bfloat16, A is not orthonormal. The color space and the sampling defaults are part of the model; older files lack
+    them.
+
+    Args:
+        in_channels: Color channels of a patch.
+        patch_size: Side of a patch in pixels.
+        base_rank: Rank of the subspace, r.
+        num_layers: As in Flux2Transformer2DModel, like the following ones.
+        num_single_layers: Number of single-stream blocks.
+        attention_head_dim: Width of an attention head.
+        num_attention_heads: Number of attention heads.
+        joint_attention_dim: Width of a text embedding, E.
+        timestep_guidance_channels: Width of the sinusoidal time embedding.
+        mlp_ratio: Width of the MLP over the width of a block.
+        axes_dims_rope: Widths of the four axes of the rotary embedding.
+        rope_theta: Base of the rotary embedding.
+        eps: Epsilon of the norms.
+        guidance_embeds: Whether guidance is embedded.
+        num_timesteps: Range of the noise levels; it is always 1.
+        sigma_min: `sigma_floor_sample`, the lower bound of sigma in the recovery.
+        oklab_mean: Mean of the Oklab space.
+        oklab_std: Standard deviation of the Oklab space.
+        sampling: Fields of `asymflow.adapters.SamplingDefaults`.
     """
 
     _keep_in_fp32_modules = ["proj_buffer", "scale_buffer"]
-    _cp_plan = None  # the recovery needs all of a picture's tokens where the last layer answers
+    _cp_plan = None  # no context parallelism: the recovery needs all tokens of an image on one device
 
     @register_to_config
     def __init__(
@@ -90,10 +110,17 @@ class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
         trained: Mapping[str, Tensor] | None = None,
         sampling: Mapping[str, Any] | None = None,
     ) -> "AsymFlux2Transformer2DModel":
-        """A latent transformer lifted into pixel space (Eq. 6), or with `trained` (TRAINED_WEIGHTS) in its place.
+        """Lift a latent transformer into pixel space (Eq. 6), or give it trained layers. Its other weights are shared.
 
-        It shares the transformer's other weights. The subspace is channel first. `sampling` is how it wants to be
-        sampled.
+        Args:
+            transformer: The latent transformer.
+            subspace: Subspace of the latent tokens, channel first.
+            sigma_floor_sample: Lower bound of sigma in the recovery.
+            trained: Weights named in TRAINED_WEIGHTS that replace the lifted ones.
+            sampling: Fields of `asymflow.adapters.SamplingDefaults`.
+
+        Returns:
+            The model, in evaluation mode.
         """
         weights = dict(transformer.state_dict())
         dtype, device = transformer.context_embedder.weight.dtype, transformer.context_embedder.weight.device
@@ -125,10 +152,22 @@ class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
         return_dict: bool = True,
         reference_hidden_states: Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
-        """Tokens x_t (B, N, D) at noise level `timestep` (B,), in [0, 1], -> velocity u (B, N, D), float32 (Eq. 17).
+        """Return the velocity of pixel tokens (Eq. 17).
 
-        `reference_hidden_states` (B, M, D) are tokens of clean pictures to look at; `img_ids` (N + M, 4) has their
-        positions too. They enter divided by s, as x_t does at noise level 0.
+        Args:
+            hidden_states: Noisy tokens x_t (B, N, D), channel first.
+            encoder_hidden_states: Text embeddings (B, T, E).
+            timestep: Noise levels sigma (B,) in [0, 1].
+            img_ids: Positions (N + M, 4) of the tokens, then of the references.
+            txt_ids: Positions (T, 4) of the text tokens.
+            guidance: As in Flux2Transformer2DModel.
+            joint_attention_kwargs: As in Flux2Transformer2DModel.
+            return_dict: Return a Transformer2DModelOutput instead of a tuple.
+            reference_hidden_states: Tokens of clean reference images (B, M, D). They are divided by s, as x_t at noise
+                level 0.
+
+        Returns:
+            u (B, N, D), float32.
         """
         dtype, count = self.dtype, hidden_states.shape[1]
         network = super().forward
@@ -153,7 +192,7 @@ class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
         return Transformer2DModelOutput(sample=u) if return_dict else (u,)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        A, s = self.proj_buffer, self.scale_buffer  # moving the model may not change their type
+        A, s = self.proj_buffer, self.scale_buffer  # moving the model must not change their type
         super()._apply(fn, recurse)
         self.proj_buffer, self.scale_buffer = A.to(self.proj_buffer.device), s.to(self.scale_buffer.device)
         return self
