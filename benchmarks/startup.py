@@ -1,4 +1,4 @@
-"""How much processor time passes before a job answers: --help, a bad setting, and a finetune's --dry-run.
+"""How much processor time passes before a job answers: --help, a bad setting, and --dry-run.
 
     python benchmarks/startup.py [--rounds 3]
 
@@ -24,6 +24,8 @@ def commands() -> dict[tuple[str, str], list[str]]:
         **{(job, "--help"): [f"jobs/{job}", "--help"] for job in jobs},
         ("finetune.py", "bad setting"): [*FINETUNE, "optim.lr=-1"],
         ("finetune.py", "--dry-run"): [*FINETUNE, "--dry-run"],
+        ("pretrain.py", "--dry-run"): ["jobs/pretrain.py", "jobs/configs/pretrain/imagenet_h16_r8.yaml", "--dry-run"],
+        ("workflow.py", "--dry-run"): ["jobs/workflow.py", "jobs/configs/workflow/klein_9b.yaml", "--dry-run"],
     }
 
 

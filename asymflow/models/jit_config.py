@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+FREQUENCIES = 256
+"""Of the waves that encode the time"""
+
 
 @dataclass(frozen=True)
 class JiTConfig:
@@ -48,6 +51,23 @@ class JiTConfig:
     def hidden(self) -> int:
         """Number of values inside a block's SwiGLU."""
         return int(self.mlp_ratio * self.width * 2 / 3)
+
+    @property
+    def parameters(self) -> int:
+        """Return how many a JiT of these shapes has, without building one."""
+        width, hidden = self.width, self.hidden
+        attention = _linear(width, 3 * width) + 2 * self.head_width + _linear(width, width)
+        mlp = _linear(width, 2 * hidden) + _linear(hidden, width)
+        block = 2 * width + attention + mlp + _linear(width, 6 * width)
+        embedding = self.patch_dim * self.bottleneck + _linear(self.bottleneck, width)
+        condition = _linear(FREQUENCIES, width) + _linear(width, width) + (self.classes + 1) * width
+        output = width + _linear(width, 2 * width) + _linear(width, self.patch_dim)
+        return embedding + condition + self.context_tokens * width + self.depth * block + output
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    """Parameters of a linear layer with a bias."""
+    return inputs * outputs + outputs
 
 
 SIZES = {

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FREQUENCIES = 256
+from asymflow.models.jit_config import FREQUENCIES as FREQUENCIES
+
 _THETA = 10_000.0
 
 

@@ -78,12 +78,13 @@ def test_the_plan_of_a_workflow_loads_nothing_heavy():
         assert status is None and err == "" and not set(HEAVY) & set(loaded)
 
 
-def test_the_plan_of_a_finetune_loads_nothing_heavy():
+def test_the_plan_of_a_training_loads_nothing_heavy():
     """What it would take is counted from shapes: no model is built."""
-    call = ["finetune", ["jobs/configs/finetune/toy_klein.yaml", "--dry-run"]]
-    [[_, status, out, err, loaded]] = run_jobs([call])
-    assert status is None and err == "" and json.loads(out.splitlines()[-1])["metrics"]["trained_values"] > 1e6
-    assert not set(HEAVY) & set(loaded)
+    configs = {"finetune": "finetune/toy_klein", "pretrain": "pretrain/toy_jit_r8"}
+    calls = [[job, [f"jobs/configs/{config}.yaml", "--dry-run"]] for job, config in configs.items()]
+    for job, status, out, err, loaded in run_jobs(calls):
+        assert status is None and err == "" and json.loads(out.splitlines()[-1])["metrics"]["memory_gib"] > 0, job
+        assert not set(HEAVY) & set(loaded), job
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["jobs/configs/finetune/toy_klein.yaml", TOY, "optim.lr=-1"]])

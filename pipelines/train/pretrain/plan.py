@@ -2,11 +2,7 @@
 
 from dataclasses import replace
 
-import torch
-
-from asymflow.models.jit import SIZES, PixelJiT
-from asymflow.srgb import SrgbSpace
-from asymflow.subspace import Subspace
+from asymflow.models.jit_config import SIZES
 from pipelines.core.artifacts import MissingArtifact, load_artifact
 from pipelines.core.storage import StorageError
 from pipelines.core.text_table import aligned
@@ -36,7 +32,7 @@ def plan(settings: PretrainSettings) -> tuple[dict[str, float], list[list[str]]]
     config, optim, resources = settings.jit, settings.optim, settings.resources
     side, pictures, source = _data(settings)
     tokens = (side // config.patch_size) ** 2
-    values = count_parameters(settings)
+    values = config.parameters  # without REPA's projector: it is dropped after training
     memory = memory_of(settings, values, tokens)
     forward = forward_flops(config, tokens)
     step = optim.batch * training_flops(config, tokens)
@@ -83,15 +79,6 @@ def seconds_of_picture(settings: PretrainSettings, tokens: int, tflops: float) -
     fast_rate, slow_rate = 1e12 * tflops * UTILIZATION, 1e12 * FLOAT32_TFLOPS * UTILIZATION
     attention = attention_flops(config, tokens) / (slow_rate if slow else fast_rate)
     return 3 * (linear_flops(config, tokens) / fast_rate + attention)
-
-
-def count_parameters(settings: PretrainSettings) -> int:
-    """Of the network, without REPA's projector: it is dropped after training."""
-    config = settings.jit
-    A = torch.eye(config.patch_dim, 0)  # the subspace has no parameters
-    with torch.device("meta"):
-        model = PixelJiT(config, Subspace(A.cpu(), 1.0, "channel_last", SrgbSpace()))
-    return sum(p.numel() for p in model.parameters())
 
 
 def memory_of(settings: PretrainSettings, values: int, tokens: int) -> dict[str, float]:

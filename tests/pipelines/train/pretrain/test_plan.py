@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -37,6 +39,12 @@ def test_operations_are_those_that_torch_counts():
     backward = counter.get_total_flops() - forward
     assert backward == pytest.approx(2 * forward, rel=0.03)  # the first layer's input needs none
     assert training_flops(SMALL, 12) == 3 * forward_flops(SMALL, 12)
+
+
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, context_tokens=0, classes=3), *SIZES.values()])
+def test_parameters_by_shapes_are_those_of_the_network(config):
+    with torch.device("meta"):
+        assert config.parameters == sum(p.numel() for p in JiT(config).parameters())
 
 
 def test_the_plan_of_the_papers_run(capsys):
