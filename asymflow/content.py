@@ -1,7 +1,7 @@
-"""Name files and folders by what they hold: equal content has an equal name, wherever it lies.
+"""Content hashes of files and folders: equal content has an equal hash, at any path.
 
-Files are read whole. Their digests are kept in a cache of this user, which can be lost without harm: a file is read
-again where its size, its time of modification or its time of change (which nobody can set back) is another than then.
+Digests are cached per user; the cache can be deleted at any time. A file is read again if its size, its time of
+modification, or its time of change (which cannot be set back) differs from the cached one.
 """
 
 import hashlib
@@ -14,15 +14,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm  # noqa: TID251  # below the pipeline, whose lines for logs it cannot use
+from tqdm import tqdm  # noqa: TID251  # the library cannot use the pipeline's progress lines
 
 T = TypeVar("T")
 _CHUNK = 1 << 20
 _CACHED_FROM = 1 << 16
-"""Bytes: smaller files are read as fast as the cache is asked"""
+"""Bytes: smaller files are read as fast as the cache"""
 _MAX_CACHED = 1_000_000
 _SETTLED_NS = 2_000_000_000
-"""A file that changed so recently may change again within the same tick of its file system's clock"""
+"""A file that changed more recently may change again within the same tick of its file system's clock"""
 _QUERY = "SELECT size, inode, modified, changed, sha256 FROM files WHERE path = ?"
 _WAIT_SECONDS = 10
 _SHOWN_AFTER = 5
@@ -32,10 +32,16 @@ Stamp = tuple[int, int, int, int]
 
 
 def content_of(path: str | Path, suffix: str = "") -> str:
-    """Return 16 hexadecimal digits of the names and contents of a file, or of all files below a folder.
+    """Return a hash of the names and contents of a file, or of all files below a folder.
 
-    Hidden and unfinished files (`.name`, `name.partial`) do not count; links are followed. `suffix` leaves out files
-    whose names do not end with it.
+    Hidden and unfinished files (`.name`, `name.partial`) are ignored; links are followed.
+
+    Args:
+        path: File or folder.
+        suffix: Only files whose names end with it count.
+
+    Returns:
+        16 hexadecimal digits.
     """
     root = Path(path)
     files = {str(file.relative_to(root)): file for file in _files_below(root, suffix)} if root.is_dir() else {"": root}
@@ -46,12 +52,26 @@ def content_of(path: str | Path, suffix: str = "") -> str:
 
 
 def sha256_of(path: str | Path) -> str:
-    """Return the SHA-256 of a file."""
+    """Return the SHA-256 of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     return hash_files({"": Path(path)})[""]
 
 
 def hash_files(files: Mapping[str, Path]) -> dict[str, str]:
-    """Return {name: SHA-256} of files, each read once as long as it does not change."""
+    """Return the SHA-256 of files; unchanged files are read only once.
+
+    Args:
+        files: Files by name.
+
+    Returns:
+        64 hexadecimal digits by name.
+    """
     stamps = {name: _stamp(file) for name, file in files.items()}
     keys = {name: os.path.abspath(files[name]) for name, stamp in stamps.items() if stamp[0] >= _CACHED_FROM}
     known: dict[str, str] = {}
@@ -85,7 +105,7 @@ def cache_file() -> Path:
 
 def _files_below(folder: Path, suffix: str, above: frozenset[str] = frozenset()) -> Iterator[Path]:
     real = os.path.realpath(folder)
-    if real in above:  # a link to a folder that it lies in
+    if real in above:  # a link to one of its parents
         return
     with os.scandir(folder) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(".")]
@@ -111,7 +131,7 @@ def _read(file: Path, bar: "tqdm") -> str:
 
 
 def _use_cache(use: Callable[[sqlite3.Connection], T], without: T) -> T:
-    """What `use` returns; `without` where the cache is damaged, locked for long, or cannot be written."""
+    """Return the result of `use`, or `without` if the cache is damaged, locked for long, or not writable."""
     try:
         file = cache_file()
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,4 +1,4 @@
-"""AsymFLUX.2 klein as a diffusers pipeline: text, and reference pictures, to pixels without an autoencoder."""
+"""AsymFLUX.2 klein as a diffusers pipeline: prompts and reference images to pixels, without an autoencoder."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -46,15 +46,35 @@ SCHEDULERS = {
     FlowMatchEulerDiscreteScheduler: samplers.euler,
     FlowMatchHeunDiscreteScheduler: samplers.heun,
 }
-"""A scheduler names the solver; the noise levels are `asymflow.schedule.sampling_sigmas`, whatever it is set to"""
+"""Solver of each scheduler; the noise levels are always `asymflow.schedule.sampling_sigmas`"""
 
 
 class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
-    """Samples from a pixel model made of FLUX.2 klein. `latents` are noisy pictures in normalised Oklab (B, 3, H, W).
+    """Pipeline that samples images from a pixel model made of FLUX.2 klein.
 
-    The defaults of `__call__` are the transformer's own (`transformer.config.sampling`), unless they are given here.
-    LoRAs of styles go on top with `load_lora_weights`: the adapter that makes it a pixel model is merged and cannot be
-    switched off by accident.
+    The adapter is merged, so it cannot be switched off by accident; add LoRAs of styles with `load_lora_weights`. Each
+    sampling default is the transformer's own (`transformer.config.sampling`), unless it is given here.
+
+    Args:
+        scheduler: Scheduler whose class selects the solver (SCHEDULERS).
+        text_encoder: FLUX.2 klein's text encoder; None: prompts are given as embeddings.
+        tokenizer: Its tokenizer.
+        transformer: The pixel model.
+        oklab_mean: Mean of the Oklab space, for a transformer of an older file; None: the transformer's own.
+        oklab_std: Standard deviation of the Oklab space, likewise.
+        height: Default height in pixels.
+        width: Default width in pixels.
+        num_inference_steps: Default number of steps.
+        guidance_scale: Default guidance scale.
+        shift: Default shift at one megapixel and below.
+        text_padding: One of `asymflow.models.text.PADDINGS`.
+
+    Raises:
+        ValueError: If another color space than the transformer's is given, or an invalid default.
+
+    Examples:
+        >>> pipeline = AsymFlux2KleinPipeline.from_pretrained("models/toy_klein", adapter="models/toy_asymflow")
+        >>> pipeline("an emoji of crown on light blue").images[0].save("crown.png")
     """
 
     model_cpu_offload_seq = "text_encoder->transformer"
@@ -76,11 +96,6 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         shift: float | None = None,
         text_padding: str | None = None,
     ):
-        """Take the colour space and the sampling defaults from the transformer; what is given goes before them.
-
-        Raises:
-            ValueError: another colour space than the transformer's.
-        """
         super().__init__()
         self.register_modules(
             scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer
@@ -92,7 +107,7 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         given = {name: value for name, value in own.items() if value is not None}
         self.space, known = choose_space(transformer.config, oklab_mean, oklab_std), transformer.config.sampling
         self.defaults = SamplingDefaults(**{name: (known or {})[name] for name in own if name in (known or {})} | given)
-        if known is None:  # of an older file, which had them beside the transformer
+        if known is None:  # an older file stores them beside the transformer
             space = {"oklab_mean": self.space.mean, "oklab_std": self.space.std}
             transformer.register_to_config(sampling=dict(vars(self.defaults)), **space)
         self.register_to_config(oklab_mean=oklab_mean, oklab_std=oklab_std, **own)
@@ -112,14 +127,18 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
 
         Args:
             pretrained_model_name_or_path: FLUX.2 klein, a folder or repository; or this pipeline's own folder.
-            adapter: folder or repository of an adapter in the released format, or in ComfyUI's. It is merged.
-            subspace: instead of an adapter, a basis, or its file, to lift the base with: the untrained pixel model.
-            adapter_revision: of the adapter's repository; `revision` is the base's.
-            kwargs: as for every diffusers pipeline (`text_encoder=None`, `cache_dir`, `token`, ...). `dtype` is that of
-                parts, float32 by default.
+            adapter: Folder or repository of an adapter in the released format or ComfyUI's. It is merged.
+            subspace: A subspace, or its file, to lift the base with instead of an adapter: the untrained pixel model.
+            adapter_revision: Revision of the adapter's repository; `revision` is that of the base.
+            **kwargs: As for every diffusers pipeline (`text_encoder=None`, `cache_dir`, `token`, ...). `dtype` is the
+                type of the parts, float32 by default.
+
+        Returns:
+            The pipeline.
 
         Raises:
-            ValueError: neither or both of `adapter` and `subspace`, or one that does not fit the base.
+            ValueError: If both of `adapter` and `subspace` are given, neither is given for a latent model, or one does
+                not fit the base.
         """
         base = str(pretrained_model_name_or_path)
         if "torch_dtype" not in kwargs:  # its older name
@@ -152,12 +171,25 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
 
     @property
     def patch_size(self) -> int:
+        """Side of a patch in pixels."""
         return self.transformer.config.patch_size
 
     def encode_prompt(
         self, prompt: str | Sequence[str], device: torch.device | None = None, max_sequence_length: int = MAX_TOKENS
     ) -> list[Tensor]:
-        """One embedding (T_i, E) a prompt; all T_i are `max_sequence_length` where the model sees padding."""
+        """Return one embedding per prompt.
+
+        Args:
+            prompt: One prompt, or several.
+            device: Device of the embeddings; None: the pipeline's.
+            max_sequence_length: Longer prompts are cut.
+
+        Returns:
+            Embeddings (T_i, E); all T_i are `max_sequence_length` if the model attends to padding.
+
+        Raises:
+            ValueError: If the pipeline has no text encoder, or a prompt is not a text.
+        """
         if self.text_encoder is None or self.tokenizer is None:
             raise ValueError("this pipeline was loaded without a text encoder: give prompt_embeds")
         prompts = check_texts(prompt, "prompt")
@@ -191,26 +223,40 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         orthogonal_guidance: bool = True,
         clamp_to_gamut: bool = True,
     ) -> Flux2PipelineOutput | tuple:
-        """Sample pictures; each is the same whatever others are sampled with it.
+        """Sample images. Each image is the same in any batch.
 
         Args:
-            prompt: one or a list.
-            image: reference pictures that all samples look at, as FLUX.2 takes them.
-            height: a multiple of the patch size; by default that of the first reference image where there is one.
-            width: likewise.
-            guidance_scale: 1 for none. `negative_prompt`, by default empty, is what it leads away from.
-            latents: the starting noise (B, 3, H, W), instead of `generator`'s.
-            prompt_embeds: (B, T, E), or a list of (T_i, E), instead of `prompt`.
-            output_type: pil, np or pt (values in [0, 1]), or latent: normalised Oklab, not clamped again.
-            callback_on_step_end: called with (pipeline, step, timestep, tensors); tensors that it returns replace them.
-                It may set `pipeline._interrupt`, which ends the sampling with what there is.
-            shift: flow shift; by default the model's, growing with the side above one megapixel.
-            guidance_interval: noise levels, in [0, 1], at which there is guidance.
-            orthogonal_guidance: without guidance's part along the denoised picture (APG).
-            clamp_to_gamut: move each denoised picture into the colours that a screen can show (App. B.2).
+            prompt: One prompt, or a list.
+            image: Reference images for all samples, as in FLUX.2.
+            height: Height in pixels, a multiple of the patch size; None: that of the first reference image, else the
+                default.
+            width: Width in pixels, likewise.
+            num_inference_steps: Number of steps; None: the default.
+            guidance_scale: Guidance scale; 1: no guidance; None: the default.
+            negative_prompt: Prompt of the unconditional velocity, one for all or a list; None: empty.
+            num_images_per_prompt: Images per prompt.
+            generator: Source of the starting noise, or a list of one per image.
+            latents: Starting noise (B, 3, H, W), instead of `generator`'s.
+            prompt_embeds: Embeddings (B, T, E), or a list of (T_i, E), instead of `prompt`.
+            negative_prompt_embeds: Embeddings instead of `negative_prompt`.
+            output_type: `pil`; `np` or `pt` (values in [0, 1]); or `latent`: normalized Oklab, not clamped again.
+            return_dict: Return a Flux2PipelineOutput instead of a tuple.
+            attention_kwargs: Further `joint_attention_kwargs` of the transformer.
+            callback_on_step_end: Called with (pipeline, step, timestep, tensors) after each step; tensors that it
+                returns replace them. `latents` are the noisy images (B, 3, H, W) in normalized Oklab. If it sets
+                `pipeline._interrupt`, sampling ends with the current images.
+            callback_on_step_end_tensor_inputs: Names of the tensors for the callback: `latents`, `prompt_embeds`.
+            max_sequence_length: Longer prompts are cut.
+            shift: Shift of the noise levels; None: the model's, which grows with the side above one megapixel.
+            guidance_interval: Noise levels in [0, 1], both ends included, at which guidance is applied.
+            orthogonal_guidance: Remove the component of the guidance along the denoised image (APG).
+            clamp_to_gamut: Clamp each denoised image to the sRGB gamut (App. B.2).
+
+        Returns:
+            The images, as `images` of a Flux2PipelineOutput, or in a tuple.
 
         Raises:
-            ValueError: sizes that the patch does not divide, and other arguments that do not fit, before any work.
+            ValueError: If a size is not a multiple of the patch, or another argument is invalid; before any work.
         """
         defaults, device = self.defaults, self._execution_device
         flags = {"orthogonal_guidance": orthogonal_guidance, "clamp_to_gamut": clamp_to_gamut}
@@ -279,10 +325,11 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
 
     @property
     def interrupt(self) -> bool:
+        """Whether a callback ended the sampling."""
         return self._interrupt
 
     def _solver(self) -> Callable[..., Tensor]:
-        """Raises ValueError for a scheduler that is none of SCHEDULERS."""
+        """Return the solver of the scheduler; raise ValueError if SCHEDULERS has none."""
         for kind, solve in SCHEDULERS.items():
             if isinstance(self.scheduler, kind):
                 own = {"solver": self.scheduler.config} if solve is samplers.unipc else {}
@@ -297,14 +344,14 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         generator: torch.Generator | list[torch.Generator] | None,
         device: torch.device,
     ) -> Tensor:
-        """The starting noise, float32 on the device."""
+        """Return the starting noise, float32 on the device."""
         if isinstance(generator, list) and len(generator) != shape[0]:
-            raise ValueError(f"{len(generator)} generators were given for {shape[0]} pictures")
+            raise ValueError(f"{len(generator)} generators were given for {shape[0]} images")
         if latents is None:
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         if not isinstance(latents, Tensor) or latents.shape != shape:
             found = tuple(latents.shape) if isinstance(latents, Tensor) else latents
-            raise ValueError(f"latents are {found}; the starting noise of these pictures is {shape}")
+            raise ValueError(f"latents are {found}; expected the starting noise, a tensor {shape}")
         return latents.to(device, torch.float32)
 
 

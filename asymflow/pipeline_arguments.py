@@ -1,4 +1,4 @@
-"""Check what a pipeline is called with, before any work: each error begins with the argument's name."""
+"""Checks of a pipeline's arguments before any work; each error begins with the argument's name."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,13 +13,31 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def check_count(name: str, value: Any) -> None:
-    """Raise ValueError unless it is a whole number of at least 1."""
+    """Check a count.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+
+    Raises:
+        ValueError: Unless it is an integer of at least 1.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1")
 
 
 def check_choices(flags: dict[str, Any], output_type: Any, interval: Any, generator: Any) -> None:
-    """Raise ValueError for a flag that is no boolean, an unknown output type, and wrong intervals and generators."""
+    """Check flags, output type, guidance interval and generator.
+
+    Args:
+        flags: Booleans by name.
+        output_type: One of OUTPUT_TYPES.
+        interval: Two numbers.
+        generator: A torch.Generator, a list, or None.
+
+    Raises:
+        ValueError: If one has another type or value.
+    """
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise ValueError(f"{name} is {value!r}; it must be True or False")
@@ -34,7 +52,14 @@ def check_choices(flags: dict[str, Any], output_type: Any, interval: Any, genera
 
 
 def check_references(image: Any) -> None:
-    """Raise ValueError unless `image` is None, an image of PIL, or a list of some."""
+    """Check reference images.
+
+    Args:
+        image: A PIL image, a list of at least one, or None.
+
+    Raises:
+        ValueError: For anything else.
+    """
     if image is None or isinstance(image, Image.Image):
         return
     if not isinstance(image, list) or not image:
@@ -47,10 +72,20 @@ def check_references(image: Any) -> None:
 def choose_size(
     height: int | None, width: int | None, reference: Sequence[int] | None, default: Sequence[int], patch_size: int
 ) -> tuple[int, int]:
-    """Return (height, width): those given, else the reference image's, else the default.
+    """Return the size of the images: as given, else the reference image's, else the default.
+
+    Args:
+        height: Height in pixels, or None.
+        width: Width in pixels, or None.
+        reference: Height and width of the first reference image, or None.
+        default: Default height and width.
+        patch_size: Side of a patch in pixels.
+
+    Returns:
+        Height and width in pixels.
 
     Raises:
-        ValueError: a side that is no multiple of the patch size, or only one side beside a reference image.
+        ValueError: If a side is not a multiple of the patch size, or only one side is given beside a reference image.
     """
     given = {"height": height, "width": width}
     for name, side in given.items():
@@ -68,10 +103,18 @@ def choose_size(
 
 
 def choose_space(config: Any, mean: Sequence[float] | None, std: float | Sequence[float] | None) -> OklabSpace:
-    """Return the transformer's space, or without one (of an older file) what is given, or the released one.
+    """Return the transformer's color space; if an older file has none, the given one or the released one.
+
+    Args:
+        config: The transformer's configuration.
+        mean: Mean of the Oklab space, or None.
+        std: Standard deviation of the Oklab space, or None.
+
+    Returns:
+        The color space.
 
     Raises:
-        ValueError: another is given than the transformer's.
+        ValueError: If another one than the transformer's is given.
     """
 
     def space(mean: Sequence[float], std: float | Sequence[float]) -> OklabSpace:
@@ -87,10 +130,19 @@ def choose_space(config: Any, mean: Sequence[float] | None, std: float | Sequenc
 
 
 def choose_texts(texts: Any, embeddings: Any, name: str, embedding_dim: int) -> list[str] | list[Tensor]:
-    """Return the texts, or else their embeddings (T_i, E), one per entry.
+    """Return the texts, or else their embeddings.
+
+    Args:
+        texts: One text, several, or None.
+        embeddings: Embeddings (B, T, E), a list of (T_i, E), or None.
+        name: Name of the argument of the texts; that of the embeddings is NAME_embeds.
+        embedding_dim: E.
+
+    Returns:
+        One text or embedding (T_i, E) per entry.
 
     Raises:
-        ValueError: both or neither, none at all, an entry that is no text, or embeddings of another shape.
+        ValueError: If both or neither are given, there are none, an entry is not a text, or a shape does not fit.
     """
     if (texts is None) == (embeddings is None):
         raise ValueError(f"{name}: give either {name} or {name}_embeds")
@@ -100,7 +152,18 @@ def choose_texts(texts: Any, embeddings: Any, name: str, embedding_dim: int) -> 
 
 
 def check_texts(texts: Any, name: str) -> list[str]:
-    """Return one text or several as a list. Raises ValueError for none, and for an entry that is no text."""
+    """Return one text or several as a list.
+
+    Args:
+        texts: One text, or a list.
+        name: Name of the argument.
+
+    Returns:
+        The texts.
+
+    Raises:
+        ValueError: If there are none, or an entry is not a text.
+    """
     found = [texts] if isinstance(texts, str) else texts
     if not isinstance(found, list | tuple):
         raise ValueError(f"{name} is {_shown(texts)}; it must be a text, or a list of texts")

@@ -1,9 +1,8 @@
-"""Makes `import torchvision` work where its compiled operators cannot be loaded.
+"""Workaround that makes `import torchvision` succeed if its compiled operators cannot be loaded.
 
-The torchvision wheel carries CUDA operators. Beside a CPU build of torch they do not load, and then torchvision,
-lpips, open_clip and parts of transformers and diffusers fail with "operator torchvision::nms does not exist".
-Declaring the two missing schemas is enough for everything this project uses. Where the operators load, nothing
-is done.
+The torchvision wheel contains CUDA operators. With a CPU build of torch they do not load, and torchvision, lpips,
+open_clip and parts of transformers and diffusers fail with "operator torchvision::nms does not exist". Declaring the
+two missing schemas is enough for everything that this project uses. If the operators load, nothing is changed.
 """
 
 import importlib.util
@@ -23,13 +22,13 @@ _library: Any = None  # a Library undeclares its schemas when it is collected
 
 
 class _AtImport(MetaPathFinder):
-    """Finds nothing, but is asked first. So a process that needs no torchvision does not load torch for it."""
+    """Import hook that applies the workaround when torchvision is imported, so that torch is not loaded before."""
 
-    was_asked = False
+    was_applied = False
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name == "torchvision" and not self.was_asked:
-            self.was_asked = True
+        if name == "torchvision" and not self.was_applied:
+            self.was_applied = True
             apply()
         return None
 
@@ -41,12 +40,16 @@ def apply_at_import() -> None:
 
 
 def apply() -> bool:
-    """Declare the schemas if they are needed; returns whether they were. Call before torchvision is imported."""
+    """Declare the schemas if they are needed. Call it before torchvision is imported.
+
+    Returns:
+        True if they were needed.
+    """
     import torch
 
     global _library
     spec = importlib.util.find_spec("torchvision")
-    if _library is not None:  # the search alone may have declared them
+    if _library is not None:  # find_spec itself may have declared them
         return True
     if spec is None or spec.origin is None or _operators_load(Path(spec.origin).parent):
         return False

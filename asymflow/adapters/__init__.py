@@ -1,12 +1,12 @@
-"""What finetuning changed of a FLUX.2 transformer, in files that work elsewhere.
+"""Adapters: what finetuning changed of a FLUX.2 transformer, in files that other programs read.
 
 released.py   a model's trained values <-> the released file's tensors, checked against the model
-files.py      the folder that holds them
+files.py      the folder that contains them
 basis.py      the subspace beside them
 comfyui.py    the same tensors for ComfyUI
 merge.py      base and adapter -> one pixel model
 restore.py    base and adapter -> our own class of any kind
-defaults.py   how a model wants to be sampled
+defaults.py   sampling defaults of a model
 """
 
 from asymflow.adapters.basis import SUBSPACE, load_pth, save_pth

@@ -1,7 +1,7 @@
 """The released file's tensors in ComfyUI's naming, and back.
 
-The time embedding has FLUX.1's name there, and the last norm's shift comes before its scale. All else is the same.
-(Samplers there take the logarithm of the flow shift: it stands in the file's metadata.)
+ComfyUI names the time embedding as in FLUX.1, and stores the last norm's shift before its scale; all else is the same.
+Its samplers use the logarithm of the flow shift, which is in the file's metadata.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,26 @@ _LAST_NORM = "norm_out.linear.weight"
 
 
 def to_comfyui(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the released file -> the same under ComfyUI's names."""
+    """Return tensors of the released file under ComfyUI's names.
+
+    Args:
+        tensors: Tensors by their names in the released file.
+
+    Returns:
+        Tensors by ComfyUI's names.
+    """
     return _convert(tensors, _TIME, _COMFYUI_TIME)
 
 
 def from_comfyui(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undoes `to_comfyui`."""
+    """Return tensors of a ComfyUI file under the released names, the inverse of `to_comfyui`.
+
+    Args:
+        tensors: Tensors by ComfyUI's names.
+
+    Returns:
+        Tensors by their names in the released file.
+    """
     return _convert(tensors, _COMFYUI_TIME, _TIME)
 
 

@@ -1,10 +1,10 @@
-"""An adapter's folder: which files lie in it, each written whole or not at all.
+"""Files of an adapter's folder, each written atomically.
 
 - `diffusion_pytorch_model.safetensors`: the trained modules, LoRA, and the subspace (`proj_buffer`, `scale_buffer`);
-- `config.json`: what the model must be for them to fit;
-- `subspace.safetensors`: A and s in float32, for in bfloat16 A is off by 7e-4 in orthonormality.
+- `config.json`: the model that they fit;
+- `subspace.safetensors`: A and s in float32, since A in bfloat16 is off by 7e-4 in orthonormality.
 
-For ComfyUI `asymflow_comfyui.safetensors` takes the place of the first two: config.json's content is in its metadata.
+For ComfyUI, `asymflow_comfyui.safetensors` replaces the first two; its metadata has the content of config.json.
 """
 
 import json
@@ -39,7 +39,15 @@ def write_adapter(
     subspace: Subspace | None,
     defaults: SamplingDefaults | None = None,
 ) -> None:
-    """Write the released format. `defaults` say how the model wants to be sampled; without, nothing is said."""
+    """Write an adapter in the released format.
+
+    Args:
+        folder: Folder to write; it is created.
+        tensors: Tensors by their names in the released file.
+        config: Content of config.json.
+        subspace: Subspace of the model; None: the latent baseline, which has none.
+        defaults: Sampling defaults; None: none are written.
+    """
     folder = Path(folder)
     _write_tensors(folder / WEIGHTS, tensors, defaults.to_metadata() if defaults else {})
     if subspace is not None:
@@ -55,16 +63,31 @@ def write_comfyui(
     subspace: Subspace,
     defaults: SamplingDefaults,
 ) -> None:
-    """Write the same adapter for ComfyUI; `tensors` are named as in the released file."""
+    """Write an adapter for ComfyUI.
+
+    Args:
+        folder: Folder to write; it is created.
+        tensors: Tensors by their names in the released file.
+        config: Content of config.json.
+        subspace: Subspace of the model.
+        defaults: Sampling defaults.
+    """
     extra = {_CONFIG_KEY: json.dumps(config), _LOG_SHIFT_KEY: str(math.log(defaults.shift))}
     _write_tensors(Path(folder) / COMFYUI, to_comfyui(tensors), defaults.to_metadata() | extra)
     subspace.save(Path(folder) / SUBSPACE)
 
 
 def read_adapter(folder: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, named as in the released file, and config.json of an adapter of either format.
+    """Read an adapter of either format.
 
-    ValueError where files are missing or cannot be read.
+    Args:
+        folder: Folder of the adapter.
+
+    Returns:
+        Tensors by their names in the released file, and the content of config.json.
+
+    Raises:
+        ValueError: If files are missing or cannot be read.
     """
     folder = Path(folder)
     if (folder / COMFYUI).is_file() and not (folder / WEIGHTS).is_file():
@@ -77,7 +100,17 @@ def read_adapter(folder: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str
 
 
 def read_defaults(folder: str | os.PathLike) -> SamplingDefaults:
-    """How an adapter wants to be sampled: the released model's numbers where its file says nothing."""
+    """Read the sampling defaults of an adapter.
+
+    Args:
+        folder: Folder of the adapter.
+
+    Returns:
+        The defaults; those of the released model if the file has none.
+
+    Raises:
+        ValueError: If the file is missing or cannot be read.
+    """
     files = [path for path in (Path(folder) / WEIGHTS, Path(folder) / COMFYUI) if path.is_file()]
     if not files:
         raise ValueError(f"there is no adapter in {folder}, it lacks {WEIGHTS}")
@@ -109,13 +142,13 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"the adapter in {path.parent} cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"the adapter in {path.parent} cannot be read: {path.name} is no JSON object")
+        raise ValueError(f"the adapter in {path.parent} cannot be read: {path.name} is not a JSON object")
     return config
 
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A path to write to; the file then appears whole, or not at all."""
+    """Yield a temporary path; on success the file is renamed to `path`, atomically."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial

@@ -1,4 +1,4 @@
-"""Where an adapter lies: a folder, or a repository whose files are fetched."""
+"""Location of an adapter: a folder, or a repository whose files are downloaded."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +13,18 @@ OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
 
 
 def local_folder(adapter: str | Path, revision: str | None = None, options: Mapping[str, Any] | None = None) -> Path:
-    """The folder itself, or that of the repository OWNER/NAME (or OWNER/NAME@REVISION) after its files were fetched.
+    """Return the folder of an adapter, after downloading it if necessary.
 
-    Of `options` the OPTIONS of huggingface_hub are used. Raises ValueError for a path where nothing is.
+    Args:
+        adapter: A folder, or a repository OWNER/NAME or OWNER/NAME@REVISION.
+        revision: Revision of the repository; None: `main`.
+        options: Options of huggingface_hub; those named in OPTIONS are used.
+
+    Returns:
+        The local folder.
+
+    Raises:
+        ValueError: If it is neither a folder nor the name of a repository.
     """
     if Path(adapter).is_dir():
         return Path(adapter)

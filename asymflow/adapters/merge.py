@@ -1,5 +1,7 @@
-"""An adapter merged into its base: one model of the same cost as the latent one, with nothing that could be switched
-off. LoRAs of styles can be put on top of it."""
+"""Adapter merged into its base: one model of the same cost as the latent one.
+
+The adapter cannot be switched off by accident, and LoRAs of styles can be added on top.
+"""
 
 import os
 import re
@@ -23,10 +25,17 @@ _LORA = re.compile(rf"({LORA_TARGETS})\.weight")
 def load_merged(
     transformer: Flux2Transformer2DModel, folder: str | os.PathLike
 ) -> tuple[AsymFlux2Transformer2DModel, Subspace]:
-    """The pixel model of an adapter's folder and its base, in the base's type, and the subspace (channel first).
+    """Load an adapter's folder and merge it into its base.
 
-    The transformer is taken over and changed. Raises ValueError for an adapter that is damaged or was made for another
-    base; the transformer is then as it was.
+    Args:
+        transformer: The latent transformer. The model keeps and changes it; on an error it is unchanged.
+        folder: Folder of the adapter.
+
+    Returns:
+        The pixel model, in the base's type, and the subspace (channel first).
+
+    Raises:
+        ValueError: If the adapter is damaged or was made for another base.
     """
     tensors, config = read_adapter(folder)
     try:
@@ -46,10 +55,20 @@ def merge(
     sigma_floor_sample: float = 1e-4,
     sampling: Mapping[str, Any] | None = None,
 ) -> AsymFlux2Transformer2DModel:
-    """W + B A in place of each W with LoRA, computed in float32, and the trained layers in place of the lifted ones.
+    """Return the pixel model: W + B A for each weight W with LoRA, in float32, and the trained first and last layers.
 
-    `tensors` are named as in the released file; `sampling` is what `read_defaults` returns. Raises ValueError for
-    missing or other tensors, other shapes, or values that are not finite, before anything is changed.
+    Args:
+        transformer: The latent transformer. The model keeps and changes it; on an error it is unchanged.
+        tensors: Tensors by their names in the released file.
+        subspace: Subspace of the model, channel first.
+        sigma_floor_sample: Lower bound of sigma in the recovery.
+        sampling: Fields of `SamplingDefaults`.
+
+    Returns:
+        The pixel model, in the base's type.
+
+    Raises:
+        ValueError: If tensors are missing or unknown, have another shape, or are not finite.
     """
     weights = dict(transformer.named_parameters())
     check_shapes({name: t.shape for name, t in tensors.items()}, expected_shapes(weights, tensors, subspace))
@@ -66,7 +85,16 @@ def merge(
 def expected_shapes(
     weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], subspace: Subspace
 ) -> dict[str, torch.Size]:
-    """Those of the file's tensors for a base with these weights, with LoRA of the file's rank, or without."""
+    """Return the shapes of an adapter's tensors for a base.
+
+    Args:
+        weights: Parameters of the base by name.
+        tensors: Tensors of the adapter; the rank of LoRA, if any, is read from them.
+        subspace: Subspace of the model.
+
+    Returns:
+        Shapes by the names in the released file.
+    """
     width = weights["x_embedder.weight"].shape[0]
     shapes = {
         "x_embedder.weight": torch.Size([width, subspace.patch_dim]),

@@ -1,8 +1,8 @@
-"""The released adapter's file format, in and out: what finetuning changed of a FLUX.2 transformer, without its base.
+"""The released adapter's file format: what finetuning changed of a FLUX.2 transformer, without its base.
 
 Trained values are float16, the subspace bfloat16. There are no alphas: a LoRA whose scale alpha / rank is not 1 has it
-multiplied into `lora_B`. Patches are packed channel first; a model that packs otherwise is reordered on its way out
-and in. The two baselines have files of the same style under class names of ours; the latent one has no subspace.
+multiplied into `lora_B`. Patches are packed channel first; those of other models are reordered when written and read.
+The two baselines have files of the same form under class names of ours; the latent one has no subspace.
 """
 
 import inspect
@@ -44,7 +44,7 @@ BASE_KEYS = (
     "eps",
 )
 SAMPLING_KEYS = ("sigma_min",)
-"""Of config.json, but no property of the model: a model with another one takes the adapter"""
+"""Keys of config.json that need not match the model"""
 PATCH_AXES = {
     "x_embedder.weight": 1,
     "proj_out.weight": 0,
@@ -53,12 +53,21 @@ PATCH_AXES = {
     "head.proj_out.weight": 0,
     "head.proj_out.bias": 0,
 }
-"""The axes along which a patch lies, where there is a subspace"""
+"""Axes of the values of a patch, in the tensors of a model with a subspace"""
 _SHOWN = 8
 
 
 def save_adapter(model: AdaptedFlux2, folder: str | os.PathLike, defaults: SamplingDefaults | None = None) -> None:
-    """Write a model's trained values. The same values give the same bytes. Raises ValueError as `to_released` does."""
+    """Write a model's trained values in the released format. Equal values give equal bytes.
+
+    Args:
+        model: The model.
+        folder: Folder to write; it is created.
+        defaults: Sampling defaults; None: none are written.
+
+    Raises:
+        ValueError: If float16 cannot represent a value.
+    """
     subspace = _subspace_of(model)
     tensors = to_released(model.trainable(), subspace, _lora_scale(model))
     write_adapter(folder, tensors, _config_of(model), subspace, defaults)
@@ -66,10 +75,14 @@ def save_adapter(model: AdaptedFlux2, folder: str | os.PathLike, defaults: Sampl
 
 @torch.no_grad()
 def load_adapter(model: AdaptedFlux2, folder: str | os.PathLike) -> None:
-    """Set a model's trained values; its A and s stay in float32. The model needs its LoRA already.
+    """Set a model's trained values; its A and s stay in float32.
+
+    Args:
+        model: The model, with its LoRA already added; on an error it is unchanged.
+        folder: Folder of the adapter.
 
     Raises:
-        ValueError: files are missing, or made for another model or basis. The model is then as it was.
+        ValueError: If files are missing, or were made for another model or basis.
     """
     tensors, config = read_adapter(folder)
     try:
@@ -83,14 +96,30 @@ def load_adapter(model: AdaptedFlux2, folder: str | os.PathLike) -> None:
 
 
 def released_name(name: str) -> str:
-    """A parameter's name in the file: no prefix, no `.default`."""
+    """Return the name of a parameter in the released file.
+
+    Args:
+        name: Name in `trainable()`.
+
+    Returns:
+        The name without the prefix of the transformer and without `.default`.
+    """
     return name.removeprefix("transformer.").replace(".default.", ".")
 
 
 def to_released(values: Mapping[str, Tensor], subspace: Subspace | None, lora_scale: float = 1.0) -> dict[str, Tensor]:
-    """Values named as by `trainable()` -> the file's tensors. `subspace` is None for the latent baseline.
+    """Return the tensors of the released file.
 
-    `lora_scale` is alpha / rank. Raises ValueError for a value that float16 cannot hold, with its tensor's name.
+    Args:
+        values: Values named as in `trainable()`.
+        subspace: Subspace of the model; None: the latent baseline, which has none.
+        lora_scale: alpha / rank.
+
+    Returns:
+        Tensors by their names in the file, float16, the subspace bfloat16.
+
+    Raises:
+        ValueError: If float16 cannot represent a value.
     """
     tensors = {}
     for own_name, value in values.items():
@@ -107,10 +136,19 @@ def to_released(values: Mapping[str, Tensor], subspace: Subspace | None, lora_sc
 def from_released(
     tensors: Mapping[str, Tensor], like: Mapping[str, Tensor], subspace: Subspace | None, lora_scale: float = 1.0
 ) -> dict[str, Tensor]:
-    """The file's tensors -> float32 values named and shaped as `like`, a model's `trainable()`: undoes `to_released`.
+    """Return the values of the released file, the inverse of `to_released`.
+
+    Args:
+        tensors: Tensors by their names in the file.
+        like: A model's `trainable()`, for names and shapes.
+        subspace: Subspace of the model; None: the latent baseline, which has none.
+        lora_scale: alpha / rank.
+
+    Returns:
+        Values named and shaped as `like`, float32.
 
     Raises:
-        ValueError: missing or other tensors, other shapes, values that are not finite, or another basis.
+        ValueError: If tensors are missing or unknown, have another shape, are not finite, or belong to another basis.
     """
     own_names = {released_name(name): name for name in like}
     buffers = {} if subspace is None else _buffers(subspace)
@@ -121,7 +159,7 @@ def from_released(
         if subspace.layout != LAYOUT:
             tensors = _repacked(tensors, subspace, LAYOUT, subspace.layout)
         if name := differing_buffer(subspace, tensors):
-            raise ValueError(f"its {name} is another basis than the model's: load it on the basis it was made with")
+            raise ValueError(f"its {name} belongs to another basis than the model's: load it with its own")
     return {own: tensors[name].float() / (lora_scale if ".lora_B." in name else 1.0) for name, own in own_names.items()}
 
 
@@ -132,9 +170,17 @@ def adapter_config(
     sigma_min: float = 1e-4,
     head: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """The content of config.json. `base` is that of the latent transformer; what it leaves out has diffusers' default.
+    """Return the content of config.json.
 
-    `subspace` is None for the latent baseline. `head` (blocks, heads, head_width) is the DDT baseline's.
+    Args:
+        kind: Kind of the model.
+        base: Settings of the latent transformer; missing ones have diffusers' defaults.
+        subspace: Subspace of the model; None: the latent baseline, which has none.
+        sigma_min: `sigma_floor_sample`, the lower bound of sigma in the recovery.
+        head: The DDT head's `blocks`, `heads` and `head_width`.
+
+    Returns:
+        The content.
     """
     defaults = {name: p.default for name, p in inspect.signature(Flux2Transformer2DModel.__init__).parameters.items()}
     known = {**defaults, **base}
@@ -164,7 +210,7 @@ def _config_of(model: AdaptedFlux2) -> dict[str, Any]:
 
 
 def _subspace_of(model: AdaptedFlux2) -> Subspace | None:
-    """That of the model's computation; the latent baseline's is only its teacher's."""
+    """Return the subspace that the model computes with; the latent baseline's belongs only to its teacher."""
     return None if isinstance(model, LatentFlux2) else model.subspace
 
 
@@ -174,13 +220,13 @@ def _lora_scale(model: AdaptedFlux2) -> float:
 
 
 def _buffers(subspace: Subspace) -> dict[str, Tensor]:
-    """A (D, r) in the subspace's own layout and s (), as they stand in the file."""
+    """Return A (D, r) in the subspace's own layout and s (), as stored in the file."""
     A = subspace.A.detach().to("cpu", torch.float32)
     return {"proj_buffer": A.bfloat16(), "scale_buffer": torch.tensor(subspace.s, dtype=torch.bfloat16)}
 
 
 def _repacked(tensors: Mapping[str, Tensor], subspace: Subspace, source: str, target: str) -> dict[str, Tensor]:
-    """Tensors whose patches are packed in the layout `source`, brought into `target`."""
+    """Return the tensors with their patches reordered from the layout `source` to `target`."""
     order = layout_order(subspace.patch_size, source, target)
     return {
         name: tensor.index_select(PATCH_AXES[name], order.to(tensor.device)) if name in PATCH_AXES else tensor
@@ -189,32 +235,57 @@ def _repacked(tensors: Mapping[str, Tensor], subspace: Subspace, source: str, ta
 
 
 def _half(name: str, value: Tensor) -> Tensor:
-    """Rounded to float16; a meta tensor, which has a shape only, is not looked at."""
+    """Return the value rounded to float16; a meta tensor, which has no values, is not checked."""
     rounded = value.to(torch.float16)
     if not value.is_meta and not torch.isfinite(rounded).all():
-        raise ValueError(f"{name} holds values that float16 cannot: its largest is {float(value.abs().max()):g}")
+        largest = float(value.abs().max())
+        raise ValueError(f"{name} has values that float16 cannot represent; the largest is {largest:g}")
     return rounded
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError with the names of tensors that hold NaN or infinite values; meta tensors hold none."""
+    """Check that tensors are finite; meta tensors are not checked.
+
+    Args:
+        tensors: Tensors by name.
+
+    Raises:
+        ValueError: If some contain NaN or infinity; it gives their names.
+    """
     broken = [name for name, tensor in tensors.items() if not tensor.is_meta and not torch.isfinite(tensor).all()]
     if broken:
         raise ValueError(f"{_some(broken)} hold NaN or infinite values")
 
 
 def check_config(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Check that an adapter's config.json fits a model, up to SAMPLING_KEYS.
+
+    Args:
+        found: Content of the adapter's config.json.
+        expected: That of the model.
+
+    Raises:
+        ValueError: If a value differs; it gives the names and values.
+    """
     wrong = [
         f"{name} is {found.get(name)!r}, the model's {value!r}"
         for name, value in expected.items()
         if name not in SAMPLING_KEYS and found.get(name) != value
     ]
     if wrong:
-        raise ValueError(f"it was made for another one: {_some(wrong, '; ')}")
+        raise ValueError(f"it was made for another model: {_some(wrong, '; ')}")
 
 
 def check_shapes(found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> None:
-    """Raise one ValueError with all that is wrong: how many, and the first few."""
+    """Check names and shapes of tensors.
+
+    Args:
+        found: Shapes of an adapter's tensors.
+        expected: Shapes that fit the model.
+
+    Raises:
+        ValueError: If any differ; one error gives their number and the first few.
+    """
     wrong = [
         f"{name} is {list(found[name])}, not {list(shape)}"
         for name, shape in expected.items()

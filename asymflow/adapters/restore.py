@@ -1,5 +1,7 @@
-"""A finetuned model of any kind as our own classes have it, from its adapter's folder: for the baselines, which have no
-pipeline of diffusers."""
+"""Finetuned models of any kind as our own classes, from an adapter's folder.
+
+The baselines need it, since they have no diffusers pipeline.
+"""
 
 import os
 
@@ -14,7 +16,17 @@ from asymflow.subspace import Subspace
 
 
 def kind_of(config: dict) -> Kind:
-    """Of an adapter's config.json. Raises ValueError for a class that is none of ours."""
+    """Return the kind of model of an adapter.
+
+    Args:
+        config: Content of the adapter's config.json.
+
+    Returns:
+        The kind.
+
+    Raises:
+        ValueError: If the class is unknown.
+    """
     found = config.get("_class_name")
     kinds = [kind for kind, name in CLASS_NAMES.items() if name == found]
     if not kinds:
@@ -25,19 +37,25 @@ def kind_of(config: dict) -> Kind:
 def restore(
     transformer: Flux2Transformer2DModel, folder: str | os.PathLike, subspace: Subspace | None = None
 ) -> AdaptedFlux2:
-    """The model of an adapter's folder on its base, ready to sample from. The transformer is taken over and changed.
+    """Return the model of an adapter's folder on its base, ready to sample from.
 
-    `subspace` is needed where the folder has none of its own: for the latent baseline.
+    Args:
+        transformer: The latent transformer. The model keeps and changes it.
+        folder: Folder of the adapter.
+        subspace: Subspace of the teacher, needed for the latent baseline, whose folder has none.
+
+    Returns:
+        The model, in evaluation mode.
 
     Raises:
-        ValueError: files are missing, or were made for another base.
+        ValueError: If files are missing, or were made for another base.
     """
     tensors, config = read_adapter(folder)
     kind = kind_of(config)
     if kind != "latent":
         subspace = find_subspace(folder, tensors)
     elif subspace is None:
-        raise ValueError(f"the adapter in {folder} is of a latent model, which has no subspace: give one")
+        raise ValueError(f"the adapter in {folder} is for a latent model, which has no subspace: give one")
     model = CLASSES[kind].from_latent(transformer, subspace, **config.get("head", {}))  # type: ignore[attr-defined]
     ranks = [tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".lora_A.weight")]
     if ranks:

@@ -286,7 +286,7 @@ def test_loras_of_styles_go_on_top(pipe, tmp_path):
         ({"width": 8}, "64x8 is not a multiple of 16"),
         ({"prompt": None}, "either prompt or prompt_embeds"),
         ({"prompt": []}, "prompt is empty"),
-        ({"prompt": PROMPTS, "latents": noise(2)}, "starting noise of these pictures is"),
+        ({"prompt": PROMPTS, "latents": noise(2)}, "expected the starting noise"),
         ({"prompt": PROMPTS, "latents": None, "generator": [seeded()]}, "1 generators were given for 3"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts were given for 1"),
         ({"guidance_scale": 0.5}, "scale is 0.5"),

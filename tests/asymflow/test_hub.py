@@ -33,7 +33,7 @@ def test_a_revision_is_the_commit_that_the_hub_says(monkeypatch):
 def test_without_an_answer_it_is_the_cached_one_or_an_error(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=no_answer))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    message = "^owner/name .main. cannot be asked for, OSError: no network; owner/name@COMMIT needs no answer$"
+    message = "^owner/name .main. cannot be resolved .OSError: no network.; give owner/name@COMMIT$"
     with pytest.raises(ValueError, match=message):
         resolve_commit("owner/name")
     refs = tmp_path / "models--owner--name" / "refs"

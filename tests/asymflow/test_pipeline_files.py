@@ -134,7 +134,7 @@ def test_an_adapter_of_another_base_is_refused_with_what_differs(tmp_path):
     other = Subspace(subspace.A.flip(0), subspace.s, subspace.layout, subspace.space)
     (tmp_path / "subspace.safetensors").unlink()
     save_pth(other, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="is another than the adapter beside it was made with"):
+    with pytest.raises(ValueError, match="is not the one that the adapter was made with"):
         AsymFlux2KleinPipeline.from_pretrained(BASE, adapter=tmp_path)
 
 

@@ -35,7 +35,7 @@ def test_rounded_buffers_become_orthonormal_again():
     [
         (torch.randn(768, 128), "not orthonormal"),
         (torch.full((768, 128), torch.nan), "NaN"),
-        (torch.randn(128, 768), "no basis and scale"),
+        (torch.randn(128, 768), "expected a basis"),
     ],
 )
 def test_bad_buffers_are_refused(A, named):
@@ -67,10 +67,10 @@ class Evil:
     ("content", "named"),
     [
         ({"proj_mat_p16": torch.eye(768)[:, :128]}, "expected proj_mat_p16 and scale_p16"),
-        ({"proj_mat_p8": torch.eye(768)[:, :128], "scale_p8": torch.tensor(1.0)}, "of no patch of that side"),
+        ({"proj_mat_p8": torch.eye(768)[:, :128], "scale_p8": torch.tensor(1.0)}, "does not fit a patch of that side"),
         ({"proj_mat_p16": torch.randn(768, 128), "scale_p16": torch.tensor(1.0)}, "not orthonormal"),
         (torch.ones(3), "expected proj_mat_p16"),
-        (Evil(), "is no file of tensors"),
+        (Evil(), "is not a file of tensors"),
     ],
 )
 def test_other_pth_files_are_refused_and_never_executed(tmp_path, monkeypatch, content, named):
@@ -80,7 +80,7 @@ def test_other_pth_files_are_refused_and_never_executed(tmp_path, monkeypatch, c
         load_pth("s.pth")
     assert not Path("executed").exists()
     Path("s.pth").write_bytes(Path("s.pth").read_bytes()[:100])
-    with pytest.raises(ValueError, match="is no file of tensors"):
+    with pytest.raises(ValueError, match="is not a file of tensors"):
         load_pth("s.pth")
 
 
@@ -94,12 +94,12 @@ def test_what_stands_beside_the_adapter_is_found_and_compared(tmp_path):
     save_pth(last, tmp_path / "a.pth")
     assert find_subspace(tmp_path, tensors).space == RELEASED
     save_pth(last, tmp_path / "b.pth")
-    with pytest.raises(ValueError, match=r"which of a\.pth, b\.pth"):
+    with pytest.raises(ValueError, match=r"several subspaces, a\.pth, b\.pth"):
         find_subspace(tmp_path, tensors)
     last.save(tmp_path / "subspace.safetensors")
     found = find_subspace(tmp_path, tensors)
     assert found.space == space and found.layout == "channel_first"
-    with pytest.raises(ValueError, match="another than the adapter"):
+    with pytest.raises(ValueError, match="not the one that the adapter"):
         find_subspace(tmp_path, buffers(last))  # packed the other way
     with pytest.raises(ValueError, match="lacks proj_buffer and scale_buffer"):
         find_subspace(tmp_path, {})

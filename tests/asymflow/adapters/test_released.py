@@ -174,7 +174,7 @@ def test_value_that_float16_cannot_hold(make, tmp_path, value):
     model = make()
     with torch.no_grad():
         model.transformer.proj_out.weight[3, 5] = value
-    with pytest.raises(ValueError, match="proj_out.weight holds values that float16 cannot"):
+    with pytest.raises(ValueError, match="proj_out.weight has values that float16 cannot represent"):
         save_adapter(model, tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
@@ -190,13 +190,13 @@ def refuses(model, folder, *parts):
 
 def test_another_basis_is_refused(make, tmp_path):
     save_adapter(make(), tmp_path)
-    refuses(make(subspace=make_subspace(seed=5)), tmp_path, "proj_buffer is another basis than the model's")
-    refuses(make(subspace=make_subspace(s=2.5)), tmp_path, "scale_buffer is another basis than the model's")
+    refuses(make(subspace=make_subspace(seed=5)), tmp_path, "proj_buffer belongs to another basis than the model's")
+    refuses(make(subspace=make_subspace(s=2.5)), tmp_path, "scale_buffer belongs to another basis than the model's")
 
 
 def test_another_model_is_refused(make, tmp_path, tiny_transformer):
     save_adapter(make(), tmp_path)
-    refuses(make(LatentFlux2), tmp_path, "_class_name is 'AsymFlux2Transformer2DModel'", "it was made for another one")
+    refuses(make(LatentFlux2), tmp_path, "_class_name is 'AsymFlux2Transformer2DModel'", "made for another model")
     bare = PixelFlux2.from_latent(tiny_transformer(96), make_subspace())
     refuses(bare, tmp_path, "14 tensors are not the model's", "the model has no LoRA: call add_lora first")
     refuses(make(rank=2), tmp_path, "14 tensors are of another shape", "is [4, 32], not [2, 32]")

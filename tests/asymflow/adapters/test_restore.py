@@ -55,7 +55,7 @@ def test_a_model_of_any_kind_comes_back_from_its_folder(make, tiny_transformer, 
 
 def test_a_latent_model_needs_to_be_told_the_subspace(make, tiny_transformer, tmp_path):
     save_adapter(make(LatentFlux2, {}), tmp_path)
-    with pytest.raises(ValueError, match="of a latent model, which has no subspace: give one"):
+    with pytest.raises(ValueError, match="for a latent model, which has no subspace: give one"):
         restore(tiny_transformer(96), tmp_path)
 
 
@@ -113,9 +113,9 @@ def test_buffers_of_another_basis_or_scale_are_still_refused(make, tiny_transfor
     tensors = load_file(tmp_path / WEIGHTS)
     for name, changed in {"proj_buffer": tensors["proj_buffer"].roll(1, 0), "scale_buffer": torch.tensor(2.42)}.items():
         save_file({**tensors, name: changed}, tmp_path / WEIGHTS, {"format": "pt"})
-        with pytest.raises(ValueError, match=f"its {name} is another basis than the model's"):
+        with pytest.raises(ValueError, match=f"its {name} belongs to another basis than the model's"):
             load_adapter(model, tmp_path)
         make_subspace().save(tmp_path / SUBSPACE)
-        with pytest.raises(ValueError, match=f"is another than the adapter beside it was made with: see {name}"):
+        with pytest.raises(ValueError, match=f"is not the one that the adapter was made with: {name} differs"):
             restore(tiny_transformer(96), tmp_path)
         (tmp_path / SUBSPACE).unlink()

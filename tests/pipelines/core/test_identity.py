@@ -84,7 +84,7 @@ def test_a_repository_that_nobody_knows_ends_it_in_one_line(monkeypatch, tmp_pat
     monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=fail))
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
     settings = validate(SAMPLE.settings, {"base": "base", "prompts": "a", "adapter": "owner/name"})
-    with pytest.raises(ConfigError, match="^adapter='owner/name': owner/name .main. cannot be asked for.*no network"):
+    with pytest.raises(ConfigError, match="^adapter='owner/name': .*owner/name .main. cannot be resolved.*no network"):
         pin_repositories(SAMPLE, settings)
 
 

@@ -51,13 +51,13 @@ def test_from_a_bucket(s3):
     [
         ("a.txt", content("jsonl"), "holds JSON, not one prompt per line; name it .json or .jsonl"),
         ("a.txt", content("json"), "holds JSON, not one prompt per line"),
-        ("a.txt", "one\rtwo\r", "line 1 holds a carriage return"),
+        ("a.txt", "one\rtwo\r", "line 1 contains a carriage return"),
         ("a.xlsx", "PK", "ends with '.xlsx'; allowed: .txt, .jsonl, .ndjson, .json, .csv, .tsv, .parquet"),
         ("a.yaml", "- a fox", "ends with '.yaml'; allowed"),
         ("a.json", '{"prompts": [\n"a"]}', "holds a dict; expected a list of strings or of objects"),
         ("a.json", '["a", 3]', "row 2 has no 'prompt'; it has int"),
         ("a.json", "[" * 100_000, "is nested too deep"),
-        ("a.csv", "a fox\nb\n", "no column prompt; its first line holds a fox"),
+        ("a.csv", "a fox\nb\n", "no column prompt; its first line has a fox"),
         ("a.parquet", "PAR1", "is no parquet file"),
     ],
 )

@@ -50,7 +50,7 @@ def test_captions_of_every_kind_of_file(tmp_path, kind):
     ("name", "rows", "message"),
     [
         ("a.jsonl", [{"caption": "x"}], "row 1 has no 'prompt'; it has caption"),
-        ("a.jsonl", [{"prompt": "x"}, "{oops"], "line 2 is no JSON"),
+        ("a.jsonl", [{"prompt": "x"}, "{oops"], "line 2 is not JSON"),
         ("a.jsonl", [{"prompt": 3}], "row 1 holds no prompt but 3"),
         ("a.jsonl", [{"prompt": "  "}], "row 1 holds no prompt"),
     ],
@@ -65,7 +65,7 @@ def test_files_that_are_not_there_or_no_text(tmp_path):
         with pytest.raises(ConfigError, match="no such file"):
             read(str(tmp_path / "absent"), "prompt")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="no text in UTF-8"):
+    with pytest.raises(ConfigError, match="not UTF-8 text"):
         read_captions(str(tmp_path / "bytes.txt"), "prompt")
     pq.write_table(pa.table({"caption": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match="a.parquet has no column 'prompt'; it has caption"):

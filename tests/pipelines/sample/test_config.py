@@ -32,7 +32,7 @@ def test_prompts_are_read_by_the_format_of_their_file(tmp_path):
     file.write_text('id,text\n1,"a fox, red"\n')
     read = settings(prompts=[], prompt_file=str(file), prompt_column="text")
     assert read == settings(prompts=["a fox, red"])
-    with pytest.raises(ConfigError, match="prompt_file=.*no column prompt; its first line holds id, text"):
+    with pytest.raises(ConfigError, match="prompt_file=.*no column prompt; its first line has id, text"):
         settings(prompts=[], prompt_file=str(file))
 
 
