@@ -44,7 +44,7 @@ from pipelines.data.curate.compact import FileWriter, plan_files
 from pipelines.data.curate.config import CurateSettings, Encoding
 from pipelines.data.curate.filters import Filters
 from pipelines.data.curate.shard import ShardCurator
-from pipelines.data.curate.shard_reader import list_shards
+from pipelines.data.curate.sources import list_shards
 from pipelines.data.datasets import Piece, cut_into_pieces, decode_pixels, read_rows
 from pipelines.data.images import decode_image
 from pipelines.data.tensors import open_writer, tensor_field, to_tensor_array
@@ -128,7 +128,8 @@ def decoder() -> Callable[[str], int]:
 
 
 def source_decoder() -> Callable[[str], int]:
-    from pipelines.data.curate.shard_reader import Columns, read_shard
+    from pipelines.data.curate.samples import Columns
+    from pipelines.data.curate.shard_reader import read_shard
 
     def decode(shard: str) -> int:
         return sum(decode_image(sample.image).width > 0 for sample in read_shard(shard, Columns()) if sample.image)
@@ -297,7 +298,8 @@ def measure_memory(shards: dict[str, Path], curation: dict[str, Any], folder: Pa
 
 def merge_shards(parts: list[Path], target: Path) -> None:
     """The samples of several shards as one parquet shard of a single row group."""
-    from pipelines.data.curate.shard_reader import Columns, read_shard
+    from pipelines.data.curate.samples import Columns
+    from pipelines.data.curate.shard_reader import read_shard
 
     rows = []
     for part in parts:

@@ -1,4 +1,4 @@
-"""Picture bytes to pixels, as a person expects them: upright, sRGB, on white where transparent."""
+"""Image bytes to pixels, as a person expects them: upright, sRGB, on white where transparent."""
 
 import io
 import warnings
@@ -8,49 +8,100 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from asymflow.oklab import linear_to_srgb, srgb_to_linear
+from pipelines.data.png import is_png, transparent_color, without_metadata
 
 # A 1 MP target never needs more; larger headers are bombs or scans that would fill a worker's memory.
 MAX_PIXELS = 100_000_000
 # What web crawls hold. PIL reads much more, some of it through outside programs, and none of that is wanted here.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_TOO_MANY = "too many pixels"
+_UNREAD = {  # what files of other formats begin with, at a place
+    "tiff": (0, (b"II*\0", b"MM\0*")), "heif or avif": (4, (b"ftyphei", b"ftypmif", b"ftypavi", b"ftypmsf")),
+    "jpeg xl": (0, (b"\xff\x0a", b"\0\0\0\x0cJXL ")), "jpeg 2000": (0, (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")),
+    "psd": (0, (b"8BPS",)),
+}  # fmt: skip
+_UPRIGHT = {  # EXIF orientation -> how it is undone
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
 
 class BadImage(ValueError):
-    """Bytes that are no usable picture; the message is the reason written to `rejected/`."""
+    """Bytes that are no usable image; the message is the reason written to `rejected/`."""
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Encoded bytes -> RGB picture with EXIF rotation, colour profile and transparency applied.
+    """Decode an image to RGB with EXIF rotation, color profile and transparency applied.
 
-    Raises BadImage with a short reason: `not an image`, `too many pixels`, `truncated or corrupt`.
+    Raises:
+        BadImage: With a short reason: `not an image`, `image format tiff is not read`, `too many pixels`,
+            `truncated or corrupt`. Damaged metadata alone is no reason.
     """
+    try:
+        return _decode(data, max_pixels=max_pixels)
+    except BadImage as error:
+        if not is_png(data) or error.args == (_TOO_MANY,):
+            raise
+    return _decode(*without_metadata(data), max_pixels=max_pixels)
+
+
+def _decode(data: bytes, profile: bytes | None = None, *, max_pixels: int) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of size, where the limit is ours, and of garbled EXIF, which is common
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError:
-            raise BadImage("too many pixels") from None
+            raise BadImage(_TOO_MANY) from None
         except Exception:  # decoders raise whatever their parsing runs into: struct.error, SyntaxError, KeyError, ...
-            raise BadImage("not an image") from None
+            raise BadImage(_why_not(data)) from None
         if image.width * image.height > max_pixels:
-            raise BadImage("too many pixels")
+            raise BadImage(_TOO_MANY)
         try:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            if profile:
+                image.info["icc_profile"] = profile
+            if image.format == "PNG" and (transparent := transparent_color(data)) is not None:
+                image.info["transparency"] = transparent
+            return _to_rgb(_turn_upright(image))
         except Exception:
             raise BadImage("truncated or corrupt") from None
 
 
+def _why_not(data: bytes) -> str:
+    for name, (place, beginnings) in _UNREAD.items():
+        if data.startswith(beginnings, place):
+            return f"image format {name} is not read"
+    return "not an image"
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # parsing of garbled EXIF raises anything; it says nothing about the pixels
+        method = None
+    return image.transpose(method) if method is not None else image
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "I;16", "I;16B"):  # 16-bit greyscale, which `convert` would clip at 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+        return _sixteen_bits_to_rgb(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         whole = image.convert("RGBA")
         colours = _to_srgb(image.convert("L") if image.mode == "LA" else whole.convert("RGB"), image.info)
         return Image.composite(colours, Image.new("RGB", image.size, "white"), whole.getchannel("A"))
     return _to_srgb(image.convert("RGB") if image.mode == "P" else image, image.info)
+
+
+def _sixteen_bits_to_rgb(image: Image.Image) -> Image.Image:
+    levels = np.asarray(image).clip(0, 65535)
+    grey = _to_srgb(Image.fromarray((levels / 257).round().astype(np.uint8)), image.info)
+    if (transparent := image.info.get("transparency")) is None:
+        return grey
+    return Image.composite(Image.new("RGB", image.size, "white"), grey, Image.fromarray(levels == transparent))
 
 
 def _to_srgb(image: Image.Image, info: dict[Any, Any]) -> Image.Image:

@@ -1,5 +1,6 @@
-"""Duplicates over a whole crawl: repeated keys, equal files, look-alikes. The index has 32 bytes a picture, and
-comparing 3 million takes 0.9 GB.
+"""Duplicates over a whole crawl: equal files, look-alikes, and repeated values of a global key.
+
+The index has 32 bytes per image, and comparing 3 million takes 0.9 GB.
 
 Only pictures that passed the filters are compared, so that a bad copy never displaces a good one.
 """
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 REASONS = ("", "repeated key", "duplicate", "near duplicate")
 _BITS = 64
+_SAME_FILE_BITS = 8  # by which one file, resized to two sizes, can differ in its perceptual hash; others: about 32
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def find_duplicates(index: Index, near_bits: int | None) -> tuple[NDArray[np.uin
     in_order = np.arange(len(index.pixels))
     _drop_equal(index.key_hash, in_order, 1, reason, keeper)
     best_first = np.lexsort((in_order, -index.pixels))
-    _drop_equal(index.sha256, best_first, 2, reason, keeper)
+    _drop_equal(index.sha256, best_first, 2, reason, keeper, index.phash)
     if near_bits is not None:
         _drop_equal(index.phash, best_first, 3, reason, keeper)
         _drop_near(index.phash, best_first, near_bits, reason, keeper)
@@ -44,12 +46,17 @@ def find_duplicates(index: Index, near_bits: int | None) -> tuple[NDArray[np.uin
     return reason, keeper
 
 
-def _drop_equal(values: NDArray, order: NDArray, why: int, reason: NDArray, keeper: NDArray) -> None:
-    """Of the kept rows with one value, keep the first in `order`."""
+def _drop_equal(
+    values: NDArray, order: NDArray, why: int, reason: NDArray, keeper: NDArray, phash: NDArray | None = None
+) -> None:
+    """Of the kept rows with one value, keep the first in `order`, and with `phash` those that do not look like it:
+    hashes come from the source, which may have stored anything as one."""
     order = order[reason[order] == 0]
     _, first, group = np.unique(values[order], return_index=True, return_inverse=True)
     winners = order[first][group]
     losers = winners != order
+    if phash is not None:
+        losers &= np.bitwise_count(phash[order] ^ phash[winners]) <= _SAME_FILE_BITS
     reason[order[losers]], keeper[order[losers]] = why, winners[losers]
 
 

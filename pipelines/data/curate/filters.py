@@ -2,6 +2,7 @@
 
 import math
 import re
+from decimal import Decimal
 from typing import Any
 
 from PIL import Image
@@ -47,18 +48,28 @@ def judge_caption(caption: str, filters: Filters) -> None:
 
 
 def read_scores(record: dict[str, Any], columns: Columns) -> dict[str, float]:
-    """The scores that are believable numbers, by our names."""
+    """Return the scores that are believable numbers, by our names."""
     names = ("aesthetic", "punsafe", "pwatermark", "similarity")
-    found = {name: record.get(getattr(columns, name)) for name in names}
-    return {n: float(s) for n, s in found.items() if isinstance(s, float | int) and -_LARGEST < s < _LARGEST}
+    found = {name: _number(record.get(getattr(columns, name))) for name in names}
+    return {name: score for name, score in found.items() if score is not None and -_LARGEST < score < _LARGEST}
+
+
+def _number(value: Any) -> float | None:
+    """Return a number that may be stored as text or decimal; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, float | int | str | Decimal):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
 
 
 def read_label(record: dict[str, Any], columns: Columns) -> int:
-    """The number of the class. Raises Rejected."""
-    label = record.get(columns.label)
-    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < 2**31:
+    """Return the number of the class. Raises Rejected."""
+    label = _number(record.get(columns.label))
+    if label is None or not 0 <= label < 2**31 or label != int(label):
         raise Rejected("no label")
-    return label
+    return int(label)
 
 
 def judge_scores(scores: dict[str, float], filters: Filters) -> None:

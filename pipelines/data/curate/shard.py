@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tempfile
 from collections import Counter
 from contextlib import ExitStack
@@ -17,7 +18,10 @@ from pipelines.core import storage
 from pipelines.data.curate.config import CurateSettings
 from pipelines.data.curate.filters import Rejected, judge_caption, judge_scores, judge_size, read_label, read_scores
 from pipelines.data.curate.report import Histograms
-from pipelines.data.curate.shard_reader import Sample, key_prefix, read_class, read_shard
+from pipelines.data.curate.samples import Sample, SampleKeys
+from pipelines.data.curate.shard_reader import read_class, read_shard
+from pipelines.data.curate.sources import path_below
+from pipelines.data.curate.tar_reader import TornSamples
 from pipelines.data.datasets import RowWriter
 from pipelines.data.images import BadImage, crop_as_adm, decode_image, encode_image, fit_to_size
 from pipelines.data.split import is_held_out
@@ -36,6 +40,7 @@ INDEX = pa.schema(
         "phash": pa.uint64(), "pixels": pa.int64(),
     }
 )  # fmt: skip
+_SHA256 = re.compile("[0-9a-fA-F]{64}")
 STAGED = ".staged"
 STAGED_GROUP = 8  # rows; a file a size is open at once, and each holds a group in memory
 
@@ -60,10 +65,17 @@ class ShardCurator:
 
     def __call__(self, item: str) -> dict[str, Any]:
         name, shard, label = json.loads(item)
+        try:
+            return self._curate_shard(name, shard, label, frozenset())
+        except TornSamples as found:  # nothing is stored yet
+            return self._curate_shard(name, shard, label, found.keys)
+
+    def _curate_shard(self, name: str, shard: str, label: int | None, torn: frozenset[str]) -> dict[str, Any]:
         kept: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
         histograms = Histograms()
-        prefix = key_prefix(self.settings.source, shard)
+        columns, by_class = self.settings.columns, label is not None
+        new_key = SampleKeys(name if by_class else path_below(self.settings.source, shard), by_class)
         writers: dict[str, RowWriter] = {}
         with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
 
@@ -74,9 +86,8 @@ class ShardCurator:
                 writers[uri].add(row)
 
             rejected = storage.join(self.folder, "rejected", f"{name}.parquet")
-            by_class = label is not None
-            for sample in read_class(shard) if by_class else read_shard(shard, self.settings.columns):
-                sample.key = f"{name}/{sample.key}" if by_class else prefix + sample.key
+            for sample in read_class(shard) if by_class else read_shard(shard, columns, torn):
+                sample.key = new_key(sample.key)
                 try:
                     row, index = self.curate(sample, histograms, label)
                 except (Rejected, BadImage) as reason:
@@ -98,6 +109,10 @@ class ShardCurator:
         settings = self.settings
         if sample.problem:
             raise Rejected(sample.problem)
+        if settings.columns.global_key:
+            if not sample.global_key:
+                raise Rejected("no global key")
+            sample.key = sample.global_key
         caption = " ".join(sample.caption.split())
         scores = read_scores(sample.record, settings.columns)
         histograms.add("read", scores)
@@ -116,9 +131,11 @@ class ShardCurator:
             if settings.crop == "adm"
             else fit_to_size(image, width, height, settings.linear_light)
         )
-        # img2dataset hashes what it downloaded, before it encodes anew: only its own hash finds repeated pictures.
+        # img2dataset hashes what it downloaded, before it encodes anew: only its own hash finds repeated images.
         given = sample.record.get(settings.columns.sha256)
-        sha256 = given if isinstance(given, str) and given.isalnum() else hashlib.sha256(sample.image).hexdigest()
+        if not isinstance(given, str) or not _SHA256.fullmatch(given):
+            given = hashlib.sha256(sample.image).hexdigest()
+        sha256 = given.lower()
         split = "held_out" if is_held_out(sample.key, settings.held_out_every) else "train"
         row = {
             "key": sample.key, "image": encode_image(fitted, settings.encoding.format, settings.encoding.quality),

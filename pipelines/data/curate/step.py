@@ -14,9 +14,10 @@ from pipelines.core.map_items import map_items
 from pipelines.core.step import Context, Step
 from pipelines.data.curate.compact import FileWriter, plan_files
 from pipelines.data.curate.config import CurateSettings
+from pipelines.data.curate.parquet_reader import check_columns
 from pipelines.data.curate.report import Histograms, report_figure
 from pipelines.data.curate.shard import STAGED, ShardCurator
-from pipelines.data.curate.shard_reader import check_columns, list_classes, list_shards
+from pipelines.data.curate.sources import is_table, list_classes, list_shards
 from pipelines.data.datasets import read_rows
 from pipelines.data.images import decode_image
 from pipelines.viz.image_grid import grid_of
@@ -28,12 +29,16 @@ def check(settings: CurateSettings) -> None:
             raise ConfigError(f"buckets: {width}x{height} is not made of multiples of 16")
         if settings.crop == "adm" and width != height:
             raise ConfigError(f"crop='adm': makes squares, and buckets has {width}x{height}")
+    if settings.labels == "folder" and settings.columns.global_key:
+        raise ConfigError(
+            f"columns.global_key={settings.columns.global_key!r}: labels=folder has no columns; leave it empty"
+        )
     if settings.labels == "folder":
         list_classes(settings.source)
         return
     if (settings.labels == "column") != bool(settings.columns.label):
         raise ConfigError(f"labels={settings.labels!r}, columns.label={settings.columns.label!r}: one needs the other")
-    tables = [shard for shard in list_shards(settings.source).values() if shard.endswith(".parquet")]
+    tables = [shard for shard in list_shards(settings.source).values() if is_table(shard)]
     if tables:
         check_columns(tables[0], settings.columns)
 

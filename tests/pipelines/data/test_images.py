@@ -1,4 +1,5 @@
 import io
+import struct
 import zlib
 
 import numpy as np
@@ -143,6 +144,85 @@ def test_not_an_image(data):
 def test_formats_that_start_other_programs_are_refused():
     postscript = encoded(Image.new("RGB", (8, 8)), "EPS")
     assert reason(postscript) == "not an image"
+
+
+@pytest.mark.parametrize(
+    ("beginning", "name"), [(b"II*\0", "tiff"), (b"\0\0\0 ftypavif", "heif or avif"), (b"\xff\x0a", "jpeg xl")]
+)
+def test_formats_that_are_not_read_are_named(beginning, name):
+    assert reason(beginning + bytes(100)) == f"image format {name} is not read"
+
+
+def chunk(name, content, crc=None):
+    checksum = zlib.crc32(name + content) if crc is None else crc
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+
+def png_of(depth, kind, row, *more, behind=b""):
+    """A PNG of one row of four pixels, with chunks before and behind its pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, depth, kind, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + pixels + behind + chunk(b"IEND", b"")
+
+
+GREY = bytes([0, 50, 128, 255])
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2 << 20))),
+        chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(200 << 20))),
+        chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(bytes(2 << 20))),
+        chunk(b"tEXt", b"Comment\0text", crc=1),
+        chunk(b"eXIf", b"MM\0*", crc=1),
+        chunk(b"cHRM", b"x"),
+        chunk(b"pHYs", b""),
+        chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(100 << 20))),
+        chunk(b"iCCP", b"name\0\0garbage"),
+    ],
+)
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_metadata_is_no_reason_to_refuse_an_image(extra, place):
+    data = png_of(8, 0, GREY, extra) if place == "before" else png_of(8, 0, GREY, behind=extra)
+    assert to_array(decode_image(data))[0, :, 0].tolist() == list(GREY)
+
+
+def test_png_cut_off_behind_its_pixels():
+    whole = png_of(8, 0, GREY, behind=chunk(b"tEXt", b"Comment\0" + bytes(1000)))
+    assert to_array(decode_image(whole[:-500]))[0, :, 0].tolist() == list(GREY)
+
+
+def test_damaged_pixels_stay_damaged_whatever_the_metadata():
+    data = bytearray(png_of(8, 0, GREY, chunk(b"tEXt", b"Comment\0text", crc=1)))
+    data[data.index(b"IDAT") + 8] ^= 0xFF
+    assert reason(bytes(data)) == "truncated or corrupt"
+
+
+def test_large_profile_is_applied():
+    """Linear 128 is 188 in sRGB; the profile has 3 MB of padding."""
+    profile = linear_profile() + bytes(3 << 20)
+    row = bytes([128] * 12)
+    data = png_of(8, 2, row, chunk(b"iCCP", b"name\0\0" + zlib.compress(profile)))
+    assert abs(to_array(decode_image(data)) - 188.0).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "row", "transparent", "expected"),
+    [
+        (16, 0, struct.pack(">4H", 1000, 1001, 0, 65535), struct.pack(">H", 1000), [255, 4, 0, 255]),
+        (8, 0, bytes([7, 8, 9, 255]), struct.pack(">H", 7), [255, 8, 9, 255]),
+        (4, 0, bytes([0x78, 0x0F]), struct.pack(">H", 7), [255, 136, 0, 255]),
+        (2, 0, bytes([0b01100011]), struct.pack(">H", 1), [255, 170, 0, 255]),
+        (1, 0, bytes([0b01010000]), struct.pack(">H", 0), [255, 255, 255, 255]),
+        (16, 2, struct.pack(">12H", 1000, 1000, 1000, *[2000] * 3, *[0] * 3, *[65535] * 3),
+         struct.pack(">3H", 1000, 1000, 1000), [255, 7, 0, 255]),
+        (8, 2, bytes([5, 5, 5, 6, 6, 6, 0, 0, 0, 255, 255, 255]), struct.pack(">3H", 5, 5, 5), [255, 6, 0, 255]),
+    ],
+)  # fmt: skip
+def test_transparent_color_of_every_depth_becomes_white(depth, kind, row, transparent, expected):
+    pixels = to_array(decode_image(png_of(depth, kind, row, chunk(b"tRNS", transparent))))
+    assert pixels[0, :, 0].tolist() == expected
 
 
 def test_fit_covers_then_crops_the_centre():

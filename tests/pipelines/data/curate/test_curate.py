@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tars import sample, tar_of
 
 from pipelines.core import storage
 from pipelines.core.config import ConfigError, RunSettings
@@ -42,7 +43,8 @@ def test_sources_that_cannot_be_read_are_refused(tmp_path):
 
 def to_parquet(tar_folder, path):
     """What stands in the tar of a folder, as a parquet shard."""
-    from pipelines.data.curate.shard_reader import Columns, read_shard
+    from pipelines.data.curate.samples import Columns
+    from pipelines.data.curate.shard_reader import read_shard
 
     samples = [s for s in read_shard(str(tar_folder / "00000.tar"), Columns()) if not s.problem]
     rows = [{**s.record, "key": s.key, "jpg": s.image, "caption": s.caption} for s in samples]
@@ -52,15 +54,18 @@ def to_parquet(tar_folder, path):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory, make_pictures):
     """Tars with the demo's faulty rows, one exact repetition, and good pictures around them; a parquet shard in
-    another folder with the same keys; a parquet and a tar that are none."""
+    another folder with the same keys; a parquet and a tar that are none; two joined tars of one name each."""
     folder = tmp_path_factory.mktemp("source") / "shards"
-    good = make_pictures(60)
+    good = make_pictures(62)
     write_img2dataset(iter([*good[:20], *_faulty_pictures(), *good[20:40], good[0]]), folder, shard_size=25)
-    write_img2dataset(iter(good[40:]), folder.with_name("other"))
+    write_img2dataset(iter(good[40:60]), folder.with_name("other"))
     (folder / "more").mkdir()
     to_parquet(folder.with_name("other"), folder / "more" / "00000.parquet")
     (folder / "more" / "00001.parquet").write_bytes(b"no parquet")
     (folder / "more" / "00002.tar").write_bytes(b"")
+    scores = json.dumps({"aesthetic": 6.0, "punsafe": 0.1, "pwatermark": 0.1, "similarity": 0.3}).encode()
+    parts = [tar_of(sample("IMG 2.0", p.image, p.caption.encode(), scores)) for p in good[60:]]
+    (folder / "more" / "photos.tar").write_bytes(b"".join(parts))
     return folder
 
 
@@ -86,14 +91,15 @@ def test_every_row_is_kept_or_rejected_with_its_reason(outcome, source):
     rejected = rows_of(outcome, "rejected")
     assert Counter(row["reason"] for row in rejected) == FAULTS
     kept = rows_of(outcome, "train") + rows_of(outcome, "held_out")
-    assert Counter(row["caption"] for row in kept) == Counter(f"picture {i}" for i in range(60))
+    assert Counter(row["caption"] for row in kept) == Counter(f"picture {i}" for i in range(62))
     metadata = [k for f in sorted(source.glob("*.parquet")) for k in pq.read_table(f)["key"].to_pylist()]
     metadata += [f"more/{k}" for k in pq.read_table(source / "more" / "00000.parquet")["key"].to_pylist()]
-    extra = {"../../outside.jpg", "more/00001", "more/00002"}
+    metadata += ["more/photos.tar/IMG 2.0", "more/photos.tar/IMG 2.0#2"]
+    extra = {"00000.tar/../../outside", "more/00001.parquet", "more/00002.tar"}
     assert Counter(r["key"] for r in kept + rejected if r["key"] not in extra) == Counter(metadata)
     metrics = outcome.artifact.manifest["metrics"]
-    assert metrics["rejected"] == sum(FAULTS.values()) and metrics["shards"] == 6
-    assert metrics["kept_train"] + metrics["kept_held_out"] == 60
+    assert metrics["rejected"] == sum(FAULTS.values()) and metrics["shards"] == 7
+    assert metrics["kept_train"] + metrics["kept_held_out"] == 62
 
 
 @pytest.mark.ray
@@ -121,8 +127,8 @@ def test_output_is_what_the_design_says(outcome):
 @pytest.mark.ray
 def test_report_for_people(outcome):
     report = json.loads(storage.read_bytes(outcome.artifact.file("report.json")))
-    assert report["rejected"] == FAULTS and sum(report["kept"].values()) == 60
-    assert sum(report["histograms"]["kept"]["aesthetic"]) == 61  # the duplicate passed the filters
+    assert report["rejected"] == FAULTS and sum(report["kept"].values()) == 62
+    assert sum(report["histograms"]["kept"]["aesthetic"]) == 63  # the duplicate passed the filters
     pictures = Path(outcome.artifact.uri).parents[1].rglob("pictures/*.png")
     assert {"curation.png", "curated.png"} <= {p.name for p in pictures}
 
@@ -171,7 +177,7 @@ def files_of(folder):
 def restage(folder, settings):
     """Stage all shards anew, in a folder of their own, and bring what was staged back."""
     from pipelines.data.curate.shard import ShardCurator
-    from pipelines.data.curate.shard_reader import list_shards
+    from pipelines.data.curate.sources import list_shards
 
     other = folder.with_name("other")
     for name, shard in list_shards(settings.source).items():

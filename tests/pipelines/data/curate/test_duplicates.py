@@ -23,6 +23,13 @@ def test_first_of_a_key_stays():
     assert found([(1, 1, 1, 9), (1, 2, 0xFF00, 99)]) == (["", "repeated key"], [-1, 0])
 
 
+def test_equal_hashes_of_images_that_look_different_are_not_believed():
+    """The hashes come from the source: a column may hold one value for all."""
+    rows = [(1, 7, 0, 10), (2, 7, 0xFFFF, 20), (3, 7, 0b111, 5)]
+    assert found(rows, None) == (["", "", ""], [-1, -1, -1])
+    assert found([*rows, (4, 7, 0xFFFE, 1)], None) == (["", "", "", "duplicate"], [-1, -1, -1, 1])
+
+
 def test_largest_of_equal_files_stays_then_the_first():
     rows = [(1, 7, 1, 10), (2, 7, 1, 20), (3, 7, 1, 20)]
     assert found(rows) == (["duplicate", "", "duplicate"], [1, -1, 1])

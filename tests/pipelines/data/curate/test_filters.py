@@ -1,10 +1,19 @@
 import math
+from decimal import Decimal
 
 import pytest
 from PIL import Image
 
-from pipelines.data.curate.filters import Filters, Rejected, judge_caption, judge_scores, judge_size, read_scores
-from pipelines.data.curate.shard_reader import Columns
+from pipelines.data.curate.filters import (
+    Filters,
+    Rejected,
+    judge_caption,
+    judge_scores,
+    judge_size,
+    read_label,
+    read_scores,
+)
+from pipelines.data.curate.samples import Columns
 
 SCORES = {"aesthetic": 6.0, "punsafe": 0.1, "pwatermark": 0.1, "similarity": 0.3}
 
@@ -16,6 +25,22 @@ def test_scores_that_are_no_numbers(name, score):
     assert scores == {k: v for k, v in SCORES.items() if k != name}
     with pytest.raises(Rejected, match=f"no {name} score"):
         judge_scores(scores, Filters())
+
+
+@pytest.mark.parametrize("score", ["0.25", Decimal("0.25"), 0.25])
+def test_scores_stored_as_text_or_decimals(score):
+    assert read_scores({"similarity": score, "punsafe": True}, Columns()) == {"similarity": 0.25}
+
+
+@pytest.mark.parametrize(("label", "number"), [(3, 3), ("3", 3), (3.0, 3), (Decimal(3), 3)])
+def test_labels_stored_as_text_or_decimals(label, number):
+    assert read_label({"y": label}, Columns(label="y")) == number
+
+
+@pytest.mark.parametrize("label", [None, "cat", 2.5, -1, True, 2**31, float("nan")])
+def test_labels_that_are_no_numbers(label):
+    with pytest.raises(Rejected, match="no label"):
+        read_label({"y": label}, Columns(label="y"))
 
 
 def test_thresholds_include_their_ends():

@@ -14,8 +14,10 @@ from pipelines.core.config import ConfigError
 from pipelines.data.curate.config import CurateSettings
 from pipelines.data.curate.filters import Filters
 from pipelines.data.curate.report import Histograms
+from pipelines.data.curate.samples import Columns, Sample
 from pipelines.data.curate.shard import ShardCurator, staged_file
-from pipelines.data.curate.shard_reader import Columns, Sample, list_classes, read_class, read_shard
+from pipelines.data.curate.shard_reader import read_class, read_shard
+from pipelines.data.curate.sources import list_classes
 from pipelines.data.curate.step import check
 from pipelines.data.datasets import read_rows
 from pipelines.data.images import decode_image
@@ -61,7 +63,7 @@ def curated(settings, out, name, place, label):
 def test_classes_are_numbered_in_the_order_of_their_names(imagenet):
     assert list(list_classes(str(imagenet))) == ["n01", "n02", "n03"]
     check(settings(imagenet))
-    with pytest.raises(ConfigError, match="needs a folder of pictures, or a tar, for each class"):
+    with pytest.raises(ConfigError, match="needs a folder of images, or a tar, for each class"):
         check(settings(imagenet / "n01"))
 
 
@@ -93,12 +95,11 @@ def test_labels_of_a_column_as_the_hub_has_them(tmp_path, make_pictures):
     columns = Columns(key="", caption="", image="image", label="label")
     found = settings(tmp_path, labels="column", columns=columns)
     check(found)
-    assert [s.key for s in read_shard(str(tmp_path / "train-00000.parquet"), columns)] == [
-        f"train-00000-0-{i}" for i in range(4)
-    ]
+    assert [s.key for s in read_shard(str(tmp_path / "train-00000.parquet"), columns)] == ["0", "1", "2", "3"]
     place = str(tmp_path / "train-00000.parquet")
     summary, rows = curated(found, tmp_path / "out", "train-00000", place, None)
-    assert [label for _, label, _ in rows] == [3, 1] and summary["rejected"] == {"no label": 2}
+    assert [(key, label) for key, label, _ in rows] == [("train-00000.parquet/0", 3), ("train-00000.parquet/1", 1)]
+    assert summary["rejected"] == {"no label": 2}
 
 
 @pytest.mark.parametrize(

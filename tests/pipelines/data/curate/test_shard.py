@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import random
@@ -13,8 +14,8 @@ from pipelines.core import storage
 from pipelines.data.curate.config import CurateSettings, Encoding
 from pipelines.data.curate.filters import Rejected
 from pipelines.data.curate.report import Histograms
+from pipelines.data.curate.samples import IMAGE_EXTENSIONS, Sample
 from pipelines.data.curate.shard import SCHEMA, ShardCurator, best_bucket, index_file, perceptual_hash
-from pipelines.data.curate.shard_reader import IMAGE_EXTENSIONS, Sample
 from pipelines.data.images import BadImage, decode_image
 from pipelines.data.split import is_held_out
 from pipelines.toy.data import Picture, write_img2dataset
@@ -55,8 +56,15 @@ def test_reasons_reach_the_row(curator, make_pictures):
 def test_file_hash_is_that_of_the_download(curator, make_pictures):
     """img2dataset encodes anew after hashing, so the bytes in the tar have another hash."""
     image = make_pictures(1)[0].image
-    assert curate(curator, image, record={**SCORES, "sha256": "abc"})[0]["sha256"] == "abc"
-    assert len(curate(curator, image)[0]["sha256"]) == 64
+    given = hashlib.sha256(b"download").hexdigest()
+    assert curate(curator, image, record={**SCORES, "sha256": given.upper()})[0]["sha256"] == given
+
+
+@pytest.mark.parametrize("given", ["None", "nan", "0", "", None, "abc", 7, "g" * 64])
+def test_what_is_no_hash_is_not_taken_for_one(curator, make_pictures, given):
+    """Of six images with "None" in the column, five were dropped as duplicates."""
+    image = make_pictures(1)[0].image
+    assert curate(curator, image, record={**SCORES, "sha256": given})[0]["sha256"] == hashlib.sha256(image).hexdigest()
 
 
 @pytest.mark.parametrize("format", ["png", "webp", "jpeg"])

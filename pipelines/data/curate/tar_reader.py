@@ -1,0 +1,226 @@
+"""Samples of a webdataset tar: adjacent members whose paths differ in the extension alone."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from pipelines.core import storage
+from pipelines.data.curate import tar_stream
+from pipelines.data.curate.samples import (
+    IMAGE_EXTENSIONS,
+    LARGEST_FILE,
+    LARGEST_TEXT,
+    UNREAD_EXTENSIONS,
+    Columns,
+    Sample,
+    key_of,
+    text_of,
+)
+
+TORN = "members of a key are not adjacent in tar"
+_NO_IMAGE = "no image of its key"
+_SECOND = "another image of its key is used"
+_ARCHIVES = ("tar", "gz", "tgz", "zip", "parquet")
+_TEXTS = ("txt", "json")
+# Written by systems into every folder, and by macOS beside every file: never samples.
+_LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
+
+
+class TornSamples(Exception):
+    """At the end of a tar: some images were read whose captions or metadata stand elsewhere in it, `keys`."""
+
+    def __init__(self, keys: set[str]):
+        super().__init__(f"{len(keys)} keys whose {TORN}")
+        self.keys = frozenset(keys)
+
+
+@dataclass
+class _Group:
+    """Adjacent members of one key: the data of its first image and of its texts, and the extensions of all."""
+
+    key: str
+    before: str = ""
+    """Damage in front of it that may have cost it members"""
+    image: bytes = b""
+    texts: dict[str, bytes] = field(default_factory=dict)
+    images: list[str] = field(default_factory=list)
+    extensions: set[str] = field(default_factory=set)
+    problem: str = ""
+
+    def add(self, extension: str, member: tar_stream.Member) -> None:
+        self.extensions.add(extension)
+        self.problem = self.problem or member.problem
+        if extension in IMAGE_EXTENSIONS:
+            self.image = self.image if self.images else member.data
+            self.images.append(extension)
+        elif extension in _TEXTS:
+            self.texts[extension] = member.data
+
+
+def read_tar(shard: str, columns: Columns, torn: frozenset[str] = frozenset()) -> Iterator[Sample]:
+    """Yield the samples of a tar, plain or compressed with gzip, then a sample for each stretch that is damaged.
+
+    Args:
+        shard: Its URI.
+        columns: What its JSON calls things.
+        torn: Keys that are known to be torn: their images are rejected with TORN.
+
+    Raises:
+        TornSamples: At the end, where keys not in `torn` are torn. Whoever kept samples of this pass has wrong ones:
+            discard them, and read again with these keys.
+    """
+    found = _TornKeys()
+    lost = []
+    for group in _groups(shard):
+        if not group.key and group.problem:
+            lost.append(Sample("", problem=group.problem))
+            continue
+        found.add(group)
+        if group.key in torn and group.images:
+            group.problem = group.problem or TORN
+        elif group.key in torn and group.texts:  # is told of with its image
+            continue
+        yield from _samples_of(group, columns)
+    yield from lost
+    if found.keys - torn:
+        raise TornSamples(found.keys)
+
+
+def read_tar_of_class(shard: str) -> Iterator[Sample]:
+    """Yield every image of a tar as a sample of its own, and what can be none with the reason; other files are not
+    looked at."""
+    for group in _groups(shard, alone=True):
+        group.key = split_name(group.key)[0]
+        if group.problem or group.images or _why_no_image(group) != _NO_IMAGE:
+            (sample,) = _samples_of(group, Columns())
+            yield sample
+
+
+def split_name(path: str) -> tuple[str, str]:
+    """Return (path without the extension, extension in lower case). The last dot begins the extension, so that
+    `IMG 2.0.jpg` and `IMG 2.1.jpg` are two images; a name that begins with its only dot is both."""
+    folder, slash, name = path.rpartition("/")
+    stem, dot, extension = name.rpartition(".")
+    if not dot:
+        return path, ""
+    return folder + slash + (stem or name), extension.lower()
+
+
+def is_litter(path: str) -> bool:
+    """Return whether a file is one that an operating system leaves in folders and archives."""
+    *folders, name = path.split("/")
+    return name.startswith("._") or name in _LITTER or "__MACOSX" in folders
+
+
+def _groups(shard: str, alone: bool = False) -> Iterator[_Group]:
+    """Yield the groups of a tar; with `alone` each member is one, and its path the key. A group without a key is
+    damage of which nothing shows what sample it cost."""
+    current: _Group | None = None
+    damage = ""  # after the last member of `current`
+    usual: set[str] = set()  # extensions of the last group that nothing happened to
+
+    def limit(name: str) -> int | None:
+        key, extension = split_name(_plain(name))
+        if extension in _TEXTS and not alone:
+            return LARGEST_TEXT
+        is_second = current and current.key == key and current.images and extension not in current.extensions
+        return LARGEST_FILE if extension in IMAGE_EXTENSIONS and not is_second else None
+
+    def end(group: _Group) -> Iterator[_Group]:
+        """Blame damage next to a group for what it lacks; damage that explains nothing is told of by itself."""
+        nonlocal damage, usual
+        if not group.problem and (not group.images or group.extensions < usual):
+            group.problem = group.before or damage
+            group.before, damage = ("", damage) if group.before else ("", "")
+        elif not group.problem and not group.before and not damage:
+            usual = group.extensions
+        yield group
+        if group.before:
+            yield _Group("", problem=group.before)
+
+    with storage.open_file(shard) as file:
+        for member in tar_stream.read_members(file, limit):
+            path = _plain(member.name)
+            if is_litter(path):
+                if member.problem not in (tar_stream.CUT_OFF, tar_stream.FALSE_SIZE):
+                    continue
+                path = ""
+            if not path and member.problem:
+                if damage:
+                    yield _Group("", problem=damage)
+                damage = member.problem
+                continue
+            key, extension = split_name(path)
+            key = path if alone else key
+            if current and key == current.key and extension not in current.extensions:
+                current.problem, damage = current.problem or damage, ""
+            else:
+                if current:
+                    yield from end(current)
+                current, damage = _Group(key, before=damage), ""
+            current.add(extension, member)
+    if current:
+        yield from end(current)
+    if damage:
+        yield _Group("", problem=damage)
+
+
+def _plain(name: str) -> str:
+    """Return a member's path without `./`, as text: names in a tar are bytes, and parquet holds UTF-8 alone."""
+    path = "/".join(part for part in name.split("/") if part != ".")
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _samples_of(group: _Group, columns: Columns) -> Iterator[Sample]:
+    """Yield one sample for each image of a group, and one for a group without any."""
+    yield _first_sample(group, columns)
+    for extension in group.images[1:]:
+        yield Sample(f"{group.key}.{extension}", problem=group.problem or _SECOND)
+
+
+def _first_sample(group: _Group, columns: Columns) -> Sample:
+    if problem := group.problem or ("" if group.images else _why_no_image(group)):
+        return Sample(group.key, problem=problem)
+    try:
+        record = json.loads(group.texts.get("json", b"{}"))
+    except (ValueError, RecursionError):
+        return Sample(group.key, problem="JSON cannot be read")
+    if not isinstance(record, dict):
+        return Sample(group.key, problem="JSON is not a mapping")
+    try:  # a mark of the byte order is no part of a caption
+        caption = group.texts["txt"].decode("utf-8-sig") if "txt" in group.texts else record.get(columns.caption)
+    except ValueError:
+        return Sample(group.key, problem="caption is not UTF-8")
+    return Sample(group.key, group.image, text_of(caption), record, global_key=key_of(record.get(columns.global_key)))
+
+
+def _why_no_image(group: _Group) -> str:
+    for extension in sorted(group.extensions):
+        if extension in UNREAD_EXTENSIONS:
+            return f"image format {extension} is not read"
+        if extension in _ARCHIVES:
+            return "archive in tar is not read"
+    return _NO_IMAGE
+
+
+class _TornKeys:
+    """Finds keys with an image in one place of the tar and its caption or JSON in another."""
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+        self._seen: dict[str, tuple[frozenset[str], ...]] = {}
+        self._shared: dict[tuple[frozenset[str], ...], tuple[frozenset[str], ...]] = {}  # few differ: hold them once
+
+    def add(self, group: _Group) -> None:
+        extensions = frozenset(group.extensions)
+        before = self._seen.get(group.key, ())
+        if any(_are_torn(other, extensions) for other in before):
+            self.keys.add(group.key)
+        if extensions not in before:
+            after = (*before, extensions)
+            self._seen[group.key] = self._shared.setdefault(after, after)
+
+
+def _are_torn(one: frozenset[str], other: frozenset[str]) -> bool:
+    first, second = (not part.isdisjoint(IMAGE_EXTENSIONS) for part in (one, other))
+    return first != second and one.isdisjoint(other) and not (other if first else one).isdisjoint(_TEXTS)
