@@ -37,7 +37,7 @@ def read_shard(shard: str, columns: Columns, torn: frozenset[str] = frozenset())
     missing = list(metadata.missing())
     cause = lost[0].problem if lost else "not in the tar"
     yield from (Sample(key, problem=FAILED if failed else cause) for key, failed in missing)
-    if all(failed for _, failed in missing):  # else the damage is told of by the samples that it cost
+    if all(failed for _, failed in missing):  # else the damage is reported by the samples that it cost
         yield from lost
     if metadata.problem:
         yield Sample("", problem=metadata.problem)

@@ -78,7 +78,7 @@ def read_tar(shard: str, columns: Columns, torn: frozenset[str] = frozenset()) -
         found.add(group)
         if group.key in torn and group.images:
             group.problem = group.problem or TORN
-        elif group.key in torn and group.texts:  # is told of with its image
+        elif group.key in torn and group.texts:  # is reported with its image
             continue
         yield from _samples_of(group, columns)
     yield from lost
@@ -127,7 +127,7 @@ def _groups(shard: str, alone: bool = False) -> Iterator[_Group]:
         return LARGEST_FILE if extension in IMAGE_EXTENSIONS and not is_second else None
 
     def end(group: _Group) -> Iterator[_Group]:
-        """Blame damage next to a group for what it lacks; damage that explains nothing is told of by itself."""
+        """Blame damage next to a group for what it lacks; damage that explains nothing is reported by itself."""
         nonlocal damage, usual
         if not group.problem and (not group.images or group.extensions < usual):
             group.problem = group.before or damage

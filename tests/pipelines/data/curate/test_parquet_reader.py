@@ -170,6 +170,6 @@ def test_foreign_parquet_beside_a_tar_promises_nothing(tmp_path, columns):
     assert list(metadata.missing()) == [] and not metadata.is_table and not metadata.problem
 
 
-def test_damaged_metadata_is_told_of(tmp_path):
+def test_damaged_metadata_is_reported(tmp_path):
     (tmp_path / "00000.parquet").write_bytes(b"no parquet")
     assert Metadata(str(tmp_path / "00000.parquet"), Columns()).problem == "metadata beside tar cannot be read"

@@ -29,7 +29,7 @@ def read(tmp_path):
     return read
 
 
-def told(samples):
+def problems_of(samples):
     return {s.key: s.problem for s in samples}
 
 
@@ -58,32 +58,32 @@ def test_one_name_in_two_folders_is_two_samples(read):
 def test_tars_joined_by_cat(read, end, compress):
     parts = [tar_of(sample(key) + sample(f"{key}2")) for key in "abc"]
     samples = read(b"".join(map(compress, [*map(end, parts[:2]), parts[2]])))
-    assert told(samples) == dict.fromkeys(["a", "a2", "b", "b2", "c", "c2"], "")
+    assert problems_of(samples) == dict.fromkeys(["a", "a2", "b", "b2", "c", "c2"], "")
 
 
 def test_joined_behind_one_that_was_cut_off(read):
     first = tar_of(sample("a") + sample("b", b"x" * 3000))
     samples = read(first[: offset_of(first, "b.jpg") + 1000] + tar_of(sample("c")))
-    assert told(samples) == {"a": "", "b": "false size in tar", "c": ""}
+    assert problems_of(samples) == {"a": "", "b": "false size in tar", "c": ""}
 
 
 def test_what_systems_leave_is_no_sample(read):
     members = [("._cat", b"x"), ("__MACOSX/._a.jpg", b"x"), ("folder/.DS_Store", b"x"), ("Thumbs.db", b"x")]
     pairs = [pair for name, data in sample("a") for pair in ((f"._{name}", b"x"), (name, data))]
-    assert told(read(tar_of(members + pairs))) == {"a": ""}
+    assert problems_of(read(tar_of(members + pairs))) == {"a": ""}
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/etc/outside", "a/../../outside"])
 def test_paths_that_lead_out_are_named_and_not_followed(read, tmp_path, name):
     samples = read(tar_of(sample("a") + sample(name) + sample("b")))
-    assert told(samples) == {"a": "", name: "unsafe path in tar", "b": ""}
+    assert problems_of(samples) == {"a": "", name: "unsafe path in tar", "b": ""}
     assert [path.name for path in tmp_path.rglob("*")] == ["00000.tar"]
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE])
 def test_links_are_not_followed(read, kind):
     data = with_header(tar_of(sample("a", b"") + sample("b")), "a.jpg", typeflag=kind)
-    assert told(read(data)) == {"a": "link or special file in tar", "b": ""}
+    assert problems_of(read(data)) == {"a": "link or special file in tar", "b": ""}
 
 
 def test_names_that_are_not_utf8_stay_different(read):
@@ -100,15 +100,15 @@ def noise(size):
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
 def test_tar_cut_off_in_the_middle(read, compress):
     data = compress(tar_of([member for key in "abc" for member in sample(key, noise(64_000))]))
-    assert told(read(data[: len(data) // 2])) == {"a": "", "b": "tar cut off"}
+    assert problems_of(read(data[: len(data) // 2])) == {"a": "", "b": "tar cut off"}
 
 
 def test_tar_cut_off_between_two_members(read):
     """What is there of a sample is kept back where the one before had more; a whole one is kept."""
     data = tar_of(sample("a") + sample("b"))
-    assert told(read(data[: offset_of(data, "b.json")])) == {"a": "", "b": "tar cut off"}
-    assert told(read(data[: offset_of(data, "b.jpg")])) == {"a": "", "": "tar cut off"}
-    assert told(read(data[: offset_of(data, "b.jpg") + 100])) == {"a": "", "": "tar cut off"}
+    assert problems_of(read(data[: offset_of(data, "b.json")])) == {"a": "", "b": "tar cut off"}
+    assert problems_of(read(data[: offset_of(data, "b.jpg")])) == {"a": "", "": "tar cut off"}
+    assert problems_of(read(data[: offset_of(data, "b.jpg") + 100])) == {"a": "", "": "tar cut off"}
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,13 @@ def test_tar_cut_off_between_two_members(read):
 )
 def test_damaged_header_costs_its_own_sample(read, damaged, expected):
     data = tar_of(sample("a") + sample("b", b"x" * 5000) + sample("c"))
-    assert told(read(with_header(data, damaged, chksum=b"0000001"))) == expected
+    assert problems_of(read(with_header(data, damaged, chksum=b"0000001"))) == expected
 
 
-def test_damage_that_no_sample_shows_is_told_of(read):
+def test_damage_that_no_sample_shows_is_reported(read):
     data = tar_of([(f"{key}.jpg", b"x") for key in "abc"])
-    assert told(read(with_header(data, "b.jpg", chksum=b"0000001"))) == {"a": "", "c": "", "": "damaged header in tar"}
+    samples = read(with_header(data, "b.jpg", chksum=b"0000001"))
+    assert problems_of(samples) == {"a": "", "c": "", "": "damaged header in tar"}
 
 
 @pytest.mark.parametrize(("size", "reason"), [(b"17777777777", "false size in tar"), (b"00000000000", "not whole")])
@@ -136,7 +137,7 @@ def test_false_sizes(read, size, reason):
     data = with_header(tar_of(sample("a") + sample("b", b"x" * 600) + sample("c")), "b.jpg", size=size)
     samples = read(data)
     assert samples[0].problem == samples[-1].problem == "" and (samples[0].key, samples[-1].key) == ("a", "c")
-    assert reason == "not whole" or told(samples) == {"a": "", "b": reason, "c": ""}
+    assert reason == "not whole" or problems_of(samples) == {"a": "", "b": reason, "c": ""}
 
 
 def pax_of(name, data, **headers):
@@ -158,7 +159,7 @@ def test_sizes_beyond_the_bytes_that_are_there_take_no_time(read, size, compress
     samples = read(data)
     assert time.perf_counter() - started < 5
     assert [s.key for s in samples if not s.problem][-2:] == ["b", "c"]
-    assert size not in (2**60, 10**30) or told(samples) == {"a": "false size in tar", "b": "", "c": ""}
+    assert size not in (2**60, 10**30) or problems_of(samples) == {"a": "false size in tar", "b": "", "c": ""}
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
@@ -189,14 +190,14 @@ def test_files_too_large(read, monkeypatch):
     monkeypatch.setattr(tar_reader, "LARGEST_FILE", 1000)
     monkeypatch.setattr(tar_reader, "LARGEST_TEXT", 100)
     members = sample("a", b"x" * 2000) + sample("b", caption=b"x" * 200) + [("c.npy", bytes(3000)), *sample("c")]
-    assert told(read(tar_of(members))) == {"a": "file too large", "b": "file too large", "c": ""}
+    assert problems_of(read(tar_of(members))) == {"a": "file too large", "b": "file too large", "c": ""}
 
 
 @pytest.mark.parametrize(
     ("data", "problem"), [(b"", "tar cut off"), (b"no tar" * 100, "no readable shard"),
                           (gzip.compress(b"")[:5], "tar cut off"), (gzip.compress(b"none" * 200), "no readable shard")]
 )  # fmt: skip
-def test_what_is_no_tar_is_told_of_once(read, data, problem):
+def test_what_is_no_tar_is_reported_once(read, data, problem):
     assert [(s.key, s.problem) for s in read(data)] == [("", problem)]
 
 
@@ -224,7 +225,7 @@ def test_a_text_that_is_named_like_a_distant_image_tears_nothing_that_is_whole(r
     """The second part of two joined tars lacks an image: that is no reason to doubt the first part's."""
     joined = tar_of(sample("a") + sample("b")) + tar_of(sample("a")[1:])
     assert [(s.key, s.problem) for s in read(joined)] == [("a", ""), ("b", ""), ("a", "no image of its key")]
-    assert told(read(tar_of([("a.md", b""), *sample("b"), ("a.jpg", b"x")]))) == {"a": "", "b": ""}
+    assert problems_of(read(tar_of([("a.md", b""), *sample("b"), ("a.jpg", b"x")]))) == {"a": "", "b": ""}
 
 
 def test_second_image_of_a_key_is_counted(read):
@@ -236,7 +237,7 @@ def test_second_image_of_a_key_is_counted(read):
 
 @pytest.mark.parametrize("extension", [*IMAGE_EXTENSIONS, "JPG", "Gif"])
 def test_extensions_of_images(read, extension):
-    assert told(read(tar_of([(f"a.{extension}", b"x")]))) == {"a": ""}
+    assert problems_of(read(tar_of([(f"a.{extension}", b"x")]))) == {"a": ""}
 
 
 @pytest.mark.parametrize(
@@ -286,7 +287,7 @@ def test_tar_of_a_class_holds_images_alone(tmp_path):
 
 
 def test_reading_ends_whatever_the_bytes_are(read):
-    """A damaged sample may be lost and is told of; those that no damaged byte touches are there."""
+    """A damaged sample may be lost and is reported; those that no damaged byte touches are there."""
     rng = random.Random(0)
     keys = [f"{i:03d}" for i in range(12)]
     whole = tar_of([member for key in keys for member in sample(key, noise(640))])
