@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo mlflow test test-fast test-on-ray test-without-ray cluster-test configuration check docs clean
+.PHONY: help setup demo mlflow test test-fast test-fast-half test-fast-rest test-on-ray test-without-ray cluster-test configuration check docs clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name about; do \
@@ -62,9 +62,19 @@ test-without-ray:
 cluster-test: setup ## shards to scores by `ray job submit`, with a bucket, a tracking server and a lost head
 	$(PYTHON) -m pytest --timeout 900 --suite-minutes 60 -m cluster $(ARGS)
 
+# Halves of about the same length, one for each core.
+FAST := --timeout 600 --suite-minutes 55 -m "not ray and not slow and not cluster"
+HALF := tests/asymflow tests/jobs tests/pipelines/core
+
 test-fast: export OMP_NUM_THREADS := 1
 test-fast: setup ## the tests of the inner loop, which start no Ray and are not slow
-	$(PYTHON) -m pytest --timeout 600 --suite-minutes 55 -m "not ray and not slow and not cluster" $(ARGS)
+	@$(MAKE) --no-print-directory --keep-going --jobs 2 test-fast-half test-fast-rest
+
+test-fast-half:
+	$(PYTHON) -m pytest $(FAST) $(HALF) $(ARGS) || [ $$? -eq 5 ]
+
+test-fast-rest:
+	$(PYTHON) -m pytest $(FAST) $(addprefix --ignore ,$(HALF)) $(ARGS) || [ $$? -eq 5 ]
 
 configuration: setup ## write docs/configuration.md and docs/schemas from the settings
 	$(PYTHON) docs/generate.py

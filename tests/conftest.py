@@ -33,6 +33,14 @@ def pytest_configure(config):
     config.add_cleanup(limit.cancel)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    """Whatever uses the local Ray is marked so: no test starts one beside the process that is meant for it."""
+    for item in items:
+        if "local_ray" in item.fixturenames and not item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.ray)
+
+
 def jpeg_bytes(seed: int, width: int = 96, height: int = 80) -> bytes:
     """A small picture with structure and grain (a basis needs patches of full rank), another one for every seed."""
     rng = random.Random(seed)

@@ -111,3 +111,9 @@ def test_pre_commit_runs_the_pinned_tools():
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert repository["repo"] == "local" and all(hook["language"] == "system" for hook in repository["hooks"])
     assert [hook["id"] for hook in repository["hooks"]] == ["ruff-check", "ruff-format", "mypy"]
+
+
+def test_what_uses_the_local_ray_is_marked_so(request):
+    """Else it would start another Ray beside that of `make test-on-ray`, and be part of the inner loop."""
+    using = [item for item in request.session.items if "local_ray" in item.fixturenames]
+    assert not [item.nodeid for item in using if not item.get_closest_marker("ray")]

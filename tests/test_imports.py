@@ -61,6 +61,7 @@ def test_broken_contracts_are_found(tmp_path):
         assert found in done.stdout, found
 
 
+@pytest.mark.slow
 def test_importing_asymflow_loads_nothing_of_the_cluster():
     files = (path.relative_to(ROOT).with_suffix("") for path in sorted((ROOT / "asymflow").rglob("*.py")))
     names = [".".join(file.parts).removesuffix(".__init__") for file in files]

@@ -66,6 +66,7 @@ def project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
+@pytest.mark.slow
 def test_it_samples_with_the_light_install(project, tmp_path):
     names = closure(project["dependencies"])
     assert {"torch", "diffusers", "peft", "accelerate"} <= names

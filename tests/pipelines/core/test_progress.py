@@ -82,6 +82,7 @@ def test_a_pipe_gets_lines_and_a_terminal_bars():
     assert "\r" in shown and len(re.findall(r"(read|write): 100%\|", shown)) >= 2
 
 
+@pytest.mark.slow
 def test_models_load_without_bars():
     """Of a pipeline, its text encoder, and the latent model with its decoder."""
     done = subprocess.run([sys.executable, "-c", LOADS], cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -31,6 +31,7 @@ def test_the_shipped_one_tells_what_pictures_show_more_than_where_they_lie():
     assert same / 24 > alike[:4, 4:].mean() + 0.5
 
 
+@pytest.mark.slow
 def test_training_goes_on_and_writes_what_transformers_read(tmp_path):
     images = drawn(["1F431", "1F550"], "green")
     captions = ["a cat", "a clock"]

@@ -81,6 +81,7 @@ def make(tiny_transformer):
         engine.destroy()  # its buffers, gigabytes of addresses each: a process with all of them cannot fork any more
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_killed_build_is_no_reason_to_wait(make, tmp_path, monkeypatch):
     lock = tmp_path / "py311_cpu/deepspeed_shm_comm/lock"
     lock.parent.mkdir(parents=True)
