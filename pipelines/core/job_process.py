@@ -47,10 +47,12 @@ def job_process(*others: type[Exception]) -> Iterator[None]:
             raise
         except KeyboardInterrupt:
             _end_interrupted()
-        except (ConfigError, MissingArtifact) as error:
+        except ConfigError as error:
             _end(2, str(error))
         except failures as error:
             _end(1, str(error))
+        except MissingArtifact as error:
+            _end(2, str(error))
         except OSError as error:
             if isinstance(error, BrokenPipeError) and not _flushed():
                 _end_without_reader()
