@@ -1,1 +1,1 @@
-"""Metrics, one a file: features, then statistics, then the score."""
+"""Metrics, one per file: features, then statistics, then the score."""

@@ -1,4 +1,4 @@
-"""What metrics that look at pictures are called with."""
+"""Checks of the arguments of metrics on images."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,28 @@ from torch import Tensor
 
 
 def check_images(images: Tensor) -> None:
-    """ValueError unless uint8 (B, 3, H, W)."""
+    """Check images.
+
+    Args:
+        images: The images.
+
+    Raises:
+        ValueError: Unless they are uint8 (B, 3, H, W).
+    """
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (B, 3, H, W)")
 
 
 def check_pairs(images: Tensor, prompts: Sequence[str]) -> None:
-    """ValueError unless such images, and a prompt for each."""
+    """Check images and their prompts.
+
+    Args:
+        images: uint8 images (B, 3, H, W).
+        prompts: One prompt per image.
+
+    Raises:
+        ValueError: For other images, or another number of prompts.
+    """
     check_images(images)
     if len(prompts) != len(images):
         raise ValueError(f"{len(images)} images need as many prompts; got {len(prompts)}")

@@ -1,4 +1,4 @@
-"""GenEval's colours: which of ten an object has, by CLIP ViT-L/14 of OpenAI (open_clip)."""
+"""GenEval's colors (Ghosh et al. 2023): which of ten an object has, by CLIP ViT-L/14 of OpenAI (open_clip)."""
 
 from typing import Any
 
@@ -13,17 +13,22 @@ from asymflow.metrics.open_clip_model import load_open_clip
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {c} {obj}", "a photo of a {c}-colored {obj}", "a photo of a {c} object")
 BACKGROUND = 0x99
-"""#999, where the object is not"""
+"""Level of the gray (#999) outside the object"""
 MODEL = "timm/vit_large_patch14_clip_224.openai"
 ARCHITECTURE = "ViT-L-14-quickgelu"  # OpenAI's weights need QuickGELU; by its name alone, ViT-L-14 has GELU
 
 
 class ColorClassifier:
-    """Names an object's colour. `model` and `tokenizer` are open_clip's; the model stays on its device, in float32.
+    """Classify an object's color with open_clip's model, on its device, in float32.
 
-    What is outside of the mask becomes #999, then the picture is cropped to the box and goes through CLIP's own
-    preprocessing: bicubic to the shorter side, centre crop. Each colour's three sentences are normalised, averaged and
-    normalised again; those of a class are computed once.
+    Pixels outside the mask become #999, then the image is cropped to the box and preprocessed as by CLIP: bicubic to
+    the shorter side, center crop. The embeddings of each color's three sentences are normalized, averaged and
+    normalized again; those of a class are computed once.
+
+    Args:
+        model: open_clip's model.
+        tokenizer: Its tokenizer.
+        identity: Name of the weights in the protocol.
     """
 
     def __init__(self, model: Any, tokenizer: Any, identity: str):
@@ -48,17 +53,38 @@ class ColorClassifier:
     def load(
         cls, source: str = MODEL, revision: str = "main", device: str = "cpu", architecture: str = ARCHITECTURE
     ) -> "ColorClassifier":
-        """From `open_clip_model.safetensors` in a folder or repository, or any file of safetensors; `architecture` is
-        open_clip's name. Raises MissingWeights where there is none, or it is of another architecture."""
+        """Load the model from `open_clip_model.safetensors` in a folder or repository, or from any safetensors file.
+
+        Args:
+            source: File, folder or repository of the weights.
+            revision: Revision of the repository.
+            device: Device of the model.
+            architecture: open_clip's name of the architecture.
+
+        Returns:
+            The classifier.
+
+        Raises:
+            MissingWeights: If the weights are missing or of another architecture.
+        """
         clip = load_open_clip(source, f"{ARCHITECTURE} as in {MODEL}", architecture, revision=revision, device=device)
         return cls(clip.model, clip.tokenizer, f"{architecture} {clip.identity}")
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, mask: Tensor, box: Box, name: str) -> str:
-        """The colour of an object of class `name` in a uint8 image (3, H, W), sRGB, with its mask (H, W) of bool.
+        """Return the color of an object.
+
+        Args:
+            image: sRGB image, uint8 (3, H, W).
+            mask: Mask of the object, bool (H, W).
+            box: Box of the object in pixels.
+            name: Class of the object.
+
+        Returns:
+            One of COLORS.
 
         Raises:
-            ValueError: shapes or types are others, or the box has no pixels in the picture.
+            ValueError: For other shapes or types, or a box that is not inside the image.
         """
         picture = object_alone(image, mask, box)
         pixels = self.transform(picture)[None].to(self.device)
@@ -75,7 +101,19 @@ class ColorClassifier:
 
 
 def object_alone(image: Tensor, mask: Tensor, box: Box) -> Image.Image:
-    """The part of an image (3, H, W) in the box, #999 outside of the mask. ValueError as for the classifier."""
+    """Return the part of an image inside a box, #999 outside the mask.
+
+    Args:
+        image: sRGB image, uint8 (3, H, W).
+        mask: Mask of the object, bool (H, W).
+        box: Box of the object in pixels.
+
+    Returns:
+        The part.
+
+    Raises:
+        ValueError: For other shapes or types, or a box that is not inside the image.
+    """
     if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
         raise ValueError(f"the image is {image.dtype} {tuple(image.shape)}; expected uint8 (3, H, W)")
     if mask.dtype != torch.bool or mask.shape != image.shape[1:]:
@@ -83,6 +121,6 @@ def object_alone(image: Tensor, mask: Tensor, box: Box) -> Image.Image:
     height, width = mask.shape
     left, top, right, bottom = (round(side) for side in box[:4])
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        raise ValueError(f"the box {box[:4]} is not inside of a picture of {width}x{height}")
+        raise ValueError(f"the box {box[:4]} is not inside the image of {width}x{height}")
     alone = torch.where(mask.cpu(), image.cpu(), BACKGROUND)[:, top:bottom, left:right]
     return Image.fromarray(alone.permute(1, 2, 0).contiguous().numpy())

@@ -1,7 +1,7 @@
-"""DPG-Bench: do pictures show what a long prompt says, by yes/no questions that depend on one another?
+"""DPG-Bench (Hu et al. 2024): how much of a long prompt images show, by yes/no questions with dependencies.
 
-A prompt has questions {id: parent ids}, where 0 stands for no parent, and a few pictures of it, the crops of one grid.
-A yes/no model answers every question for every crop.
+A prompt has questions {id: parent ids}, where 0 stands for no parent, and a few images, the crops of one grid. A yes/no
+model answers each question for each crop.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from asymflow.outside_text import parse_table, read_text
 
 Parents = Mapping[int, Sequence[int]]
 Answers = Mapping[int, bool]
-"""Of one crop: is it a yes?"""
+"""Answers about one crop by question; True: yes"""
 
 COLUMNS = (
     "item_id", "text", "keywords", "proposition_id", "dependency", "category_broad", "category_detailed", "tuple",
@@ -22,7 +22,7 @@ COLUMNS = (
 
 @dataclass
 class Item:
-    """A prompt with its questions; the dictionaries are by question, in the file's order."""
+    """Prompt with its questions; the dictionaries are by question, in the file's order."""
 
     text: str
     parents: dict[int, list[int]] = field(default_factory=dict)
@@ -31,19 +31,37 @@ class Item:
 
 
 def read_questions(path: str | Path, official: bool = False) -> dict[str, Item]:
-    """{item_id: its questions} of the benchmark's CSV, in its order.
+    """Read the benchmark's CSV.
 
-    `official` drops the first row of data, as the reference does. A question that depends on the dropped one makes the
-    reference fail on that prompt, which it then leaves out of every mean; so the prompt is left out here too.
+    Args:
+        path: The file.
+        official: Drop the first row of data, as the reference does. The reference then fails on a prompt with a
+            question that depends on the dropped one and leaves it out of every mean; such a prompt is left out here
+            too.
+
+    Returns:
+        Items by item_id, in the file's order.
 
     Raises:
-        ValueError: columns are missing, there are no rows, or a row makes no sense; the line is named.
+        ValueError: If columns are missing, there are no rows, or a row is invalid; it gives the line.
     """
     return parse_questions(read_text(path), str(path), official)
 
 
 def parse_questions(text: str, path: str, official: bool = False) -> dict[str, Item]:
-    """Parse the text of the benchmark's CSV; `path` names it in errors. See `read_questions`."""
+    """Parse the text of the benchmark's CSV; see `read_questions`.
+
+    Args:
+        text: The text.
+        path: Name of the file, for errors.
+        official: Drop the first row of data, as the reference does.
+
+    Returns:
+        Items by item_id, in the file's order.
+
+    Raises:
+        ValueError: If columns are missing, there are no rows, or a row is invalid; it gives the line.
+    """
     items: dict[str, Item] = {}
     dropped: tuple[str, int] | None = None
     last = ""
@@ -93,25 +111,31 @@ def _check_parents(parents: Parents, prefix: str = "") -> None:
     for question, ids in parents.items():
         unknown = [str(parent) for parent in ids if parent and parent not in parents]
         if unknown:
-            raise ValueError(f"{prefix}question {question} depends on {', '.join(unknown)}, which is not there")
+            raise ValueError(f"{prefix}question {question} depends on {', '.join(unknown)}, which does not exist")
 
 
 def question_scores(parents: Parents, answers: Answers) -> dict[int, float]:
-    """Of one crop: 1 for a yes; 0 for a no, and for every question of which a parent is 0.
+    """Return the scores of one crop: 1 for a yes; 0 for a no, and for each question that has a parent with score 0.
 
-    Questions are gone through once, in their order, and what is set to 0 counts as such for those that follow: down a
-    chain a no takes all with it, as long as parents stand before their children. A child that stands before its parent
-    sees only the parent's own answer.
+    Questions are processed once, in order, and later ones use the scores of earlier ones: a no propagates down a chain
+    as long as parents precede their children. A child that precedes its parent depends only on the parent's own answer.
+
+    Args:
+        parents: Parents of each question.
+        answers: Answer to each question.
+
+    Returns:
+        Scores by question.
 
     Raises:
-        ValueError: there are no questions, an answer is missing, or is to no question, or a parent is unknown.
+        ValueError: If there are no questions, answers and questions do not match, or a parent is unknown.
     """
     _check_parents(parents)
     missing, extra = [q for q in parents if q not in answers], [q for q in answers if q not in parents]
     if missing:
         raise ValueError(f"no answer to question {', '.join(map(str, missing))}")
     if extra:
-        raise ValueError(f"there is no question {', '.join(map(str, extra))}, but an answer to it")
+        raise ValueError(f"there is an answer to question {', '.join(map(str, extra))}, which does not exist")
     scores = {question: float(bool(answers[question])) for question in parents}
     for question, ids in parents.items():
         if any(parent and scores[parent] == 0 for parent in ids):
@@ -120,18 +144,25 @@ def question_scores(parents: Parents, answers: Answers) -> dict[int, float]:
 
 
 def score_prompt(parents: Parents, answers: Sequence[Answers], official: bool = False) -> float:
-    """In [0, 1]: the mean over questions of each crop, then over crops.
+    """Return the score of a prompt: the mean over questions of each crop, then over crops.
 
-    `official` is for the prompt that the reference's file begins with, of which it drops the first question; those that
-    depend on it depend on nothing then. (The reference itself fails on a prompt with such: see `read_questions`.)
+    Args:
+        parents: Parents of each question, in the file's order.
+        answers: Answers of each crop.
+        official: Drop the first question and the dependencies on it, as the reference does for the first prompt of its
+            file. (The reference itself fails on such dependencies: see `read_questions`.)
 
-    Raises ValueError as `question_scores` does, and without crops.
+    Returns:
+        The score in [0, 1].
+
+    Raises:
+        ValueError: As in `question_scores`, or if there are no crops.
     """
     if not answers:
         raise ValueError("there are no crops")
     if official:
         for crop in answers:
-            question_scores(parents, crop)  # which says what is missing, the first row or any other
+            question_scores(parents, crop)  # raises for any missing answer, including the first
         dropped = next(iter(parents))
         parents = {q: [p for p in ids if p != dropped] for q, ids in parents.items() if q != dropped}
         answers = [{question: yes for question, yes in crop.items() if question != dropped} for crop in answers]
@@ -142,13 +173,19 @@ def score_prompt(parents: Parents, answers: Sequence[Answers], official: bool = 
 def category_scores(
     items: Mapping[str, Item], answers: Mapping[str, Sequence[Answers]], official: bool = False
 ) -> dict[str, float]:
-    """{category_broad: 0 to 100}, the mean over all its questions of all items and crops; sorted by name.
+    """Return the mean score of each category over all its questions of all items and crops.
 
-    `answers` has the crops of every item. `official` takes the answers to the last crop only, before a parent's no sets
-    them to 0, as the reference does. (It reads the category off the front of the `tuple` column, which says the same.)
+    Args:
+        items: Items of the benchmark.
+        answers: Answers of each crop of each item.
+        official: Use the answers to the last crop only, ignoring parents, as the reference does. (It reads the category
+            from the `tuple` column, which has the same one.)
+
+    Returns:
+        Scores from 0 to 100 by category_broad, sorted by name.
 
     Raises:
-        ValueError: as `score_prompt` does; or items and answers are not of the same prompts.
+        ValueError: As in `score_prompt`, or if items and answers do not match.
     """
     if items.keys() != answers.keys():
         odd = sorted(items.keys() ^ answers.keys())
@@ -167,7 +204,17 @@ def category_scores(
 
 
 def total(scores: Sequence[float]) -> float:
-    """0 to 100, the benchmark's number: the mean of the prompts' scores. ValueError without any, or outside [0, 1]."""
+    """Return the benchmark's score: the mean of the prompts' scores.
+
+    Args:
+        scores: Scores in [0, 1].
+
+    Returns:
+        The score from 0 to 100.
+
+    Raises:
+        ValueError: If there are no scores, or one is outside [0, 1].
+    """
     if not scores:
         raise ValueError("there are no prompts")
     if not all(0 <= score <= 1 for score in scores):

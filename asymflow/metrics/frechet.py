@@ -1,4 +1,4 @@
-"""The Fréchet distance between two Gaussians, and the statistics of features that it needs."""
+"""Fréchet distance between two Gaussians (FID, Heusel et al. 2017), and the statistics of features that it needs."""
 
 from functools import cached_property
 
@@ -7,9 +7,12 @@ from torch import Tensor
 
 
 class FrechetStatistics:
-    """Mean and covariance of features (N, dim), in parts and in float64: parts are merged, in any order.
+    """Mean and covariance of features, summed in parts in float64; parts can be merged in any order.
 
     Deviations are summed from each part's own mean (Chan et al.), so that a large mean costs no digits.
+
+    Args:
+        dim: Width of a feature.
     """
 
     def __init__(self, dim: int):
@@ -19,9 +22,18 @@ class FrechetStatistics:
 
     @classmethod
     def from_moments(cls, mean: Tensor, cov: Tensor, count: int) -> "FrechetStatistics":
-        """Of a reference that is given as mean (dim,) and unbiased covariance (dim, dim) of `count` features.
+        """Return the statistics of a reference that is given by its moments.
 
-        Raises ValueError for shapes that do not fit, values that are not finite, or a count below 2.
+        Args:
+            mean: Mean (dim,).
+            cov: Unbiased covariance (dim, dim).
+            count: Number of features, at least 2.
+
+        Returns:
+            The statistics.
+
+        Raises:
+            ValueError: If shapes do not fit, values are not finite, or the count is below 2.
         """
         statistics = cls(len(mean))
         if mean.ndim != 1 or cov.shape != statistics._scatter.shape or count < 2:
@@ -33,7 +45,17 @@ class FrechetStatistics:
         return statistics
 
     def update(self, features: Tensor) -> "FrechetStatistics":
-        """Add features (N, dim) of any type and device. Raises ValueError for another width, or values not finite."""
+        """Add features.
+
+        Args:
+            features: Features (N, dim) of any type, on any device.
+
+        Returns:
+            These statistics.
+
+        Raises:
+            ValueError: For another width, or values that are not finite.
+        """
         if features.ndim != 2 or features.shape[1] != len(self._mean):
             raise ValueError(f"features are {tuple(features.shape)}; expected (N, {len(self._mean)})")
         features = features.detach().double()
@@ -46,7 +68,17 @@ class FrechetStatistics:
         return self
 
     def merge(self, other: "FrechetStatistics") -> "FrechetStatistics":
-        """Add another's features."""
+        """Add the features of other statistics.
+
+        Args:
+            other: Statistics of the same width.
+
+        Returns:
+            These statistics.
+
+        Raises:
+            ValueError: For another width.
+        """
         if other._mean.shape != self._mean.shape:
             raise ValueError(f"features of {len(other._mean)} values do not go with those of {len(self._mean)}")
         self._add(other.count, other._mean, other._scatter)
@@ -64,14 +96,22 @@ class FrechetStatistics:
 
     @property
     def mean(self) -> Tensor:
-        """(dim,). Raises ValueError without features."""
+        """Mean (dim,), float64.
+
+        Raises:
+            ValueError: If there are no features.
+        """
         if not self.count:
-            raise ValueError("there are no features yet")
+            raise ValueError("there are no features: call update first")
         return self._mean
 
     @property
     def cov(self) -> Tensor:
-        """Unbiased, (dim, dim). Raises ValueError below two features."""
+        """Unbiased covariance (dim, dim), float64.
+
+        Raises:
+            ValueError: If there are fewer than two features.
+        """
         if self.count < 2:
             raise ValueError(f"a covariance needs two features, there are {self.count}")
         return self._scatter / (self.count - 1)
@@ -89,11 +129,20 @@ class FrechetStatistics:
 
 
 def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
-    """|mean_a - mean_b|^2 + tr(cov_a) + tr(cov_b) - 2 tr((cov_a cov_b)^(1/2)); FID where features are Inception's.
+    """Return |mean_a - mean_b|^2 + tr(cov_a) + tr(cov_b) - 2 tr((cov_a cov_b)^(1/2)); FID for Inception features.
 
-    The last trace is the sum of the singular values of L_a^T L_b, where cov = L L^T: no square root of a product that
-    is not symmetric, and no imaginary parts to drop. It is exact for fewer features than their width too, when L has
-    only so many columns. ValueError for statistics of other widths or of fewer than two features.
+    The last trace is the sum of the singular values of L_a^T L_b with cov = L L^T, which needs no square root of a
+    product that is not symmetric, and has no imaginary part. It is also exact for fewer features than their width.
+
+    Args:
+        a: Statistics of one set.
+        b: Statistics of the other set, of the same width.
+
+    Returns:
+        The squared Fréchet distance, as FID is reported; lower is better.
+
+    Raises:
+        ValueError: If the widths differ, or a set has fewer than two features.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of {len(a.mean)} and of {len(b.mean)} values have no distance")

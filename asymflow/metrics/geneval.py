@@ -1,8 +1,8 @@
-"""GenEval: does a picture hold what its prompt asks for, by the objects that a detector found in it?
+"""GenEval's rules (Ghosh et al. 2023): whether an image shows what its prompt requires, by the objects detected in it.
 
-A prompt comes with what it asks for (`metadata`): `include`, a list of {class, count, color?, position?}, all of which
-must hold, and `exclude`, a list of {class, count}, none of which may. Boxes are (x0, y0, x1, y1, score) in pixels, x to
-the right, y downwards; objects are {class: boxes, best first}.
+A prompt comes with its requirements (`metadata`): `include`, a list of {class, count, color?, position?}, all of which
+must hold, and `exclude`, a list of {class, count}, none of which may hold. Boxes are (x0, y0, x1, y1, score) in pixels,
+x to the right, y downward; objects are {class: boxes, best first}.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +13,22 @@ Objects = Mapping[str, Sequence[Box]]
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MOST = 16
-"""Boxes of a class that are looked at"""
+"""Largest number of boxes per class"""
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-_TOUCHING = 0.1  # of both sizes: as far as this, centres apart count as one above the other
+_TOUCHING = 0.1  # share of both sizes; centers no farther apart than this count as aligned
 _NEGLIGIBLE = 1e-3
 _DIAGONAL = 0.5
 
 
 def keep_detections(detections: Sequence[Box], tag: str) -> list[Box]:
-    """Those of one class that count, best first: scores above 0.3, above 0.9 where objects are counted; at most 16.
+    """Return the detections of one class that count, best first; boxes of equal scores keep their order.
 
-    Boxes of equal scores stay in the order that they came in.
+    Args:
+        detections: Boxes of one class.
+        tag: Task of the prompt. For `counting` the threshold of the score is 0.9, else 0.3.
+
+    Returns:
+        At most 16 boxes.
     """
     threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
     ranked = sorted(detections, key=lambda box: -box[4])
@@ -33,11 +38,18 @@ def keep_detections(detections: Sequence[Box], tag: str) -> list[Box]:
 def judge(
     metadata: Mapping[str, Any], objects: Objects, color_of: Callable[[str, Box], str]
 ) -> tuple[bool, list[str]]:
-    """Whether a picture is what was asked for, and why not. `objects` are what `keep_detections` left of each class;
-    `color_of(class, box)` names an object's colour, and is asked only where colours matter.
+    """Check whether an image meets the requirements of its prompt.
+
+    Args:
+        metadata: Requirements of the prompt.
+        objects: Boxes of each class that `keep_detections` returned.
+        color_of: Returns the color of the object of a class in a box; called only if a color is required.
+
+    Returns:
+        (correct, reasons): whether all requirements are met, and one reason for each that is not.
 
     Raises:
-        ValueError: the metadata ask for a position that is unknown, or relative to something that is not before it.
+        ValueError: If a required position is unknown, or relative to a requirement that does not come before it.
     """
     reasons: list[str] = []
     groups: list[Sequence[Box] | None] = []  # what was found for each request, None where it does not hold
@@ -58,7 +70,7 @@ def _include(
     color_of: Callable[[str, Box], str],
     groups: Sequence[Sequence[Box] | None],
 ) -> tuple[str, Sequence[Box]]:
-    """What is wrong, empty if nothing is, and the best boxes of the class, as many as were asked for."""
+    """Return why a requirement is not met, or "", and the best boxes of the class, up to the required count."""
     name, count = request["class"], request["count"]
     found = objects.get(name, ())[:count]
     if len(found) < count:
@@ -85,7 +97,15 @@ RELATIONS = ("left of", "right of", "above", "below")
 
 
 def relations(box: Box, other: Box) -> set[str]:
-    """How a box lies to another: none, one or, on a diagonal, two of RELATIONS."""
+    """Return the position of a box relative to another.
+
+    Args:
+        box: The box.
+        other: The other box.
+
+    Returns:
+        None, one or, on a diagonal, two of RELATIONS.
+    """
     offsets, apart = [], []
     for axis in (0, 1):
         offset = (box[axis] + box[axis + 2]) / 2 - (other[axis] + other[axis + 2]) / 2
@@ -101,7 +121,17 @@ def relations(box: Box, other: Box) -> set[str]:
 
 
 def overall(accuracies: Mapping[str, float]) -> float:
-    """The mean over the six tasks. Raises ValueError where one has no result, or another is none of them."""
+    """Return the benchmark's score: the mean over the six tasks.
+
+    Args:
+        accuracies: Accuracy by task.
+
+    Returns:
+        The score, in the unit of the accuracies.
+
+    Raises:
+        ValueError: Unless there is exactly one result per task.
+    """
     if accuracies.keys() != set(TASKS):
-        raise ValueError(f"results of {sorted(accuracies)}; needed are those of {', '.join(TASKS)}")
+        raise ValueError(f"results of {sorted(accuracies)}; expected one of each of {', '.join(TASKS)}")
     return sum(accuracies.values()) / len(TASKS)

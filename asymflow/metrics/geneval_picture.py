@@ -1,4 +1,4 @@
-"""GenEval on pictures: the detector, the colours and the rules together."""
+"""GenEval (Ghosh et al. 2023) on images: detector, colors and rules together."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +11,20 @@ from asymflow.metrics.mask2former import Mask2FormerDetector, objects_of
 
 
 class GenEval:
-    """Judges pictures by what their prompts ask for. It is `geneval-hf`: the detector's weights are transformers' and
-    not mmdet's, so that numbers are close to the reference's and not the same."""
+    """Evaluate images by the requirements of their prompts.
+
+    This is `geneval-hf`: the detector's weights are transformers', not mmdet's, so results are close to the reference's
+    but not equal.
+
+    Args:
+        detector: Detector of objects.
+        colors: Classifier of colors.
+
+    Raises:
+        ValueError: If the detector drops objects that count.
+    """
 
     def __init__(self, detector: Mask2FormerDetector, colors: ColorClassifier):
-        """Raises ValueError for a detector that leaves out objects that count."""
         if detector.least > THRESHOLD:
             raise ValueError(f"the detector's least score is {detector.least}; GenEval counts from {THRESHOLD} on")
         self.detector, self.colors = detector, colors
@@ -30,11 +39,17 @@ class GenEval:
         }
 
     def __call__(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Of uint8 images (B, 3, H, W), sRGB, and what is asked for of each, `tag` among it: {correct, reasons,
-        objects: {class: boxes}} each.
+        """Evaluate images.
+
+        Args:
+            images: sRGB images, uint8 (B, 3, H, W).
+            metadata: Requirements of each image's prompt, with its `tag`.
+
+        Returns:
+            For each image {correct, reasons, objects: {class: boxes}}.
 
         Raises:
-            ValueError: shapes or numbers do not fit, or metadata make no sense.
+            ValueError: If shapes or numbers do not fit, or the metadata are invalid.
         """
         if len(metadata) != len(images):
             raise ValueError(f"{len(images)} images need as many metadata, got {len(metadata)}")

@@ -1,4 +1,4 @@
-"""HPSv2.1: what people prefer, by a CLIP ViT-H/14 that was finetuned on their choices."""
+"""HPSv2.1 (Wu et al. 2023): human preference, by a CLIP ViT-H/14 finetuned on choices between images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +17,15 @@ ACTIVATIONS = ("quickgelu", "gelu")
 
 
 class HpsV2:
-    """The raw cosine. A picture's longer side goes to the model's by bicubic on the tensor; the rest of the square is
-    black.
+    """Compute the raw cosine of image and prompt.
 
-    Not as elsewhere: the authors' evaluation clamps the resized picture to [0, 1], by up to 15 of 255 levels at sharp
-    edges, and computes in float16; the hpsv2 package does not clamp, and computes under autocast.
+    The longer side is resized to the model's by bicubic on the tensor; the rest of the square is black. This differs
+    from other implementations: the authors' evaluation clamps the resized image to [0, 1] (by up to 15 of 255 levels at
+    sharp edges) and computes in float16; the hpsv2 package does not clamp, and computes under autocast.
+
+    Args:
+        clip: The model.
+        antialias: Whether resizing is antialiased.
     """
 
     def __init__(self, clip: OpenClip, antialias: bool = True):
@@ -45,10 +49,22 @@ class HpsV2:
         architecture: str = ARCHITECTURE,
         antialias: bool = True,
     ) -> "HpsV2":
-        """`activation` is quickgelu as for the paper's table, or gelu as in the hpsv2 package: 5e-3 apart. `antialias`
-        is left to torchvision there, which does it for tensors since version 0.17.
+        """Load the model; see `load_open_clip`.
 
-        Raises MissingWeights, or ValueError for another activation.
+        Args:
+            source: File, folder or repository of the weights.
+            revision: Revision of the repository.
+            device: Device of the model.
+            activation: `quickgelu` as for the paper's table, or `gelu` as in the hpsv2 package; scores differ by 5e-3.
+            architecture: open_clip's name of the architecture.
+            antialias: Whether resizing is antialiased; torchvision's default for tensors since version 0.17.
+
+        Returns:
+            The metric.
+
+        Raises:
+            MissingWeights: If the weights are missing or of another architecture.
+            ValueError: For another activation.
         """
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
@@ -56,7 +72,14 @@ class HpsV2:
         return cls(load_open_clip(source, NEEDED, architecture, FILE, revision, device, quick_gelu=quick), antialias)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) -> what the model is given."""
+        """Return the input of the model.
+
+        Args:
+            images: sRGB images, uint8 (B, 3, H, W).
+
+        Returns:
+            Normalized pixels (B, 3, size, size), float32.
+        """
         check_images(images)
         side, (height, width) = self.clip.size, images.shape[-2:]
         scale = side / max(height, width)
@@ -69,5 +92,16 @@ class HpsV2:
         return self.clip.normalise(pixels)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32, of uint8 images (B, 3, H, W) and their prompts."""
+        """Return the scores.
+
+        Args:
+            images: sRGB images, uint8 (B, 3, H, W).
+            prompts: One prompt per image.
+
+        Returns:
+            Cosines (B,), float32; higher is better.
+
+        Raises:
+            ValueError: For other images, or another number of prompts.
+        """
         return self.clip.cosines(self.pixels(images), list(prompts))

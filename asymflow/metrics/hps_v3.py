@@ -1,7 +1,7 @@
-"""HPSv3: the preference that a Qwen2-VL, finetuned with a head on one special token, predicts for a picture.
+"""HPSv3 (Ma et al. 2025): the human preference that a finetuned Qwen2-VL predicts for an image.
 
-The reference (package `hpsv3`) was written for transformers 4.45, which differs from ours in three things that move
-the score: names of modules, M-RoPE, and what becomes of rotary frequencies in a model that is cast to bfloat16.
+The reference (package `hpsv3`) was written for transformers 4.45. Later versions differ in three ways that change the
+score: names of modules, M-RoPE, and the rotary frequencies of a model that is cast to bfloat16.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ from asymflow.metrics.weights import MissingWeights, find, fit_weights
 
 FILE = "HPSv3.safetensors"
 PIXELS = 256 * 28 * 28
-"""Of a resized picture, as nearly as multiples of 28 allow: the least and the most"""
+"""Pixels of a resized image, as nearly as multiples of 28 allow"""
 SPECIAL = "<|Reward|>"
 PROMPT = "{text_prompt}"
-"""As in the reference's own text"""
+"""Field of the prompt in the reference's template"""
 FIELDS = (PROMPT, SPECIAL)
 ORIGIN = "INSTRUCTION and prompt_with_special_token of the package hpsv3, one after the other"
-_MOST = 8  # pictures in one forward
+_MOST = 8  # images per forward pass
 _BASE_FILES = ("*.json", "*.txt", "*.jinja")
 # From the names in the checkpoint, of transformers 4.45 or 4.52, to those of Qwen2VLModel in 5; the first that fits.
 _NAMES = (
@@ -36,9 +36,20 @@ _NAMES = (
 
 
 def target_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) in multiples of 28, near PIXELS in all, rounded down from larger pictures and up from smaller.
+    """Return the size that images are resized to: multiples of 28, near PIXELS in all.
 
-    transformers' rule gives with these bounds what hpsv3's own gives. ValueError for sides more than 200 : 1.
+    Larger images are rounded down, smaller ones up. With these bounds, transformers' rule gives the same as hpsv3's
+    own.
+
+    Args:
+        height: Height in pixels.
+        width: Width in pixels.
+
+    Returns:
+        Height and width in pixels.
+
+    Raises:
+        ValueError: If the aspect ratio exceeds 200 : 1.
     """
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -46,22 +57,34 @@ def target_size(height: int, width: int) -> tuple[int, int]:
 
 
 def new_head(width: int) -> nn.Sequential:
-    """Features (…, width) -> mean and spread (…, 2), in float32."""
+    """Return a head from features (..., width) to mean and spread (..., 2), float32.
+
+    Args:
+        width: Width of a feature.
+
+    Returns:
+        The head, with random weights.
+    """
     return nn.Sequential(
         nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
     )
 
 
 class HpsV3:
-    """Of a `Qwen2VLModel`, a head (`new_head`), a Qwen2-VL processor, whose tokenizer gets the special token, and a
-    template, the text that follows the picture: `{text_prompt}` and `<|Reward|>` once each.
+    """Compute HPSv3.
 
-    `round_frequencies` rounds the model's rotary frequencies to bfloat16 (in place): the reference casts the model
-    with its buffers, in training as in inference, and position 400 times such a frequency is another angle. (It also
-    rounds their products with the rows and columns of a picture's patches, to less than 0.05 from those here.)
+    Args:
+        model: A Qwen2VLModel.
+        head: The head, as from `new_head`.
+        processor: A Qwen2-VL processor; the special token is added to its tokenizer.
+        template: Text after the image, with `{text_prompt}` and `<|Reward|>` once each.
+        identity: Name of the weights in the protocol.
+        round_frequencies: Round the model's rotary frequencies to bfloat16, in place. The reference casts the model
+            with its buffers, in training and inference, which changes the angles at position 400. (It also rounds their
+            products with the rows and columns of an image's patches, which differ by less than 0.05 from those here.)
 
     Raises:
-        ValueError: the template lacks something, or the model's vocabulary is not the tokenizer's.
+        ValueError: If the template lacks a field, or the sizes of the model's and the tokenizer's vocabulary differ.
     """
 
     def __init__(
@@ -101,14 +124,24 @@ class HpsV3:
         template: str | Path = "",
         round_frequencies: bool = True,
     ) -> "HpsV3":
-        """Weights from `source` (a file, a folder or MizzenAI/HPSv3); configuration and processor from `base` (a
-        folder or Qwen/Qwen2-VL-7B-Instruct), of which no weights are needed; the text from the file `template`.
+        """Load the model, bfloat16 on a GPU, as the reference, and float32 on a CPU. The head is always float32.
 
-        bfloat16 on a GPU, as the reference; float32 on a CPU. The head is float32 always.
+        Args:
+            source: File, folder or repository of the weights, such as MizzenAI/HPSv3.
+            revision: Revision of the repository.
+            device: Device of the model.
+            base: Folder or repository of configuration and processor, such as Qwen/Qwen2-VL-7B-Instruct; its weights
+                are not needed.
+            base_revision: Revision of this repository.
+            template: File of the template.
+            round_frequencies: Round the model's rotary frequencies to bfloat16.
+
+        Returns:
+            The metric.
 
         Raises:
-            MissingWeights: a model is not there.
-            ValueError: there is no template, or weights do not fit the configuration, all of them and no others.
+            MissingWeights: If a model or the template is missing.
+            ValueError: If the weights do not fit the configuration exactly.
         """
         text = read_template(template, FIELDS, ORIGIN)
         found = find(source, f"{FILE} of MizzenAI/HPSv3", FILE, revision)
@@ -139,16 +172,24 @@ class HpsV3:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32, of uint8 images (B, 3, H, W), sRGB, and B prompts; higher is better.
+        """Return the scores.
+
+        Args:
+            images: sRGB images, uint8 (B, 3, H, W).
+            prompts: One prompt per image.
+
+        Returns:
+            Scores (B,), float32; higher is better.
 
         Raises:
-            ValueError: images or prompts are something else, or a prompt holds one of the model's special tokens.
+            ValueError: For other images, another number of prompts, or a prompt that contains a special token of the
+                model.
         """
         check_pairs(images, prompts)
         for prompt in prompts:
             for name in self.processor.tokenizer.get_added_vocab():
                 if name in prompt:
-                    raise ValueError(f"the prompt {prompt!r} holds the model's special token {name}")
+                    raise ValueError(f"the prompt {prompt!r} contains the model's special token {name}")
         scores = [
             self._score(images[start : start + _MOST], prompts[start : start + _MOST])
             for start in range(0, len(images), _MOST)
@@ -162,7 +203,7 @@ class HpsV3:
         seen = self.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
         places = (tokens == self.model.config.image_token_id)[..., None].expand_as(embedded)
         embedded = embedded.masked_scatter(places, torch.cat(seen).to(embedded.dtype))
-        # Qwen2VLModel would place the tokens of a picture by row and column; the reference counts them on as words.
+        # Qwen2VLModel would position the tokens of an image by row and column; the reference counts them like words.
         count = torch.arange(tokens.shape[1], device=tokens.device).expand(3, *tokens.shape)
         hidden = self.model.language_model(
             inputs_embeds=embedded, attention_mask=inputs["attention_mask"], position_ids=count, use_cache=False
@@ -170,7 +211,15 @@ class HpsV3:
         return self.head(hidden[tokens == self.token].float())[:, 0].cpu()
 
     def inputs(self, images: Tensor, prompts: Sequence[str]) -> Any:
-        """What the model sees: input_ids and attention_mask (B, T), pixel_values and image_grid_thw."""
+        """Return the input of the model.
+
+        Args:
+            images: sRGB images, uint8 (B, 3, H, W).
+            prompts: One prompt per image.
+
+        Returns:
+            input_ids and attention_mask (B, T), pixel_values and image_grid_thw.
+        """
         height, width = target_size(*images.shape[-2:])
         pictures = [
             Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize((width, height), Image.Resampling.BICUBIC)
@@ -186,7 +235,14 @@ class HpsV3:
 
 
 def split_weights(checkpoint: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(of Qwen2VLModel, of the head), by their names in transformers 5; what predicts words is left out."""
+    """Split a checkpoint into the model's and the head's weights; the output embeddings are left out.
+
+    Args:
+        checkpoint: Tensors by their names in transformers 4.45 or 4.52.
+
+    Returns:
+        Weights of Qwen2VLModel by their names in transformers 5, and weights of the head.
+    """
     model, head = {}, {}
     for name, value in checkpoint.items():
         if name.startswith("rm_head."):

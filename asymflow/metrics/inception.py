@@ -1,4 +1,4 @@
-"""Inception's features of pictures: what FID, sFID, pFID, Inception Score, precision and recall are computed from."""
+"""Inception features of images, for FID, sFID, pFID, Inception Score, precision and recall."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ FILE = "weights-inception-2015-12-05-6726825d.pth"
 SCRIPTS = {
     "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4": "NVIDIA's inception-2015-12-05.pt",
 }
-"""TorchScript is code: only these files, by their SHA-256, are run"""
+"""TorchScript is code: only these files, by their SHA-256, are executed"""
 NEEDED = (
     f"the FID Inception of 2015: torch-fidelity's {FILE} (github.com/toshas/torch-fidelity, releases) or the same as "
     "safetensors, or NVIDIA's TorchScript inception-2015-12-05.pt"
@@ -29,7 +29,7 @@ NEEDED = (
 
 @dataclass(frozen=True)
 class InceptionFeatures:
-    """Of B pictures, all in float32 on the CPU."""
+    """Features of B images, float32 on the CPU."""
 
     pool: Tensor
     """pool3 (B, 2048)"""
@@ -39,9 +39,12 @@ class InceptionFeatures:
 
     @property
     def spatial(self) -> Tensor:
-        """(B, 2023): 7 channels of Mixed_6d.branch1x1 in the order (17, 17, 7), as in an ADM reference.
+        """Spatial features (B, 2023), as in an ADM reference: 7 channels of Mixed_6d.branch1x1.
 
-        Raises ValueError where the network is NVIDIA's, which does not give them.
+        They are ordered (17, 17, 7).
+
+        Raises:
+            ValueError: If the network is NVIDIA's, which does not return them.
         """
         if self.maybe_spatial is None:
             raise ValueError(f"NVIDIA's TorchScript gives no spatial features; sFID needs torch-fidelity's {FILE}")
@@ -49,10 +52,18 @@ class InceptionFeatures:
 
 
 class Inception:
-    """The network behind a rule of resizing and one of rounding, see `image_rules`.
+    """Network behind a rule of resizing and a rule of rounding, see `image_rules`.
 
-    `network` is an `inception_network` module: uint8 images to pool3, logits, and spatial features or None. On a GPU
-    too it runs in float32, not in TF32.
+    It runs in float32, without TF32 on a GPU.
+
+    Args:
+        network: A module of `inception_network`: uint8 images to pool3, logits, and spatial features or None.
+        identity: Name of the weights in the protocol.
+        resize: One of RESIZES.
+        rounding: One of ROUNDINGS.
+
+    Raises:
+        ValueError: For another rule.
     """
 
     def __init__(
@@ -81,10 +92,22 @@ class Inception:
         resize: str = "bicubic",
         rounding: str = "truncate_half_up",
     ) -> "Inception":
-        """From a file, or `file` in a folder or a repository; whose it is is told from its content.
+        """Load the network; its kind is detected from the content of the file.
+
+        Args:
+            source: File, folder or repository of the weights.
+            revision: Revision of the repository.
+            device: Device of the network.
+            file: File in the folder or repository.
+            resize: One of RESIZES.
+            rounding: One of ROUNDINGS.
+
+        Returns:
+            The network.
 
         Raises:
-            ValueError: there is none (`MissingWeights`), it holds other weights, or is TorchScript other than SCRIPTS.
+            MissingWeights: If the file is missing.
+            ValueError: If it contains other weights, or is TorchScript other than SCRIPTS.
         """
         from asymflow.metrics.inception_network import Inception2015, ScriptedInception  # torchvision takes a second
 
@@ -104,7 +127,17 @@ class Inception:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> InceptionFeatures:
-        """Of uint8 (B, 3, H, W) sRGB on any device. ValueError for pictures that the rule of resizing refuses."""
+        """Return the features of images.
+
+        Args:
+            images: sRGB images, uint8 (B, 3, H, W), on any device.
+
+        Returns:
+            The features.
+
+        Raises:
+            ValueError: If the rule of resizing does not allow the images.
+        """
         device = next(iter(self.network.state_dict().values())).device  # a TorchScript need not have parameters
         prepared = prepare(images.to(device), self.resize, self.rounding)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
@@ -117,7 +150,7 @@ def _cpu(x: Tensor | None) -> Tensor | None:
 
 
 def _is_script(path: Path) -> bool:
-    """TorchScript is a zip that holds code; so is no checkpoint."""
+    """Return whether a file is TorchScript: a zip that contains code, which no checkpoint does."""
     if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -125,20 +158,20 @@ def _is_script(path: Path) -> bool:
 
 
 def _known_script(path: Path) -> nn.Module:
-    """Of the very bytes that were hashed: a file may change between two reads. ValueError for an unknown file."""
+    """Load TorchScript from the bytes that were hashed, since a file may change between two reads."""
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest not in SCRIPTS:
         known = ", ".join(f"{name} ({sha256})" for sha256, name in SCRIPTS.items())
         raise ValueError(
             f"{path} is TorchScript, which runs code of its own, and its SHA-256 {digest} is not that of {known}; give "
-            f"torch-fidelity's {FILE}, or the same as safetensors, which hold tensors alone"
+            f"torch-fidelity's {FILE}, or the same as safetensors, which contain only tensors"
         )
     return torch.jit.load(io.BytesIO(content), map_location="cpu")
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
-    """In float32. ValueError for a file that cannot be read as weights, or holds values that are not finite."""
+    """Load weights in float32."""
     try:
         read: Any
         if path.suffix == ".safetensors":

@@ -1,7 +1,7 @@
-"""The Inception network of 2015 that FID is defined by, in torchvision's blocks, and NVIDIA's TorchScript of it.
+"""The Inception network of 2015 that defines FID, in torchvision's blocks, and NVIDIA's TorchScript of it.
 
-It is not torchvision's pretrained one: the graph has 1008 outputs, its average pools leave padding out of the count,
-its last block has a maximum pool, and pictures are resized as TensorFlow 1 does.
+It differs from torchvision's pretrained network: it has 1008 outputs, its average pools do not count padding, its last
+block has a maximum pool, and images are resized as by TensorFlow 1.
 """
 
 import torch
@@ -27,13 +27,20 @@ _REST = ("Mixed_6d", "Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c")
 _SPATIAL = 7  # channels
 
 Features = tuple[Tensor, Tensor, Tensor | None]
-"""pool3 (B, 2048), logits (B, 1008) without bias, and where there are some spatial features (B, 2023)"""
+"""pool3 (B, 2048), logits (B, 1008) without bias, and spatial features (B, 2023) or None"""
 
 
 def resize_like_tensorflow1(images: Tensor, side: int = SIDE) -> Tensor:
-    """Bilinear, float (B, C, H, W) to (B, C, side, side): output i lies at i * H / side, with no half pixel added.
+    """Resize images bilinearly as TensorFlow 1 does, without half-pixel centers or antialiasing.
 
-    Nothing is averaged in making smaller, and the last rows repeat the border in making larger.
+    Output i is at i * H / side.
+
+    Args:
+        images: Images (B, C, H, W), floating-point.
+        side: Side of the result in pixels.
+
+    Returns:
+        Images (B, C, side, side).
     """
     for axis in (3, 2):
         size = images.shape[axis]
@@ -48,7 +55,7 @@ def resize_like_tensorflow1(images: Tensor, side: int = SIDE) -> Tensor:
 
 
 class Inception2015(Inception3):
-    """Its names are those of torchvision and of torch-fidelity's converted weights."""
+    """The network in torchvision's blocks, with the names of torch-fidelity's converted weights."""
 
     def __init__(self) -> None:
         blocks = [BasicConv2d, _A, InceptionB, _C, InceptionD, _E, InceptionAux]
@@ -57,7 +64,14 @@ class Inception2015(Inception3):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Features:
-        """Of uint8 (B, 3, H, W)."""
+        """Return the features of images.
+
+        Args:
+            images: Images, uint8 (B, 3, H, W).
+
+        Returns:
+            pool3, logits and spatial features.
+        """
         x = (resize_like_tensorflow1(images.to(self.fc.weight.dtype)) - 128) / 128
         for name in _STEM + _FIRST:
             x = getattr(self, name)(x)
@@ -71,10 +85,16 @@ class Inception2015(Inception3):
 
 
 class ScriptedInception(nn.Module):
-    """NVIDIA's inception-2015-12-05.pt: called with uint8 images and `return_features` it gives pool3.
+    """NVIDIA's inception-2015-12-05.pt, which returns pool3 for uint8 images and `return_features`.
 
-    Its logits are those of pool3 by its own `output.weight`, which spares a second pass and the probabilities that it
-    would return. It gives nothing spatial. ValueError where `script` has no such output.
+    The logits are computed from pool3 with its `output.weight`, which saves a second pass. There are no spatial
+    features.
+
+    Args:
+        script: The TorchScript.
+
+    Raises:
+        ValueError: If it has no such output.
     """
 
     def __init__(self, script: nn.Module):
@@ -85,6 +105,14 @@ class ScriptedInception(nn.Module):
         self.script = script.eval()
 
     def forward(self, images: Tensor) -> Features:
+        """Return the features of images.
+
+        Args:
+            images: Images, uint8 (B, 3, H, W).
+
+        Returns:
+            pool3, logits and None.
+        """
         pool = self.script(images, return_features=True)
         return pool, _logits(pool, self.script.state_dict()["output.weight"]), None
 

@@ -1,4 +1,4 @@
-"""Inception Score: exp of the mutual information between picture and class, from a classifier's logits."""
+"""Inception Score (Salimans et al. 2016): exp of the mutual information between image and class, from logits."""
 
 import math
 
@@ -8,14 +8,21 @@ from torch import Tensor
 
 
 def inception_score(logits: Tensor, splits: int = 10, shuffle_seed: int | None = 2020) -> tuple[float, float]:
-    """Mean and population standard deviation over `splits` parts, of logits (N, classes) without the output's bias.
+    """Return mean and population standard deviation of the Inception Score over parts.
 
-    The order matters, for each part has class frequencies of its own: samples that are sorted by class and not
-    shuffled give parts of few classes, and a score far too low. They are shuffled as torch-fidelity does with the same
-    seed; None leaves the order. Part i begins at N * i // splits.
+    The order matters, since each part has its own class frequencies: samples sorted by class give parts of few classes
+    and a score far too low.
+
+    Args:
+        logits: Logits (N, classes), without the output's bias.
+        splits: Number of parts; part i begins at N * i // splits.
+        shuffle_seed: Seed of the shuffle, as in torch-fidelity; None keeps the order.
+
+    Returns:
+        Mean, in [1, classes], higher is better; and standard deviation.
 
     Raises:
-        ValueError: fewer samples than splits, another shape, or values that are not finite.
+        ValueError: If there are fewer samples than splits, for another shape, or values that are not finite.
     """
     if logits.ndim != 2 or not logits.shape[1] or splits < 1 or len(logits) < splits:
         raise ValueError(f"logits are {tuple(logits.shape)}; expected (N, classes), N of at least {splits} splits")

@@ -1,7 +1,7 @@
-"""GenEval's detector: Mask2Former, trained on COCO's instances, as transformers has it.
+"""GenEval's detector: Mask2Former (Cheng et al. 2022), trained on COCO's instances, in transformers.
 
-The reference runs mmdet's Mask2Former, whose weights are other ones. What is done with the model's output here is what
-mmdet does, and not transformers' `post_process_instance_segmentation`, which resizes masks to 384x384.
+The reference runs mmdet's Mask2Former, which has other weights. The model's output is processed as in mmdet, not as by
+transformers' `post_process_instance_segmentation`, which resizes masks to 384x384.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from asymflow.metrics.weights import MissingWeights, find
 
 MODEL = "facebook/mask2former-swin-small-coco-instance"
 MOST = 100
-"""Detections of a picture, before any threshold"""
+"""Largest number of detections per image, before any threshold"""
 
 # COCO's 80, by index, in GenEval's words: "mouse", "remote" and "keyboard" say whose they are.
 CLASSES = tuple(
@@ -34,14 +34,14 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """One object in a picture."""
+    """One object in an image."""
 
     class_index: int
     class_name: str
     box: Box
-    """(x0, y0, x1, y1, score), in pixels; x1 and y1 are the first ones beyond"""
+    """(x0, y0, x1, y1, score), in pixels; x1 and y1 are exclusive"""
     mask: Tensor
-    """(H, W) of bool, on the CPU"""
+    """(H, W), bool, on the CPU"""
 
 
 def detections_from(
@@ -52,13 +52,21 @@ def detections_from(
     image_size: Size,
     least: float = 0.0,
 ) -> list[Detection]:
-    """Of one picture, best first, those that score more than `least`.
+    """Return the detections of one image, best first. A mask without pixels, which mmdet scores 0, is not a detection.
 
-    `class_logits` are (Q, 81), the last for none; `mask_logits` (Q, h, w). Sizes are (height, width): of the model's
-    input with its padding, without, and of the picture. A mask without pixels, which mmdet scores 0, is no detection.
+    Args:
+        class_logits: Logits of the classes (Q, 81), the last for none.
+        mask_logits: Logits of the masks (Q, h, w).
+        padded_size: Height and width of the model's input with its padding.
+        valid_size: Height and width of the model's input without padding.
+        image_size: Height and width of the image.
+        least: Only detections with a score above it are returned.
+
+    Returns:
+        The detections.
 
     Raises:
-        ValueError: shapes do not fit, or logits are NaN.
+        ValueError: If shapes do not fit, or logits are NaN.
     """
     if class_logits.ndim != 2 or class_logits.shape[1] != len(CLASSES) + 1 or len(mask_logits) != len(class_logits):
         raise ValueError(
@@ -106,7 +114,15 @@ def _box(mask: Tensor) -> tuple[float, float, float, float]:
 
 
 def objects_of(detections: Sequence[Detection], tag: str) -> Objects:
-    """What `geneval.judge` looks at for a prompt of this task: the boxes that count of each class, best first."""
+    """Return the boxes that count of each class, for `geneval.judge`.
+
+    Args:
+        detections: Detections of one image.
+        tag: Task of the prompt.
+
+    Returns:
+        Boxes by class, best first.
+    """
     boxes: dict[str, list[Box]] = {}
     for one in detections:
         boxes.setdefault(one.class_name, []).append(one.box)
@@ -115,17 +131,25 @@ def objects_of(detections: Sequence[Detection], tag: str) -> Objects:
 
 
 class Mask2FormerDetector:
-    """Finds COCO's objects in pictures, in float32; those that score more than `least`, by default as much as any of
-    GenEval's rules asks for.
+    """Detect COCO's objects in images, in float32.
 
-    A picture is resized by the processor, its sides in proportion, and padded at the right and below to what the
-    backbone divides, with zeros after normalisation, as in mmdet. (The processor alone would stretch it to that.)
+    The processor resizes an image with its aspect ratio, and zeros are added at the right and bottom after
+    normalization, as in mmdet, up to a multiple of the backbone's stride. (The processor alone would stretch the
+    image.)
+
+    Args:
+        model: The model, of COCO's 80 classes.
+        processor: Its image processor.
+        identity: Name of the weights in the protocol.
+        least: Only detections with a score above it are returned; the default is the lowest of GenEval's thresholds.
+
+    Raises:
+        ValueError: If the model has other than 80 classes.
     """
 
     def __init__(self, model: Any, processor: Any, identity: str, least: float = THRESHOLD):
-        """Raises ValueError for a model of other than COCO's 80 classes."""
         if model.config.num_labels != len(CLASSES):
-            raise ValueError(f"{identity} knows {model.config.num_labels} classes; needed are COCO's {len(CLASSES)}")
+            raise ValueError(f"{identity} has {model.config.num_labels} classes; expected COCO's {len(CLASSES)}")
         self.model, self.processor, self.least = model.eval(), processor, least
         size = {edge: side for edge, side in dict(processor.size).items() if side is not None}
         self.protocol: dict[str, Any] = {
@@ -144,7 +168,21 @@ class Mask2FormerDetector:
     def load(
         cls, source: str = MODEL, revision: str = "main", device: str = "cpu", least: float = THRESHOLD
     ) -> "Mask2FormerDetector":
-        """From a folder or repository of safetensors. Raises MissingWeights where there is none."""
+        """Load the model from a folder or repository of safetensors.
+
+        Args:
+            source: Folder or repository.
+            revision: Revision of the repository.
+            device: Device of the model.
+            least: Only detections with a score above it are returned.
+
+        Returns:
+            The detector.
+
+        Raises:
+            MissingWeights: If the model is missing.
+            ValueError: If the model has other than 80 classes.
+        """
         found = find(source, f"{MODEL}, or another Mask2Former for COCO's instances", revision=revision)
         from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 
@@ -159,7 +197,17 @@ class Mask2FormerDetector:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> list[list[Detection]]:
-        """Of uint8 images (B, 3, H, W), sRGB: a list a picture, best first. Raises ValueError for anything else."""
+        """Detect the objects in images.
+
+        Args:
+            images: sRGB images, uint8 (B, 3, H, W).
+
+        Returns:
+            Detections of each image, best first.
+
+        Raises:
+            ValueError: For other images.
+        """
         check_images(images)
         if not len(images):
             return []

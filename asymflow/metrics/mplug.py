@@ -1,7 +1,6 @@
-"""mPLUG-large by ModelScope, the model that answers DPG-Bench's questions in the reference.
+"""mPLUG-large by ModelScope, which answers DPG-Bench's questions in the reference.
 
-`modelscope` pins old versions of transformers, so it stands in an environment of its own; what scores pictures with it
-runs there. It takes one picture and one question at a time.
+`modelscope` pins old versions of transformers, so it needs its own environment; images are scored with it there.
 """
 
 from collections.abc import Sequence
@@ -19,8 +18,12 @@ MODEL = "damo/mplug_visual-question-answering_coco_large_en"
 
 
 class Mplug:
-    """Answers one yes/no question a picture; `pipeline` is ModelScope's, which takes {image, question} and returns
-    {text}."""
+    """Answer one yes/no question per image.
+
+    Args:
+        pipeline: ModelScope's pipeline, which maps {image, question} to {text}.
+        identity: Name of the weights in the protocol.
+    """
 
     def __init__(self, pipeline: Any, identity: str):
         self.pipeline = pipeline
@@ -28,11 +31,18 @@ class Mplug:
 
     @classmethod
     def load(cls, source: str = MODEL, revision: str = "master", device: str = "cpu") -> "Mplug":
-        """From a folder, or of ModelScope's hub, whose main branch is `master`; a revision should be named there, since
-        the hub does not tell which one it was. `device` is cpu, cuda or cuda:N.
+        """Load the model from a folder or ModelScope's hub.
+
+        Args:
+            source: Folder, or repository of ModelScope's hub.
+            revision: Revision of the repository; give one, since the hub does not return which one was used.
+            device: `cpu`, `cuda` or `cuda:N`.
+
+        Returns:
+            The model.
 
         Raises:
-            MissingWeights: modelscope is not installed here, or cannot load the model.
+            MissingWeights: If modelscope is not installed, or cannot load the model.
         """
         try:
             from modelscope.pipelines import pipeline
@@ -55,8 +65,18 @@ class Mplug:
         return cls(made, identity)
 
     def __call__(self, images: Tensor, questions: Sequence[str]) -> list[bool]:
-        """Of uint8 images (B, 3, H, W), sRGB, and B questions. Raises ValueError for anything else, or for an answer
-        that is no text."""
+        """Answer the questions.
+
+        Args:
+            images: sRGB images, uint8 (B, 3, H, W).
+            questions: One question per image.
+
+        Returns:
+            True for yes, per image.
+
+        Raises:
+            ValueError: For other images, another number of questions, or an answer that is not text.
+        """
         check_images(images)
         if len(questions) != len(images) or not all(question.strip() for question in questions):
             raise ValueError(f"{len(images)} images need as many questions, none of them empty; got {len(questions)}")

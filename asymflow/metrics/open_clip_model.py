@@ -1,4 +1,4 @@
-"""CLIP as open_clip has it: loaded from one file of weights, and what pictures have to become for it."""
+"""CLIP in open_clip: loading from one file of weights, and normalization of images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,41 +15,77 @@ FILE = "open_clip_model.safetensors"
 
 @dataclass(frozen=True)
 class OpenClip:
-    """A model, in float32, with its tokenizer."""
+    """Model in float32, with its tokenizer."""
 
     model: Any
+    """open_clip's model"""
     tokenizer: Any
+    """Maps a list of texts to token IDs"""
     identity: str
+    """Name of the weights in protocols"""
 
     @property
     def device(self) -> torch.device:
+        """Device of the model."""
         return next(self.model.parameters()).device
 
     @property
     def size(self) -> int:
-        """Side of the square that it looks at."""
+        """Side in pixels of the model's square input."""
         found = self.model.visual.image_size
         return found[0] if isinstance(found, tuple | list) else found
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """(B, 3, size, size) in [0, 1] -> with the mean and deviation that the model was trained with."""
+        """Normalize pixels with the mean and standard deviation of the model's training.
+
+        Args:
+            pixels: Images (B, 3, size, size) in [0, 1].
+
+        Returns:
+            Normalized pixels of the same shape.
+        """
         mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in _statistics(self.model))
         return (pixels - mean) / std
 
     @torch.inference_mode()
     def images(self, pixels: Tensor) -> Tensor:
-        """Features (B, dim) of unit length, of normalised pixels."""
+        """Return the features of images.
+
+        Args:
+            pixels: Normalized pixels (B, 3, size, size).
+
+        Returns:
+            Features of unit length (B, dim), float32.
+        """
         return F.normalize(self.model.encode_image(pixels.to(self.device)).float(), dim=-1)
 
     @torch.inference_mode()
     def texts(self, texts: list[str]) -> Tensor:
-        """Features (B, dim) of unit length; texts longer than the model's context are cut."""
+        """Return the features of texts.
+
+        Args:
+            texts: Texts; those longer than the model's context are cut.
+
+        Returns:
+            Features of unit length (B, dim), float32.
+        """
         return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)).float(), dim=-1)
 
     def cosines(self, pixels: Tensor, texts: list[str]) -> Tensor:
-        """(B,) of each picture with its own text, float32 on the CPU. Raises ValueError for other numbers of them."""
+        """Return the cosine of each image with its own text.
+
+        Args:
+            pixels: Normalized pixels (B, 3, size, size).
+            texts: One text per image.
+
+        Returns:
+            Cosines (B,), float32 on the CPU.
+
+        Raises:
+            ValueError: For another number of texts.
+        """
         if len(pixels) != len(texts):
-            raise ValueError(f"there are {len(pixels)} pictures and {len(texts)} texts")
+            raise ValueError(f"there are {len(pixels)} images and {len(texts)} texts")
         return (self.images(pixels) * self.texts(texts)).sum(-1).cpu()
 
 
@@ -62,12 +98,22 @@ def load_open_clip(
     device: str = "cpu",
     quick_gelu: bool | None = None,
 ) -> OpenClip:
-    """From a file of weights, or `file` in a folder or repository: safetensors, or a checkpoint that is read as tensors
-    alone. `architecture` is open_clip's name, or a .json file of its kind, known by the file's name from then on;
-    `quick_gelu` says otherwise than it about the activation.
+    """Load a CLIP from safetensors, or from a checkpoint that is read as tensors only.
+
+    Args:
+        source: File, folder or repository of the weights.
+        needed: Description of the weights and their origin, for errors.
+        architecture: open_clip's name of the architecture, or its .json file.
+        file: File in the folder or repository.
+        revision: Revision of the repository.
+        device: Device of the model.
+        quick_gelu: Whether the activation is QuickGELU; None: as the architecture says.
+
+    Returns:
+        The model.
 
     Raises:
-        MissingWeights: there is none, or it is of another architecture.
+        MissingWeights: If the weights are missing or of another architecture.
     """
     found = find(source, needed, file, revision)
     import open_clip
@@ -79,11 +125,11 @@ def load_open_clip(
             architecture = Path(architecture).stem
         model = open_clip.create_model(architecture, pretrained=None, precision="fp32", **options)
     except (RuntimeError, FileNotFoundError) as error:
-        raise MissingWeights(f"open_clip knows no architecture {architecture!r}: {error}") from None
+        raise MissingWeights(f"open_clip has no architecture {architecture!r}: {error}") from None
     try:
         model.load_state_dict(_read(found.path))
     except RuntimeError as error:
-        raise MissingWeights(f"{found.path} does not hold {architecture}: {error}") from error
+        raise MissingWeights(f"{found.path} does not contain {architecture}: {error}") from error
     return OpenClip(model.to(device).eval(), open_clip.get_tokenizer(architecture), found.identity)
 
 
@@ -102,7 +148,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise MissingWeights(f"{path} cannot be read as weights: {reason}") from None
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict):
-        raise MissingWeights(f"{path} holds no weights by name, but a {type(state).__name__}")
+        raise MissingWeights(f"{path} is a {type(state).__name__}; expected weights by name")
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 

@@ -1,4 +1,4 @@
-"""Improved precision and recall (Kynkäänniemi et al.): how much of one set of features lies on the other's manifold."""
+"""Improved precision and recall (Kynkäänniemi et al. 2019): the overlap of the manifolds of two sets of features."""
 
 import torch
 from torch import Tensor
@@ -7,18 +7,27 @@ _ROUNDING = 1e-13  # of a squared distance, in units of the largest squared norm
 
 
 def precision_recall(features: Tensor, reference: Tensor, k: int = 3, chunk: int = 4096) -> tuple[float, float]:
-    """Precision and recall of features (N, dim) against reference features (M, dim), both on one device.
+    """Return precision and recall of features against reference features.
 
-    A set's manifold is the union of balls around its points, each with the distance to the k-th nearest *other* point
-    as radius. Precision is the share of `features` on the reference's manifold, recall the share of `reference` on
-    that of the features. A point on a ball's surface is inside, and copies of a point are its neighbours.
+    A set's manifold is the union of balls around its points; the radius is the distance to the k-th nearest *other*
+    point. Precision is the share of `features` on the reference's manifold, recall the share of `reference` on that of
+    the features. A point on a ball's surface is inside, and copies of a point are its neighbors.
 
-    Distances are in float64, `chunk` x `chunk` at a time. They come from a matrix product, so equal distances differ by
-    rounding; within it they count as equal. torch-fidelity takes the same product in the features' own precision and
-    compares as it is: with ties, copies, or float32 far from the origin it may miss points that are counted here.
+    Distances are float64. They come from a matrix product, so equal distances differ by rounding; within it they count
+    as equal. torch-fidelity computes the same product in the features' own precision and compares exactly: with ties,
+    copies, or float32 far from the origin it may miss points that are counted here.
+
+    Args:
+        features: Features (N, dim).
+        reference: Reference features (M, dim), on the same device.
+        k: Rank of the neighbor that gives the radius.
+        chunk: Side of the blocks of the distance matrix.
+
+    Returns:
+        Precision and recall, in [0, 1].
 
     Raises:
-        ValueError: shapes that do not fit, not more than k points in a set, or values that are not finite.
+        ValueError: If shapes do not fit, a set has at most k points, or values are not finite.
     """
     if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
         raise ValueError(f"features are {tuple(features.shape)} and {tuple(reference.shape)}; expected (N, dim) each")
@@ -44,12 +53,12 @@ def precision_recall(features: Tensor, reference: Tensor, k: int = 3, chunk: int
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distances (N, M)."""
+    """Return the squared distances (N, M)."""
     return torch.addmm(a.square().sum(1)[:, None] + b.square().sum(1), a, b.T, alpha=-2).clamp_min(0)
 
 
 def _radii(parts: list[Tensor], k: int) -> list[Tensor]:
-    """The square of each point's distance to its k-th neighbour, by parts; the nearest of all is the point itself."""
+    """Return each point's squared distance to its k-th neighbor, in parts; the nearest of all is the point itself."""
     radii = []
     for a in parts:
         nearest = a.new_empty(len(a), 0)

@@ -1,4 +1,4 @@
-"""What pictures are compared with: the ADM evaluation's reference files, and statistics of our own in safetensors."""
+"""References that images are compared with: the ADM evaluation's files, and our own statistics in safetensors."""
 
 import hashlib
 import zipfile
@@ -19,28 +19,33 @@ _SYMMETRY = 1e-6  # of the largest entry; of a covariance only one triangle is r
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference of an ADM evaluation."""
+    """Reference of an ADM evaluation."""
 
     pool: FrechetStatistics
-    """Of pool3's 2048 features: for FID"""
+    """Statistics of pool3's 2048 features, for FID"""
     spatial: FrechetStatistics | None
-    """For sFID: 2023 features in the order (17, 17, 7), row, column, channel"""
+    """Statistics of 2023 spatial features in the order (17, 17, 7): row, column, channel; for sFID"""
     images: np.ndarray | None
-    """uint8 (N, H, W, 3): for precision and recall"""
+    """uint8 (N, H, W, 3), for precision and recall"""
     sha256: str
-    """Of the file: part of a protocol"""
+    """SHA-256 of the file, part of a protocol"""
 
 
 def load_reference(path: str | Path, images: bool = False, count: int = IMAGENET_TRAIN) -> Reference:
-    """Read an .npz: `mu`, `sigma`, where there are some `mu_s`, `sigma_s`, and with `images` also them, `arr_0`.
+    """Read an .npz with `mu`, `sigma`, and optionally `mu_s`, `sigma_s`, `arr_0`.
 
-    The file does not say of how many pictures its moments are. `count` is taken; by default what ImageNet's are of. A
-    distance depends on it only if it is not above the number of features, for it bounds the covariance's rank; it
-    weighs in where a reference is merged, which it is not meant for.
+    Args:
+        path: The file.
+        images: Whether to read the images, `arr_0`.
+        count: Number of images behind the moments, which the file does not store; by default ImageNet's. It bounds the
+            rank of the covariance, so a distance depends on it only if it is at most the number of features.
+
+    Returns:
+        The reference.
 
     Raises:
-        ValueError: there is no such file, it is none of numpy's, or lacks an entry; or an entry has another shape or
-            type, is not finite, or is no covariance.
+        ValueError: If the file is missing, not an .npz, or lacks an entry; or an entry has another shape or type, is
+            not finite, or is not a covariance.
     """
     arrays, sha256 = _read(Path(path), images)
     pool = _statistics(path, arrays["mu"], arrays["sigma"], count)
@@ -52,13 +57,31 @@ def load_reference(path: str | Path, images: bool = False, count: int = IMAGENET
 
 
 def save_statistics(path: str | Path, statistics: FrechetStatistics) -> None:
-    """Write float64 `mean` (dim,) and unbiased `cov` (dim, dim), and int64 `count`. ValueError below two features."""
+    """Write statistics to a safetensors file: float64 `mean` (dim,), unbiased `cov` (dim, dim), and int64 `count`.
+
+    Args:
+        path: File to write.
+        statistics: The statistics.
+
+    Raises:
+        ValueError: If there are fewer than two features.
+    """
     count = torch.tensor(statistics.count)
     save_file({"mean": statistics.mean.contiguous(), "cov": statistics.cov.contiguous(), "count": count}, path)
 
 
 def read_statistics(path: str | Path) -> FrechetStatistics:
-    """What `save_statistics` wrote. ValueError for another file, or what is no mean, covariance and count."""
+    """Read a file written by `save_statistics`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The statistics.
+
+    Raises:
+        ValueError: If it cannot be read, or is not a valid mean, covariance and count.
+    """
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -73,7 +96,7 @@ def _read(path: Path, images: bool) -> tuple[dict[str, np.ndarray], str]:
         with open(path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if not zipfile.is_zipfile(path):
-            raise ValueError("it is no .npz")
+            raise ValueError("it is not an .npz")
         with np.load(path, allow_pickle=False) as entries:
             found = set(entries.files)
             spatial = bool(found & {"mu_s", "sigma_s"})

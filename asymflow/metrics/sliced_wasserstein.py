@@ -1,8 +1,7 @@
-"""Sliced Wasserstein distance between image patches: does local texture look like the real one?
+"""Sliced Wasserstein distance between image patches: how close local texture is to that of real images.
 
-Needs no network. Run on the images themselves it sees colour and structure; run after `high_pass` it sees
-noise and fine detail only. It is the mean over random unit directions of the one-dimensional Wasserstein-1
-distance.
+It needs no network. On the images themselves it measures color and structure; after `high_pass`, only noise and fine
+detail. It is the mean over random unit directions of the one-dimensional Wasserstein-1 distance.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,14 @@ import torch.nn.functional as F
 
 
 def high_pass(images: torch.Tensor) -> torch.Tensor:
-    """Images (B, C, H, W) minus their blur by the 5x5 binomial kernel, about a Gaussian of 1 pixel."""
+    """Subtract the blur by the 5x5 binomial kernel, about a Gaussian of 1 pixel.
+
+    Args:
+        images: Images (B, C, H, W).
+
+    Returns:
+        Residuals of the same shape.
+    """
     taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=images.dtype, device=images.device) / 16
     channels = images.shape[1]
     padded = F.pad(images, (2, 2, 2, 2), mode="reflect")
@@ -24,9 +30,19 @@ def high_pass(images: torch.Tensor) -> torch.Tensor:
 def patches_of(
     images: torch.Tensor, size: int = 7, per_image: int = 64, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Random patches of images (B, C, H, W) at `per_image` uniform places each: (B * per_image, C * size**2).
+    """Return random patches of images, at uniform places.
 
-    The generator must be on the CPU. ValueError when a patch does not fit into the images.
+    Args:
+        images: Images (B, C, H, W).
+        size: Side of a patch in pixels.
+        per_image: Patches per image.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        Patches (B * per_image, C * size**2).
+
+    Raises:
+        ValueError: If a patch does not fit into the images.
     """
     batch, channels, height, width = images.shape
     if not 1 <= size <= min(height, width):
@@ -41,7 +57,7 @@ def patches_of(
 
 
 def _pairing(n: int, m: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Indices into sorted samples of sizes n and m, and weights w: sum w |a - b| is their exact distance."""
+    """Return indices into sorted samples of sizes n and m, and weights w: sum w |a - b| is their exact distance."""
     # Quantile levels in units of 1 / (n m), as integers: i m and j n, without rounding.
     levels = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique()
     start = levels[:-1]
@@ -52,11 +68,23 @@ def _pairing(n: int, m: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def sliced_wasserstein(
     fake: torch.Tensor, real: torch.Tensor, projections: int = 256, seed: int = 0, chunk: int = 32
 ) -> float:
-    """Sliced Wasserstein-1 distance between two sets of vectors (n, F) and (m, F); the sizes may differ.
+    """Return the sliced Wasserstein-1 distance between two sets of vectors, whose sizes may differ.
 
-    Both are first standardised, feature by feature, by the mean and std of `real`, so the unit is one
-    standard deviation of the real data. Deterministic in `seed`. Memory is bounded by `chunk` projections at
-    a time.
+    Both are standardized per feature by the mean and standard deviation of `real`, so the unit is one standard
+    deviation of the real data.
+
+    Args:
+        fake: Vectors (n, F).
+        real: Vectors (m, F).
+        projections: Number of directions.
+        seed: Seed of the directions.
+        chunk: Directions at a time, which bounds the memory.
+
+    Returns:
+        The distance; lower is better.
+
+    Raises:
+        ValueError: If shapes do not fit, or a set is empty.
     """
     return sliced_wasserstein_of_each([fake], real, projections, seed, chunk)[0]
 
@@ -65,7 +93,21 @@ def sliced_wasserstein(
 def sliced_wasserstein_of_each(
     fakes: Sequence[torch.Tensor], real: torch.Tensor, projections: int = 256, seed: int = 0, chunk: int = 32
 ) -> list[float]:
-    """That of each of several sets to one real set, which is projected and sorted once."""
+    """Return the distances of several sets to one real set, which is projected and sorted once.
+
+    Args:
+        fakes: Sets of vectors (n, F).
+        real: Vectors (m, F).
+        projections: Number of directions.
+        seed: Seed of the directions.
+        chunk: Directions at a time, which bounds the memory.
+
+    Returns:
+        One distance per set, as in `sliced_wasserstein`.
+
+    Raises:
+        ValueError: If shapes do not fit, or a set is empty.
+    """
     for fake in fakes:
         if fake.dim() != 2 or real.dim() != 2 or fake.shape[1] != real.shape[1] or not len(fake) or not len(real):
             raise ValueError(
@@ -81,21 +123,46 @@ def sliced_wasserstein_of_each(
 
 
 def standardised(vectors: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Vectors (n, F) in units of the real ones' (m, F) deviations from their mean, feature by feature."""
+    """Standardize vectors per feature by the mean and standard deviation of the real ones.
+
+    Args:
+        vectors: Vectors (n, F).
+        real: Vectors (m, F).
+
+    Returns:
+        Standardized vectors (n, F).
+    """
     mean, std = real.mean(0), real.std(0, correction=0)
     # A feature that never varies in the real set has no unit; it keeps its own.
     return (vectors - mean) / torch.where(std > 1e-6, std, torch.ones_like(std))
 
 
 def directions(width: int, projections: int, seed: int = 0) -> torch.Tensor:
-    """Random unit vectors (projections, width), float64."""
+    """Return random unit vectors.
+
+    Args:
+        width: Width of a vector.
+        projections: Number of vectors.
+        seed: Seed of the vectors.
+
+    Returns:
+        Vectors (projections, width), float64.
+    """
     generator = torch.Generator().manual_seed(seed)
     found = torch.randn(projections, width, generator=generator, dtype=torch.float64)
     return found / found.norm(dim=1, keepdim=True)
 
 
 def distance_on_lines(fake: torch.Tensor, real: torch.Tensor) -> float:
-    """Mean over k lines of the Wasserstein-1 distance between values (n, k), and (m, k) sorted on each line."""
+    """Return the mean over lines of the Wasserstein-1 distance between projected values.
+
+    Args:
+        fake: Values (n, k) on k lines.
+        real: Values (m, k), sorted on each line.
+
+    Returns:
+        The distance.
+    """
     of_fake, of_real, weights = (t.to(real.device) for t in _pairing(len(fake), len(real)))
     a, b = fake.sort(dim=0).values[of_fake], real[of_real]
     return float(((a - b).abs().double() * weights.unsqueeze(1)).sum()) / fake.shape[1]
@@ -109,8 +176,18 @@ def image_sliced_wasserstein(
     projections: int = 256,
     seed: int = 0,
 ) -> dict[str, float]:
-    """{"raw": ..., "high_pass": ...}: the distance between patches of two image sets (B, 3, H, W), before and
-    after `high_pass`.
+    """Return the distance between patches of two sets of images, before and after `high_pass`.
+
+    Args:
+        fake: Images (B, 3, H, W).
+        real: Images (B', 3, H, W).
+        size: Side of a patch in pixels.
+        per_image: Patches per image.
+        projections: Number of directions.
+        seed: Seed of the places and directions.
+
+    Returns:
+        {"raw": distance, "high_pass": distance}.
     """
     scores = {}
     for name, view in (("raw", lambda images: images), ("high_pass", high_pass)):

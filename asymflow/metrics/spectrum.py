@@ -1,8 +1,7 @@
 """Power spectra: too little power at high frequency is blur, too much is noise, peaks are patch seams.
 
-Images are (B, 3, H, W), sRGB in [-1, 1]. The spectrum is that of the luma, with its mean removed and under a
-Hann window on each axis: without a window the jump between opposite borders spreads power along both axes of
-the spectrum.
+Images are sRGB (B, 3, H, W) in [-1, 1]. The spectrum is that of the luma, with its mean removed and under a Hann window
+on each axis: without a window the jump between opposite borders spreads power along both axes of the spectrum.
 """
 
 import torch
@@ -11,7 +10,7 @@ _LUMA = (0.2126, 0.7152, 0.0722)  # Rec. 709 weights, on gamma-coded values: lum
 
 
 def _power(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float64 (H, W): the mean power over the batch, and each entry's frequency in cycles a pixel."""
+    """Return the mean power over the batch, float64 (H, W), and each entry's frequency in cycles per pixel."""
     if images.dim() != 4 or images.shape[1] != 3:
         raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, 3, H, W)")
     height, width = images.shape[2:]
@@ -35,10 +34,14 @@ def _power(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def radial_spectrum(images: torch.Tensor) -> torch.Tensor:
-    """Mean power of the luma by radius, float64 (n + 1,), n = min(H, W) // 2.
+    """Return the mean power of the luma by radius.
 
-    Entry i is the mean over the batch and over all frequencies that round to i / min(H, W) cycles a pixel;
-    entry 0 is DC and entry n is Nyquist. The corners beyond Nyquist are left out.
+    Args:
+        images: sRGB images (B, 3, H, W) in [-1, 1].
+
+    Returns:
+        Power, float64 (n + 1,), n = min(H, W) // 2. Entry i is the mean over the batch and over all frequencies that
+        round to i / min(H, W) cycles per pixel; entry 0 is DC, entry n is Nyquist. Corners beyond Nyquist are left out.
     """
     power, frequency = _power(images)
     side = min(images.shape[2:])
@@ -53,7 +56,18 @@ def radial_spectrum(images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def spectrum_distance(fake: torch.Tensor, real: torch.Tensor) -> float:
-    """Root mean square difference of log10 radial power between two image sets of one size, DC excluded."""
+    """Return the root mean square difference of log10 radial power between two sets of images, without DC.
+
+    Args:
+        fake: sRGB images (B, 3, H, W) in [-1, 1].
+        real: sRGB images (B', 3, H, W) in [-1, 1].
+
+    Returns:
+        The distance; lower is better.
+
+    Raises:
+        ValueError: If the sizes differ.
+    """
     if fake.shape[2:] != real.shape[2:]:
         raise ValueError(
             f"images are {tuple(fake.shape[2:])} and {tuple(real.shape[2:])}; they must have one size"
@@ -62,17 +76,33 @@ def spectrum_distance(fake: torch.Tensor, real: torch.Tensor) -> float:
 
 
 def distance_of_spectra(fake: torch.Tensor, real: torch.Tensor) -> float:
-    """The same from radial spectra, each a mean over its images."""
-    # The floor stands for an image of one colour; it lies far below the rounding noise of 8-bit images.
+    """Return the distance of `spectrum_distance` from radial spectra.
+
+    Args:
+        fake: Result of `radial_spectrum`, or a mean of several.
+        real: Likewise, of the same length.
+
+    Returns:
+        The distance; lower is better.
+    """
+    # The floor is for images of one color; it is far below the rounding noise of 8-bit images.
     logs = [spectrum[1:].clamp_min(1e-12).log10() for spectrum in (fake, real)]
     return float((logs[0] - logs[1]).square().mean().sqrt())
 
 
 @torch.no_grad()
 def high_frequency_power_ratio(fake: torch.Tensor, real: torch.Tensor) -> float:
-    """Mean power of `fake` above half the Nyquist frequency, over that of `real`.
+    """Return the mean power above half the Nyquist frequency (0.25 cycles per pixel, corners included), fake over real.
 
-    That is above 0.25 cycles a pixel, corners included. 1 is right, below is blur, above is noise.
+    Args:
+        fake: sRGB images (B, 3, H, W) in [-1, 1].
+        real: sRGB images (B', 3, H', W') in [-1, 1].
+
+    Returns:
+        The ratio: 1 is right, below is blur, above is noise.
+
+    Raises:
+        ValueError: If the real images have no power there.
     """
     means = [high_frequency_power(images) for images in (fake, real)]
     if means[1] == 0:
@@ -84,6 +114,13 @@ def high_frequency_power_ratio(fake: torch.Tensor, real: torch.Tensor) -> float:
 
 @torch.no_grad()
 def high_frequency_power(images: torch.Tensor) -> float:
-    """Mean power above half the Nyquist frequency, corners included."""
+    """Return the mean power above half the Nyquist frequency, corners included.
+
+    Args:
+        images: sRGB images (B, 3, H, W) in [-1, 1].
+
+    Returns:
+        The power.
+    """
     power, frequency = _power(images)
     return float(power[frequency > 0.25].mean())

@@ -1,4 +1,4 @@
-"""Features of a SqueezeNet: a space for Fréchet distances where no weights can be fetched, as small as it is."""
+"""SqueezeNet features for Fréchet distances: weights of 5 MB, for machines that cannot download others."""
 
 import torch
 from safetensors.torch import load_file
@@ -8,14 +8,18 @@ from asymflow.metrics.protocol import Protocol
 from asymflow.metrics.squeeze_file import FILE, NEEDED
 from asymflow.metrics.weights import find
 
-_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # lpips' ImageNet normalisation of [-1, 1]
+_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # lpips' ImageNet normalization of [-1, 1]
 
 
 class SqueezeFeatures:
-    """uint8 pictures (B, 3, H, W) to the means over places of the last layer, (B, 512) float32.
+    """Compute features of images: the means over places of SqueezeNet 1.1's last layer.
 
-    `source` is a safetensors file of SqueezeNet 1.1's `features`, or the folder it lies in. Raises MissingWeights where
-    there is none.
+    Args:
+        source: A safetensors file of its `features`, or the folder that contains it.
+        device: Device of the network.
+
+    Raises:
+        MissingWeights: If the file is missing.
     """
 
     def __init__(self, source: str, device: str = "cpu"):
@@ -30,6 +34,14 @@ class SqueezeFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
+        """Return the features of images.
+
+        Args:
+            images: sRGB images, uint8 (B, 3, H, W).
+
+        Returns:
+            Features (B, 512), float32 on the CPU.
+        """
         x = images.to(self.device).float() / 127.5 - 1
         shift, scale = x.new_tensor(_SHIFT)[:, None, None], x.new_tensor(_SCALE)[:, None, None]
         return self.network((x - shift) / scale).mean((2, 3)).cpu()

@@ -1,5 +1,4 @@
-"""Texts that a metric's model was trained with, around the prompt. They are their authors', so they are read from a
-file that the user names."""
+"""Prompt templates of metric models, read from a file that the user names, since they are their authors' work."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +8,20 @@ from asymflow.outside_text import read_text
 
 
 def read_template(path: str | Path, fields: Sequence[str], origin: str) -> str:
-    """The text of a file, without a byte order mark, in which each of `fields` occurs once.
+    """Read a template, without its byte order mark.
+
+    Args:
+        path: The file.
+        fields: Fields that must occur once each.
+        origin: Where to take the text from, for errors.
+
+    Returns:
+        The template.
 
     Raises:
-        MissingWeights: there is no such file, or a field is not there once; `origin` says where to take the text from.
+        MissingWeights: If the file is missing, not UTF-8 text, or a field does not occur exactly once.
     """
-    needed = f"needed is a text file that holds {' and '.join(fields)} once each: {origin}"
+    needed = f"needed is a text file that contains {' and '.join(fields)} once each: {origin}"
     if not path or not Path(path).is_file():
         raise MissingWeights(f"there is no template {str(path)!r}; {needed}")
     try:
@@ -25,8 +32,20 @@ def read_template(path: str | Path, fields: Sequence[str], origin: str) -> str:
 
 
 def check_template(text: str, fields: Sequence[str], needed: str) -> str:
-    """The text itself. Raises MissingWeights, with `needed`, where one of `fields` does not occur once."""
+    """Check that each field occurs exactly once.
+
+    Args:
+        text: The template.
+        fields: The fields.
+        needed: What is needed, for errors.
+
+    Returns:
+        The same text.
+
+    Raises:
+        MissingWeights: If one does not.
+    """
     wrong = [field for field in fields if text.count(field) != 1]
     if wrong:
-        raise MissingWeights(f"the template holds {' and '.join(wrong)} not once; {needed}")
+        raise MissingWeights(f"the template does not contain {' and '.join(wrong)} exactly once; {needed}")
     return text

@@ -1,6 +1,6 @@
-"""VQAScore: how likely CLIP-FlanT5 is to answer Yes when it is asked whether a picture shows the prompt.
+"""VQAScore (Lin et al. 2024): the probability that CLIP-FlanT5 answers Yes to whether an image shows the prompt.
 
-CLIP-FlanT5 is a T5 that reads, in the place of one word, the patches of CLIP's vision tower through a projector.
+CLIP-FlanT5 is a T5 whose input has, in the place of one word, the projected patches of CLIP's vision tower.
 """
 
 import hashlib
@@ -24,24 +24,38 @@ PICTURE = "<image>"
 FIELDS = (PICTURE, "{question}")
 ORIGIN = "the text around a question in t2v_metrics, `format_question` (t5_chat)"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's colours, in [0, 1]"""
+"""Mean and standard deviation of CLIP's images, in [0, 1]"""
 _LAYER = -2  # of the vision tower: what the last but one puts out
-_LONGEST = 2048  # tokens, of which the picture is one: the reference cuts there
-_MOST = 8  # pictures in one forward
+_LONGEST = 2048  # tokens, one of them for the image: the reference cuts there
+_MOST = 8  # images per forward pass
 _WEIGHT_FILES = ("*.json", "*.safetensors", "*.bin")
 _TOKENIZER_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "spiece.model")
 _SHARED = ("embed_tokens.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
 def new_projector(width: int, out: int) -> nn.Sequential:
-    """Patches' features (…, width) -> words' (…, out)."""
+    """Return a projector from patch features (..., width) to word embeddings (..., out).
+
+    Args:
+        width: Width of a feature.
+        out: Width of an embedding.
+
+    Returns:
+        The projector, with random weights.
+    """
     return nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Linear(out, out))
 
 
 def picture(image: Tensor, side: int) -> Tensor:
-    """(3, side, side) float32, as CLIP takes it, of a uint8 image (3, H, W), sRGB: padded to a square with CLIP's mean
-    colour, the image in the middle (half a pixel up or left of it where the margin is odd), and resized by PIL's
-    bicubic."""
+    """Return the input of CLIP for an image: padded to a square with CLIP's mean color, then resized by PIL's bicubic.
+
+    Args:
+        image: sRGB image, uint8 (3, H, W). It is centered in the square, half a pixel up or left for an odd margin.
+        side: Side of the result in pixels.
+
+    Returns:
+        Normalized pixels (3, side, side), float32.
+    """
     height, width = image.shape[1:]
     longest = max(height, width)
     square = torch.tensor([int(255 * value) for value in MEAN], dtype=torch.uint8).view(3, 1, 1)
@@ -54,16 +68,23 @@ def picture(image: Tensor, side: int) -> Tensor:
 
 
 class VqaScore:
-    """Of a `T5ForConditionalGeneration`, a `CLIPVisionModel`, a projector (`new_projector`), a T5 tokenizer and a
-    template, the text around picture and question: `<image>` and `{question}` once each.
+    """Compute VQAScore.
 
-    As in the reference: text on each side of the picture ends with the end token, and so does the answer, where it
-    counts; rows of the vocabulary beyond the tokenizer's are cut off. (Its first versions, which asked "Is the image
-    showing", masked unknown tokens too.) The authors' evaluation differs: it cuts off no rows, resizes on the tensor
-    (antialiased, clamped), and does not use autocast.
+    As in the reference, the text on each side of the image ends with the end token, and so does the answer, where it
+    counts; rows of the vocabulary beyond the tokenizer's are dropped. (Its first versions, with "Is the image showing",
+    also masked unknown tokens.) The authors' evaluation differs: it keeps all rows, resizes on the tensor (antialiased,
+    clamped), and does not use autocast.
+
+    Args:
+        language: A T5ForConditionalGeneration.
+        vision: A CLIPVisionModel.
+        projector: The projector, as from `new_projector`.
+        tokenizer: A T5 tokenizer.
+        template: Text around image and question, with `<image>` and `{question}` once each.
+        identity: Name of the weights in the protocol.
 
     Raises:
-        ValueError: the template lacks something, or tokenizer and model do not fit.
+        ValueError: If the template lacks a field, or tokenizer and model do not fit.
     """
 
     def __init__(self, language: Any, vision: Any, projector: nn.Module, tokenizer: Any, template: str, identity: str):
@@ -102,15 +123,27 @@ class VqaScore:
         tokenizer_revision: str = "main",
         template: str | Path = "",
     ) -> "VqaScore":
-        """Each from a folder or repository: `source` zhiqiulin/clip-flant5-xxl, `vision`
-        openai/clip-vit-large-patch14-336, `tokenizer` google/flan-t5-xxl; the text from the file `template`. Weights
-        of the vision tower are those in `source` where there are some, otherwise those of `vision`.
+        """Load the model. Each source is a folder or repository.
 
-        bfloat16 on a GPU, as the reference; float32 on a CPU.
+        The model is bfloat16 on a GPU, as the reference, and float32 on a CPU.
+
+        Args:
+            source: CLIP-FlanT5, such as zhiqiulin/clip-flant5-xxl.
+            revision: Revision of this repository.
+            device: Device of the model.
+            vision: CLIP's vision tower, such as openai/clip-vit-large-patch14-336; its weights are used only if
+                `source` has none.
+            vision_revision: Revision of this repository.
+            tokenizer: The tokenizer, such as google/flan-t5-xxl.
+            tokenizer_revision: Revision of this repository.
+            template: File of the template.
+
+        Returns:
+            The metric.
 
         Raises:
-            MissingWeights: a model is not there.
-            ValueError: there is no template, or weights do not fit the configuration, all of them and no others.
+            MissingWeights: If a model or the template is missing.
+            ValueError: If the weights do not fit the configuration exactly.
         """
         text = read_template(template, FIELDS, ORIGIN)
         needed = "CLIP-FlanT5, zhiqiulin/clip-flant5-xxl"
@@ -119,7 +152,7 @@ class VqaScore:
         tower = find(vision, tower_needed, revision=vision_revision, patterns=_WEIGHT_FILES)
         words_needed = "the tokenizer of google/flan-t5-xxl"
         words = find(tokenizer, words_needed, revision=tokenizer_revision, patterns=_TOKENIZER_FILES)
-        # Without its tokenizer.json transformers makes a T5 tokenizer up that knows no word, and says nothing.
+        # Without its tokenizer.json transformers silently creates a T5 tokenizer with an empty vocabulary.
         files = ((found, "config.json", needed), (tower, "config.json", tower_needed))
         for one, file, what in (*files, (words, "tokenizer.json", words_needed)):
             if not (one.path / file).is_file():
@@ -155,10 +188,17 @@ class VqaScore:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32 in (0, 1), of uint8 images (B, 3, H, W), sRGB, and B prompts.
+        """Return the scores.
+
+        Args:
+            images: sRGB images, uint8 (B, 3, H, W).
+            prompts: One prompt per image.
+
+        Returns:
+            Probabilities (B,) in (0, 1), float32; higher is better.
 
         Raises:
-            ValueError: images or prompts are something else, a prompt is empty, or too long to be read whole.
+            ValueError: For other images, another number of prompts, or a prompt that is empty or too long.
         """
         check_images(images)
         if len(prompts) != len(images) or not all(prompt.strip() for prompt in prompts):
@@ -174,7 +214,7 @@ class VqaScore:
         return torch.cat(scores) if scores else torch.zeros(0)
 
     def _tokens(self, prompt: str) -> list[Tensor]:
-        """Of the text before the picture, and of that behind it. A prompt may hold `<image>`, as words."""
+        """Return the tokens of the text before and after the image. A prompt may contain `<image>`, as words."""
         sides = [side.replace("{question}", QUESTION.format(prompt)) for side in self.template.split(PICTURE)]
         tokens = [torch.tensor(self.tokenizer(side)["input_ids"], device=self.language.device) for side in sides]
         length = sum(map(len, tokens)) + 1
@@ -202,8 +242,19 @@ class VqaScore:
 
 
 def read_weights(folder: Path, needed: str) -> dict[str, Tensor]:
-    """All tensors of a model's folder: safetensors, otherwise pickles that hold nothing but tensors; in shards or not.
-    Raises MissingWeights, or ValueError for pickles that hold more."""
+    """Read all tensors of a model's folder, from safetensors or else from pickles of tensors only, in shards or not.
+
+    Args:
+        folder: The folder.
+        needed: Description of the model and its origin, for errors.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        MissingWeights: If a file is missing.
+        ValueError: If a pickle contains more than tensors.
+    """
     from safetensors.torch import load_file
 
     for name in ("model.safetensors", "pytorch_model.bin"):
@@ -224,14 +275,23 @@ def read_weights(folder: Path, needed: str) -> dict[str, Tensor]:
             try:
                 weights |= torch.load(folder / file, map_location="cpu", weights_only=True, mmap=True)
             except UnpicklingError as error:
-                raise ValueError(f"{folder / file} holds more than tensors: {error}") from error
+                raise ValueError(f"{folder / file} contains more than tensors: {error}") from error
         return weights
     raise MissingWeights(f"{folder} has neither model.safetensors nor pytorch_model.bin: needed is {needed}")
 
 
 def split_weights(checkpoint: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """(of T5, of the vision tower, of the projector), by the names of their modules. ValueError without embeddings of
-    words, with two that differ, or without the output's: transformers would tie it to them."""
+    """Split a checkpoint by module.
+
+    Args:
+        checkpoint: Tensors by name.
+
+    Returns:
+        Weights of T5, of the vision tower, and of the projector.
+
+    Raises:
+        ValueError: If word embeddings are missing or differ, or the output's are missing (transformers would tie them).
+    """
     language, tower, projector = {}, {}, {}
     for name, value in checkpoint.items():
         if name.startswith("mm_projector."):
@@ -250,7 +310,14 @@ def split_weights(checkpoint: dict[str, Tensor]) -> tuple[dict[str, Tensor], dic
 
 
 def tower_weights(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of CLIP's vision tower, by the names in transformers 5, of a whole CLIP or of the tower alone."""
+    """Return the weights of CLIP's vision tower by their names in transformers 5.
+
+    Args:
+        checkpoint: Tensors of a whole CLIP, or of the tower, by name.
+
+    Returns:
+        Weights by name.
+    """
     left_out = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
     return {
         name.removeprefix("vision_model."): value

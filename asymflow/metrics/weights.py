@@ -1,6 +1,6 @@
-"""The one place where metrics get their models from: a local file or folder, or a repository that was named.
+"""Models of metrics: from a local file or folder, or from a repository that the user names.
 
-Nothing is fetched that nobody asked for: without a source there is an error that says what is needed.
+Nothing is downloaded by default: without a source there is an error that says what is needed.
 """
 
 from collections.abc import Sequence
@@ -21,27 +21,34 @@ _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
 class MissingWeights(ValueError):
-    """A metric's model is not where it was said to be; the message says what is needed, and how to get it."""
+    """A metric's model is missing; the message says what is needed and how to get it."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A model on this machine."""
+    """Model on this machine."""
 
     path: Path
+    """Its file or folder"""
     identity: str
-    """Repository and commit, or the content of what lies locally: the same model is the same anywhere"""
+    """Repository and commit, or a hash of local content: equal models have equal identities on any machine"""
 
 
 def find(source: str, needed: str, file: str = "", revision: str = "main", patterns: Sequence[str] = _FILES) -> Found:
-    """The folder of a model, or with `file` that one file.
+    """Return the folder of a model, or one file of it, after downloading it if necessary.
 
-    `source` is a path, or a repository OWNER/NAME or OWNER/NAME@REVISION, which is fetched into huggingface_hub's cache
-    (only `patterns`, by default no pickles); `revision` is that of the first form. `needed` says in words what is
-    looked for, and where it comes from. A `source` that is a file already is that file.
+    Args:
+        source: A path, or a repository OWNER/NAME or OWNER/NAME@REVISION. A path of a file is that file.
+        needed: Description of the model and its origin, for errors.
+        file: File in the folder or repository; empty: the whole folder.
+        revision: Revision of a repository of the first form.
+        patterns: Files of a repository to download; by default no pickles.
+
+    Returns:
+        The model.
 
     Raises:
-        MissingWeights: there is none.
+        MissingWeights: If it is missing or cannot be downloaded.
     """
     local = _local(source, needed, file)
     if local:
@@ -59,7 +66,19 @@ def find(source: str, needed: str, file: str = "", revision: str = "main", patte
 
 
 def identify(source: str, needed: str, file: str = "", revision: str = "main") -> str:
-    """What `find` would call it, but nothing is fetched: the hub is asked for the commit alone. Raises MissingWeights.
+    """Return the identity that `find` would return, without downloading; the hub is only queried for the commit.
+
+    Args:
+        source: As for `find`.
+        needed: As for `find`.
+        file: As for `find`.
+        revision: As for `find`.
+
+    Returns:
+        The identity.
+
+    Raises:
+        MissingWeights: If the model is missing, or its commit cannot be resolved.
     """
     local = _local(source, needed, file)
     if local:
@@ -72,7 +91,21 @@ def identify(source: str, needed: str, file: str = "", revision: str = "main") -
 
 
 def fit_weights(kind: Any, config: Any, weights: "dict[str, Tensor]", dtype: "torch.dtype", source: str) -> Any:
-    """A model of transformers with exactly these weights. Raises ValueError for others, which are named."""
+    """Return a transformers model with exactly these weights.
+
+    Args:
+        kind: Class of the model.
+        config: Its configuration.
+        weights: Its weights by name.
+        dtype: Type of the model.
+        source: Name of the weights, for errors.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If weights are missing, unknown, or of another shape; it gives their names.
+    """
     model, loaded = kind.from_pretrained(
         None,
         config=config,
@@ -89,7 +122,7 @@ def fit_weights(kind: Any, config: Any, weights: "dict[str, Tensor]", dtype: "to
 
 
 def _local(source: str, needed: str, file: str) -> Found | None:
-    """None for what can only be a repository."""
+    """Return the model at a local path; None if the source can only be a repository."""
     if not source:
         raise MissingWeights(f"no model was named: needed is {needed}")
     path = Path(source)

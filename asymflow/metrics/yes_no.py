@@ -1,7 +1,7 @@
-"""Yes/no questions about pictures, by any visual question answering model or chat model of transformers.
+"""Yes/no questions about images, by any visual question answering or chat model of transformers.
 
-Questions of one length go through the model together, so that there is no padding and an answer depends on nothing
-else in its batch. (BLIP's decoder would attend to padding.)
+Questions of equal length are evaluated together, so that there is no padding and an answer does not depend on its
+batch. (BLIP's decoder would attend to padding.)
 """
 
 from abc import ABC, abstractmethod
@@ -17,17 +17,30 @@ from asymflow.metrics.arguments import check_images
 from asymflow.metrics.weights import MissingWeights, find
 
 CHAT_QUESTION = "{} Answer yes or no."
-_MOST = 8  # pictures in one forward
+_MOST = 8  # images per forward pass
 _MAX_ANSWER = 10  # tokens
 
 
 def is_yes(answer: str) -> bool:
-    """The benchmark's rule: the answer is this one word and nothing else."""
+    """Return whether an answer is the one word yes, the benchmark's rule.
+
+    Args:
+        answer: The answer.
+
+    Returns:
+        True for yes, in any case and with spaces around it.
+    """
     return answer.strip().lower() == "yes"
 
 
 class YesNo(ABC):
-    """Answers one question a picture; of a subclass, by `load_yes_no`."""
+    """Answer one yes/no question per image. Load a subclass with `load_yes_no`.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        identity: Name of the weights in the protocol.
+    """
 
     protocol: dict[str, Any]
 
@@ -42,7 +55,18 @@ class YesNo(ABC):
         }
 
     def __call__(self, images: Tensor, questions: Sequence[str]) -> list[bool]:
-        """Of uint8 images (B, 3, H, W), sRGB, and B questions. Raises ValueError for anything else."""
+        """Answer the questions.
+
+        Args:
+            images: sRGB images, uint8 (B, 3, H, W).
+            questions: One question per image.
+
+        Returns:
+            True for yes, per image.
+
+        Raises:
+            ValueError: For other images, another number of questions, or a question that is empty or too long.
+        """
         check_images(images)
         if len(questions) != len(images) or not all(question.strip() for question in questions):
             raise ValueError(f"{len(images)} images need as many questions, none of them empty; got {len(questions)}")
@@ -51,7 +75,7 @@ class YesNo(ABC):
         found = [False] * len(images)
         with torch.inference_mode():
             for places in self._groups(prompts):
-                # Pictures nested by prompt: some chat models' processors take nothing else.
+                # Images are nested by prompt: some chat models' processors require it.
                 inputs = self.processor(
                     images=[self._picture(pictures[i]) for i in places],
                     text=[prompts[i] for i in places],
@@ -86,7 +110,13 @@ class YesNo(ABC):
 
 
 class Generated(YesNo):
-    """BLIP: it writes an answer; greedily, at most 10 tokens."""
+    """Model that generates its answer, such as BLIP: greedily, at most 10 tokens.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        identity: Name of the weights in the protocol.
+    """
 
     def __init__(self, model: Any, processor: Any, identity: str):
         super().__init__(model, processor, identity)
@@ -98,7 +128,16 @@ class Generated(YesNo):
 
 
 class Classified(YesNo):
-    """ViLT: it picks one of its labels. Raises ValueError where none of them is "yes"."""
+    """Model that selects one of its labels, such as ViLT.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        identity: Name of the weights in the protocol.
+
+    Raises:
+        ValueError: If none of the labels is "yes".
+    """
 
     def __init__(self, model: Any, processor: Any, identity: str):
         super().__init__(model, processor, identity)
@@ -112,17 +151,22 @@ class Classified(YesNo):
 
 
 class Chat(YesNo):
-    """Qwen2-VL and its like: is "yes" or "Yes" likelier to begin the answer than "no" or "No"? Equal is no.
+    """Chat model, such as Qwen2-VL: yes if "yes" or "Yes" is likelier to begin the answer than "no" or "No".
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        identity: Name of the weights in the protocol.
 
     Raises:
-        ValueError: the model has no chat template, or "yes" and "no" begin with the same token.
+        ValueError: If the model has no chat template, or "yes" and "no" begin with the same token.
     """
 
     def __init__(self, model: Any, processor: Any, identity: str):
         super().__init__(model, processor, identity)
         self.protocol |= {"answer": "first token: yes, Yes against no, No", "question": CHAT_QUESTION}
         if not (getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
-            raise ValueError(f"{identity} has no chat template: it is no chat model")
+            raise ValueError(f"{identity} has no chat template: it is not a chat model")
         self.yes, self.no = self._first("yes", "Yes"), self._first("no", "No")
         if set(self.yes) & set(self.no):
             raise ValueError(f"for {identity}, yes and no begin with the same token")
@@ -145,12 +189,22 @@ class Chat(YesNo):
 
 
 def load_yes_no(source: str, revision: str = "main", device: str = "cpu") -> YesNo:
-    """A model of transformers from a folder or repository of safetensors: BLIP or ViLT, finetuned for visual question
-    answering, in float32; or a chat model that sees pictures, in bfloat16 on a GPU and float32 on a CPU.
+    """Load a transformers model from a folder or repository of safetensors.
+
+    BLIP and ViLT, finetuned for visual question answering, are loaded in float32; chat models with images in bfloat16
+    on a GPU and float32 on a CPU.
+
+    Args:
+        source: Folder or repository.
+        revision: Revision of the repository.
+        device: Device of the model.
+
+    Returns:
+        The model.
 
     Raises:
-        MissingWeights: there is none.
-        ValueError: it is of another kind.
+        MissingWeights: If the model is missing.
+        ValueError: If it is of another kind.
     """
     found = find(source, "a visual question answering or chat model of transformers", revision=revision)
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForVisualQuestionAnswering, AutoProcessor

@@ -141,7 +141,7 @@ def test_the_protocol_says_which_model(classifier, folder):
         (torch.zeros(12, 20, dtype=torch.uint8), torch.ones(12, 20, dtype=torch.bool), BOX, "expected uint8"),
         (painted("red")[0], torch.ones(12, 20), BOX, "expected bool"),
         (painted("red")[0], torch.ones(20, 12, dtype=torch.bool), BOX, "expected bool .12, 20"),
-        (*painted("red"), (4.0, 2.0, 4.0, 8.0, 0.9), "not inside of a picture of 20x12"),
+        (*painted("red"), (4.0, 2.0, 4.0, 8.0, 0.9), "not inside the image of 20x12"),
         (*painted("red"), (4.0, 2.0, 24.0, 8.0, 0.9), "not inside"),
         (*painted("red"), (-1.0, 2.0, 14.0, 8.0, 0.9), "not inside"),
     ],
@@ -162,5 +162,5 @@ def test_weights_that_are_missing_or_others(folder, tmp_path):
     from safetensors.torch import save_file
 
     save_file({"visual.proj": torch.zeros(2, 2)}, tmp_path / "open_clip_model.safetensors")
-    with pytest.raises(MissingWeights, match="does not hold asymflow-tiny-clip"):
+    with pytest.raises(MissingWeights, match="does not contain asymflow-tiny-clip"):
         ColorClassifier.load(str(tmp_path), architecture="asymflow-tiny-clip")

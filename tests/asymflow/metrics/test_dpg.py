@@ -60,7 +60,7 @@ def test_a_prompt_is_the_mean_over_crops_of_means_over_questions():
     [
         (CHAIN, [{1: True, 2: True}], "no answer to question 3"),
         (CHAIN, [dict.fromkeys(CHAIN, True), {1: True, 3: True}], "no answer to question 2"),
-        (CHAIN, [{1: True, 2: True, 3: True, 8: True}], "no question 8"),
+        (CHAIN, [{1: True, 2: True, 3: True, 8: True}], "question 8, which does not exist"),
         ({1: [0], 2: [5]}, [{1: True, 2: True}], "question 2 depends on 5"),
         ({}, [{}], "no questions"),
         (CHAIN, [], "no crops"),

@@ -151,7 +151,7 @@ def test_a_reference_by_its_moments():
         (lambda: FrechetStatistics(3).update(torch.ones(2, 4)), r"expected \(N, 3\)"),
         (lambda: FrechetStatistics(3).update(torch.full((2, 3), torch.nan)), "NaN"),
         (lambda: FrechetStatistics(3).merge(FrechetStatistics(4)), "do not go with"),
-        (lambda: FrechetStatistics(3).mean, "no features yet"),
+        (lambda: FrechetStatistics(3).mean, "there are no features"),
         (lambda: FrechetStatistics(3).update(torch.ones(1, 3)).cov, "needs two features, there are 1"),
         (lambda: frechet_distance(statistics(torch.rand(9, 3)), statistics(torch.rand(9, 4))), "have no distance"),
         (lambda: FrechetStatistics.from_moments(torch.ones(3), torch.eye(4), 9), "do not fit"),

@@ -207,7 +207,7 @@ def test_the_order_of_detections_and_the_size_of_the_picture_do_not_matter(seed)
 
 def test_overall_is_the_mean_of_six_tasks():
     assert overall({task: i / 10 for i, task in enumerate(TASKS)}) == pytest.approx(0.25)
-    with pytest.raises(ValueError, match="needed are those of"):
+    with pytest.raises(ValueError, match="expected one of each of"):
         overall({task: 1.0 for task in TASKS[:5]})
 
 

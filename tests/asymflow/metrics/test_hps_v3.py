@@ -263,7 +263,7 @@ def test_what_is_missing_is_named(tmp_path, base):
         HpsV3.load(str(tmp_path), base=str(tmp_path / "empty"), template=good)
     for text in ("{text_prompt}", "<|Reward|>", TEMPLATE + "{text_prompt}"):
         (tmp_path / "bad.txt").write_text(text)
-        with pytest.raises(ValueError, match="not once; needed is a text file"):
+        with pytest.raises(ValueError, match="exactly once; needed is a text file"):
             read_template(tmp_path / "bad.txt", ("{text_prompt}", "<|Reward|>"), "somewhere")
 
 

@@ -74,12 +74,12 @@ def test_each_picture_is_resized_alone():
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: prepare(torch.zeros(1, 3, 298, 400, dtype=torch.uint8), "centre_crop", "round"), "no centre"),
+        (lambda: prepare(torch.zeros(1, 3, 298, 400, dtype=torch.uint8), "centre_crop", "round"), "too small"),
         (lambda: prepare(torch.zeros(1, 3, 300, 400, dtype=torch.uint8), "none", "round"), "distorted"),
         (lambda: prepare(torch.zeros(1, 3, 300, 300), "none", "round"), "expected uint8"),
         (lambda: prepare(torch.zeros(1, 300, 300, 3, dtype=torch.uint8), "none", "round"), "expected uint8"),
-        (lambda: prepare(torch.zeros(1, 3, 300, 300, dtype=torch.uint8), "lanczos", "round"), "'lanczos' is no rule"),
-        (lambda: to_uint8(torch.zeros(3), "ceil"), "'ceil' is no rule"),
+        (lambda: prepare(torch.zeros(1, 3, 300, 300, dtype=torch.uint8), "lanczos", "round"), "'lanczos' is not"),
+        (lambda: to_uint8(torch.zeros(3), "ceil"), "'ceil' is not a rule"),
         (lambda: to_uint8(torch.full((3,), torch.nan), "round"), "NaN"),
     ],
 )

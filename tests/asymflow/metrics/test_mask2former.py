@@ -219,7 +219,7 @@ def test_what_is_no_detector_is_named(detector, tmp_path):
         detector(pictures(2)[0])
     with pytest.raises(MissingWeights, match="needed is facebook/mask2former"):
         Mask2FormerDetector.load("")
-    with pytest.raises(ValueError, match="knows 7 classes"):
+    with pytest.raises(ValueError, match="has 7 classes"):
         Mask2FormerDetector.load(write_detector(tmp_path / "seven", labels=7))
     (tmp_path / "nothing").mkdir()
     with pytest.raises(MissingWeights, match="nothing"):

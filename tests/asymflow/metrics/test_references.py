@@ -94,7 +94,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(ValueError, match="reference.npz cannot be read"):
         load_reference(path)
     np.save(tmp_path / "one.npy", X.numpy())
-    with pytest.raises(ValueError, match=r"it is no \.npz"):
+    with pytest.raises(ValueError, match=r"it is not an \.npz"):
         load_reference(tmp_path / "one.npy")
     with pytest.raises(ValueError, match="own.safetensors cannot be read"):
         read_statistics(tmp_path / "own.safetensors")

@@ -338,7 +338,7 @@ def test_what_is_missing_is_named(tmp_path, parts, folders):
     for left_out, says in (
         (
             "template",
-            r"no template ''; needed is a text file that holds <image> and \{question\} once each: .*t2v_metr",
+            r"no template ''; needed is a text file that contains <image> and \{question\} once each: .*t2v_metr",
         ),
         ("vision", "no model was named: needed is CLIP's vision tower, openai/clip-vit-large-patch14-336"),
         ("tokenizer", "no model was named: needed is the tokenizer of google/flan-t5-xxl"),
@@ -370,7 +370,7 @@ def test_pickles_that_hold_code_are_not_run(tmp_path, folders):
     source.mkdir()
     (source / "config.json").write_text(json.dumps(t5_config(40)))
     torch.save({"shared.weight": re.compile}, source / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="holds more than tensors"):
+    with pytest.raises(ValueError, match="contains more than tensors"):
         VqaScore.load(str(source), **folders)
 
 
@@ -392,7 +392,7 @@ def test_calls_that_make_no_sense(scorer, images, prompts, says):
 
 def test_parts_that_do_not_fit(parts):
     for template in ("{question}", "<image>", TEMPLATE + "<image>"):
-        with pytest.raises(ValueError, match="the template holds .* not once"):
+        with pytest.raises(ValueError, match="the template does not contain .* exactly once"):
             new_scorer(parts, template)
     bigger = t5_tokenizer()
     bigger.add_tokens(["more"])
