@@ -114,6 +114,9 @@ def test_compose_is_the_same_stack():
         for key, value in (service.get("environment") or {}).items():
             if TELLING.search(key) and value:
                 assert re.fullmatch(r"\$\{\w+(:\?[^}]*)?\}", str(value)), f"{name}: {key}"
+    given = {line.partition("=")[0] for line in (INFRA / "compose.env.example").read_text().splitlines()}
+    assert set(re.findall(r"\$\{(\w+)", (INFRA / "compose.yaml").read_text())) <= given
+    assert services["head"]["environment"]["RAY_AUTH_MODE"] == "token"
     (container,) = [
         pod["containers"][0]
         for manifest in yaml.safe_load_all((INFRA / "mlflow/mlflow.yaml").read_text())
