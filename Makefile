@@ -79,8 +79,9 @@ test-fast-rest:
 configuration: setup ## write docs/configuration.md and docs/schemas from the settings
 	$(PYTHON) docs/generate.py
 
-check: setup ## ruff, import-linter and mypy
+check: setup ## ruff, pydoclint, import-linter and mypy
 	$(PYTHON) -m ruff check .
+	$(VENV)/bin/pydoclint asymflow
 	$(VENV)/bin/lint-imports --no-logo
 	$(PYTHON) -m mypy
 

@@ -98,7 +98,11 @@ def hash_files(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def cache_file() -> Path:
-    """Return the cache's path: content.sqlite in ASYMFLOW_CACHE, by default in ~/.cache/asymflow (XDG_CACHE_HOME)."""
+    """Return the path of the cache.
+
+    Returns:
+        content.sqlite in ASYMFLOW_CACHE, by default in ~/.cache/asymflow (XDG_CACHE_HOME).
+    """
     caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return Path(os.environ.get("ASYMFLOW_CACHE") or caches / "asymflow") / "content.sqlite"
 

@@ -93,7 +93,11 @@ class MovingAverage:
         return beta
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return copies of the averaged tensors by name, float32."""
+        """Return the whole state.
+
+        Returns:
+            Copies of the averaged tensors by name, float32.
+        """
         return {name: tensor.clone() for name, tensor in self.average.items()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:

@@ -104,7 +104,11 @@ class ChannelMoments:
         return float(self.variance.mean().sqrt())
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the sums as tensors, ready for safetensors."""
+        """Return the sums, ready for safetensors.
+
+        Returns:
+            `count`, `sum` and `sum_squares`.
+        """
         return {
             "count": torch.tensor(self.count),
             "sum": self.sum.clone(),
@@ -325,7 +329,11 @@ class PatchMoments:
         return moments
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the sums as CPU tensors, ready for safetensors."""
+        """Return the sums, ready for safetensors.
+
+        Returns:
+            CPU tensors: `count`, `pixel_gram`, `pixel_sum`, and those of the latent tokens if there are any.
+        """
         count = torch.tensor(self.count, dtype=torch.float64)
         return {"count": count} | {name: total.cpu().clone() for name, total in self._sums.items()}
 

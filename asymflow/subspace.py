@@ -174,7 +174,17 @@ def captured_energy(A: torch.Tensor, pixel_gram: torch.Tensor) -> float:
 
 
 def captured_by_rank(pixel_gram: torch.Tensor) -> torch.Tensor:
-    """Return the share of the patches' energy that a PCA of each rank from 0 to D captures: float64 (D + 1,)."""
+    """Return the share of the patches' energy that a PCA of each rank captures.
+
+    Args:
+        pixel_gram: X X^T (D, D).
+
+    Returns:
+        Shares in [0, 1] by rank, 0 to D, float64 (D + 1,).
+
+    Raises:
+        ValueError: If the matrix is not finite, or zero.
+    """
     gram = _check_finite(pixel_gram, "pixel_gram")
     energies = torch.linalg.eigvalsh((gram + gram.T) / 2).flip(0).clamp_min(0)
     total = energies.cumsum(0)
@@ -182,7 +192,15 @@ def captured_by_rank(pixel_gram: torch.Tensor) -> torch.Tensor:
 
 
 def smallest_rank(captured: torch.Tensor, energy: float) -> int:
-    """Return the smallest rank that captures a share `energy`, in [0, 1], by `captured_by_rank`."""
+    """Return the smallest rank whose PCA captures a share of the energy.
+
+    Args:
+        captured: Result of `captured_by_rank`.
+        energy: The share, in [0, 1].
+
+    Returns:
+        The rank.
+    """
     enough = captured >= energy - 1e-12  # the last is 1 but for rounding
     return int(enough.int().argmax()) if enough.any() else len(captured) - 1
 

@@ -1,6 +1,7 @@
 """What docs/development.md shows works as it is shown; and the files beside it say what is so."""
 
 import re
+import subprocess
 import sys
 import tomllib
 import types
@@ -100,6 +101,19 @@ def test_a_base_model_is_added_as_shown(monkeypatch, tmp_path):
     assert padded.shape == long.shape and torch.allclose(padded[: len(short)], short, atol=1e-5)
 
 
+@pytest.mark.parametrize("title", sorted(title for title in SHOWN if title.startswith("asymflow/")))
+def test_the_library_is_documented_as_shown(title, tmp_path):
+    """By the checks that its own files have to pass; one without a section fails them."""
+    tools, file = Path(sys.executable).parent, tmp_path / Path(title).name
+    arguments = re.compile(r" +Args:\n( {8,}.*\n)+\n")
+    for text, documented in ((SHOWN[title], True), (arguments.sub("", SHOWN[title]), False)):
+        file.write_text(text)
+        command = [tools / "pydoclint", "--config", ROOT / "pyproject.toml", file]
+        assert (subprocess.run(command, capture_output=True).returncode == 0) == documented
+    command = [tools / "ruff", "check", "--quiet", "--stdin-filename", title, "-"]
+    assert subprocess.run(command, input=SHOWN[title], cwd=ROOT, text=True).returncode == 0
+
+
 def test_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -110,7 +124,7 @@ def test_pre_commit_runs_the_pinned_tools():
     """Tools of the environment, so that a commit is checked by the versions that CI checks it by."""
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert repository["repo"] == "local" and all(hook["language"] == "system" for hook in repository["hooks"])
-    assert [hook["id"] for hook in repository["hooks"]] == ["ruff-check", "ruff-format", "mypy"]
+    assert [hook["id"] for hook in repository["hooks"]] == ["ruff-check", "ruff-format", "pydoclint", "mypy"]
 
 
 def test_what_uses_the_local_ray_is_marked_so(request):

@@ -52,7 +52,11 @@ class SamplingDefaults:
         return sampling_shift(height * width, base=self.shift, max=2 * self.shift)
 
     def to_metadata(self) -> dict[str, str]:
-        """Return the defaults as metadata of a safetensors file."""
+        """Return the defaults as metadata of a safetensors file.
+
+        Returns:
+            One entry, JSON by KEY.
+        """
         return {KEY: json.dumps(asdict(self), sort_keys=True)}
 
     @classmethod

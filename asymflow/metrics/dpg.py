@@ -25,9 +25,13 @@ class Item:
     """Prompt with its questions; the dictionaries are by question, in the file's order."""
 
     text: str
+    """The prompt"""
     parents: dict[int, list[int]] = field(default_factory=dict)
+    """IDs of the parents of each question, 0 for none"""
     questions: dict[int, str] = field(default_factory=dict)
+    """Text of each question"""
     categories: dict[int, str] = field(default_factory=dict)
+    """Broad category of each question"""
 
 
 def read_questions(path: str | Path, official: bool = False) -> dict[str, Item]:

@@ -116,12 +116,14 @@ class FrechetStatistics:
             raise ValueError(f"a covariance needs two features, there are {self.count}")
         return self._scatter / (self.count - 1)
 
-
     @cached_property
     def root(self) -> Tensor:
-        """L (dim, rank) with L L^T the covariance; n features have a rank of at most n - 1, and the rest is rounding.
+        """Factor L (dim, rank) with L L^T the covariance, float64; n features give a rank of at most n - 1.
 
-        Kept until features are added: a reference is compared with many times.
+        It is cached until features are added, since a reference is compared many times.
+
+        Returns:
+            L.
         """
         values, vectors = torch.linalg.eigh(self.cov)
         rank = min(len(values), self.count - 1)

@@ -36,6 +36,7 @@ class InceptionFeatures:
     logits: Tensor
     """(B, 1008), without the output's bias: for the Inception Score"""
     maybe_spatial: Tensor | None = field(repr=False)
+    """Spatial features (B, 2023), or None; read `spatial`"""
 
     @property
     def spatial(self) -> Tensor:

@@ -37,7 +37,9 @@ class Detection:
     """One object in an image."""
 
     class_index: int
+    """Index in CLASSES"""
     class_name: str
+    """Name in CLASSES"""
     box: Box
     """(x0, y0, x1, y1, score), in pixels; x1 and y1 are exclusive"""
     mask: Tensor

@@ -227,7 +227,11 @@ class AdaptedFlux2(nn.Module):
         self.transformer.compile_repeated_blocks(**{"recompile_limit": RECOMPILE_LIMIT, **options})
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Return the trained parameters by name."""
+        """Return the trained parameters.
+
+        Returns:
+            Parameters by name.
+        """
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     @torch.no_grad()

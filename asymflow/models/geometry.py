@@ -43,19 +43,26 @@ class Linear(NamedTuple):
     """Linear layer, by its name in the model."""
 
     name: str
+    """Name in the model"""
     inputs: int
+    """Width of the input"""
     outputs: int
+    """Width of the output"""
     stream: Stream
+    """Tokens that pass the layer"""
     first: bool = False
     """No trained layer comes before it, so it passes no gradient on"""
     trained: bool = False
+    """Whether the matrix is trained"""
 
 
 class Attention(NamedTuple):
     """Attention of a block, all heads together."""
 
     width: int
+    """Width of all heads together"""
     stream: Stream
+    """Tokens that attend to each other"""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,9 @@ class Network:
     """Layers that an evaluation of one image passes through."""
 
     linears: tuple[Linear, ...]
+    """Linear layers, in order"""
     attentions: tuple[Attention, ...]
+    """Attentions, in order"""
 
     def __add__(self, other: "Network") -> "Network":
         return Network(self.linears + other.linears, self.attentions + other.attentions)
@@ -73,6 +82,7 @@ class Flops(NamedTuple):
     """Floating-point operations per image."""
 
     forward: float
+    """Forward pass"""
     backward: float
     """Gradients of activations, back to the first trained layer, and of the trained matrices"""
     recomputed: float
@@ -177,8 +187,11 @@ class BlockValues(NamedTuple):
     """Values per token that a block stores for its backward pass."""
 
     double: float
+    """Double-stream block"""
     single: float
+    """Single-stream block"""
     head: float
+    """Block of the DDT head"""
 
 
 def values_kept(config: Mapping[str, Any], lora: bool, dropout: bool, head_width: int = 0) -> BlockValues:

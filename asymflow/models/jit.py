@@ -312,7 +312,11 @@ class PixelJiT(nn.Module):
         return self.config.patch_size
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Return the trained parameters by name."""
+        """Return the trained parameters.
+
+        Returns:
+            Parameters by name.
+        """
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def predict(

@@ -15,8 +15,11 @@ class JiTConfig:
     """
 
     width: int
+    """Width of a token"""
     depth: int
+    """Number of blocks"""
     heads: int
+    """Number of attention heads per block"""
     bottleneck: int
     """Width between a patch's values and the network's width"""
     context_from: int
@@ -26,8 +29,11 @@ class JiTConfig:
     dropout: float = 0.0
     """Dropout in the middle half of the blocks"""
     patch_size: int = 16
+    """Side of a patch in pixels"""
     classes: int = 1000
+    """Number of classes"""
     mlp_ratio: float = 4.0
+    """Width of an MLP with as many parameters as a block's SwiGLU, over `width`"""
     attention_float32: bool = True
     """Compute attention in at least float32, whatever the type of the other products"""
 
@@ -54,7 +60,7 @@ class JiTConfig:
 
     @property
     def parameters(self) -> int:
-        """Return how many a JiT of these shapes has, without building one."""
+        """Number of parameters of a JiT of these shapes, computed without building one."""
         width, hidden = self.width, self.hidden
         attention = _linear(width, 3 * width) + 2 * self.head_width + _linear(width, width)
         mlp = _linear(width, 2 * hidden) + _linear(hidden, width)
@@ -66,7 +72,7 @@ class JiTConfig:
 
 
 def _linear(inputs: int, outputs: int) -> int:
-    """Parameters of a linear layer with a bias."""
+    """Return the number of parameters of a linear layer with a bias."""
     return inputs * outputs + outputs
 
 
