@@ -290,7 +290,7 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
             allowed = f"allowed: {', '.join(self._callback_tensor_inputs)}"
             raise ValueError(f"callback_on_step_end_tensor_inputs has {', '.join(sorted(unknown))}; {allowed}")
 
-        clean = [self.space.encode(picture[0].to(device, torch.float32)) for picture in references]
+        clean = [self.space.encode(reference[0].to(device, torch.float32)) for reference in references]
 
         def velocity_of(texts: list[str] | list[Tensor], branch: str) -> TextVelocity:
             embeddings = self.encode_prompt(texts, device, max_sequence_length) if isinstance(texts[0], str) else texts
@@ -305,8 +305,8 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
             progress.update()
             if callback_on_step_end is not None:
                 tensors = {"latents": x_t, "prompt_embeds": conditional.text}
-                asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                changed = callback_on_step_end(self, step, 1000 * float(sigmas[step]), asked) or {}
+                selected = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                changed = callback_on_step_end(self, step, 1000 * float(sigmas[step]), selected) or {}
                 x_t, conditional.text = changed.get("latents", x_t), changed.get("prompt_embeds", conditional.text)
             if self._interrupt:
                 raise _Interrupted(x_t)
@@ -318,8 +318,8 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
                 x_0 = solve(guided(conditional, unconditional, guidance), noise, steps, shift, gamut, after_step)
             except _Interrupted as interrupted:
                 x_0 = interrupted.x_t
-        pictures = x_0 if output_type == "latent" else self.space.decode(x_0)
-        images = self.image_processor.postprocess(pictures, output_type=output_type)
+        decoded = x_0 if output_type == "latent" else self.space.decode(x_0)
+        images = self.image_processor.postprocess(decoded, output_type=output_type)
         self.maybe_free_model_hooks()
         return Flux2PipelineOutput(images=images) if return_dict else (images,)
 

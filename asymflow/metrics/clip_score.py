@@ -68,8 +68,8 @@ class ClipScore:
             Normalized pixels (B, 3, size, size), float32.
         """
         check_images(images)
-        pictures = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
-        return torch.stack([self.transform(picture) for picture in pictures])
+        pil_images = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
+        return torch.stack([self.transform(image) for image in pil_images])
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return the cosines.

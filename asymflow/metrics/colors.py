@@ -86,8 +86,7 @@ class ColorClassifier:
         Raises:
             ValueError: For other shapes or types, or a box that is not inside the image.
         """
-        picture = object_alone(image, mask, box)
-        pixels = self.transform(picture)[None].to(self.device)
+        pixels = self.transform(object_alone(image, mask, box))[None].to(self.device)
         features = F.normalize(self.model.encode_image(pixels), dim=-1)[0]
         return COLORS[int((self._of_class(name) @ features).argmax())]
 

@@ -57,14 +57,14 @@ class GenEval:
             if one.get("tag") not in TASKS:
                 raise ValueError(f"tag is {one.get('tag')!r}; known: {', '.join(TASKS)}")
         results = []
-        for image, asked, detections in zip(images, metadata, self.detector(images), strict=True):
-            objects = objects_of(detections, asked["tag"])
+        for image, requirements, detections in zip(images, metadata, self.detector(images), strict=True):
+            objects = objects_of(detections, requirements["tag"])
             masks = {(one.class_name, one.box): one.mask for one in detections}
 
             def color_of(name: str, box: Box, image: Tensor = image, masks: dict = masks) -> str:
                 return self.colors(image, masks[name, box], box, name)
 
-            correct, reasons = judge(asked, objects, color_of)
+            correct, reasons = judge(requirements, objects, color_of)
             boxes = {name: [list(box) for box in found] for name, found in objects.items()}
             results.append({"correct": correct, "reasons": reasons, "objects": boxes})
         return results

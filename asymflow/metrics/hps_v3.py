@@ -221,12 +221,12 @@ class HpsV3:
             input_ids and attention_mask (B, T), pixel_values and image_grid_thw.
         """
         height, width = target_size(*images.shape[-2:])
-        pictures = [
+        resized = [
             Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize((width, height), Image.Resampling.BICUBIC)
             for image in images
         ]
         texts = [self._chat(self.template.replace(PROMPT, prompt)) for prompt in prompts]
-        return self.processor(images=pictures, text=texts, padding=True, return_tensors="pt", do_resize=False)
+        return self.processor(images=resized, text=texts, padding=True, return_tensors="pt", do_resize=False)
 
     def _chat(self, text: str) -> str:
         from asymflow.models.captioner import chat_prompt

@@ -82,8 +82,8 @@ class Mplug:
             raise ValueError(f"{len(images)} images need as many questions, none of them empty; got {len(questions)}")
         found = []
         for image, question in zip(images, questions, strict=True):
-            picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-            answer = self.pipeline({"image": picture, "question": question})["text"]
+            pil_image = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+            answer = self.pipeline({"image": pil_image, "question": question})["text"]
             if not isinstance(answer, str):
                 raise ValueError(f"the answer to {question!r} is {answer!r}; expected text")
             found.append(is_yes(answer))

@@ -50,10 +50,10 @@ def load_reference(path: str | Path, images: bool = False, count: int = IMAGENET
     arrays, sha256 = _read(Path(path), images)
     pool = _statistics(path, arrays["mu"], arrays["sigma"], count)
     spatial = _statistics(path, arrays["mu_s"], arrays["sigma_s"], count) if "mu_s" in arrays else None
-    pictures = arrays.get("arr_0")
-    if pictures is not None and (pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3):
-        raise ValueError(f"{path}: arr_0 is {pictures.dtype} {pictures.shape}; expected uint8 (N, H, W, 3)")
-    return Reference(pool, spatial, pictures, sha256)
+    arr_0 = arrays.get("arr_0")
+    if arr_0 is not None and (arr_0.dtype != np.uint8 or arr_0.ndim != 4 or arr_0.shape[-1] != 3):
+        raise ValueError(f"{path}: arr_0 is {arr_0.dtype} {arr_0.shape}; expected uint8 (N, H, W, 3)")
+    return Reference(pool, spatial, arr_0, sha256)
 
 
 def save_statistics(path: str | Path, statistics: FrechetStatistics) -> None:

@@ -70,14 +70,14 @@ class YesNo(ABC):
         check_images(images)
         if len(questions) != len(images) or not all(question.strip() for question in questions):
             raise ValueError(f"{len(images)} images need as many questions, none of them empty; got {len(questions)}")
-        pictures = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
+        pil_images = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
         prompts = [self._prompt(question) for question in questions]
         found = [False] * len(images)
         with torch.inference_mode():
             for places in self._groups(prompts):
                 # Images are nested by prompt: some chat models' processors require it.
                 inputs = self.processor(
-                    images=[self._picture(pictures[i]) for i in places],
+                    images=[self._prepare(pil_images[i]) for i in places],
                     text=[prompts[i] for i in places],
                     return_tensors="pt",
                 )
@@ -102,8 +102,8 @@ class YesNo(ABC):
     def _prompt(self, question: str) -> str:
         return question
 
-    def _picture(self, picture: Image.Image) -> Any:
-        return picture
+    def _prepare(self, image: Image.Image) -> Any:
+        return image
 
     @abstractmethod
     def _answer(self, inputs: Any) -> list[bool]: ...
@@ -179,8 +179,8 @@ class Chat(YesNo):
 
         return chat_prompt(self.processor, CHAT_QUESTION.format(question))
 
-    def _picture(self, picture: Image.Image) -> Any:
-        return [picture]
+    def _prepare(self, image: Image.Image) -> Any:
+        return [image]
 
     def _answer(self, inputs: Any) -> list[bool]:
         logits = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()

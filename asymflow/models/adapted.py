@@ -210,9 +210,9 @@ class AdaptedFlux2(nn.Module):
         Args:
             dtype: Type of the computation; float32 changes nothing.
         """
-        master = torch.promote_types(dtype, torch.float32)
+        trained = torch.promote_types(dtype, torch.float32)
         for parameter in self.parameters():
-            parameter.data = parameter.data.to(master if parameter.requires_grad else dtype)
+            parameter.data = parameter.data.to(trained if parameter.requires_grad else dtype)
 
     def enable_gradient_checkpointing(self) -> None:
         """Store only the input of each block; recompute the rest in the backward pass, with the same dropout."""

@@ -73,11 +73,11 @@ class TextVelocity:
         patch, device = transformer.config.patch_size, text[0].device
         self.references = None
         if references:
-            self.references = torch.cat([patchify(picture[None], patch) for picture in references], dim=1)
+            self.references = torch.cat([patchify(image[None], patch) for image in references], dim=1)
         self.positions = torch.cat(
             [
                 image_positions((height // patch, width // patch), device, _REFERENCE_TIME * i)
-                for i, (height, width) in enumerate([size, *(picture.shape[-2:] for picture in references)])
+                for i, (height, width) in enumerate([size, *(image.shape[-2:] for image in references)])
             ]
         )
         self.text, mask = pad_embeddings(text)
@@ -126,9 +126,9 @@ def prepare_references(pictures: Image.Image | list[Image.Image] | None, patch_s
     """
     processor = Flux2ImageProcessor(vae_scale_factor=patch_size)
     prepared = []
-    for picture in [] if pictures is None else pictures if isinstance(pictures, list) else [pictures]:
-        processor.check_image_input(picture)
-        picture = processor._resize_if_exceeds_area(picture, MAX_REFERENCE_PIXELS)
-        height, width = (side // patch_size * patch_size for side in (picture.height, picture.width))
-        prepared.append(processor.preprocess(picture, height, width, resize_mode="crop"))
+    for image in [] if pictures is None else pictures if isinstance(pictures, list) else [pictures]:
+        processor.check_image_input(image)
+        image = processor._resize_if_exceeds_area(image, MAX_REFERENCE_PIXELS)
+        height, width = (side // patch_size * patch_size for side in (image.height, image.width))
+        prepared.append(processor.preprocess(image, height, width, resize_mode="crop"))
     return prepared
