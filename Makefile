@@ -9,9 +9,11 @@ PORT := 5000
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+TESTS := test-training test-on-ray test-without-ray
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo mlflow test test-fast test-fast-half test-fast-rest test-on-ray test-without-ray cluster-test configuration check docs clean
+.PHONY: help setup demo mlflow test test-fast test-fast-half test-fast-rest $(TESTS) cluster-test configuration check docs clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name about; do \
@@ -46,18 +48,18 @@ mlflow: setup ## an MLflow server on this machine alone, for every run logged to
 	$(VENV)/bin/mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///runs/mlflow/mlflow.db \
 		--artifacts-destination runs/mlflow/artifacts --allowed-hosts 127.0.0.1:$(PORT),localhost:$(PORT)
 
-# Tests that start Ray share it, and what was made on it, in one process; all others go beside them. With threads of
-# their own the two would wait for each other, spinning. A process for which ARGS leave no test ends with 5, one that
-# hangs with 3, after so many minutes and with its stacks.
+# Three processes, two at a time: what trains on Ray, what else starts Ray, all others. Tests of one process share a Ray
+# and what was computed on it. With threads of their own they would wait for each other, spinning. A process for which
+# ARGS leave no test ends with 5, one that hangs with 3, after so many minutes and with its stacks.
 test: export OMP_NUM_THREADS := 1
 test: setup ## run all tests but the cluster's; ARGS="-k curate" for some
-	@$(MAKE) --no-print-directory --keep-going --jobs 2 test-on-ray test-without-ray
+	@$(MAKE) --no-print-directory --keep-going --jobs 2 $(TESTS)
 
-test-on-ray:
-	$(PYTHON) -m pytest --timeout 600 --suite-minutes 55 -m "ray and not cluster" $(ARGS) || [ $$? -eq 5 ]
-
-test-without-ray:
-	$(PYTHON) -m pytest --timeout 600 --suite-minutes 55 -m "not ray and not cluster" $(ARGS) || [ $$? -eq 5 ]
+test-training: SELECTED := training and not cluster
+test-on-ray: SELECTED := ray and not training and not cluster
+test-without-ray: SELECTED := not ray and not cluster
+$(TESTS):
+	$(PYTHON) -m pytest --timeout 600 --suite-minutes 55 -m "$(SELECTED)" $(ARGS) || [ $$? -eq 5 ]
 
 cluster-test: setup ## shards to scores by `ray job submit`, with a bucket, a tracking server and a lost head
 	$(PYTHON) -m pytest --timeout 900 --suite-minutes 60 -m cluster $(ARGS)

@@ -35,10 +35,13 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
-    """Whatever uses the local Ray is marked so: no test starts one beside the process that is meant for it."""
+    """Mark what uses the local Ray, and among it what trains, for the processes that `make test` runs them in."""
     for item in items:
         if "local_ray" in item.fixturenames and not item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.ray)
+        trains = {"train", "experiments"} & set(item.path.relative_to(item.config.rootpath).parts) or "tiny_workflow" in item.fixturenames
+        if item.get_closest_marker("ray") and trains:
+            item.add_marker(pytest.mark.training)
 
 
 def jpeg_bytes(seed: int, width: int = 96, height: int = 80) -> bytes:
