@@ -39,7 +39,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "local_ray" in item.fixturenames and not item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.ray)
-        trains = {"train", "experiments"} & set(item.path.relative_to(item.config.rootpath).parts) or "tiny_workflow" in item.fixturenames
+        folders = item.path.relative_to(item.config.rootpath).parts
+        trains = "tiny_workflow" in item.fixturenames or {"train", "experiments"} & set(folders)
         if item.get_closest_marker("ray") and trains:
             item.add_marker(pytest.mark.training)
 
