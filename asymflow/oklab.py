@@ -167,9 +167,9 @@ class OklabSpace:
     """
 
     mean: tuple[float, float, float]
-    """Mean of each channel (L, a, b)."""
+    """Mean of each channel (L, a, b)"""
     std: float | tuple[float, float, float]
-    """Standard deviation: one number for all channels, or three."""
+    """Standard deviation: one number for all channels, or three"""
 
     def __post_init__(self) -> None:
         mean = tuple(float(v) for v in torch.as_tensor(self.mean, dtype=torch.float64).flatten().tolist())

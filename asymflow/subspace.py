@@ -242,15 +242,15 @@ class Subspace:
     """
 
     A: torch.Tensor
-    """Basis (D, r), with orthonormal columns."""
+    """Basis (D, r), with orthonormal columns"""
     s: float
-    """Scale, above 0 (Eq. 12)."""
+    """Scale, above 0 (Eq. 12)"""
     layout: str
-    """Packing order of the patches, one of `asymflow.patches.LAYOUTS`."""
+    """Packing order of the patches, one of `asymflow.patches.LAYOUTS`"""
     space: Space
-    """Color space of the pixels."""
+    """Color space of the pixels"""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Origin of the basis as JSON values: method, images, versions."""
+    """Origin of the basis as JSON values: method, images, versions"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "s", float(self.s))

@@ -16,8 +16,7 @@ STAGES = (0, 1, 2, 4, 6)
 """The last block at each resolution: 16, 24, 40, 112 and 320 channels"""
 FEATURES = 4
 """Block of the features. A wider one needs more than a few hundred images: between 384 emoji and 128 others the
-distance is 8 %
-of that to the same with noise of 5 levels added; with the 320 channels of the last block it is 43 %"""
+distance is 8 % of that to the same with noise of 5 levels added; with the 320 channels of the last block it is 43 %"""
 
 
 def load_network(pretrained: bool = True) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Sliced Wasserstein distance between image patches: how close local texture is to that of real images.
+"""Sliced Wasserstein distance (Rabin et al. 2011) between image patches: how close texture is to that of real images.
 
 It needs no network. On the images themselves it measures color and structure; after `high_pass`, only noise and fine
 detail. It is the mean over random unit directions of the one-dimensional Wasserstein-1 distance.

@@ -32,7 +32,7 @@ class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
         in_channels: Color channels of a patch.
         patch_size: Side of a patch in pixels.
         base_rank: Rank of the subspace, r.
-        num_layers: As in Flux2Transformer2DModel, like the following ones.
+        num_layers: Number of double-stream blocks.
         num_single_layers: Number of single-stream blocks.
         attention_head_dim: Width of an attention head.
         num_attention_heads: Number of attention heads.
@@ -43,7 +43,7 @@ class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
         rope_theta: Base of the rotary embedding.
         eps: Epsilon of the norms.
         guidance_embeds: Whether guidance is embedded.
-        num_timesteps: Range of the noise levels; it is always 1.
+        num_timesteps: Range of the noise levels, kept for the released config.json; it has no effect.
         sigma_min: `sigma_floor_sample`, the lower bound of sigma in the recovery.
         oklab_mean: Mean of the Oklab space.
         oklab_std: Standard deviation of the Oklab space.
