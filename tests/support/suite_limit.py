@@ -17,13 +17,14 @@ HUNG = 3
 
 def start(minutes: float) -> threading.Timer:
     """Start the clock; `cancel()` ends it. To be called while pytest does not capture output."""
-    timer = threading.Timer(60 * minutes, _end, (minutes, os.dup(sys.__stderr__.fileno())))
+    timer = threading.Timer(60 * minutes, end, (minutes, os.dup(sys.__stderr__.fileno())))
     timer.daemon = True
     timer.start()
     return timer
 
 
-def _end(minutes: float, stderr: int) -> None:
+def end(minutes: float, stderr: int) -> None:
+    """Print where the process stands to the descriptor `stderr`, kill its descendants, and exit."""
     left = psutil.Process().children(recursive=True)
 
     def tell(line: str) -> None:
