@@ -190,5 +190,7 @@ def start_ray(run: RunSettings) -> None:
 
 def stop_ray() -> None:
     """Leave Ray, if this process has joined or started one. What its workers said last is printed before."""
-    if ray := sys.modules.get("ray"):
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        time.sleep(0.5)  # as Ray does at a process's end: messages of workers arrive that late
         ray.shutdown()
