@@ -38,20 +38,20 @@ def plain(curated: str, prompts: int) -> None:
     from pipelines.core.artifacts import load_artifact
     from pipelines.data.images import decode_image, to_array
     from pipelines.evaluate.prompts import read_held_out
-    from pipelines.sample.parameters import Drawing
-    from pipelines.sample.sampler import load_painter, read_defaults
+    from pipelines.sample.parameters import SamplingParameters
+    from pipelines.sample.sampler import load_sampler, read_defaults
 
     held_out = list(islice(read_held_out(load_artifact(curated, "curate")), prompts))
     texts = [prompt.text for prompt, _ in held_out]
     real = torch.stack([torch.from_numpy(to_array(decode_image(data)).copy()) for _, data in held_out])
     real = real.permute(0, 3, 1, 2).float() / 127.5 - 1
     defaults, subspace = read_defaults(ADAPTER), Subspace.load(f"{ADAPTER}/{SUBSPACE}")
-    drawing = Drawing(64, 64, STEPS, defaults.guidance_scale, defaults.shift_at(64, 64))
+    drawing = SamplingParameters(64, 64, STEPS, defaults.guidance_scale, defaults.shift_at(64, 64))
     seeds = list(range(prompts * REPEATS))
     asked = [text for text in texts for _ in range(REPEATS)]
     spectrum = radial_spectrum(real)
     for model in MODELS:
-        paint = load_painter(model, BASE, Path(ADAPTER) if model == "trained" else None, subspace, defaults, "cpu")
+        paint = load_sampler(model, BASE, Path(ADAPTER) if model == "trained" else None, subspace, defaults, "cpu")
         images = torch.cat(
             [paint(asked[i : i + BATCH], seeds[i : i + BATCH], drawing) for i in range(0, len(seeds), BATCH)]
         )

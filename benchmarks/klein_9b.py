@@ -34,7 +34,7 @@ from asymflow.subspace import Subspace  # noqa: E402
 from pipelines.train.devices import peak_tflops, precision  # noqa: E402
 from pipelines.train.finetune.batches import Batch  # noqa: E402
 from pipelines.train.finetune.config import FinetuneSettings  # noqa: E402
-from pipelines.train.finetune.flops import picture_flops  # noqa: E402
+from pipelines.train.finetune.flops import image_flops  # noqa: E402
 from pipelines.train.finetune.memory import activation_memory, count_values, static_memory  # noqa: E402
 from pipelines.train.finetune.model import adapt  # noqa: E402
 
@@ -176,7 +176,7 @@ def measure(name: str, shapes: Shapes, most: int, steps: int) -> Iterator[dict[s
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
         tokens = (shapes.image_tokens, shapes.text_tokens)
-        flops = picture_flops(settings, shapes.config, *tokens)
+        flops = image_flops(settings, shapes.config, *tokens)
         planned = static_memory(settings, values) | activation_memory(
             settings, shapes.config, values, *tokens, pictures
         )

@@ -32,7 +32,7 @@ from pipelines.core.base_models import read_geometry  # noqa: E402
 from pipelines.toy.flow import new_transformer  # noqa: E402
 from pipelines.train.finetune.batches import Batch  # noqa: E402
 from pipelines.train.finetune.config import FinetuneSettings  # noqa: E402
-from pipelines.train.finetune.flops import picture_flops  # noqa: E402
+from pipelines.train.finetune.flops import image_flops  # noqa: E402
 from pipelines.train.finetune.memory import static_memory  # noqa: E402
 from pipelines.train.finetune.plan import plan  # noqa: E402
 from pipelines.train.finetune.task import make_objective  # noqa: E402
@@ -131,7 +131,7 @@ def compare_times(batch: int, steps: int, checkpointing: bool) -> None:
     base = next(iter(OBJECTIVES))
     config, pixels = new_transformer(TEXT_WIDTH).config, {"patch_size": GEOMETRY.pixels_per_token}
     flops = {
-        name: picture_flops(settings_of(name, checkpointing, pixels=pixels), config, IMAGE_TOKENS, TEXT_TOKENS).executed
+        name: image_flops(settings_of(name, checkpointing, pixels=pixels), config, IMAGE_TOKENS, TEXT_TOKENS).executed
         for name in OBJECTIVES
     }
     print(f"batch {batch}, {steps} steps each, {torch.get_num_threads()} threads, ", end="")

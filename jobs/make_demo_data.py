@@ -14,14 +14,14 @@ def main() -> None:
     if dry:
         return print_plan(settings)
     from pipelines.core import storage
-    from pipelines.toy.data import demo_pictures, write_img2dataset
+    from pipelines.toy.data import demo_images, write_img2dataset
 
     first = "00000.tar"
     if storage.exists(storage.join(settings.folder, first)):
         print(f"{settings.folder} stands already")
         return
     with tempfile.TemporaryDirectory() as scratch:
-        rows = write_img2dataset(demo_pictures(settings.photos, settings.seed), Path(scratch) / "demo")
+        rows = write_img2dataset(demo_images(settings.photos, settings.seed), Path(scratch) / "demo")
         storage.put_folder(Path(scratch) / "demo", settings.folder, last=first)
     print(f"{rows} rows in {settings.folder}")
 

@@ -18,12 +18,12 @@ def main() -> None:
         return print_plan(settings)
     from pipelines.core.step import run_step
     from pipelines.data.curate.step import STEP
-    from pipelines.toy.base import load_pictures
+    from pipelines.toy.base import load_images
     from pipelines.toy.encoder import make_encoder
 
     run = RunSettings(storage=settings.work)
     curated = run_step(STEP, CurateSettings(source=settings.data, near_duplicate_bits=None, run=run)).artifact
-    images, captions = load_pictures(curated.files("train", ".parquet"))
+    images, captions = load_images(curated.files("train", ".parquet"))
     print_result(make_encoder(images, captions, Path(settings.work), Path(settings.out), settings.steps))
 
 

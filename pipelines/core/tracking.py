@@ -130,7 +130,7 @@ class Tracker:
     def log_picture(self, name: str, image: Image.Image) -> None:
         self.client.log_image(self.run_id, image.convert("RGB"), artifact_file=f"pictures/{name}.png")
 
-    def log_picture_at(self, name: str, image: Image.Image, step: int) -> None:
+    def log_image_at(self, name: str, image: Image.Image, step: int) -> None:
         """A picture of a step, aligned with the metrics of that step in MLflow's grid."""
         self.client.log_image(self.run_id, image.convert("RGB"), key=name, step=step, synchronous=True)
 

@@ -8,17 +8,17 @@ from asymflow.adapters import SamplingDefaults
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError
-from pipelines.sample.sampler import Paint, dtype_on
+from pipelines.sample.sampler import ImageSampler, dtype_on
 from pipelines.train.checkpoint import folder_of, list_checkpoints
 from pipelines.train.metrics_log import AVERAGE
 from pipelines.train.pretrain.config import PretrainSettings, Validation
 from pipelines.train.pretrain.model import SUBSPACE, SUMMARY, load_pretrained
-from pipelines.train.pretrain.sampler import PaintClasses
+from pipelines.train.pretrain.sampler import ClassSampler
 
 
 @dataclass(frozen=True)
-class ClassSubject:
-    """See `pipelines.evaluate.subject.Subject`; `trained` is its only model."""
+class ClassModel:
+    """See `pipelines.evaluate.subject.EvaluatedModel`; `trained` is its only model."""
 
     artifact: Artifact
     step: int | None
@@ -30,17 +30,17 @@ class ClassSubject:
     def identity(self, model: str) -> dict[str, str]:
         return {"model": model, **self.parts}
 
-    def painter(self, model: str, device: str) -> Paint:
+    def painter(self, model: str, device: str) -> ImageSampler:
         found = load_pretrained(self.artifact, self.step)
         found.set_precision(dtype_on(device))
-        return PaintClasses(found.to(device), device)
+        return ClassSampler(found.to(device), device)
 
 
 def settings_of(pretrained: Artifact) -> PretrainSettings:
     return PretrainSettings.model_validate({**pretrained.manifest["config"], "resources": {}, "basis": "given"})
 
 
-def read_class_subject(pretrained: Artifact, step: int | None) -> ClassSubject:
+def read_class_model(pretrained: Artifact, step: int | None) -> ClassModel:
     """Raises ConfigError where no checkpoint of the step stands."""
     settings, files = settings_of(pretrained), pretrained.manifest["files"]
     sampling = settings.validation or Validation()
@@ -50,7 +50,7 @@ def read_class_subject(pretrained: Artifact, step: int | None) -> ClassSubject:
         step = None
     average = files[AVERAGE]["sha256"] if step is None else _checkpointed(pretrained, step)
     parts = {"average": average, "subspace": files[SUBSPACE]["sha256"], "jit": str(settings.jit)}
-    return ClassSubject(pretrained, step, defaults, parts)
+    return ClassModel(pretrained, step, defaults, parts)
 
 
 def _checkpointed(pretrained: Artifact, step: int) -> str:

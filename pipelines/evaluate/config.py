@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from pipelines.core.config import OptionalUri, Settings, StepSettings
 from pipelines.core.workers import ModelWorkers
 from pipelines.evaluate.scorers import Scorers
-from pipelines.sample.parameters import DrawingSettings
+from pipelines.sample.parameters import SamplingParameterSettings
 
 Model = Literal["latent", "lifted", "trained"]
 SuiteName = Literal["demo", "classes", "coco10k", "hpsv3_benchmark", "dpg", "geneval", "imagenet50k"]
@@ -79,7 +79,7 @@ class EvaluateSettings(StepSettings):
     prompts: PromptSource = PromptSource()
     images_per_prompt: int | None = Field(None, ge=1)
     """Empty: as the benchmark wants it"""
-    sampling: DrawingSettings = DrawingSettings()
+    sampling: SamplingParameterSettings = SamplingParameterSettings()
     """What is left empty is the suite's, or else the model's own"""
     reference: Reference = Reference()
     leave_out: list[str] = []

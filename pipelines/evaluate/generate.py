@@ -16,27 +16,27 @@ from asymflow.metrics.protocol import fingerprint
 from pipelines.core import storage
 from pipelines.core.map_items import do_items
 from pipelines.data.images import encode_png
-from pipelines.evaluate.class_subject import ClassSubject
-from pipelines.evaluate.image_sets import PictureSet, in_batches, keys_in
+from pipelines.evaluate.class_subject import ClassModel
+from pipelines.evaluate.image_sets import ImageSet, in_batches, keys_in
 from pipelines.evaluate.prompts import Shot
-from pipelines.evaluate.subject import Subject
-from pipelines.sample.parameters import Drawing
-from pipelines.sample.sampler import Paint
-from pipelines.viz.image_grid import to_pictures
+from pipelines.evaluate.subject import EvaluatedModel
+from pipelines.sample.parameters import SamplingParameters
+from pipelines.sample.sampler import ImageSampler
+from pipelines.viz.image_grid import to_pil_images
 
 
 class Generator:
     """Draws a batch: JSON [model, folder, [[seed, prompt, key], ...]]. One model at a time is held."""
 
-    def __init__(self, subject: Subject | ClassSubject, drawing: Drawing, device: str):
+    def __init__(self, subject: EvaluatedModel | ClassModel, drawing: SamplingParameters, device: str):
         self.subject, self.drawing, self.device = subject, drawing, device
-        self.loaded: tuple[str, Paint | None] = ("", None)
+        self.loaded: tuple[str, ImageSampler | None] = ("", None)
 
-    def painter(self, model: str) -> Paint:
+    def painter(self, model: str) -> ImageSampler:
         if self.loaded[0] != model:
             self.loaded = ("", None)  # the one before goes first
             self.loaded = (model, self.subject.painter(model, self.device))
-        return cast(Paint, self.loaded[1])
+        return cast(ImageSampler, self.loaded[1])
 
     def __call__(self, item: str) -> dict[str, Any]:
         model, folder, batch = json.loads(item)
@@ -45,18 +45,18 @@ class Generator:
         for image, (seed, prompt, key) in zip(images, batch, strict=True):
             if not torch.isfinite(image).all():
                 raise ValueError(f"the model's picture of {prompt!r}, seed {seed}, holds NaN or infinite values")
-            storage.write_bytes(storage.join(folder, f"{key}.png"), encode_png(to_pictures(image[None])[0]))
+            storage.write_bytes(storage.join(folder, f"{key}.png"), encode_png(to_pil_images(image[None])[0]))
         return {}
 
 
 def generate(
-    subject: Subject | ClassSubject,
+    subject: EvaluatedModel | ClassModel,
     models: Sequence[str],
-    drawing: Drawing,
+    drawing: SamplingParameters,
     shots: Sequence[Shot],
     root: str,
     resources: Any,
-) -> dict[str, PictureSet]:
+) -> dict[str, ImageSet]:
     """One picture a shot of each model. `root` is the storage; `resources` have workers and a batch.
 
     Raises ItemsFailed where some could not be drawn.
@@ -68,7 +68,7 @@ def generate(
         folder = storage.join(root, "pictures", fingerprint(protocol))
         storage.write_bytes(storage.join(folder, "protocol.json"), json.dumps(protocol, indent=1).encode())
         files = {shot.key: storage.join(folder, f"{shot.key}.png") for shot in shots}
-        sets[model] = PictureSet(fingerprint(protocol), files, protocol)
+        sets[model] = ImageSet(fingerprint(protocol), files, protocol)
         standing = keys_in(folder)
         missing = [[shot.index, shot.prompt.text, shot.key] for shot in shots if shot.key not in standing]
         for batch in in_batches(missing, resources.batch):

@@ -22,7 +22,7 @@ REAL = "real"
 
 
 @dataclass(frozen=True)
-class PictureSet:
+class ImageSet:
     """Pictures, and by what they are known."""
 
     id: str
@@ -39,7 +39,7 @@ def in_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def store_pictures(encoded: Iterable[bytes], protocol: Mapping[str, Any], count: int, root: str) -> PictureSet:
+def store_images(encoded: Iterable[bytes], protocol: Mapping[str, Any], count: int, root: str) -> ImageSet:
     """Real pictures, which lie in other files, as files of their own; `encoded` is read only where some are missing."""
     folder = storage.join(root, "pictures", fingerprint(protocol))
     files = {f"{i:06}": storage.join(folder, f"{i:06}.png") for i in range(count)}
@@ -48,10 +48,10 @@ def store_pictures(encoded: Iterable[bytes], protocol: Mapping[str, Any], count:
         for (key, uri), data in zip(files.items(), encoded, strict=True):
             if key not in standing:
                 storage.write_bytes(uri, encode_png(decode_image(data)))
-    return PictureSet(fingerprint(protocol), files, protocol)
+    return ImageSet(fingerprint(protocol), files, protocol)
 
 
-def found_pictures(uri: str, shots: Sequence[Shot], repeats: int, root: str) -> PictureSet:
+def found_pictures(uri: str, shots: Sequence[Shot], repeats: int, root: str) -> ImageSet:
     """Match images from elsewhere with the shots; those in grids are cut and stored. Raises ConfigError."""
     match = match_images(uri, shots, repeats)
     start = len(storage.absolute(uri)) + 1
@@ -59,7 +59,7 @@ def found_pictures(uri: str, shots: Sequence[Shot], repeats: int, root: str) -> 
     protocol = {"pictures": storage.fingerprint(uri), "matched": fingerprint(places)}
     if not match.grids:
         files = {shot.key: match.files[divmod(shot.index, repeats)] for shot in shots}
-        return PictureSet(fingerprint(protocol), files, protocol)
+        return ImageSet(fingerprint(protocol), files, protocol)
     protocol["cut"] = "2x2"
     folder = storage.join(root, "pictures", fingerprint(protocol))
     files = {shot.key: storage.join(folder, f"{shot.key}.png") for shot in shots}
@@ -69,7 +69,7 @@ def found_pictures(uri: str, shots: Sequence[Shot], repeats: int, root: str) -> 
         if not {shot.key for shot in own} <= standing:
             for shot, part in zip(own, _cut(grid), strict=True):
                 storage.write_bytes(files[shot.key], encode_png(part))
-    return PictureSet(fingerprint(protocol), files, protocol)
+    return ImageSet(fingerprint(protocol), files, protocol)
 
 
 def _cut(uri: str) -> list[Image.Image]:
@@ -82,13 +82,13 @@ def _cut(uri: str) -> list[Image.Image]:
     return [grid.crop((x, y, x + width, y + height)) for x, y in corners]
 
 
-def reference_pictures(uri: str) -> PictureSet:
+def reference_images(uri: str) -> ImageSet:
     """Real ones of any number and size. Raises ConfigError where there are none."""
     files = image_files(uri)
     if not files:
         raise ConfigError(f"reference.source={uri!r}: there are no pictures")
     protocol = {"reference": storage.fingerprint(uri)}
-    return PictureSet(fingerprint(protocol), {f"{i:06}": file for i, file in enumerate(files)}, protocol)
+    return ImageSet(fingerprint(protocol), {f"{i:06}": file for i, file in enumerate(files)}, protocol)
 
 
 def load_picture(uri: str) -> Tensor:

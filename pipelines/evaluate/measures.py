@@ -20,7 +20,7 @@ from asymflow.metrics.references import Reference
 from pipelines.evaluate import bootstrap
 from pipelines.evaluate.bootstrap import Interval
 from pipelines.evaluate.config import Bootstrap
-from pipelines.evaluate.image_sets import PictureSet, load_picture
+from pipelines.evaluate.image_sets import ImageSet, load_picture
 from pipelines.evaluate.prompts import Prompt, Shot
 from pipelines.evaluate.score import Scores
 
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 class Pictures:
     """Some pictures and what the scorers made of them."""
 
-    set: PictureSet
+    set: ImageSet
     scores: Mapping[str, Scores]
 
     @cached_property

@@ -18,7 +18,7 @@ from torch import Tensor
 from asymflow.metrics.protocol import Protocol, fingerprint
 from pipelines.core import storage
 from pipelines.core.map_items import do_items
-from pipelines.evaluate.image_sets import PictureSet, in_batches, load_picture
+from pipelines.evaluate.image_sets import ImageSet, in_batches, load_picture
 from pipelines.evaluate.prompts import Prompt, Shot
 from pipelines.evaluate.scorers import Row, Scorer
 
@@ -85,7 +85,7 @@ class ScoreWorker:
 
 
 def score(
-    sets: Mapping[str, PictureSet], shots: Sequence[Shot], name: str, scorer: Scorer, root: str
+    sets: Mapping[str, ImageSet], shots: Sequence[Shot], name: str, scorer: Scorer, root: str
 ) -> dict[str, Scores]:
     """The scores of each set, {its name: ...}; pictures that belong to no shot have an empty prompt.
 

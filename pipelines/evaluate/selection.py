@@ -10,7 +10,7 @@ from asymflow.adapters import WEIGHTS
 from asymflow.metrics.weights import MissingWeights
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError
-from pipelines.evaluate.class_subject import read_class_subject
+from pipelines.evaluate.class_subject import read_class_model
 from pipelines.evaluate.config import EvaluateSettings, Model
 from pipelines.evaluate.measures import Measure
 from pipelines.evaluate.prompts import Prompt, read_held_out
@@ -70,7 +70,7 @@ def decides(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> dict[
     does not tell of the model in it: which checkpoint, and how it wants to be sampled."""
     found: dict[str, Any] = {} if settings.pictures else {"resources.precision": settings.resources.precision}
     if pretrained := inputs.get("pretrained"):
-        subject = read_class_subject(pretrained, settings.pretrained_step)
+        subject = read_class_model(pretrained, settings.pretrained_step)
         found["pretrained_step"] = {"parts": subject.parts, "sampling": asdict(subject.defaults)}
     if finetuned := inputs.get("finetuned"):
         files = finetuned.manifest["files"]

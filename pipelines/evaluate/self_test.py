@@ -14,7 +14,7 @@ from torch import Tensor
 
 from asymflow.metrics.geneval import judge, keep_detections
 from pipelines.evaluate.config import Bootstrap
-from pipelines.evaluate.image_sets import PictureSet
+from pipelines.evaluate.image_sets import ImageSet
 from pipelines.evaluate.measures import Evaluated, Pictures
 from pipelines.evaluate.prompts import Prompt, read_dpg, shots_of
 from pipelines.evaluate.suites import SUITES
@@ -120,7 +120,7 @@ class _Given:
 
 
 @dataclass(frozen=True)
-class _Drawn(Pictures):
+class _Sampled(Pictures):
     images: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
@@ -150,9 +150,9 @@ def _given(count: int, frequency: float) -> dict[str, Any]:
 def _evaluated(prompts: list[Prompt], repeats: int, scores: Mapping[str, Any]) -> Evaluated:
     shots = shots_of(prompts, repeats)
 
-    def drawn(count: int, frequency: float, scores: Mapping[str, Any]) -> _Drawn:
+    def drawn(count: int, frequency: float, scores: Mapping[str, Any]) -> _Sampled:
         images = wave(count, 3 * 24 * 24, frequency).float().view(count, 3, 24, 24)
-        return _Drawn(PictureSet("", {}, {}), scores, images)
+        return _Sampled(ImageSet("", {}, {}), scores, images)
 
     made = drawn(len(shots), 0.731, scores)
     return Evaluated(shots, repeats, made, drawn(REAL, 0.517, _given(REAL, 0.517)), None, NO_INTERVALS)

@@ -17,11 +17,11 @@ from pipelines.core.base_models import check_base, read_patch_size
 from pipelines.core.config import ConfigError
 from pipelines.core.step import Context, Outcome, Step, StepFailed
 from pipelines.data.images import encode_png
-from pipelines.evaluate.class_subject import ClassSubject, read_class_subject, settings_of
+from pipelines.evaluate.class_subject import ClassModel, read_class_model, settings_of
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.found_images import match_images
 from pipelines.evaluate.generate import generate
-from pipelines.evaluate.image_sets import REAL, PictureSet, found_pictures, reference_pictures, store_pictures
+from pipelines.evaluate.image_sets import REAL, ImageSet, found_pictures, reference_images, store_images
 from pipelines.evaluate.measures import Evaluated, Pictures, Row
 from pipelines.evaluate.prompts import Shot, read_held_out, shots_of
 from pipelines.evaluate.score import score
@@ -38,7 +38,7 @@ from pipelines.evaluate.selection import (
 )
 from pipelines.evaluate.set_measures import PrecisionRecall
 from pipelines.evaluate.show import TABLE, group_of, report, table_of
-from pipelines.evaluate.subject import Subject, read_subject
+from pipelines.evaluate.subject import EvaluatedModel, read_evaluated_model
 from pipelines.sample.step import check_model
 
 _SOURCES = ("adapter", "finetuned", "pretrained", "registered", "pictures")
@@ -91,7 +91,7 @@ def check(settings: EvaluateSettings) -> None:
     if any(measure.needs_real for measure in measures_of(settings)) and suite.read and not settings.reference.source:
         raise ConfigError("reference.source: missing; a folder of real pictures, or an .npz with their statistics")
     if settings.reference.source and not settings.reference.source.endswith(".npz"):
-        reference_pictures(settings.reference.source)
+        reference_images(settings.reference.source)
 
 
 def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> None:
@@ -99,7 +99,7 @@ def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> 
         raise ConfigError(f"curated: missing; the captions and pictures of {settings.suite} are held out there")
     prompts = read_prompts(settings, inputs.get("curated"))
     if "pretrained" in inputs:
-        read_class_subject(inputs["pretrained"], settings.pretrained_step)
+        read_class_model(inputs["pretrained"], settings.pretrained_step)
         settings.sampling.check_size(settings_of(inputs["pretrained"]).jit.patch_size, "sampling.")
     if settings.pictures:
         match_images(settings.pictures, shots_of(prompts, repeats_of(settings)), repeats_of(settings))
@@ -148,7 +148,7 @@ def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
     prompts = read_prompts(settings, context.inputs.get("curated"))
     repeats = repeats_of(settings)
     shots = shots_of(prompts, repeats)
-    subject = find_subject(settings, context) if not settings.pictures else None
+    subject = find_evaluated_model(settings, context) if not settings.pictures else None
     sets = draw(settings, subject, shots, root)
     reference, real = find_real(settings, context, len(prompts), root)
     everything = {**sets, **({REAL: real} if real else {})}
@@ -175,8 +175,8 @@ def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
 
 
 def draw(
-    settings: EvaluateSettings, subject: Subject | ClassSubject | None, shots: list[Shot], root: str
-) -> dict[str, PictureSet]:
+    settings: EvaluateSettings, subject: EvaluatedModel | ClassModel | None, shots: list[Shot], root: str
+) -> dict[str, ImageSet]:
     """The pictures of each model."""
     if subject is None:
         return {"trained": found_pictures(settings.pictures, shots, repeats_of(settings), root)}
@@ -186,12 +186,12 @@ def draw(
     return generate(subject, models_of(settings), drawing, shots, root, settings.resources)
 
 
-def find_subject(settings: EvaluateSettings, context: Context) -> Subject | ClassSubject:
+def find_evaluated_model(settings: EvaluateSettings, context: Context) -> EvaluatedModel | ClassModel:
     """The adapter or the model of the settings, wherever they say that it is."""
     from pipelines.evaluate.registry import fetch, lineage_of
 
     if pretrained := context.inputs.get("pretrained"):
-        return read_class_subject(pretrained, settings.pretrained_step)
+        return read_class_model(pretrained, settings.pretrained_step)
     lineage: dict[str, str] = {}
     adapter = settings.adapter
     if finetuned := context.inputs.get("finetuned"):
@@ -201,29 +201,29 @@ def find_subject(settings: EvaluateSettings, context: Context) -> Subject | Clas
         adapter, lineage = fetch(settings.registered, settings.run)
     if adapter and storage.is_local(adapter) and storage.exists(adapter):
         adapter = storage.absolute(adapter)  # workers have other working directories
-    return read_subject(settings.base, adapter, context.inputs.get("basis"), lineage, context.folder)
+    return read_evaluated_model(settings.base, adapter, context.inputs.get("basis"), lineage, context.folder)
 
 
 def find_real(
     settings: EvaluateSettings, context: Context, count: int, root: str
-) -> tuple[Reference | None, PictureSet | None]:
+) -> tuple[Reference | None, ImageSet | None]:
     """What the pictures are compared with: the statistics that were given, and real pictures."""
     if suite_of(settings).read is None:
         curated = context.inputs["curated"]
         column = column_of(suite_of(settings))
         encoded = (image for _, image in islice(read_held_out(curated, column), count))
-        return None, store_pictures(encoded, {"held out of": curated.id}, count, root)
+        return None, store_images(encoded, {"held out of": curated.id}, count, root)
     source = settings.reference.source
     if not source:
         return None, None
     if not source.endswith(".npz"):
-        return None, reference_pictures(source)
+        return None, reference_images(source)
     precise = any(isinstance(measure, PrecisionRecall) for measure in measures_of(settings))
     reference = storage.read_file(source, partial(load_reference, images=precise))
     if reference.images is None:
         return reference, None
     protocol = {"reference": reference.sha256}
-    return reference, store_pictures(map(_png, reference.images), protocol, len(reference.images), root)
+    return reference, store_images(map(_png, reference.images), protocol, len(reference.images), root)
 
 
 def _png(pixels: np.ndarray) -> bytes:

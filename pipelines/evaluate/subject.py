@@ -17,11 +17,11 @@ from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError
 from pipelines.data.basis.step import load_subspace
-from pipelines.sample.sampler import Paint, adapter_files, load_painter, weights_sha256
+from pipelines.sample.sampler import ImageSampler, adapter_files, load_sampler, weights_sha256
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """One adapter on its base, and the models that come with it."""
 
     base: str
@@ -41,15 +41,15 @@ class Subject:
         needed = (*shared, "adapter") if model == "trained" else shared
         return {"model": model, **{name: self.parts[name] for name in needed if name in self.parts}}
 
-    def painter(self, model: str, device: str) -> Paint:
+    def painter(self, model: str, device: str) -> ImageSampler:
         subspace = storage.read_file(self.subspace, Subspace.load) if self.subspace else None
         with adapter_files(self.adapter if model == "trained" else "") as folder:
-            return load_painter(model, self.base, folder, subspace, self.defaults, device)
+            return load_sampler(model, self.base, folder, subspace, self.defaults, device)
 
 
-def read_subject(
+def read_evaluated_model(
     base: str, adapter: str, basis: Artifact | None, lineage: Mapping[str, str], folder_for_subspace: str
-) -> Subject:
+) -> EvaluatedModel:
     """The subspace is written into a folder that every node can read. Raises ConfigError for files that are missing or
     unsound."""
     try:
@@ -73,7 +73,7 @@ def read_subject(
         storage.write_file(place, subspace.save)
         values = torch.cat([subspace.A.double().flatten(), torch.tensor([subspace.s], dtype=torch.float64)])
         parts["subspace"] = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
-    return Subject(storage.absolute(base), adapter, place, defaults, parts, lineage)
+    return EvaluatedModel(storage.absolute(base), adapter, place, defaults, parts, lineage)
 
 
 def _pipeline_defaults(base: str) -> SamplingDefaults:

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.core.config import Settings, StepSettings, Uri, added
 from pipelines.core.workers import ModelWorkers
-from pipelines.sample.parameters import DrawingSettings
+from pipelines.sample.parameters import SamplingParameterSettings
 
 
 class Provenance(Settings):
@@ -58,7 +58,7 @@ class Resources(ModelWorkers):
     """Pictures sampled together"""
 
 
-class SampleSettings(StepSettings, DrawingSettings):
+class SampleSettings(StepSettings, SamplingParameterSettings):
     step: ClassVar[str] = "sample"
     base: Uri
     """Folder of the latent model, or of a merged pipeline"""

@@ -14,12 +14,12 @@ import torch
 
 from pipelines.core.config import ConfigError, validate
 from pipelines.sample.config import Safety, SampleSettings
-from pipelines.sample.metadata import encode_marked
+from pipelines.sample.metadata import encode_with_metadata
 from pipelines.sample.page_guard import Busy, Guard, Turns, names_of
 from pipelines.sample.safety import SafetyFilter, check_safety
-from pipelines.sample.sampler import Painter
+from pipelines.sample.sampler import PipelineSampler
 from pipelines.sample.step import check, check_model, made_from, models_of
-from pipelines.viz.image_grid import to_pictures
+from pipelines.viz.image_grid import to_pil_images
 
 TITLES = {"latent": "Latent base", "pixel": "Pixel model"}
 _ABOUT = "# AsymFlow\nThe pixel model draws the picture itself, without an autoencoder."
@@ -65,7 +65,7 @@ def open_page(
         from starlette.middleware import Middleware  # comes with Gradio
 
         try:
-            artist = Artist(Painter(base, adapter, device), SafetyFilter(safety, device), Path(folder))
+            artist = Artist(PipelineSampler(base, adapter, device), SafetyFilter(safety, device), Path(folder))
         except ValueError as error:
             raise ConfigError(f"base={base!r}, adapter={adapter!r}: {error}") from error
         page = build_page(gradio, artist)
@@ -95,7 +95,7 @@ class Artist:
     """Draws what a form asks for. The pictures are files, which Gradio serves as they are; what is no file it encodes
     itself, without what the picture says about itself."""
 
-    def __init__(self, painter: Painter, safety: SafetyFilter, folder: Path):
+    def __init__(self, painter: PipelineSampler, safety: SafetyFilter, folder: Path):
         self.painter, self.safety, self.folder = painter, safety, folder
 
     def read(self, prompt: str, seed: int, **form: Any) -> SampleSettings:
@@ -130,15 +130,15 @@ class Artist:
                 prompts, seeds, drawing, lambda step, model=model: progress(model, step + 1)
             )
             seconds[model] = round(time.perf_counter() - start, 2)
-            (picture,), (flagged[model],) = self.safety(to_pictures(images))
+            (picture,), (flagged[model],) = self.safety(to_pil_images(images))
             files[model] = self.folder / f"{model}-{seeds[0]}-{uuid4().hex}.png"  # Gradio reads it after this returns
             row = {"model": model, "flagged": flagged[model], **about}
-            files[model].write_bytes(encode_marked(picture, row, mark=settings.provenance.mark))
+            files[model].write_bytes(encode_with_metadata(picture, row, mark=settings.provenance.mark))
         return files, {"seconds": seconds, "flagged": flagged, **about}
 
 
-def limits_of(painter: Painter) -> dict[str, tuple[float, float]]:
-    """(lowest, highest) of what decides how long an image takes, by the names of `Drawing`."""
+def limits_of(painter: PipelineSampler) -> dict[str, tuple[float, float]]:
+    """(lowest, highest) of what decides how long an image takes, by the names of `SamplingParameters`."""
     defaults, side = painter.defaults, painter.pipeline.patch_size
     return {
         "steps": (1, 2 * defaults.num_inference_steps),

@@ -21,7 +21,7 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 </rdf:RDF></x:xmpmeta><?xpacket end="w"?>"""
 
 
-def encode_marked(picture: Image.Image, metadata: Mapping[str, Any], mark: bool) -> bytes:
+def encode_with_metadata(picture: Image.Image, metadata: Mapping[str, Any], mark: bool) -> bytes:
     """A PNG with its metadata, and with `mark` the XMP statement that a trained model made it."""
     info = PngInfo()
     info.add_itxt(KEY, json.dumps(dict(metadata), ensure_ascii=False, sort_keys=True))

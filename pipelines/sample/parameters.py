@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingParameters:
     """How to sample, every choice made."""
 
     height: int
@@ -40,7 +40,7 @@ class Drawing:
         return torch.stack([torch.randn(shape, generator=torch.Generator("cpu").manual_seed(s)) for s in seeds])
 
 
-class DrawingSettings(Settings):
+class SamplingParameterSettings(Settings):
     negative_prompt: str = ""
     height: int | None = Field(None, ge=1)
     """Empty, here and below: as the model wants it"""
@@ -74,9 +74,9 @@ class DrawingSettings(Settings):
             if side is not None and side % patch_size:
                 raise ConfigError(f"{section}{name}={side}: must be a multiple of {patch_size}, the side of a patch")
 
-    def drawing(self, defaults: "SamplingDefaults") -> Drawing:
+    def drawing(self, defaults: "SamplingDefaults") -> SamplingParameters:
         height, width = self.height or defaults.height, self.width or defaults.width
-        return Drawing(
+        return SamplingParameters(
             height=height,
             width=width,
             steps=self.steps or defaults.num_inference_steps,

@@ -30,7 +30,7 @@ from asymflow.patches import patchify
 from asymflow.sampling import Predict, latent_velocity, text_guided
 from asymflow.subspace import Subspace
 from pipelines.core import storage
-from pipelines.sample.parameters import Drawing
+from pipelines.sample.parameters import SamplingParameters
 
 disable_progress_bar()  # of loading
 _SCHEDULERS = {
@@ -44,18 +44,18 @@ Encode = Callable[[Sequence[str]], list[Tensor]]
 """Prompts to embeddings (T_i, E)"""
 
 
-class Paint(Protocol):
+class ImageSampler(Protocol):
     """(B, 3, H, W) sRGB in [-1, 1]: one picture a prompt, from the noise of its seed."""
 
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing, on_step: OnStep = ...
+        self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = ...
     ) -> Tensor: ...
 
 
 def _ignore(step: int) -> None: ...
 
 
-class PaintPixels:
+class PixelSampler:
     """By our pipeline."""
 
     def __init__(self, pipeline: Any):
@@ -63,7 +63,7 @@ class PaintPixels:
         pipeline.set_progress_bar_config(disable=True)
 
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing, on_step: OnStep = _ignore
+        self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = _ignore
     ) -> Tensor:
         self.pipeline.scheduler = _SCHEDULERS[drawing.solver]()
         images = self.pipeline(
@@ -84,7 +84,7 @@ class PaintPixels:
         return 2 * images.float().cpu() - 1
 
 
-class PaintLatents:
+class LatentSampler:
     """By a model that samples latent tokens, from the projection of the same noise; its pictures are decoded."""
 
     def __init__(
@@ -96,7 +96,7 @@ class PaintLatents:
 
     @torch.no_grad()
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing, on_step: OnStep = _ignore
+        self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = _ignore
     ) -> Tensor:
         grid = (drawing.height // self.patch_size, drawing.width // self.patch_size)
         velocity = _guided(self.predict_on(grid), self.encode, prompts, drawing)
@@ -107,7 +107,7 @@ class PaintLatents:
         return self.decoder.decode(z_0, grid).float().cpu()
 
 
-class PaintWithHead:
+class DdtSampler:
     """By the DDT baseline."""
 
     def __init__(self, model: DdtFlux2, encode: Encode):
@@ -115,7 +115,7 @@ class PaintWithHead:
 
     @torch.no_grad()
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing, on_step: OnStep = _ignore
+        self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = _ignore
     ) -> Tensor:
         space = self.model.subspace.space
         velocity = _guided(self.model, self.encode, prompts, drawing)
@@ -126,13 +126,13 @@ class PaintWithHead:
         return space.decode(x_0).float().cpu()
 
 
-def _guided(predict: Predict, encode: Encode, prompts: Sequence[str], drawing: Drawing):
+def _guided(predict: Predict, encode: Encode, prompts: Sequence[str], drawing: SamplingParameters):
     texts = encode([*prompts, drawing.negative_prompt])
     guidance = Guidance(drawing.guidance, drawing.orthogonal, drawing.interval)
     return text_guided(predict, texts[:-1], texts[-1], guidance)
 
 
-class Painter:
+class PipelineSampler:
     """Holds the pixel model of an adapter on its base, or a merged pipeline without an adapter; and, once it is asked
     for, the latent model.
 
@@ -145,24 +145,24 @@ class Painter:
             pipeline = AsymFlux2KleinPipeline.from_pretrained(base, adapter=folder, dtype=dtype_on(device))
             self.adapter_sha256 = weights_sha256(folder) if folder else ""
         self.pipeline: Any = pipeline.to(device)
-        self.pixel = PaintPixels(self.pipeline)
+        self.pixel = PixelSampler(self.pipeline)
 
     @property
     def defaults(self) -> SamplingDefaults:
         return self.pipeline.defaults
 
     @cached_property
-    def latent(self) -> PaintLatents:
+    def latent(self) -> LatentSampler:
         """Loaded when it is first asked for."""
         transformer, pixels = load_transformer(self.base, self.device), self.pipeline.transformer
         A, s, size = pixels.proj_buffer, float(pixels.scale_buffer), pixels.config.patch_size
         decoder = load_decoder(self.base, self.device)
-        return PaintLatents(partial(latent_velocity, transformer), decoder, self.pipeline.encode_prompt, A, s, size)
+        return LatentSampler(partial(latent_velocity, transformer), decoder, self.pipeline.encode_prompt, A, s, size)
 
 
-def load_painter(
+def load_sampler(
     model: str, base: str, adapter: Path | None, subspace: Subspace | None, defaults: SamplingDefaults, device: str
-) -> Paint:
+) -> ImageSampler:
     """One model alone: `trained` is the adapter's on its base, `lifted` the untrained pixel model of a subspace, and
     `latent` the base. `subspace` (channel first) is not needed where the adapter has its own, but for `trained`.
 
@@ -172,11 +172,11 @@ def load_painter(
     dtype = dtype_on(device)
     if model == "trained" and (adapter is None or kind_of(read_adapter(adapter)[1]) == "asymflow"):
         pipeline: Any = AsymFlux2KleinPipeline.from_pretrained(base, adapter=adapter, dtype=dtype)
-        return PaintPixels(pipeline.to(device))
+        return PixelSampler(pipeline.to(device))
     if model == "lifted":
         pipeline = AsymFlux2KleinPipeline.from_pretrained(base, subspace=subspace, dtype=dtype)
         pipeline.defaults = defaults  # of how prompts are padded; the rest is the drawing's
-        return PaintPixels(pipeline.to(device))
+        return PixelSampler(pipeline.to(device))
     text: Any = Flux2KleinPipeline.from_pretrained(base, vae=None, transformer=None, dtype=dtype).to(device)
     encode = partial(encode_prompts, text.text_encoder, text.tokenizer, padding=defaults.text_padding)
     transformer = load_transformer(base, device)
@@ -184,7 +184,7 @@ def load_painter(
     if model == "trained" and adapter is not None:
         found: Any = restore(transformer, adapter, subspace).to(device)
         if not isinstance(found, LatentFlux2):
-            return PaintWithHead(found, encode)
+            return DdtSampler(found, encode)
 
         def predict_on(grid: tuple[int, int]) -> Predict:
             return partial(found, grid=grid)
@@ -192,7 +192,7 @@ def load_painter(
     if subspace is None:
         raise ValueError("a latent model is given the pixel model's noise, which needs a subspace: give a basis")
     A = subspace.A.float().to(device)
-    return PaintLatents(predict_on, load_decoder(base, device), encode, A, float(subspace.s), subspace.patch_size)
+    return LatentSampler(predict_on, load_decoder(base, device), encode, A, float(subspace.s), subspace.patch_size)
 
 
 @contextmanager

@@ -19,11 +19,11 @@ from pipelines.core.config import ConfigError, read_json_setting
 from pipelines.core.map_items import map_items
 from pipelines.core.step import Context, Step
 from pipelines.sample.config import SampleSettings
-from pipelines.sample.metadata import encode_marked
-from pipelines.sample.parameters import Drawing
+from pipelines.sample.metadata import encode_with_metadata
+from pipelines.sample.parameters import SamplingParameters
 from pipelines.sample.safety import SafetyFilter, check_safety
-from pipelines.sample.sampler import Painter
-from pipelines.viz.image_grid import side_by_side, thumbnail, to_pictures
+from pipelines.sample.sampler import PipelineSampler
+from pipelines.viz.image_grid import side_by_side, thumbnail, to_pil_images
 
 
 def check(settings: SampleSettings) -> None:
@@ -68,7 +68,7 @@ class Sampler:
 
     def __init__(self, settings: SampleSettings, folder: str):
         self.settings, self.folder = settings, folder
-        self.painter = Painter(settings.base, settings.adapter, settings.resources.device)
+        self.painter = PipelineSampler(settings.base, settings.adapter, settings.resources.device)
         self.filter = SafetyFilter(settings.safety, settings.resources.device)
 
     def __call__(self, item: str) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Sampler:
         rows: list[dict[str, Any]] = []
         for model in models_of(self.settings):
             images = getattr(self.painter, model)(prompts, seeds, drawing)
-            pictures, flagged = self.filter(to_pictures(images))
+            pictures, flagged = self.filter(to_pil_images(images))
             for (place, seed), picture, bad in zip(pairs, pictures, flagged, strict=True):
                 row = {
                     "file": file_of(model, place, seed),
@@ -87,13 +87,13 @@ class Sampler:
                     "flagged": bad,
                     **made_from(self.painter, self.settings.prompts[place], seed, drawing),
                 }
-                png = encode_marked(picture, row, self.settings.provenance.mark)
+                png = encode_with_metadata(picture, row, self.settings.provenance.mark)
                 storage.write_bytes(storage.join(self.folder, row["file"]), png)
                 rows.append(row)
         return {"rows": rows}
 
 
-def made_from(painter: Painter, prompt: str, seed: int, drawing: Drawing) -> dict[str, Any]:
+def made_from(painter: PipelineSampler, prompt: str, seed: int, drawing: SamplingParameters) -> dict[str, Any]:
     """What has to be known to draw a picture again."""
     source = {"base": Path(painter.base).name, "adapter_sha256": painter.adapter_sha256}
     return {"prompt": prompt, "seed": seed, **source, **asdict(drawing)}

@@ -19,12 +19,12 @@ from pipelines.toy.config import Steps
 from pipelines.toy.flow import SHIFT, train_flow
 from pipelines.toy.perceptual import train_backbone
 from pipelines.toy.text_encoder import train_text_encoder, train_tokenizer
-from pipelines.viz.image_grid import grid_of, to_pictures
+from pipelines.viz.image_grid import grid_of, to_pil_images
 
 BACKBONE_FILE = "perceptual_squeeze.safetensors"
 
 
-def load_pictures(files: list[str]) -> tuple[Tensor, list[str]]:
+def load_images(files: list[str]) -> tuple[Tensor, list[str]]:
     """(N, 3, 64, 64) uint8 and captions; the demo's few thousand small pictures fit in memory."""
     batches = [rows for file in files for rows in read_images(file)]
     images = torch.cat([((rows.images + 1) * 127.5).round().to(torch.uint8) for rows in batches])
@@ -36,8 +36,8 @@ def make_toy_base(curated: Artifact, work: Path, out: Path, steps: Steps) -> dic
 
     `work` keeps checkpoints, logs and sample pictures: look at those before believing the numbers.
     """
-    images, captions = load_pictures(curated.files("train", ".parquet"))
-    held_out, held_out_captions = load_pictures(curated.files("held_out", ".parquet"))
+    images, captions = load_images(curated.files("train", ".parquet"))
+    held_out, held_out_captions = load_images(curated.files("held_out", ".parquet"))
     grid = (images.shape[2] // 16, images.shape[3] // 16)
 
     autoencoder = train_autoencoder(images, held_out, work, steps.autoencoder).eval()
@@ -66,11 +66,11 @@ def make_toy_base(curated: Artifact, work: Path, out: Path, steps: Steps) -> dic
     predict = latent_velocity(transformer, grid)
     z_0 = sample_latents(predict, noise, text, unconditional, guidance, steps=32, shift=SHIFT)
     decoded = decode_latents(autoencoder, z_0, grid)
-    grid_of(to_pictures(decoded), columns=8, scale=2).save(work / "samples.png")
+    grid_of(to_pil_images(decoded), columns=8, scale=2).save(work / "samples.png")
     x = to_unit(held_out)
     with torch.no_grad():
         x_hat = autoencoder.decode(autoencoder.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
-    grid_of(to_pictures(torch.cat([x[:8], x_hat[:8]])), columns=8, scale=2).save(work / "reconstructions.png")
+    grid_of(to_pil_images(torch.cat([x[:8], x_hat[:8]])), columns=8, scale=2).save(work / "reconstructions.png")
     measures = {"psnr_held_out": psnr(x_hat, x)}
     _write(pipeline, backbone.state_dict(), measures, out)
     return measures

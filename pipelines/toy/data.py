@@ -79,7 +79,7 @@ def render_emoji(stem: str, ground: str, size: int = 128) -> bytes:
     return _jpeg(Image.alpha_composite(canvas, drawing.convert("RGBA")).convert("RGB"))
 
 
-def _emoji_pictures(stem: str, seed: int) -> list[Picture]:
+def _emoji_images(stem: str, seed: int) -> list[Picture]:
     rng = random.Random(f"{seed} {stem}")
     return [
         Picture(
@@ -92,7 +92,7 @@ def _emoji_pictures(stem: str, seed: int) -> list[Picture]:
     ]
 
 
-def _photo_pictures(name: str, count: int, seed: int) -> list[Picture]:
+def _photo_images(name: str, count: int, seed: int) -> list[Picture]:
     packages = ("skimage.data", "sklearn.datasets.images")
     path = next(p for p in (files(package) / name for package in packages) if p.is_file())
     photo = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
@@ -110,7 +110,7 @@ def _photo_pictures(name: str, count: int, seed: int) -> list[Picture]:
     return pictures
 
 
-def _faulty_pictures() -> list[Picture]:
+def _faulty_images() -> list[Picture]:
     """What a real crawl holds besides pictures: one row for each thing the filters must catch."""
     good = _jpeg(Image.linear_gradient("L").resize((96, 96)).convert("RGB"))
     tone = tuple(int(255 * c) for c in colorsys.hsv_to_rgb(0.6, 0.4, 0.9))
@@ -134,15 +134,15 @@ def _faulty_pictures() -> list[Picture]:
     ]
 
 
-def demo_pictures(photos: int, seed: int) -> Iterator[Picture]:
+def demo_images(photos: int, seed: int) -> Iterator[Picture]:
     """All pictures in a fixed order that depends on the seed alone."""
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         stems, names = emoji_stems(), sorted(PHOTOGRAPHS)
         per_photo = -(-photos // len(names))
-        jobs = [pool.submit(_emoji_pictures, stem, seed) for stem in stems]
-        jobs += [pool.submit(_photo_pictures, name, per_photo, seed) for name in names]
+        jobs = [pool.submit(_emoji_images, stem, seed) for stem in stems]
+        jobs += [pool.submit(_photo_images, name, per_photo, seed) for name in names]
         pictures = [p for job in track(jobs, len(jobs), "render", "source") for p in job.result()]
-    faulty = _faulty_pictures()
+    faulty = _faulty_images()
     pictures += [*faulty, pictures[0]]  # and one exact duplicate
     random.Random(seed).shuffle(pictures)
     yield from pictures

@@ -56,7 +56,7 @@ class Log:
             self.unlogged = {}
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:
-        self._try(self.tracker.log_picture_at, name, image, step)
+        self._try(self.tracker.log_image_at, name, image, step)
 
     def pause_ended(self) -> None:
         """What was done between two steps is not part of the next one's time."""

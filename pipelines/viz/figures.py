@@ -9,7 +9,7 @@ from torch import Tensor
 
 from asymflow.patches import unpatchify
 from asymflow.subspace import Space, captured_by_rank, smallest_rank
-from pipelines.viz.image_grid import grid_of, to_pictures
+from pipelines.viz.image_grid import grid_of, to_pil_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ def basis_tiles(A: Tensor, patch_size: int, layout: str, space: Space, columns: 
     vectors = A.mT.float()[:, None, :]
     patches = unpatchify(vectors, patch_size, patch_size, patch_size, layout=layout)
     patches = 2.0 * patches / patches.abs().amax((1, 2, 3), keepdim=True)
-    return grid_of(to_pictures(space.decode(patches)), columns=columns, scale=2)
+    return grid_of(to_pil_images(space.decode(patches)), columns=columns, scale=2)
 
 
 def spectrum_figure(gram: Tensor, bases: Mapping[str, Tensor], share: float) -> "Figure":

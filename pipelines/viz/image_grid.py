@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 
-def to_pictures(images: Tensor) -> list[Image.Image]:
+def to_pil_images(images: Tensor) -> list[Image.Image]:
     """(B, 3, H, W) sRGB in [-1, 1] -> PIL pictures."""
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(p) for p in pixels]

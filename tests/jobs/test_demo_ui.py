@@ -23,11 +23,11 @@ from pipelines.core.config import ConfigError
 from pipelines.sample.config import Safety
 from pipelines.sample.demo_page import Artist, build_page, open_page
 from pipelines.sample.metadata import read_metadata
-from pipelines.sample.parameters import Drawing
+from pipelines.sample.parameters import SamplingParameters
 from pipelines.sample.safety import SafetyFilter
-from pipelines.sample.sampler import Painter
+from pipelines.sample.sampler import PipelineSampler
 from pipelines.train.finetune.export_formats import convert
-from pipelines.viz.image_grid import to_pictures
+from pipelines.viz.image_grid import to_pil_images
 
 ROOT = Path(__file__).parents[2]
 BASE, ADAPTER = str(ROOT / "models/toy_klein"), str(ROOT / "models/toy_asymflow")
@@ -37,7 +37,7 @@ MODELS = ("latent", "pixel")
 
 @pytest.fixture(scope="module")
 def painter():
-    return Painter(BASE, ADAPTER)
+    return PipelineSampler(BASE, ADAPTER)
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +95,9 @@ def metadata(browser, model):
 def test_both_pictures_from_the_same_noise(page, browser, painter):
     browser.get(page.url)
     shown = draw(browser, prompt=PROMPT, negative_prompt="green", seed=7, steps=3, guidance=3, width=80, height=48)
-    drawing = Drawing(48, 80, steps=3, guidance=3.0, shift=painter.defaults.shift, negative_prompt="green")
+    drawing = SamplingParameters(48, 80, steps=3, guidance=3.0, shift=painter.defaults.shift, negative_prompt="green")
     for model, image in zip(MODELS, shown, strict=True):
-        (expected,) = to_pictures(getattr(painter, model)([PROMPT], [7], drawing))
+        (expected,) = to_pil_images(getattr(painter, model)([PROMPT], [7], drawing))
         assert image.format == "PNG" and image.size == (80, 48)
         difference = ImageChops.difference(image.convert("RGB"), expected)
         assert max(high for _, high in difference.getextrema()) <= 1  # rounding: the page's weights lie elsewhere
@@ -159,7 +159,7 @@ def test_what_a_request_may_cost(painter, tmp_path, form, message):
 
 def test_a_merged_model_has_no_latent_one_beside_it(tmp_path):
     gradio = pytest.importorskip("gradio")
-    painter = Painter(convert(ADAPTER, "merged", str(tmp_path / "merged"), BASE))
+    painter = PipelineSampler(convert(ADAPTER, "merged", str(tmp_path / "merged"), BASE))
     artist = Artist(painter, SafetyFilter(Safety(), "cpu"), tmp_path)
     names = {part["props"].get("elem_id") for part in build_page(gradio, artist).config["components"]}
     assert {"prompt", "pixel", "details"} <= names and not {"latent", "beside"} & names
@@ -251,7 +251,7 @@ def run(monkeypatch, capsys):
 
     for name in ("GRADIO_TEMP_DIR", "NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
-    monkeypatch.setattr("pipelines.sample.demo_page.Painter", load_nothing)
+    monkeypatch.setattr("pipelines.sample.demo_page.PipelineSampler", load_nothing)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.chdir(ROOT)
 

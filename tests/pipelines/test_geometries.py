@@ -23,8 +23,8 @@ from pipelines.core.config import ConfigError, load_config, validate
 from pipelines.data.basis.config import BasisSettings
 from pipelines.data.basis.step import STEP as BASIS
 from pipelines.sample.config import SampleSettings
-from pipelines.sample.parameters import Drawing
-from pipelines.sample.sampler import Painter
+from pipelines.sample.parameters import SamplingParameters
+from pipelines.sample.sampler import PipelineSampler
 from pipelines.sample.step import check
 from pipelines.train.finetune.batches import Batch
 from pipelines.train.finetune.config import FinetuneSettings, Loss, Perceptual
@@ -138,9 +138,9 @@ def test_lifted_trained_and_latent_models_are_sampled(made, tmp_path):
     model.add_lora(2, dropout=0.0)
     size = {"height": 64, "width": 96}
     save_adapter(model, tmp_path, SamplingDefaults(**size, num_inference_steps=2, guidance_scale=2.0, shift=3.0))
-    painter = Painter(made.base, str(tmp_path))
+    painter = PipelineSampler(made.base, str(tmp_path))
     assert painter.pipeline.patch_size == made.patch_size
-    drawing = Drawing(**size, steps=2, guidance=2.0, shift=3.0)
+    drawing = SamplingParameters(**size, steps=2, guidance=2.0, shift=3.0)
     for paint in (painter.pixel, painter.latent):
         images = paint(CAPTIONS, [3, 4], drawing)
         assert images.shape == (2, 3, 64, 96) and torch.isfinite(images).all()

@@ -35,7 +35,7 @@ class Filters(Settings):
     max_caption_chars: int = Field(2000, ge=1)
 
 
-def judge_caption(caption: str, filters: Filters) -> None:
+def check_caption(caption: str, filters: Filters) -> None:
     """Raises Rejected."""
     if not filters.captions:
         return
@@ -72,7 +72,7 @@ def read_label(record: dict[str, Any], columns: Columns) -> int:
     return int(label)
 
 
-def judge_scores(scores: dict[str, float], filters: Filters) -> None:
+def check_scores(scores: dict[str, float], filters: Filters) -> None:
     """Raises Rejected unless every score with a threshold is there and on its right side."""
     limits = {
         "aesthetic": (filters.min_aesthetic, math.inf),
@@ -89,7 +89,7 @@ def judge_scores(scores: dict[str, float], filters: Filters) -> None:
             raise Rejected(f"{name} {'below' if scores[name] < low else 'above'} the threshold")
 
 
-def judge_size(image: Image.Image, filters: Filters) -> None:
+def check_dimensions(image: Image.Image, filters: Filters) -> None:
     """Raises Rejected."""
     if min(image.size) < filters.min_side:
         raise Rejected("too small")

@@ -16,7 +16,14 @@ from PIL import Image
 
 from pipelines.core import storage
 from pipelines.data.curate.config import CurateSettings
-from pipelines.data.curate.filters import Rejected, judge_caption, judge_scores, judge_size, read_label, read_scores
+from pipelines.data.curate.filters import (
+    Rejected,
+    check_caption,
+    check_dimensions,
+    check_scores,
+    read_label,
+    read_scores,
+)
 from pipelines.data.curate.report import Histograms
 from pipelines.data.curate.samples import Sample, SampleKeys
 from pipelines.data.curate.shard_reader import read_class, read_shard
@@ -116,12 +123,12 @@ class ShardCurator:
         caption = " ".join(sample.caption.split())
         scores = read_scores(sample.record, settings.columns)
         histograms.add("read", scores)
-        judge_caption(caption, settings.filters)
-        judge_scores(scores, settings.filters)
+        check_caption(caption, settings.filters)
+        check_scores(scores, settings.filters)
         image = decode_image(sample.image)
         sizes = {"shorter side": float(min(image.size)), "aspect": max(image.size) / min(image.size)}
         histograms.add("read", sizes)
-        judge_size(image, settings.filters)
+        check_dimensions(image, settings.filters)
         if self.settings.labels == "column":
             label = read_label(sample.record, self.settings.columns)
         histograms.add("kept", scores | sizes)

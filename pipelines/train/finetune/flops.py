@@ -30,7 +30,7 @@ JUDGES = {
 }
 
 
-class PictureFlops(NamedTuple):
+class ImageFlops(NamedTuple):
     """Of one picture in a training step."""
 
     student: Flops
@@ -50,16 +50,16 @@ class PictureFlops(NamedTuple):
         return self.model + self.checkpointing * self.student.recomputed
 
 
-def picture_flops(
+def image_flops(
     settings: FinetuneSettings, transformer_config: Mapping[str, Any], image_tokens: int, text_tokens: int
-) -> PictureFlops:
+) -> ImageFlops:
     """`transformer_config` are the latent model's settings, `text_tokens` are counted with their padding."""
     loss, judge = settings.loss, 0.0
     variance_reduced = loss.kind == "variance_reduced"
     if variance_reduced and loss.perceptual:
         judge = JUDGES[loss.perceptual.net].flops_a_pixel * image_tokens * settings.pixels.patch_size**2
     teacher = count_flops(network(transformer_config), image_tokens, text_tokens).forward
-    return PictureFlops(
+    return ImageFlops(
         student=count_flops(student_network(settings, transformer_config), image_tokens, text_tokens),
         teacher=teacher if variance_reduced else 0.0,
         judge=judge,
@@ -84,5 +84,5 @@ def step_flops(
     text_tokens: int,
     pictures: int,
 ) -> float:
-    """Model FLOPs (for MFU) of a step on so many pictures of one size; see `picture_flops` for what is executed."""
-    return pictures * picture_flops(settings, transformer_config, image_tokens, text_tokens).model
+    """Model FLOPs (for MFU) of a step on so many pictures of one size; see `image_flops` for what is executed."""
+    return pictures * image_flops(settings, transformer_config, image_tokens, text_tokens).model

@@ -15,7 +15,7 @@ from pipelines.core.config import ConfigError, read_json_setting
 from pipelines.core.storage import StorageError
 from pipelines.train.devices import BYTES, Device, device_of, precision_name
 from pipelines.train.finetune.config import FinetuneSettings
-from pipelines.train.finetune.flops import PictureFlops, picture_flops
+from pipelines.train.finetune.flops import ImageFlops, image_flops
 from pipelines.train.finetune.memory import FLOAT32, Values, activation_memory, plan_values, static_memory
 from pipelines.train.sample_order import slots_per_worker
 
@@ -71,8 +71,8 @@ class Plan:
         }
 
     @cached_property
-    def flops(self) -> PictureFlops:
-        return picture_flops(self.settings, self.config, self.image_tokens, self.text_tokens)
+    def flops(self) -> ImageFlops:
+        return image_flops(self.settings, self.config, self.image_tokens, self.text_tokens)
 
     @property
     def seconds_a_step(self) -> float | None:

@@ -23,7 +23,7 @@ from pipelines.core.base_models import load_image_encoder
 from pipelines.data.embeddings import Source
 from pipelines.train.finetune.config import Validation
 from pipelines.train.finetune.validation_prompts import Prompts
-from pipelines.viz.image_grid import side_by_side, to_pictures
+from pipelines.viz.image_grid import side_by_side, to_pil_images
 
 
 class Validator:
@@ -51,7 +51,7 @@ class Validator:
         if self.bases is None:
             self.bases = self._gathered(self._base)
         now = self._gathered(self._now)
-        columns = {"base": to_pictures(self.bases), "moving average": to_pictures(now)}
+        columns = {"base": to_pil_images(self.bases), "moving average": to_pil_images(now)}
         scale = max(1, 128 // self.width)
         return side_by_side(columns, self.captions, scale)
 

@@ -65,7 +65,7 @@ def plan(settings: PretrainSettings) -> tuple[dict[str, float], list[list[str]]]
         rows.append(["REPA", "not counted", f"a forward pass of {settings.repa.encoder}, and the projector"])
     if device.tflops is None:
         return numbers, [*rows, ["hours", "?", f"the peak of {device.name} is not known; set resources.peak_tflops"]]
-    seconds = seconds_of_picture(settings, tokens, device.tflops)
+    seconds = seconds_per_image(settings, tokens, device.tflops)
     hours = seconds * optim.steps * optim.batch / 3600
     numbers["worker_hours"] = hours
     slow = f", attention in float32 at {FLOAT32_TFLOPS:.0f}" if config.attention_float32 and resources.use_gpu else ""
@@ -73,7 +73,7 @@ def plan(settings: PretrainSettings) -> tuple[dict[str, float], list[list[str]]]
     return numbers, [*rows, ["worker hours", f"{hours:,.0f}", at], ["", "", PAPER]]
 
 
-def seconds_of_picture(settings: PretrainSettings, tokens: int, tflops: float) -> float:
+def seconds_per_image(settings: PretrainSettings, tokens: int, tflops: float) -> float:
     config = settings.jit
     slow = config.attention_float32 and settings.resources.use_gpu
     fast_rate, slow_rate = 1e12 * tflops * UTILIZATION, 1e12 * FLOAT32_TFLOPS * UTILIZATION

@@ -1,4 +1,4 @@
-"""Pictures of classes by a model that was trained from scratch; see `pipelines.sample.sampler.Paint`."""
+"""Pictures of classes by a model that was trained from scratch; see `pipelines.sample.sampler.ImageSampler`."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,13 +8,13 @@ from torch import Tensor
 from asymflow import samplers
 from asymflow.guidance import Guidance
 from asymflow.models.jit import PixelJiT
-from pipelines.sample.parameters import Drawing
+from pipelines.sample.parameters import SamplingParameters
 from pipelines.train.pretrain.sampling import class_velocity
 
 SOLVERS = {"unipc": samplers.unipc, "euler": samplers.euler, "heun": samplers.heun}
 
 
-class PaintClasses:
+class ClassSampler:
     """A prompt is the number of a class."""
 
     def __init__(self, model: PixelJiT, device: str):
@@ -25,7 +25,7 @@ class PaintClasses:
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
-        drawing: Drawing,
+        drawing: SamplingParameters,
         on_step: Callable[[int], None] = lambda step: None,
     ) -> Tensor:
         space, floor = self.model.subspace.space, drawing.sigma_floor

@@ -23,7 +23,7 @@ from pipelines.train.pretrain.sampling import sample_classes
 from pipelines.train.row_groups import list_row_groups
 from pipelines.train.sample_order import SampleOrder
 from pipelines.train.task import Tokens
-from pipelines.viz.image_grid import grid_of, to_pictures
+from pipelines.viz.image_grid import grid_of, to_pil_images
 
 
 class PretrainTask:
@@ -75,7 +75,7 @@ class PretrainTask:
         images = sample_classes(self.model, noise, labels, settings)
         everyone = [torch.empty_like(images) for _ in range(self.workers)]
         dist.all_gather(everyone, images)
-        pictures = to_pictures(torch.cat(everyone)[: settings.pictures].cpu())
+        pictures = to_pil_images(torch.cat(everyone)[: settings.pictures].cpu())
         return grid_of(pictures, columns=min(8, len(pictures)))
 
 

@@ -17,8 +17,8 @@ for label in ("read", "write"):
     assert list(track(range(1000), 1000, label, "shard")) == list(range(1000))
 """
 LOADS = """
-from pipelines.sample.sampler import Painter
-Painter("models/toy_klein", "models/toy_asymflow").latent
+from pipelines.sample.sampler import PipelineSampler
+PipelineSampler("models/toy_klein", "models/toy_asymflow").latent
 """
 ROOT = Path(__file__).parents[3]
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipelines.data.images import BadImage
 from pipelines.evaluate import score as module
-from pipelines.evaluate.image_sets import PictureSet, in_batches, load_picture
+from pipelines.evaluate.image_sets import ImageSet, in_batches, load_picture
 from pipelines.evaluate.prompts import Prompt, shots_of
 from pipelines.evaluate.score import Scores, ScoresDiffer, ScoreWorker, score
 from pipelines.evaluate.scorers import Scorer
@@ -43,7 +43,7 @@ def pictures(tmp_path):
         size = (6, 4) if i in (2, 5) else (4, 4)
         files[shot.key] = str(tmp_path / f"{i}.png")
         Image.new("RGB", size, (i, 10 * i, 100 + i)).save(files[shot.key])
-    return shots, PictureSet("set", files, {})
+    return shots, ImageSet("set", files, {})
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_rows_and_features_are_in_the_order_of_the_pictures_however_they_were_ma
     whole = score({"a": found}, shots, "brightness", Brightness(resources={"batch": 7}), str(tmp_path / "whole"))["a"]
     parts, part = str(tmp_path / "parts"), Brightness(resources={"batch": 2})
     some = dict(list(found.files.items())[3:6])
-    score({"a": PictureSet("set", some, {})}, shots, "brightness", part, parts)
+    score({"a": ImageSet("set", some, {})}, shots, "brightness", part, parts)
     assert CALLS == [5, 2, 2, 1]  # pictures of one size go together
     CALLS.clear()
     rest = score({"a": found}, shots, "brightness", part, parts)["a"]

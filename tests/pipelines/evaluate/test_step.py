@@ -168,10 +168,10 @@ def test_pictures_made_elsewhere(demo, local_ray, tmp_path):
 @pytest.mark.ray
 def test_a_picture_of_nan_is_an_error_that_names_it(demo, local_ray, tmp_path):
     from pipelines.evaluate.generate import Generator
-    from pipelines.evaluate.subject import Subject
-    from pipelines.sample.parameters import Drawing
+    from pipelines.evaluate.subject import EvaluatedModel
+    from pipelines.sample.parameters import SamplingParameters
 
-    generator = Generator(Subject("", "", "", None), Drawing(16, 16, 1, 1.0, 1.0), "cpu")
+    generator = Generator(EvaluatedModel("", "", "", None), SamplingParameters(16, 16, 1, 1.0, 1.0), "cpu")
     generator.loaded = ("trained", lambda prompts, seeds, drawing: torch.full((1, 3, 16, 16), float("nan")))
     with pytest.raises(ValueError, match="picture of 'a cat', seed 3, holds NaN"):
         generator(json.dumps(["trained", str(tmp_path), [[3, "a cat", "000003-x"]]]))

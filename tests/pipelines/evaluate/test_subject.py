@@ -8,7 +8,7 @@ import pytest
 from toy_pipeline import ADAPTER, BASE
 
 from asymflow.adapters import CONFIG, read_adapter, read_defaults, write_adapter
-from pipelines.evaluate.subject import read_subject
+from pipelines.evaluate.subject import read_evaluated_model
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def names(tmp_path):
     """Call with an adapter's folder: {model: what decides its images}."""
 
     def read(adapter):
-        subject = read_subject(str(BASE), str(adapter), None, {}, str(tmp_path / "out"))
+        subject = read_evaluated_model(str(BASE), str(adapter), None, {}, str(tmp_path / "out"))
         return {model: subject.identity(model) for model in ("trained", "lifted", "latent")}
 
     return read

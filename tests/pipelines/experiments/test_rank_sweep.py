@@ -20,7 +20,7 @@ from pipelines.core.tracking import tracking_uri
 from pipelines.data.basis import step as basis
 from pipelines.data.basis.step import load_subspace
 from pipelines.data.datasets import read_images
-from pipelines.evaluate.class_subject import read_class_subject
+from pipelines.evaluate.class_subject import read_class_model
 from pipelines.evaluate.step import check as check_evaluation
 from pipelines.evaluate.step import pin_registered
 from pipelines.experiments.rank_sweep import (
@@ -31,7 +31,7 @@ from pipelines.experiments.rank_sweep import (
     training_of,
     variants_of,
 )
-from pipelines.sample.parameters import Drawing
+from pipelines.sample.parameters import SamplingParameters
 from pipelines.train.pretrain.model import load_pretrained
 
 SQUEEZE = Path(__file__).parents[3] / "models/toy_klein/perceptual_squeeze.safetensors"
@@ -135,16 +135,16 @@ def test_the_model_is_the_moving_average_at_the_end_or_at_a_checkpoint(swept):
     trained = load_artifact(swept[2][1]["pretrained"], "pretrain")
     end, before = load_pretrained(trained), load_pretrained(trained, 2)
     assert not torch.equal(end.network.output.linear.weight, before.network.output.linear.weight)
-    assert read_class_subject(trained, 4).identity("trained") == read_class_subject(trained, None).identity("trained")
-    assert read_class_subject(trained, 2).identity("trained") != read_class_subject(trained, None).identity("trained")
+    assert read_class_model(trained, 4).identity("trained") == read_class_model(trained, None).identity("trained")
+    assert read_class_model(trained, 2).identity("trained") != read_class_model(trained, None).identity("trained")
     with pytest.raises(ConfigError, match=r"pretrained_step=3: no such checkpoint stands; there are \[2, 4\]"):
-        read_class_subject(trained, 3)
+        read_class_model(trained, 3)
 
 
 def test_pictures_are_those_of_their_class_and_seed_in_any_batch(swept):
-    subject = read_class_subject(load_artifact(swept[2][1]["pretrained"], "pretrain"), None)
+    subject = read_class_model(load_artifact(swept[2][1]["pretrained"], "pretrain"), None)
     paint = subject.painter("trained", "cpu")
-    drawing = Drawing(32, 32, 3, 2.0, 1.0, interval=(0.0, 0.9), orthogonal=False, clamp=False, solver="heun")
+    drawing = SamplingParameters(32, 32, 3, 2.0, 1.0, interval=(0.0, 0.9), orthogonal=False, clamp=False, solver="heun")
     together = paint(["0", "3", "1"], [5, 6, 7], drawing)
     assert together.shape == (3, 3, 32, 32) and together.abs().max() <= 1
     for i, (label, seed) in enumerate((("0", 5), ("3", 6), ("1", 7))):

@@ -16,20 +16,20 @@ from pipelines.core.step import run_step
 from pipelines.sample import step as sample
 from pipelines.sample.config import SampleSettings
 from pipelines.sample.metadata import read_metadata
-from pipelines.sample.parameters import Drawing
-from pipelines.sample.sampler import Painter
+from pipelines.sample.parameters import SamplingParameters
+from pipelines.sample.sampler import PipelineSampler
 from pipelines.sample.step import STEP
 from pipelines.train.finetune.export_formats import convert
 
 MODELS = Path(__file__).parents[3] / "models"
 BASE, ADAPTER = str(MODELS / "toy_klein"), str(MODELS / "toy_asymflow")
 PROMPTS = ["an emoji of socks on white", "a photo of a red flower, wide view"]
-DRAWING = Drawing(height=64, width=48, steps=3, guidance=2.0, shift=3.6)
+DRAWING = SamplingParameters(height=64, width=48, steps=3, guidance=2.0, shift=3.6)
 
 
 @pytest.fixture(scope="module")
 def painter():
-    return Painter(BASE, ADAPTER)
+    return PipelineSampler(BASE, ADAPTER)
 
 
 def settings(folder, **changes):
@@ -68,7 +68,7 @@ def test_settings_of_a_drawing_reach_both_models(painter):
 
 def test_both_models_draw_the_same_thing(painter):
     # the finetune keeps the latent model's composition: blurred to patches they resemble each other
-    drawing = Drawing(height=64, width=64, steps=8, guidance=2.0, shift=3.6)
+    drawing = SamplingParameters(height=64, width=64, steps=8, guidance=2.0, shift=3.6)
     prompts, seeds = PROMPTS * 2, [0, 1, 2, 3]
     pixel, latent = (getattr(painter, name)(prompts, seeds, drawing) for name in ("pixel", "latent"))
     pixel, latent = (torch.nn.functional.avg_pool2d(images, 16).flatten(1) for images in (pixel, latent))
@@ -80,10 +80,10 @@ def test_both_models_draw_the_same_thing(painter):
 def test_adapters_from_a_store_and_merged_pipelines(painter, s3, tmp_path):
     expected = painter.pixel(PROMPTS, [0, 1], DRAWING)
     storage.put_folder(Path(ADAPTER), f"{s3}/adapter")
-    stored = Painter(BASE, f"{s3}/adapter")
+    stored = PipelineSampler(BASE, f"{s3}/adapter")
     assert (stored.pixel(PROMPTS, [0, 1], DRAWING) - expected).abs().max() < 1e-4
     assert stored.adapter_sha256 == painter.adapter_sha256 and len(stored.adapter_sha256) == 64
-    merged = Painter(convert(f"{s3}/adapter", "merged", str(tmp_path), BASE, "float32"))
+    merged = PipelineSampler(convert(f"{s3}/adapter", "merged", str(tmp_path), BASE, "float32"))
     assert (merged.pixel(PROMPTS, [0, 1], DRAWING) - expected).abs().max() < 1e-4
     assert merged.adapter_sha256 == ""
 
@@ -104,7 +104,7 @@ def test_pictures_say_how_they_were_made_and_a_killed_run_goes_on(local_ray, pai
         assert read_metadata(png) == row
         assert row["prompt"] == PROMPTS[int(row["file"].split("/")[1][:5])] and row["steps"] == 2
         assert row["adapter_sha256"] == painter.adapter_sha256 and row["shift"] == 3.6
-        drawing = Drawing(height=64, width=64, steps=2, guidance=2.0, shift=3.6)
+        drawing = SamplingParameters(height=64, width=64, steps=2, guidance=2.0, shift=3.6)
         expected = getattr(painter, row["model"])([row["prompt"]], [row["seed"]], drawing)[0]
         assert np.abs(pixels(png) - (expected + 1).mul(127.5).permute(1, 2, 0).numpy()).max() < 1.1
     sheet = Image.open(io.BytesIO(storage.read_bytes(f"{folder}/samples.png")))

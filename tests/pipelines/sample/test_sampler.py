@@ -11,13 +11,13 @@ from asymflow.adapters.basis import SUBSPACE
 from asymflow.models.ddt import DdtFlux2
 from asymflow.models.flux2 import LatentFlux2
 from asymflow.subspace import Subspace
-from pipelines.sample.parameters import Drawing
-from pipelines.sample.sampler import Painter, load_painter, load_transformer
+from pipelines.sample.parameters import SamplingParameters
+from pipelines.sample.sampler import PipelineSampler, load_sampler, load_transformer
 
 MODELS = Path(__file__).parents[3] / "models"
 BASE, ADAPTER = str(MODELS / "toy_klein"), MODELS / "toy_asymflow"
 PROMPTS, SEEDS = ["an emoji of socks on white", "a photo of grass"], [3, 4]
-DRAWING = Drawing(height=32, width=48, steps=2, guidance=2.0, shift=3.6)
+DRAWING = SamplingParameters(height=32, width=48, steps=2, guidance=2.0, shift=3.6)
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +27,11 @@ def subspace():
 
 @pytest.fixture(scope="module")
 def load(subspace):
-    return partial(load_painter, base=BASE, subspace=subspace, defaults=read_defaults(ADAPTER), device="cpu")
+    return partial(load_sampler, base=BASE, subspace=subspace, defaults=read_defaults(ADAPTER), device="cpu")
 
 
 def test_alone_they_draw_what_they_draw_together(load):
-    both = Painter(BASE, str(ADAPTER))
+    both = PipelineSampler(BASE, str(ADAPTER))
     for model, paint in (("trained", both.pixel), ("latent", both.latent)):
         alone = load(model, adapter=ADAPTER)
         torch.testing.assert_close(alone(PROMPTS, SEEDS, DRAWING), paint(PROMPTS, SEEDS, DRAWING), rtol=0, atol=1e-5)
@@ -77,4 +77,4 @@ def test_steps_are_told(load):
 
 def test_a_latent_model_without_a_subspace():
     with pytest.raises(ValueError, match="which needs a subspace: give a basis"):
-        load_painter("latent", BASE, None, None, SamplingDefaults(text_padding="none"), "cpu")
+        load_sampler("latent", BASE, None, None, SamplingDefaults(text_padding="none"), "cpu")

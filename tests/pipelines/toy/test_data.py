@@ -13,9 +13,9 @@ from pipelines.toy.data import (
     GROUNDS,
     PHOTOGRAPHS,
     Picture,
-    _emoji_pictures,
-    _faulty_pictures,
-    _photo_pictures,
+    _emoji_images,
+    _faulty_images,
+    _photo_images,
     emoji_caption,
     emoji_stems,
     write_img2dataset,
@@ -41,7 +41,7 @@ def test_emoji_are_many_and_no_near_duplicates():
 
 
 def test_every_emoji_lies_on_two_grounds_that_its_captions_name():
-    pictures = _emoji_pictures("1F431", 0)
+    pictures = _emoji_images("1F431", 0)
     grounds = [p.caption.removeprefix("an emoji of cat face on ") for p in pictures]
     assert len(set(grounds)) == 2 and set(grounds) <= set(GROUNDS)
     for picture, ground in zip(pictures, grounds, strict=True):
@@ -53,7 +53,7 @@ def test_every_emoji_lies_on_two_grounds_that_its_captions_name():
 
 @pytest.mark.parametrize("name", ["camera.png", "china.jpg"])  # one package each
 def test_photographs_are_cropped(name):
-    pictures = _photo_pictures(name, 6, 0)
+    pictures = _photo_images(name, 6, 0)
     assert len({p.image for p in pictures}) == 6
     for picture in pictures:
         assert picture.caption.startswith(f"a photo of {PHOTOGRAPHS[name]}, ") and picture.caption.endswith(" view")
@@ -62,13 +62,13 @@ def test_photographs_are_cropped(name):
 
 
 def test_same_seed_same_pictures():
-    assert _emoji_pictures("1F680", 0) == _emoji_pictures("1F680", 0) != _emoji_pictures("1F680", 1)
-    assert _photo_pictures("moon.png", 2, 0) == _photo_pictures("moon.png", 2, 0) != _photo_pictures("moon.png", 2, 1)
+    assert _emoji_images("1F680", 0) == _emoji_images("1F680", 0) != _emoji_images("1F680", 1)
+    assert _photo_images("moon.png", 2, 0) == _photo_images("moon.png", 2, 0) != _photo_images("moon.png", 2, 1)
 
 
 def test_faulty_rows_each_have_their_own_fault():
     """What each is rejected for is held by test_curate; here, that none is given twice."""
-    pictures = _faulty_pictures()
+    pictures = _faulty_images()
     assert len({p.caption for p in pictures}) == len(pictures) == 13
     assert sum(p.image is None for p in pictures) == 1 and sum(p.aesthetic != p.aesthetic for p in pictures) == 1
 
@@ -122,13 +122,13 @@ def test_folder_appears_whole_or_not_at_all(tmp_path, make_pictures):
 
 
 def test_data_set_depends_on_the_seed_alone(tmp_path):
-    """The whole of `demo_pictures` with few sources, in a process without the threads of other tests: it forks."""
+    """The whole of `demo_images` with few sources, in a process without the threads of other tests: it forks."""
     script = (
         "import sys; from pathlib import Path; import pipelines.toy.data as data\n"
         "data.emoji_stems = lambda: ['1F431', '1F680', '1F600']\n"
         "data.PHOTOGRAPHS = {'moon.png': 'the moon', 'flower.jpg': 'a red flower'}\n"
         "for folder, seed in (('a', 0), ('b', 0), ('c', 1)):\n"
-        "    data.write_img2dataset(data.demo_pictures(6, seed), Path(sys.argv[1], folder), 15)\n"
+        "    data.write_img2dataset(data.demo_images(6, seed), Path(sys.argv[1], folder), 15)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, timeout=300)
     a, b, c = ({p.name: p.read_bytes() for p in (tmp_path / folder).iterdir()} for folder in "abc")

@@ -16,7 +16,7 @@ from pipelines.data.curate.filters import Filters
 from pipelines.data.curate.step import STEP, check
 from pipelines.data.images import decode_image
 from pipelines.data.split import is_held_out
-from pipelines.toy.data import _faulty_pictures, write_img2dataset
+from pipelines.toy.data import _faulty_images, write_img2dataset
 
 FAULTS = {  # one of each in the demo's faulty rows, and what lies among the shards besides
     "truncated or corrupt": 1, "not an image": 2, "too many pixels": 1, "punsafe above the threshold": 1,
@@ -57,7 +57,7 @@ def source(tmp_path_factory, make_pictures):
     another folder with the same keys; a parquet and a tar that are none; two joined tars of one name each."""
     folder = tmp_path_factory.mktemp("source") / "shards"
     good = make_pictures(62)
-    write_img2dataset(iter([*good[:20], *_faulty_pictures(), *good[20:40], good[0]]), folder, shard_size=25)
+    write_img2dataset(iter([*good[:20], *_faulty_images(), *good[20:40], good[0]]), folder, shard_size=25)
     write_img2dataset(iter(good[40:60]), folder.with_name("other"))
     (folder / "more").mkdir()
     to_parquet(folder.with_name("other"), folder / "more" / "00000.parquet")

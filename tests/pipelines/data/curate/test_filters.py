@@ -7,9 +7,9 @@ from PIL import Image
 from pipelines.data.curate.filters import (
     Filters,
     Rejected,
-    judge_caption,
-    judge_scores,
-    judge_size,
+    check_caption,
+    check_dimensions,
+    check_scores,
     read_label,
     read_scores,
 )
@@ -24,7 +24,7 @@ def test_scores_that_are_no_numbers(name, score):
     scores = read_scores({**SCORES, name: score}, Columns())
     assert scores == {k: v for k, v in SCORES.items() if k != name}
     with pytest.raises(Rejected, match=f"no {name} score"):
-        judge_scores(scores, Filters())
+        check_scores(scores, Filters())
 
 
 @pytest.mark.parametrize("score", ["0.25", Decimal("0.25"), 0.25])
@@ -47,19 +47,19 @@ def test_thresholds_include_their_ends():
     f = Filters()
     ends = {"aesthetic": f.min_aesthetic, "punsafe": f.max_punsafe, "pwatermark": f.max_pwatermark,
             "similarity": f.min_similarity}  # fmt: skip
-    judge_scores(ends, f)
+    check_scores(ends, f)
     for name, step, word in (
         ("aesthetic", -1e-3, "below"), ("punsafe", 1e-3, "above"), ("pwatermark", 1e-3, "above"),
         ("similarity", -1e-3, "below"),
     ):  # fmt: skip
         with pytest.raises(Rejected, match=f"{name} {word} the threshold"):
-            judge_scores({**ends, name: ends[name] + step}, f)
+            check_scores({**ends, name: ends[name] + step}, f)
 
 
 def test_threshold_that_is_off_asks_for_no_score():
     off = Filters(min_aesthetic=None, max_punsafe=None, max_pwatermark=None, min_similarity=None)
-    judge_scores({}, off)
-    judge_scores({"aesthetic": -5.0, "punsafe": 1.0}, off)
+    check_scores({}, off)
+    check_scores({"aesthetic": -5.0, "punsafe": 1.0}, off)
 
 
 @pytest.mark.parametrize(
@@ -75,19 +75,19 @@ def test_threshold_that_is_off_asks_for_no_score():
 )
 def test_captions_that_say_nothing(caption, reason):
     with pytest.raises(Rejected, match=reason):
-        judge_caption(caption, Filters())
-    judge_caption(caption, Filters(captions=False))
+        check_caption(caption, Filters())
+    check_caption(caption, Filters(captions=False))
 
 
 @pytest.mark.parametrize("caption", ["a cat", "Dr. Who, vol. 2", "a jpg artefact", "x" * 2000, "the .com boom"])
 def test_captions_that_are_fine(caption):
-    judge_caption(caption, Filters())
+    check_caption(caption, Filters())
 
 
 def test_sizes():
     f = Filters(min_side=64, max_aspect=2)
-    judge_size(Image.new("L", (64, 128)), f)
+    check_dimensions(Image.new("L", (64, 128)), f)
     with pytest.raises(Rejected, match="too small"):
-        judge_size(Image.new("L", (63, 100)), f)
+        check_dimensions(Image.new("L", (63, 100)), f)
     with pytest.raises(Rejected, match="too elongated"):
-        judge_size(Image.new("L", (129, 64)), f)
+        check_dimensions(Image.new("L", (129, 64)), f)

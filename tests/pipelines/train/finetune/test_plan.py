@@ -17,7 +17,7 @@ from pipelines.core.storage import StorageError
 from pipelines.train.devices import peak_tflops, precision
 from pipelines.train.finetune.batches import Batch
 from pipelines.train.finetune.config import FinetuneSettings, Perceptual
-from pipelines.train.finetune.flops import JUDGES, PictureFlops, picture_flops, step_flops
+from pipelines.train.finetune.flops import JUDGES, ImageFlops, image_flops, step_flops
 from pipelines.train.finetune.memory import count_values, plan_values, static_memory
 from pipelines.train.finetune.model import adapt
 from pipelines.train.finetune.perceptual import load_perceptual
@@ -129,8 +129,8 @@ def test_what_takes_more_and_what_less(papers):
 
 
 def test_objectives_that_take_more_and_less_operations():
-    def flops_of(*kind: str, **resources) -> PictureFlops:
-        return picture_flops(settings_of(*kind, resources=resources), KLEIN_9B, 4096, 512)
+    def flops_of(*kind: str, **resources) -> ImageFlops:
+        return image_flops(settings_of(*kind, resources=resources), KLEIN_9B, 4096, 512)
 
     reduced, flow_matching, latent, ddt = (flops_of(*kind) for kind in KINDS)
     assert latent.model < flow_matching.model < ddt.model
