@@ -46,7 +46,10 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except BadImage as error:
         if not is_png(data) or error.args == (_TOO_MANY,):
             raise
-    return _decode(*without_metadata(data), max_pixels=max_pixels)
+        try:
+            return _decode(*without_metadata(data), max_pixels=max_pixels)
+        except BadImage:
+            raise error from None  # of the file as it is: without its end, little may be left of it
 
 
 def _decode(data: bytes, profile: bytes | None = None, *, max_pixels: int) -> Image.Image:
