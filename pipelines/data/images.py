@@ -17,7 +17,7 @@ from pipelines.data.png import is_png, transparent_color, without_metadata
 MAX_PIXELS = 100_000_000
 # What web crawls hold. PIL reads much more, some of it through outside programs, and none of that is wanted here.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-_TOO_MANY = "too many pixels"
+_TOO_MANY, _DAMAGED = "too many pixels", "truncated or corrupt"
 _UNREAD = {  # what files of other formats begin with, at a place
     "tiff": (0, (b"II*\0", b"MM\0*")), "heif or avif": (4, (b"ftyphei", b"ftypmif", b"ftypavi", b"ftypmsf")),
     "jpeg xl": (0, (b"\xff\x0a", b"\0\0\0\x0cJXL ")), "jpeg 2000": (0, (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")),
@@ -46,10 +46,10 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except BadImage as error:
         if not is_png(data) or error.args == (_TOO_MANY,):
             raise
-        try:
-            return _decode(*without_metadata(data), max_pixels=max_pixels)
-        except BadImage:
-            raise error from None  # of the file as it is: without its end, little may be left of it
+    try:
+        return _decode(*without_metadata(data), max_pixels=max_pixels)
+    except BadImage:
+        raise BadImage(_DAMAGED) from None  # it begins as a PNG does, so it is an image
 
 
 def _decode(data: bytes, profile: bytes | None = None, *, max_pixels: int) -> Image.Image:
@@ -71,7 +71,7 @@ def _decode(data: bytes, profile: bytes | None = None, *, max_pixels: int) -> Im
                 image.info["transparency"] = transparent
             return _to_rgb(_turn_upright(image))
         except Exception:
-            raise BadImage("truncated or corrupt") from None
+            raise BadImage(_DAMAGED) from None
 
 
 def _why_not(data: bytes) -> str:
