@@ -29,6 +29,7 @@ LOCK = ".lock"
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = 15.0
 _POLL_SECONDS = 2.0
+_RELEASE_SECONDS = 10.0
 _CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict")
 
 
@@ -125,10 +126,16 @@ class _Lease:
                 LOGGER.warning("%s: cannot be renewed: %s", self.uri, error)
 
     def release(self) -> None:
-        """A renewal under way does not bring it back: what it expects to replace is gone."""
+        """A renewal under way does not bring it back: what it expects to replace is gone. A store that hangs does not
+        hold up the job's end."""
         self._released.set()
         if self._lost:
             return
+        deleting = threading.Thread(target=self._delete, name="artifact lease", daemon=True)
+        deleting.start()
+        deleting.join(_RELEASE_SECONDS)
+
+    def _delete(self) -> None:
         try:
             s3.client().delete_object(**s3.place(self.uri))  # once: it expires anyway
         except (BotoCoreError, ClientError) as error:

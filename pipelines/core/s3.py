@@ -8,7 +8,9 @@ import errno
 import io
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from typing import Any, BinaryIO, TypeVar
@@ -47,6 +49,19 @@ RETRIES = Retrying(
 """On top of boto3's own quick retries, of which AWS_MAX_ATTEMPTS is the number"""
 
 
+_SINGLE = threading.local()
+
+
+@contextmanager
+def single_attempts() -> Iterator[None]:
+    """Inside, and in this thread alone, what fails is not tried again: for what is repeated anyway."""
+    _SINGLE.on = True
+    try:
+        yield
+    finally:
+        _SINGLE.on = False
+
+
 def retried(uri: str, call: Callable[..., T], **arguments: Any) -> T:
     """Call, again after a growing and random wait while the error may pass. FileNotFoundError or StorageError."""
 
@@ -55,6 +70,8 @@ def retried(uri: str, call: Callable[..., T], **arguments: Any) -> T:
         LOGGER.warning("%s: attempt %d failed, trying again: %s", uri, state.attempt_number, error)
 
     try:
+        if getattr(_SINGLE, "on", False):
+            return call(**arguments)
         return RETRIES.copy(before_sleep=warn)(call, **arguments)
     except ClientError as error:
         if error.response["Error"]["Code"] in ("404", "NoSuchKey"):

@@ -163,6 +163,14 @@ def delete_folder(uri: str) -> None:
         shutil.rmtree(absolute(uri))
 
 
+def delete_file(uri: str) -> None:
+    """Delete a file; one that is absent already is no error."""
+    if is_local(uri):
+        Path(absolute(uri)).unlink(missing_ok=True)
+    else:
+        s3.retried(uri, s3.client().delete_object, **s3.place(uri))
+
+
 def write_file(uri: str, write: Callable[[Path], None]) -> None:
     """Let `write` make a local file, then put it into the storage whole."""
     with tempfile.TemporaryDirectory() as scratch:

@@ -4,13 +4,14 @@ Stores are always named by an absolute address: a Ray worker has another working
 path would make it log to a stray database.
 """
 
+import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 from filelock import FileLock
@@ -29,6 +30,7 @@ from pipelines.core.config import ConfigError, RunSettings
 from pipelines.core.credentials import has_secret
 from pipelines.core.provenance import RAY_JOB, origin, read_run, write_run
 
+LOGGER = logging.getLogger(__name__)
 PARENT = "mlflow.parentRunId"
 _EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for training, not for chats
 _PARAM_LENGTH = 5000
@@ -81,6 +83,14 @@ def how_to_look(run: RunSettings) -> str:
     return uri if uri.startswith("http") else f".venv/bin/mlflow ui --backend-store-uri {uri}"
 
 
+class MetricsRow(NamedTuple):
+    """The metrics of one optimizer step, and when they were taken (Unix time)."""
+
+    step: int
+    milliseconds: int
+    values: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class Tracker:
     """One MLflow run, to be written to from the driver or, being two strings, from any worker."""
@@ -96,16 +106,27 @@ class Tracker:
         when = mlflow.utils.time.get_current_time_millis() if timestamp is None else timestamp
         self.client.log_batch(self.run_id, [Metric(k, float(v), when, step) for k, v in metrics.items()])
 
-    def log_history(self, history: Mapping[int, Mapping[str, float]]) -> None:
-        """Metrics of several steps, {step: {name: value}}, in as few requests as may be."""
-        when = mlflow.utils.time.get_current_time_millis()
-        metrics = [Metric(k, float(v), when, step) for step, values in history.items() for k, v in values.items()]
-        for i in range(0, len(metrics), _METRICS_A_REQUEST):
-            self.client.log_batch(self.run_id, metrics[i : i + _METRICS_A_REQUEST])
+    def log_rows(self, rows: Iterable[MetricsRow]) -> None:
+        """Log the metrics of several steps, in as few requests as may be, of whole steps each. What is logged twice is
+        one point."""
+        request: list[Metric] = []
+        for row in rows:
+            metrics = [Metric(k, float(v), row.milliseconds, row.step) for k, v in row.values.items()]
+            if len(request) + len(metrics) > _METRICS_A_REQUEST:
+                self.client.log_batch(self.run_id, request)
+                request = []
+            request += metrics
+        if request:
+            self.client.log_batch(self.run_id, request)
 
     def last_step(self, metric: str) -> int:
-        """The highest step logged for a metric, -1 where there is none."""
-        return max((m.step for m in self.client.get_metric_history(self.run_id, metric)), default=-1)
+        """The highest step logged for a metric, -1 where there is none: from the run itself, since a metric's history
+        may be hundreds of thousands of points."""
+        latest = self.client.get_run(self.run_id).data.to_proto().metrics
+        return next((m.step for m in latest if m.key == metric), -1)
+
+    def log_text(self, text: str, name: str) -> None:
+        self.client.log_text(self.run_id, text, name)
 
     def log_params(self, settings: Mapping[str, Any]) -> None:
         """Flattened settings, but for those that say nothing (empty) and where the run happens; what the run already
@@ -185,9 +206,27 @@ def open_run(run: RunSettings, name: str, run_id: str | None = None, parent: str
     try:
         yield tracker
     except BaseException:
-        client.set_terminated(run_id, "FAILED")
+        _note_failure(client, run_id)
         raise
     client.set_terminated(run_id, "FINISHED")
+
+
+def _note_failure(client: MlflowClient, run_id: str) -> None:
+    """Mark the run as failed. A server that is away must neither hold up the end nor hide its reason."""
+    impatient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    before = {name: os.environ.get(name) for name in impatient}
+    os.environ.update(impatient)
+    try:
+        client.set_terminated(run_id, "FAILED")
+    except (MlflowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        LOGGER.warning("MLflow does not answer, and still shows run %s as running: %s", run_id, reason)
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

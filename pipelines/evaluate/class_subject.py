@@ -11,8 +11,8 @@ from pipelines.core.config import ConfigError
 from pipelines.sample.sampler import ImageSampler, dtype_on
 from pipelines.train.checkpoint import folder_of, list_checkpoints
 from pipelines.train.metrics_log import AVERAGE
-from pipelines.train.pretrain.config import PretrainSettings, Validation
-from pipelines.train.pretrain.model import SUBSPACE, SUMMARY, load_pretrained
+from pipelines.train.pretrain.config import Validation
+from pipelines.train.pretrain.model import SUBSPACE, SUMMARY, load_pretrained, settings_of
 from pipelines.train.pretrain.sampler import ClassSampler
 
 
@@ -34,10 +34,6 @@ class ClassModel:
         found = load_pretrained(self.artifact, self.step)
         found.set_precision(dtype_on(device))
         return ClassSampler(found.to(device), device)
-
-
-def settings_of(pretrained: Artifact) -> PretrainSettings:
-    return PretrainSettings.model_validate({**pretrained.manifest["config"], "resources": {}, "basis": "given"})
 
 
 def read_class_model(pretrained: Artifact, step: int | None) -> ClassModel:

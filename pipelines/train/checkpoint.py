@@ -7,8 +7,7 @@ each file's size and SHA-256; a checkpoint that does not match is passed over fo
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -100,43 +99,16 @@ def write_checkpoint(folder: str, tensors: Tensors, state: dict[str, Any], attem
     return Checkpoint(uri, state)
 
 
-def prune(folder: str, settings: Checkpoints) -> None:
+def prune(folder: str, settings: Checkpoints) -> list[Checkpoint]:
     """Delete all but the last `keep_last` and those at multiples of `keep_every`; and what was never finished, by a
-    store that failed or an attempt that was lost. Only the newest attempt may, with nothing being written."""
+    store that failed or an attempt that was lost. Only the newest attempt may, with nothing being written. Returns the
+    checkpoints that are kept."""
     finished = list_checkpoints(folder)
     old = [c.uri for c in finished[: -settings.keep_last] if not settings.keep_every or c.step % settings.keep_every]
     begun = {file.rpartition("/")[0] for file in storage.list_files(folder)}
     for uri in (*old, *sorted(begun - {c.uri for c in finished})):
         storage.delete_folder(uri)
-
-
-class Uploader:
-    """Writes checkpoints one after the other in a thread of its own. One that cannot be written is given up with a
-    warning: training goes on, and the next has all that it had."""
-
-    def __init__(self, write: Callable[[Tensors, dict[str, Any]], None]):
-        self._write = write
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._last: Future[None] | None = None
-        self.failed = 0
-
-    def submit(self, tensors: Tensors, state: dict[str, Any]) -> None:
-        """Waits for the one before, so that at most one copy is in memory. `tensors` may not change any more."""
-        self.wait()
-        self._last = self._pool.submit(self._write, tensors, state)
-
-    def wait(self) -> bool:
-        """Until nothing is being written; whether the last one was written."""
-        last, self._last = self._last, None
-        error = last.exception() if last else None
-        if error:
-            self.failed += 1
-            LOGGER.warning("a checkpoint could not be written, training goes on: %s: %s", type(error).__name__, error)
-        return error is None
-
-    def close(self) -> None:
-        self.wait()
-        self._pool.shutdown()
+    return [c for c in finished if c.uri not in old]
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Settings that all trainings have."""
 
-from typing import Literal
+from collections.abc import Mapping
+from importlib.machinery import PathFinder
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.core.config import Settings, StepSettings, added
+from pipelines.core.config import ConfigError, Settings, StepSettings, added
 
 
 class Optim(Settings):
@@ -29,6 +31,12 @@ class Optim(Settings):
     """First step at which it holds"""
 
 
+def check_optimizer(optim: Optim) -> None:
+    """Raise ConfigError where the optimizer's package is not installed."""
+    if optim.optimizer == "adam8bit" and not PathFinder.find_spec("bitsandbytes"):
+        raise ConfigError("optim.optimizer=adam8bit: needs bitsandbytes: pip install 'asymflow[gpu]'")
+
+
 class Resources(Settings):
     """On what the training runs. Another choice gives the same run, but for rounding."""
 
@@ -47,6 +55,8 @@ class Resources(Settings):
     """torch.compile each block: minutes at the start, faster steps after"""
     peak_tflops: float | None = Field(None, gt=0)
     """Of one worker, for the share of it that is used (MFU); empty: known for common GPUs, else not logged"""
+    wait_minutes: float = Field(30.0, gt=0)
+    """Give up where the cluster has had no room for the workers for so long"""
     max_failures: int = Field(3, ge=0)
     """Restarts after a worker is lost; those that a preemption takes are not counted"""
 
@@ -68,6 +78,9 @@ class Watch(Settings):
     """Log a loss that is so many times the median of the last hundred"""
     hang_minutes: float = Field(30.0, gt=0)
     """A step that takes longer ends the worker, with the stacks of its threads in the log"""
+    stop_minutes: float = Field(5.0, gt=0)
+    """A job that is asked to stop (SIGTERM, `ray job stop`) ends within this time, whether the store takes its last
+    checkpoint or not"""
 
 
 class TrainSettings(StepSettings):
@@ -96,3 +109,9 @@ class TrainSettings(StepSettings):
                 "(its state is 2 bytes a trained value) or optimizer=adam"
             )
         return self
+
+
+def config_to_load(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """Return a manifest's settings without the resources that it was trained on: ZeRO stage 0 goes with every
+    optimizer, so that what was trained can always be loaded."""
+    return {**config, "resources": {"zero_stage": 0}, **changes}

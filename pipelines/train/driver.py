@@ -1,8 +1,13 @@
 """The job's side of a training: workers are started from the newest checkpoint on, and their end is made readable."""
 
 import logging
+import math
 import os
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from typing import Any
 
 import ray.train
@@ -10,15 +15,26 @@ from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from pipelines.core import storage
+from pipelines.core.cluster_resources import describe_waiting, is_waiting
 from pipelines.core.config import ConfigError
 from pipelines.core.progress import on_terminal
 from pipelines.core.step import Context, StepFailed
+from pipelines.train.channel import Channel
 from pipelines.train.config import TrainSettings
 from pipelines.train.metrics_log import Record
-from pipelines.train.run_lease import Attempt, stopping_on_sigterm
+from pipelines.train.run_lease import Attempt
+from pipelines.train.stopping import describe_resume, noting_signals
 from pipelines.train.task import MakeTask
-from pipelines.train.worker_setup import StoppableTorch
+from pipelines.train.tracking_log import send_unsent
+from pipelines.train.worker_setup import ControllerGuard, NoRoom, StoppableTorch
 from pipelines.viz.figures import curves_figure
+
+LOGGER = logging.getLogger(__name__)
+POLL_SECONDS = 0.2
+REPORT_SECONDS = 20.0
+"""A training that has not begun by then says what it waits for"""
+ABANDON_SECONDS = 15.0
+"""How long the workers of a training that is not waited for any more may take to end"""
 
 
 def check_processors(settings: TrainSettings, besides: int = 0) -> None:
@@ -57,22 +73,101 @@ def train(step: str, task: MakeTask, settings: TrainSettings, context: Context, 
         "attempt": attempt.name,
         "on_terminal": on_terminal(),
     }
-    with stopping_on_sigterm(attempt):
+    channel = Channel(attempt.name)
+    with noting_signals() as asked:
         try:
-            result: Any = make_trainer(task, settings, config).fit()  # typed as the old Train's
+            ended = fit(step, settings, make_trainer(task, settings, config), channel, asked)
         except TrainingFailedError as error:
-            logging.getLogger(__name__).exception("training failed")
+            if isinstance(getattr(error, "controller_failure", None), NoRoom):
+                limit = settings.resources.wait_minutes
+                raise StepFailed(
+                    f"{step}: gave up after {limit:g} minutes (resources.wait_minutes): {describe_shortage(settings)}"
+                ) from None
+            LOGGER.exception("training failed")
             restarts = settings.resources.max_failures
             raise StepFailed(f"{step}: workers failed more than {restarts} times: {_cause(error)}") from None
-    ended = result.return_value or {}
-    again = "; the same command goes on from there"
+        finally:
+            with suppress(Exception):  # Ray's head may be what failed
+                channel.clear()
     match ended.get("ended"):
         case "stopped":
-            raise StepFailed(f"{step}: stopped at step {ended['step']}, as asked; a checkpoint stands{again}")
+            raise StepFailed(f"{step}: stopped at step {ended['step']}, as asked; {describe_resume(ended)}")
         case "fenced":
             raise StepFailed(f"{step}: stopped at step {ended['step']}: a newer attempt at this run has taken over")
         case "gave up":
             raise StepFailed(f"{step}: {ended['message']}")
+
+
+def fit(
+    step: str, settings: TrainSettings, trainer: TorchTrainer, channel: Channel, asked: threading.Event
+) -> dict[str, Any]:
+    """Train in a thread of its own, and return what the workers' loop returns. This thread hears signals meanwhile,
+    passes them on, and says why a training does not begin.
+
+    Raises:
+        StepFailed: the training was asked to stop and has not begun, or does not end in time.
+    """
+    fitting: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            fitting.set_result(trainer.fit())
+        except BaseException as error:  # whatever it is, the main thread raises it
+            fitting.set_exception(error)
+
+    threading.Thread(target=run, name="fit", daemon=True).start()
+    try:
+        _watch(step, settings, fitting, channel, asked)
+    finally:
+        if not fitting.done():  # workers hold nothing after their step, however it ended
+            with suppress(Exception):  # Ray's head may be what failed
+                channel.abandon()
+            wait([fitting], ABANDON_SECONDS)
+    return fitting.result().return_value or {}
+
+
+def _watch(step: str, settings: TrainSettings, fitting: Future[Any], channel: Channel, asked: threading.Event) -> None:
+    """Return when the training has ended. Raises StepFailed, as `fit`."""
+    report_at, stop_by, told = time.monotonic() + REPORT_SECONDS, math.inf, False
+    progress: dict[str, Any] | None = None
+    while not wait([fitting], POLL_SECONDS).done:
+        now = time.monotonic()
+        if asked.is_set() and stop_by == math.inf:
+            LOGGER.warning("asked to stop: writing a checkpoint first, for %g minutes", settings.watch.stop_minutes)
+            stop_by = now + 60 * settings.watch.stop_minutes
+        try:
+            if progress is None or asked.is_set():
+                progress = channel.progress() or progress
+            if asked.is_set() and not told:
+                channel.ask_to_stop()
+                told = True
+            if progress is None and now >= report_at:
+                report_at = now + 1
+                if is_waiting(settings.resources.workers, bundle_of(settings)):
+                    report_at = now + 10 * REPORT_SECONDS
+                    LOGGER.warning("%s: waiting for room for its workers: %s", step, describe_shortage(settings))
+        except Exception as error:  # Ray's head does not answer: the next round asks again, or `fit` fails
+            LOGGER.debug("Ray does not answer: %s", error)
+        if stop_by < math.inf and progress is None:
+            raise StepFailed(f"{step}: stopped before the training began, as asked; the same command begins again")
+        if now > stop_by:
+            good = (progress or {}).get("good")
+            raise StepFailed(
+                f"{step}: did not stop within {settings.watch.stop_minutes:g} minutes (watch.stop_minutes) and was "
+                f"ended; the last good checkpoint is {'none' if good is None else f'that of step {good}'}"
+            )
+
+
+def describe_shortage(settings: TrainSettings) -> str:
+    """Say what the workers need, what is free, and who holds the rest."""
+    workers = settings.resources.workers
+    return describe_waiting({name: workers * amount for name, amount in bundle_of(settings).items()})
+
+
+def bundle_of(settings: TrainSettings) -> dict[str, float]:
+    """Return what one worker takes."""
+    resources = settings.resources
+    return {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
 
 
 def _cause(error: BaseException) -> str:
@@ -96,6 +191,8 @@ def train_function(task: MakeTask) -> Callable[[dict[str, Any]], dict[str, Any]]
 
 def make_trainer(task: MakeTask, settings: TrainSettings, config: dict[str, Any]) -> TorchTrainer:
     resources = settings.resources
+    # how often Ray Train looks whether the wait is over; its own default
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(60.0, 60 * resources.wait_minutes))
     return TorchTrainer(
         train_function(task),  # type: ignore[arg-type]  # Ray passes on what it returns, and its annotation forgets that
         train_loop_config=config,
@@ -103,19 +200,22 @@ def make_trainer(task: MakeTask, settings: TrainSettings, config: dict[str, Any]
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.use_gpu,
-            resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})},
+            resources_per_worker=bundle_of(settings),
         ),
         # Ray's own state of an attempt; checkpoints are ours, and know nothing of it
         run_config=ray.train.RunConfig(
             name=config["attempt"],
             storage_path=storage.join(config["folder"], ".train", "ray"),
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            callbacks=[ControllerGuard(60 * resources.wait_minutes, config["attempt"])],  # type: ignore[list-item]  # the annotation knows one kind
         ),
     )
 
 
 def draw(record: Record, context: Context) -> dict[str, tuple[list[float], list[float]]]:
-    """Loss curves by step, and each term by noise level; returns the latter."""
+    """Loss curves by step, and each term by noise level; returns the latter. What MLflow missed while it was away is
+    sent first."""
+    send_unsent(context.tracker, context.folder)
     curves = {name: values for name, values in record.curves.items() if name not in ("sigma", "omega")}
     context.tracker.log_figure("curves", curves_figure(record.steps, curves, "step"))
     by_sigma = {name: record.means_by_sigma(name) for name in curves}

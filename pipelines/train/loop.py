@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch import Tensor
 from pipelines.core import storage
 from pipelines.core.progress import open_worker_bar
 from pipelines.core.tracking import Tracker
-from pipelines.train.checkpoint import Tensors, Uploader, folder_of, load_newest, prune, write_checkpoint
+from pipelines.train.channel import Channel
+from pipelines.train.checkpoint import folder_of, load_newest
+from pipelines.train.checkpointing import Checkpointer
 from pipelines.train.engine import (
     backward_and_step,
     gradient_norm,
@@ -25,21 +27,31 @@ from pipelines.train.engine import (
     set_learning_rates,
     was_skipped,
 )
+from pipelines.train.history import summary_of
 from pipelines.train.metrics_log import AVERAGE, RECORD, TRAINABLE, Record
 from pipelines.train.monitoring import GiveUp, HangAlarm, Health
 from pipelines.train.run_lease import TERMINATED, Attempt, Lookout, Order
 from pipelines.train.sample_order import slots_per_worker
 from pipelines.train.state import TrainableState, on_cpu
+from pipelines.train.stopping import describe_checkpoint
 from pipelines.train.task import Batch, MakeTask, Tokens
-from pipelines.train.tracking_log import Log
+from pipelines.train.tracking_log import Log, read_unsent
 
 LOGGER = logging.getLogger(__name__)
 ASK_EVERY = 10.0
 """Seconds between looks for a preemption: each is a barrier of all workers"""
 
 
+FINISH_SECONDS = 600.0
+"""A finished training tries to write its result for so long"""
+CLOSE_SECONDS, TRACKING_SECONDS = 60.0, 20.0
+"""A worker that ends waits for its last checkpoint, and for MLflow, for so long"""
+STOP_SHARE = 0.7
+"""Of the time to stop, that for the last checkpoint; the rest is for the step before it and the driver's end"""
+
+
 class Leaving(RuntimeError):
-    """This worker's process was asked to end; a checkpoint stands, and Ray starts the workers again."""
+    """This worker's process was asked to end; Ray starts the workers again, from the last good checkpoint."""
 
 
 def train_loop(make_task: MakeTask, config: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +76,7 @@ class Training:
         self.settings = settings = self.task.settings
         self.folder: str = config["folder"]
         self.attempt = Attempt(self.folder, config["attempt"])
-        self.alarm, self.health = HangAlarm(settings.watch), Health(settings.watch)
+        self.alarm, self.health = HangAlarm(settings.watch), Health(settings.watch, warns=self.rank == 0)
         self.alarm.put_off()
         self.step = 0
 
@@ -81,10 +93,13 @@ class Training:
         self.average = self.task.moving_average(self.state.values())
         self.record = Record()
         self.reader = self.task.reader
-        self.uploader = Uploader(self._write)
+        self.is_stopping = False
         if self.rank == 0:
-            self.lookout = Lookout(self.attempt)
+            self.channel = Channel(self.attempt.name)
+            self.lookout = Lookout(self.attempt, self.channel.is_asked_to_stop)
             self.log = Log(Tracker(**config["tracker"]), self.task, self.workers)
+            unsent = self.log.sender.unsent
+            self.checkpointer = Checkpointer(self.attempt, settings.checkpoints, self.channel, unsent)
         self._asked = time.monotonic()
         self._preempted: Any = None
 
@@ -96,7 +111,8 @@ class Training:
         if self.rank == 0:
             progress = open_worker_bar(self.config["step"], settings.optim.steps, "step", self.config["on_terminal"])
             progress.update(self.step)
-            self.log.start(self.step)
+            self.channel.report(good=self.checkpointer.uploader.good)
+            self.log.start(read_unsent(self.folder))
         order = Order.GO_ON
         if settings.validates_every and self.step == 0:  # what all later pictures are compared with
             self.validate()
@@ -108,7 +124,9 @@ class Training:
                 break
             if order == Order.ASK:
                 self.ask_for_preemption()
-            if self.step % settings.checkpoints.every == 0 or self.step == settings.optim.steps:
+            if self.step == settings.optim.steps:
+                self.checkpoint(FINISH_SECONDS, self.is_to_go_on)
+            elif self.step % settings.checkpoints.every == 0:
                 self.checkpoint()
             if settings.validates_every and self.step % settings.validates_every == 0:
                 self.validate()
@@ -117,22 +135,33 @@ class Training:
         if order == Order.FENCED:
             return {"ended": "fenced", "step": self.step}
         if order >= Order.STOP:
-            self.checkpoint(wait=True)
-        if order == Order.LEAVE:
-            raise Leaving(f"a worker's process was asked to end; all go on from step {self.step}")
-        if order == Order.STOP:
-            return {"ended": "stopped", "step": self.step}
-        self.write_result()
+            self.is_stopping = True
+            self.checkpoint(60 * STOP_SHARE * settings.watch.stop_minutes)
+            end = self.last_checkpoint()
+            if order == Order.LEAVE:
+                raise Leaving(f"a worker's process was asked to end at step {self.step}; {describe_checkpoint(end)}")
+            return end
+        try:
+            self.write_result()
+        except storage.StorageError:
+            if self.is_to_go_on():
+                raise
+            self.is_stopping = True
+            return {"ended": "stopped", "step": self.step, **self.checkpointer.end()}
         return {"ended": "finished", "step": self.step}
 
     def resume(self) -> None:
         """Take up the newest whole checkpoint, which rank 0 reads for all."""
         found = load_newest(folder_of(self.folder)) if self.rank == 0 else None
-        told: list[Any] = [found[0].state if found else None]
+        told: list[Any] = [found[0].state if found else None]  # small: the history lies in files of its own
         dist.broadcast_object_list(told, 0)
         if (saved := told[0]) is None:
             return
-        self.step, self.record = saved["step"], Record.from_json(saved["record"])
+        self.step = saved["step"]
+        if self.rank == 0:
+            self.record = self.checkpointer.resume(saved)
+        else:
+            self.record = Record.of_parts(summary_of(saved), [])
         tensors = found[1] if found else None
         open_optimizer(self.engine, self.optimizer, self.task.blank_batch(self.micro_batch))
         self.state.restore(tensors, self.step - len(self.record.skipped))
@@ -199,7 +228,7 @@ class Training:
             self._preempted = info
             if self.rank == 0:
                 LOGGER.warning("nodes %s are about to be taken away", ", ".join(info.preempted_node_ids))
-            self.checkpoint(wait=True)
+            self.checkpoint()
 
     def report_skip(self, micro_batches: list[Batch]) -> None:
         """Name the pictures of a step that was skipped, on rank 0. Raises GiveUp after too many in a row."""
@@ -207,17 +236,24 @@ class Training:
         everyone: list[Any] = [None] * self.workers
         dist.all_gather_object(everyone, mine)
         keys = [key for keys in everyone for key in keys]
+        if self.rank == 0:
+            self.record.skipped_keys[str(self.step)] = keys
+            self.log.skipped_keys(self.step, keys)
         self.health.skipped(self.step, keys)
 
-    def checkpoint(self, wait: bool = False) -> None:
-        """Gather everything (a collective call), and let rank 0 write it in the background. While all steps were
-        skipped there is nothing to keep, and no optimizer state yet."""
+    def is_to_go_on(self) -> bool:
+        """Whether rank 0 may go on waiting for the store."""
+        self.alarm.put_off()
+        return self.lookout.order == Order.GO_ON
+
+    def checkpoint(self, seconds: float = 0.0, meanwhile: Callable[[], Any] | None = None) -> None:
+        """Gather everything (a collective call), and let rank 0 write it in the background, waiting at most so many
+        seconds for it. While all steps were skipped there is nothing to keep, and no optimizer state yet."""
         if self.step == len(self.record.skipped):
             return
         values, moments = self.state.values(), self.state.moments()
         if self.rank:
             return
-        self.log.flush()
         tensors = {"trainable": values, "average": self.average.average, **moments}
         state = {
             "step": self.step,
@@ -226,23 +262,24 @@ class Training:
             "mlflow_run": self.config["tracker"]["run_id"],
             "workers": self.workers,
             "zero_stage": self.settings.resources.zero_stage,
-            "record": self.record.to_json(),
         }
-        self.uploader.submit({name: on_cpu(part) for name, part in tensors.items()}, state)
-        if wait:
-            self.uploader.wait()
+        self.checkpointer.submit(tensors, state, self.record)
+        if seconds:
+            self.checkpointer.uploader.wait(seconds, meanwhile or self.alarm.put_off)
         self.log.pause_ended()
+
+    def last_checkpoint(self) -> dict[str, Any]:
+        """Return what a stopped run ends with, the same on every rank (a collective call: no rank leaves before the
+        first one has written): {"ended", "step", "good": the last complete checkpoint's step, "reason": why it is not
+        this step's}."""
+        told: list[Any] = [None]
+        if self.rank == 0:
+            told = [self.checkpointer.end()]
+        dist.broadcast_object_list(told, 0)
+        return {"ended": "stopped", "step": self.step, **told[0]}
 
     def cursor(self) -> tuple[int, int]:
         return divmod(self.step, self.reader.order.steps_per_epoch(self.settings.optim.batch))
-
-    def _write(self, tensors: Tensors, state: dict[str, Any]) -> None:
-        """In the uploader's thread."""
-        folder = folder_of(self.folder)
-        if self.attempt.order() == Order.FENCED:
-            raise RuntimeError("a newer attempt at this run has taken over")
-        write_checkpoint(folder, tensors, state, self.attempt.name)
-        prune(folder, self.settings.checkpoints)
 
     def validate(self) -> None:
         """Pictures of the moving average, by swapping it in; before the first step there is nothing to swap."""
@@ -258,14 +295,28 @@ class Training:
         values = self.state.values()
         if self.rank:
             return
-        self.uploader.wait()
-        for name, tensors in ((TRAINABLE, values), (AVERAGE, self.average.average)):
-            storage.write_bytes(storage.join(self.folder, name), save(on_cpu(tensors)))
-        storage.write_bytes(storage.join(self.folder, RECORD), self.record.to_json().encode())
+        files = ((TRAINABLE, values), (AVERAGE, self.average.average))
+        for name, tensors in files:
+            self.write_file(name, save(on_cpu(tensors)))
+        self.write_file(RECORD, self.record.to_json().encode())
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """Write a file of the artifact: a store that is away is tried for FINISH_SECONDS."""
+        deadline = time.monotonic() + FINISH_SECONDS
+        while True:
+            try:
+                return storage.write_bytes(storage.join(self.folder, name), data)
+            except storage.StorageError as error:
+                if not self.is_to_go_on() or time.monotonic() > deadline:
+                    raise
+                LOGGER.warning("%s cannot be written yet: %s", name, error)
+                time.sleep(1.0)
 
     def close(self) -> None:
-        self.alarm.cancel()
-        self.uploader.close()
         if self.rank == 0:
+            if not self.is_stopping:
+                self.checkpointer.uploader.wait(CLOSE_SECONDS, self.alarm.put_off)
             self.lookout.close()
-            self.log.flush()
+            share = 60 * (1 - STOP_SHARE) / 3 * self.settings.watch.stop_minutes
+            self.log.sender.close(min(TRACKING_SECONDS, share) if self.is_stopping else TRACKING_SECONDS)
+        self.alarm.cancel()

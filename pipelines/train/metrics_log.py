@@ -1,12 +1,16 @@
 """The history of a training: each step's loss and terms, and the same by noise level. And the names of its files."""
 
 import json
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 TRAINABLE, AVERAGE, RECORD = "trainable.safetensors", "average.safetensors", "record.json"
 BINS = 10
+CHUNK = 10_000
+"""Steps of the history that a checkpoint keeps in one file"""
 
 
 class Record:
@@ -21,6 +25,8 @@ class Record:
         """By step the sum of the CRC-32 of its pictures' keys: what was trained on, to be compared"""
         self.skipped: list[int] = []
         """Steps whose loss or gradient was not finite; they have no place in the curves' means by noise level"""
+        self.skipped_keys: dict[str, list[str]] = {}
+        """By skipped step the keys of its samples"""
 
     def add(self, step: int, terms: dict[str, Tensor], skipped: bool = False) -> None:
         """`terms` are (B,) over the global batch, `sigma`, `weight` and `key_sums` among them; those of weight 0 only
@@ -48,6 +54,46 @@ class Record:
         """Centres of the noise-level bins that were seen, and the term's mean in each."""
         seen = [i for i in range(BINS) if self.counts[i]]
         return [(i + 0.5) / BINS for i in seen], [self.by_sigma[name][i] / self.counts[i] for i in seen]
+
+    def summary(self) -> dict[str, Any]:
+        """Return what does not grow with the steps: a checkpoint's state holds it."""
+        return {"by_sigma": dict(self.by_sigma), "counts": list(self.counts), "skipped": list(self.skipped)}
+
+    def chunks(self, known: Collection[int] = ()) -> dict[int, dict[str, Any]]:
+        """Return the history by step in pieces of CHUNK steps, {number: columns}, but for the `known` ones."""
+        found = {}
+        start = 0
+        while start < len(self.steps):
+            number = (self.steps[start] - 1) // CHUNK
+            end = min(start + CHUNK, len(self.steps))
+            while (self.steps[end - 1] - 1) // CHUNK != number:  # steps are missing: a file of them was damaged
+                end -= 1
+            if number not in known:
+                found[number] = self._rows(start, end)
+            start = end
+        return found
+
+    def _rows(self, start: int, end: int) -> dict[str, Any]:
+        steps = self.steps[start:end]
+        return {
+            "steps": steps,
+            "curves": {name: values[start:end] for name, values in self.curves.items()},
+            "key_sums": self.key_sums[start:end],
+            "skipped_keys": {k: v for k, v in self.skipped_keys.items() if steps[0] <= int(k) <= steps[-1]},
+        }
+
+    @classmethod
+    def of_parts(cls, summary: dict[str, Any], chunks: Iterable[dict[str, Any]]) -> "Record":
+        """Return the record of a checkpoint, of its `summary` and its `chunks` in order."""
+        record = cls()
+        vars(record).update(summary)
+        for chunk in chunks:
+            record.steps += chunk["steps"]
+            record.key_sums += chunk["key_sums"]
+            record.skipped_keys |= chunk["skipped_keys"]
+            for name, values in chunk["curves"].items():
+                record.curves.setdefault(name, []).extend(values)
+        return record
 
     def to_json(self) -> str:
         return json.dumps(vars(self))

@@ -15,7 +15,6 @@ from pipelines.train.config import Watch
 LOGGER = logging.getLogger(__name__)
 _STDERR = 2  # the descriptor: Ray sends it to the worker's log
 _REMEMBERED, _ENOUGH = 100, 20
-_KEYS_SHOWN = 32
 
 
 class GiveUp(RuntimeError):
@@ -23,19 +22,19 @@ class GiveUp(RuntimeError):
 
 
 class Health:
-    """Skipped steps and spikes."""
+    """Skipped steps and spikes. All ranks count them alike; one of them warns."""
 
-    def __init__(self, settings: Watch):
-        self.settings = settings
+    def __init__(self, settings: Watch, warns: bool = True):
+        self.settings, self.warns = settings, warns
         self.in_a_row = 0
         self.losses: deque[float] = deque(maxlen=_REMEMBERED)
 
     def skipped(self, step: int, keys: list[str]) -> None:
         """A step whose loss or gradient was not finite. Raises GiveUp after too many in a row."""
         self.in_a_row += 1
-        more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
-        shown = ", ".join(keys[:_KEYS_SHOWN]) + more
-        LOGGER.warning("step %d skipped: its loss or gradient is not finite; its pictures: %s", step, shown)
+        if self.warns:
+            shown = ", ".join(keys)
+            LOGGER.warning("step %d skipped: its loss or gradient is not finite; its pictures: %s", step, shown)
         if self.in_a_row >= self.settings.skips:
             raise GiveUp(
                 f"stopped at step {step}: {self.in_a_row} steps in a row had no finite loss or gradient; the log names "
@@ -48,7 +47,7 @@ class Health:
         usual = statistics.median(self.losses) if len(self.losses) >= _ENOUGH else float("inf")
         self.losses.append(loss)
         spike = loss > self.settings.spike * usual
-        if spike:
+        if spike and self.warns:
             LOGGER.warning("step %d: a loss of %.4g, %.1f times the usual", step, loss, loss / usual)
         return spike
 

@@ -1,4 +1,4 @@
-"""Who may write a run, and whether it was asked to stop: one small file beside its checkpoints.
+"""Who may write a run, by one small file beside its checkpoints, and whether it was asked to stop.
 
 A run is started again under the same name while an older try at it may still be alive somewhere (a lost node, a second
 job submitted by mistake, a retry by the cluster). The newest try claims the file; an older one that finds it claimed
@@ -9,14 +9,12 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from types import FrameType
 from uuid import uuid4
 
-from pipelines.core import storage
+from pipelines.core import s3, storage
 
 LOGGER = logging.getLogger(__name__)
 _LOOK_EVERY = 1.0  # seconds
@@ -47,23 +45,12 @@ class Attempt:
     def claim(cls, folder: str) -> "Attempt":
         """Become the newest."""
         attempt = cls(folder, uuid4().hex[:8])
-        attempt._write(stop=False)
+        storage.write_bytes(attempt._file, json.dumps({"attempt": attempt.name}).encode())
         return attempt
 
-    def ask_to_stop(self) -> None:
-        """Unless a newer attempt took over, whose file this then is."""
-        if self.order() != Order.FENCED:
-            self._write(stop=True)
-
-    def order(self) -> Order:
-        """GO_ON, STOP or FENCED."""
-        newest = json.loads(storage.read_bytes(self._file))
-        if newest["attempt"] != self.name:
-            return Order.FENCED
-        return Order.STOP if newest["stop"] else Order.GO_ON
-
-    def _write(self, stop: bool) -> None:
-        storage.write_bytes(self._file, json.dumps({"attempt": self.name, "stop": stop}).encode())
+    def is_fenced(self) -> bool:
+        """Whether a newer attempt took over."""
+        return json.loads(storage.read_bytes(self._file))["attempt"] != self.name
 
     @property
     def _file(self) -> str:
@@ -71,40 +58,37 @@ class Attempt:
 
 
 class Lookout:
-    """Reads the file every second in a thread of its own; a store that does not answer changes nothing."""
+    """Looks every second whether the run was asked to stop, by Ray's own store, and whether a newer attempt runs, by
+    the file. Each has a thread, so that a file that cannot be read hides no stop; what does not answer changes nothing.
+    """
 
-    def __init__(self, attempt: Attempt):
-        self.attempt, self.order = attempt, Order.GO_ON
-        self._ended = threading.Event()
-        threading.Thread(target=self._look, name="lookout", daemon=True).start()
+    def __init__(self, attempt: Attempt, is_asked_to_stop: Callable[[], bool]):
+        self.attempt = attempt
+        self._asked, self._fenced, self._ended = threading.Event(), threading.Event(), threading.Event()
+        for look, found in ((is_asked_to_stop, self._asked), (self._is_fenced, self._fenced)):
+            threading.Thread(target=self._look, args=(look, found), name="lookout", daemon=True).start()
 
-    def _look(self) -> None:
-        while not self._ended.wait(_LOOK_EVERY):
+    @property
+    def order(self) -> Order:
+        """GO_ON, STOP or FENCED."""
+        if self._fenced.is_set():
+            return Order.FENCED
+        return Order.STOP if self._asked.is_set() else Order.GO_ON
+
+    def _is_fenced(self) -> bool:
+        with s3.single_attempts():  # the next look is the next attempt
+            return self.attempt.is_fenced()
+
+    def _look(self, look: Callable[[], bool], found: threading.Event) -> None:
+        while not self._ended.wait(_LOOK_EVERY) and not found.is_set():
             try:
-                self.order = self.attempt.order()
-            except (OSError, storage.StorageError, ValueError) as error:
-                LOGGER.debug("attempt.json cannot be read now: %s", error)
+                if look():
+                    found.set()
+            except Exception as error:  # of any kind: a look that fails is repeated
+                LOGGER.debug("not known now: %s", error)
 
     def close(self) -> None:
         self._ended.set()
-
-
-@contextmanager
-def stopping_on_sigterm(attempt: Attempt) -> Iterator[None]:
-    """In the driver's main thread: SIGTERM (`ray job stop`, Kubernetes) asks for a checkpoint and an end."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        LOGGER.warning("asked to stop: writing a checkpoint first")
-        attempt.ask_to_stop()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 TERMINATED = threading.Event()

@@ -1,38 +1,34 @@
-"""What rank 0 tells MLflow. A server that does not answer costs no step: what it missed is sent with the next."""
+"""What rank 0 logs to MLflow: metrics by step, images, and the keys of skipped samples."""
 
-import logging
-from typing import Any
+import json
+from collections.abc import Iterable
+from contextlib import suppress
 
-from mlflow.exceptions import MlflowException
 from PIL import Image
-from requests.exceptions import RequestException
-from sqlalchemy.exc import SQLAlchemyError
 
-from pipelines.core.tracking import Tracker
+from pipelines.core import storage
+from pipelines.core.tracking import MetricsRow, Tracker
 from pipelines.train.devices import device_of
 from pipelines.train.metrics_log import Record
 from pipelines.train.monitoring import Speedometer
 from pipelines.train.task import Task, Tokens
-
-LOGGER = logging.getLogger(__name__)
-LOG_EVERY = 20  # steps that go to MLflow together: a request costs as much as a small step
-_FAILURES = (MlflowException, RequestException, SQLAlchemyError, OSError)
+from pipelines.train.tracking_sender import Sender
 
 
 class Log:
-    """Metrics by step: `train/` the loss and its terms, `train/speed/` rates and waits; pictures by step."""
+    """Metrics by step: `train/` the loss and its terms, `train/speed/` rates and waits; images by step. Nothing here
+    waits for the server."""
 
     def __init__(self, tracker: Tracker, task: Task, workers: int):
-        self.tracker, self.task = tracker, task
+        self.task = task
+        self.sender = Sender(tracker)
         self.speed = Speedometer()
         peak = device_of(task.settings.resources).tflops
         self.flops = 1e12 * peak * workers if peak else None
-        self.unlogged: dict[int, dict[str, float]] = {}
-        self.logged = 0
 
-    def start(self, step: int) -> None:
-        """Steps after `step` that an earlier try logged before it was lost are not logged twice."""
-        self.logged = max(step, self._try(self.tracker.last_step, "train/loss") or 0)
+    def start(self, unsent: Iterable[MetricsRow]) -> None:
+        """Begin with what an earlier attempt could not send; steps that it did send are not logged twice."""
+        self.sender.start(unsent)
         self.speed.restart()
 
     def step(
@@ -42,30 +38,43 @@ class Log:
         if self.flops:
             could_do = rates["train/speed/seconds_per_step"] * self.flops
             rates["train/speed/mfu"] = self.task.step_flops(tokens) / could_do
-        if step > self.logged:
-            terms = {f"train/{name}": value for name, value in record.last().items()}
-            events = {"train/skipped": float(len(record.skipped))} if skipped else {}
-            self.unlogged[step] = {**terms, "train/gradient_norm": norm, **rates, **events}
-            if spike:
-                self.unlogged[step]["train/spike"] = record.last()["loss"]
-        if len(self.unlogged) >= LOG_EVERY:
-            self.flush()
+        terms = {f"train/{name}": value for name, value in record.last().items()}
+        events = {"train/skipped": float(len(record.skipped))} if skipped else {}
+        if spike:
+            events["train/spike"] = record.last()["loss"]
+        self.sender.add(step, {**terms, "train/gradient_norm": norm, **rates, **events})
 
-    def flush(self) -> None:
-        if self.unlogged and self._try(self.tracker.log_history, self.unlogged, done=True):
-            self.unlogged = {}
+    def skipped_keys(self, step: int, keys: list[str]) -> None:
+        """Keep the keys of a skipped step's samples as a file of the run."""
+        text = "".join(f"{key}\n" for key in keys)
+        self.sender.send(lambda tracker: tracker.log_text(text, f"skipped/step-{step:08}.txt"))
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:
-        self._try(self.tracker.log_image_at, name, image, step)
+        self.sender.send(lambda tracker: tracker.log_image_at(name, image, step))
 
     def pause_ended(self) -> None:
         """What was done between two steps is not part of the next one's time."""
         self.speed.restart()
 
-    def _try(self, call: Any, *arguments: Any, done: Any = None) -> Any:
-        try:
-            found = call(*arguments)
-        except _FAILURES as error:
-            LOGGER.warning("MLflow does not answer, training goes on: %s: %s", type(error).__name__, error)
-            return None
-        return found if done is None else done
+
+def unsent_file(folder: str) -> str:
+    """Where a run's unsent metrics lie: written with each checkpoint, so that they outlive the workers."""
+    return storage.join(folder, ".train", "unsent.json")
+
+
+def write_unsent(folder: str, rows: Iterable[MetricsRow]) -> None:
+    storage.write_bytes(unsent_file(folder), json.dumps([list(row) for row in rows]).encode())
+
+
+def read_unsent(folder: str) -> list[MetricsRow]:
+    """Return the rows that the last attempt may not have sent; none where it kept none."""
+    with suppress(FileNotFoundError):
+        return [MetricsRow(*row) for row in json.loads(storage.read_bytes(unsent_file(folder)))]
+    return []
+
+
+def send_unsent(tracker: Tracker, folder: str) -> None:
+    """Send what a finished training could not, but for what the server has."""
+    if rows := read_unsent(folder):
+        last = tracker.last_step("train/loss")
+        tracker.log_rows(row for row in rows if row.step > last)

@@ -128,7 +128,7 @@ def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_pictures)
         wait_for(lambda: head.jobs.get_job_status("first") == JobStatus.STOPPED)
         (stopped, folder) = newest_checkpoint(runs)
         jobs.said.append(head.jobs.get_job_logs("first"))
-        assert f"error: finetune: stopped at step {stopped}, as asked; a checkpoint stands" in jobs.said[-1]
+        assert f"stopped at step {stopped}, as asked; the checkpoint of step {stopped} is complete" in jobs.said[-1]
         jobs.start(head, "second", command)
         wait_for_checkpoint(head, "second", runs, stopped + 1)
         jobs.said.append(head.jobs.get_job_logs("second"))

@@ -16,7 +16,7 @@ from PIL import Image
 from postgres import Database, find_postgres, serve_postgres
 
 from pipelines.core.config import RunSettings
-from pipelines.core.tracking import Tracker, open_run
+from pipelines.core.tracking import MetricsRow, Tracker, open_run
 
 ROOT = Path(__file__).parents[2]
 PASSWORDS = {"postgres": "pg-password-91f", "admin": "admin-password-7c2", "flask": "flask-key-55d"}
@@ -80,7 +80,7 @@ def test_runs_written_by_ray_workers_are_read_back(server, account, s3, local_ra
     @local_ray.remote(runtime_env={"env_vars": {name: os.environ[name] for name in names}})
     def train(uri, run_id, rank):
         tracker = Tracker(uri, run_id)
-        tracker.log_history({step: {f"train/loss_{rank}": 1 / step} for step in range(1, 4)})
+        tracker.log_rows(MetricsRow(step, 1000 * step, {f"train/loss_{rank}": 1 / step}) for step in range(1, 4))
         if rank == 1:  # as in a training: the first pictures of two at once would race for one row of MLflow's
             tracker.log_image_at("val/pictures", Image.new("RGB", (8, 8)), step=3)
 

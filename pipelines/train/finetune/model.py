@@ -11,6 +11,7 @@ from asymflow.models.flux2 import LatentFlux2, PixelFlux2
 from asymflow.subspace import Subspace
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
+from pipelines.train.config import config_to_load
 from pipelines.train.devices import precision
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.metrics_log import AVERAGE
@@ -50,8 +51,7 @@ def build_model(settings: FinetuneSettings, subspace: Subspace) -> AdaptedFlux2:
 
 def load_finetuned(artifact: Artifact, subspace: Subspace, base: str) -> AdaptedFlux2:
     """The moving average of a finetune artifact on its base model's folder, in float32, ready to sample from."""
-    config = {**artifact.manifest["config"], "base": base, "resources": {"zero_stage": 0}}
-    settings = FinetuneSettings.model_validate(config)
+    settings = FinetuneSettings.model_validate(config_to_load(artifact.manifest["config"], base=base))
     transformer = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
     model = adapt(settings, transformer, subspace)
     average = storage.read_file(artifact.file(AVERAGE), load_file)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from pipelines.data.datasets import rows_by_group
 from pipelines.data.embeddings import are_latents_stored, is_stored, latent_actors, text_actors, text_padding
 from pipelines.data.encode import load_unconditional
 from pipelines.train import driver
+from pipelines.train.config import check_optimizer
 from pipelines.train.devices import precision_name
 from pipelines.train.driver import check_processors, draw, last_means
 from pipelines.train.finetune.config import FinetuneSettings
@@ -35,8 +35,7 @@ def check(settings: FinetuneSettings) -> None:
     check_base(settings.base, ("transformer",))
     if settings.loss.kind == "variance_reduced" and settings.loss.perceptual:
         check_perceptual(settings.loss.perceptual)
-    if settings.optim.optimizer == "adam8bit" and not PathFinder.find_spec("bitsandbytes"):
-        raise ConfigError("optim.optimizer=adam8bit: needs bitsandbytes: pip install 'asymflow[gpu]'")
+    check_optimizer(settings.optim)
 
 
 def check_inputs(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> None:

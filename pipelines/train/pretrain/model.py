@@ -7,6 +7,7 @@ from asymflow.srgb import SrgbSpace
 from asymflow.subspace import RECOMMENDED, Subspace, random_basis
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
+from pipelines.train.config import config_to_load
 from pipelines.train.devices import precision
 from pipelines.train.ema import read_average
 from pipelines.train.pretrain.config import PretrainSettings
@@ -52,10 +53,14 @@ def build_model(settings: PretrainSettings, subspace: Subspace, features: int | 
     return model.train()
 
 
+def settings_of(pretrained: Artifact) -> PretrainSettings:
+    """Return the settings of a pretrain artifact, without its inputs and resources."""
+    return PretrainSettings.model_validate(config_to_load(pretrained.manifest["config"], basis="given"))
+
+
 def load_pretrained(artifact: Artifact, step: int | None = None) -> PixelJiT:
     """The moving average of a pretrain artifact, at the end or a checkpoint, in float32, ready to sample from."""
-    config = {**artifact.manifest["config"], "resources": {}, "basis": "given"}
-    settings = PretrainSettings.model_validate(config)
+    settings = settings_of(artifact)
     model = PixelJiT(settings.jit, storage.read_file(artifact.file(SUBSPACE), Subspace.load))
     average = read_average(artifact.uri, step, "pretrain").values
     with torch.no_grad():

@@ -14,6 +14,7 @@ from pipelines.core.config import ConfigError
 from pipelines.core.step import Context, Step
 from pipelines.data.basis.step import load_subspace
 from pipelines.train import driver
+from pipelines.train.config import check_optimizer
 from pipelines.train.devices import precision_name
 from pipelines.train.driver import check_processors, draw, last_means
 from pipelines.train.metrics_log import RECORD, Record
@@ -27,6 +28,7 @@ def check(settings: PretrainSettings) -> None:
             check_dinov2(settings.repa.encoder)
         except ValueError as error:
             raise ConfigError(f"repa.encoder: {error}") from None
+    check_optimizer(settings.optim)
     check_processors(settings)
 
 

@@ -1,5 +1,39 @@
+import os
+
 import pytest
+from ports import free_port
 from training_runs import KINDS, Training
+
+
+@pytest.fixture(scope="session")
+def _group():
+    """torch.distributed of this one process, and its environment: DeepSpeed sets it up once in a process."""
+    import deepspeed
+    import torch.distributed as dist
+
+    from pipelines.core.prebuild import put_ninja_on_path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", os.environ["PATH"])
+        put_ninja_on_path()
+        environment = {
+            "PATH": os.environ["PATH"], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "RANK": "0",
+            "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1",
+        }  # fmt: skip
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+    yield environment
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def alone(_group):
+    """For a module: this process is a training's only worker."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in _group.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="session")

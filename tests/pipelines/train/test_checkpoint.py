@@ -1,5 +1,4 @@
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 from pipelines.core import storage
 from pipelines.train.checkpoint import (
     DamagedCheckpoint,
-    Uploader,
     list_checkpoints,
     load_newest,
     prune,
@@ -103,41 +101,6 @@ def test_on_s3_with_a_store_that_fails_between_the_files(faulty_s3):
     prune(folder, Checkpoints(keep_last=2))
     assert [c.step for c in list_checkpoints(folder)] == [5, 15]
     assert not any("00000010" in file for file in storage.list_files(folder))
-
-
-def test_an_upload_that_fails_is_given_up_and_the_next_is_not(caplog):
-    written = []
-
-    def write(tensors, state):
-        if state["step"] == 2:
-            raise OSError("no space left")
-        written.append(state["step"])
-
-    uploader = Uploader(write)
-    for step in (1, 2, 3):
-        uploader.submit({}, {"step": step})
-    assert uploader.wait() and written == [1, 3] and uploader.failed == 1
-    assert "training goes on: OSError: no space left" in caplog.text
-    uploader.submit({}, {"step": 2})
-    assert not uploader.wait()
-    uploader.close()
-
-
-def test_uploads_go_on_in_the_background_one_at_a_time():
-    log: list[str] = []
-
-    def write(tensors, state):
-        log.append(f"begin {state['step']}")
-        time.sleep(0.3)
-        log.append(f"end {state['step']}")
-
-    uploader = Uploader(write)
-    started = time.monotonic()
-    uploader.submit({}, {"step": 1})
-    assert time.monotonic() - started < 0.2
-    uploader.submit({}, {"step": 2})
-    uploader.close()
-    assert log == ["begin 1", "end 1", "begin 2", "end 2"]
 
 
 def test_the_state_is_json_with_sizes_and_checksums(folder):

@@ -2,7 +2,6 @@
 
 import math
 import os
-import socket
 import time
 from dataclasses import replace
 from itertools import product
@@ -10,13 +9,11 @@ from itertools import product
 import deepspeed
 import pytest
 import torch
-import torch.distributed as dist
 
 from asymflow.ema import PowerEMA
 from asymflow.models.flux2 import PixelFlux2
 from asymflow.oklab import RELEASED
 from asymflow.subspace import Subspace
-from pipelines.core.prebuild import put_ninja_on_path
 from pipelines.train.engine import (
     backward_and_step,
     gradient_norm,
@@ -31,25 +28,8 @@ from pipelines.train.finetune.config import FinetuneSettings, Optim
 from pipelines.train.finetune.task import blank_batch, make_objective, parameter_groups
 from pipelines.train.state import TrainableState, on_cpu
 
+pytestmark = pytest.mark.usefixtures("alone")
 KINDS = [("adam", 0), ("adam", 1), ("adam", 2), ("adam", 3), ("adam8bit", 0)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    """torch.distributed of this one process."""
-    with pytest.MonkeyPatch.context() as patch, socket.socket() as free:
-        free.bind(("", 0))
-        patch.setenv("PATH", os.environ["PATH"])
-        put_ninja_on_path()
-        for name, value in {
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "RANK": "0", "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1", "LOCAL_SIZE": "1",
-        }.items():  # fmt: skip
-            patch.setenv(name, value)
-        free.close()
-        deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
-        yield
-        dist.destroy_process_group()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ workers as before or on others, at the same ZeRO stage or another."""
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import training_runs
 import yaml
+from gate import gate_before
 from mlflow import MlflowClient
 from ray import cloudpickle
 from training_runs import STEPS, Training, failing_at, key_sum, record_of
@@ -23,7 +25,7 @@ from pipelines.core.step import StepFailed, run_step
 from pipelines.core.tracking import tracking_uri
 from pipelines.train import driver
 from pipelines.train.checkpoint import folder_of, list_checkpoints
-from pipelines.train.metrics_log import Record
+from pipelines.train.history import read_record
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 # What is tested is the engine's, and the same for both: each test takes one, and those of the whole way take both.
@@ -119,15 +121,21 @@ def test_steps_without_a_finite_loss_are_skipped_and_too_many_end_the_run(
     with pytest.raises(StepFailed, match="stopped at step 15: 3 steps in a row had no finite loss"):
         run_step(training.step, settings)
     newest = list_checkpoints(folder_of(str(training.folder(tmp_path))))[-1]
-    record = Record.from_json(newest.state["record"])
+    record = read_record(str(training.folder(tmp_path)), newest.state)
     assert newest.step == 10 and record.skipped == [7]
     assert record.curves["loss"][:6] == pytest.approx(record_of(plain).curves["loss"][:6], rel=1e-4)
     assert all(math.isfinite(loss) == (step != 7) for step, loss in enumerate(record.curves["loss"], 1))
     told = "".join(capfd.readouterr())
-    assert "step 7 skipped: its loss or gradient is not finite; its pictures: " in told
+    assert told.count("step 7 skipped: its loss or gradient is not finite; its pictures: ") == 1
+    assert "repeated" not in told  # by Ray, of several ranks
+    keys = record.skipped_keys["7"]
+    assert len(keys) == training_runs.BATCH and f"its pictures: {', '.join(keys)}" in told
     run = json.loads((training.folder(tmp_path) / ".run.json").read_text())["mlflow_run"]
     client = MlflowClient(tracking_uri(settings.run))
     assert [m.step for m in client.get_metric_history(run, "train/skipped")] == [7, 13, 14, 15]
+    files = [file.path for file in client.list_artifacts(run, "skipped")]
+    assert files == [f"skipped/step-{step:08}.txt" for step in (7, 13, 14, 15)]
+    assert (Path(client.download_artifacts(run, files[0], str(tmp_path)))).read_text().split("\n")[:-1] == keys
 
 
 @pretrain
@@ -185,7 +193,9 @@ def test_a_driver_that_is_asked_to_stop_leaves_a_checkpoint_and_says_so(training
     assert job.wait(120) == 1
     told = (tmp_path / "log").read_text()
     steps = checkpoint_steps(training, tmp_path / "runs")
-    assert f"error: finetune: stopped at step {steps[-1]}, as asked" in told and steps[-1] < STEPS
+    last = steps[-1]
+    assert last < STEPS
+    assert f"error: finetune: stopped at step {last}, as asked; the checkpoint of step {last} is complete" in told
 
     again = training.settings_for(tmp_path / "runs", workers=1, zero_stage=2)
     artifact = run_step(training.step, again).artifact
@@ -217,3 +227,31 @@ def test_a_store_that_refuses_writes_for_a_while(faulty_s3, training, tmp_path, 
     artifact = load_artifact(json.loads(told.splitlines()[-1])["artifact"], "finetune")
     assert_the_same(artifact, plain, training)
     assert storage.exists(artifact.file("adapter", "config.json"))
+
+
+@finetune
+def test_a_stop_while_the_store_is_away_ends_in_time_and_names_the_last_good_checkpoint(
+    s3, s3_server, training, tmp_path, monkeypatch
+):
+    """SIGTERM with S3 gone: the workers hear of it all the same, and no checkpoint is called good that is none."""
+    with gate_before(int(s3_server.url.rpartition(":")[2])) as gate:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", gate.url)
+        settings = training.settings_for("unused", zero_stage=0, without_validation=False)
+        run = {"storage": f"{s3}/runs", "tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}
+        drawing = settings.validation.model_copy(update={"every": 1, "steps": 20})  # else it may be done before
+        settings = settings.model_copy(update={"run": settings.run.model_copy(update=run), "validation": drawing})
+        settings = with_watch(with_checkpoints_every(settings, 1), stop_minutes=0.5)
+        job = start_job(training, settings, tmp_path)
+        wait_for(job, tmp_path, lambda: s3_server.count("PUT .*state.json") >= 2)
+        gate.close()
+        time.sleep(2)  # some steps
+        job.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        assert job.wait(120) == 1 and time.monotonic() - started < 75  # 30 s, and the end of Ray
+        gate.open()
+        (folder,) = {uri.partition("/.train/")[0] for uri in storage.list_files(f"{s3}/runs/finetune")}
+        good = list_checkpoints(folder_of(folder))[-1].step
+    told = (tmp_path / "log").read_text()
+    (end,) = re.findall(r"^error: finetune: stopped at step (\d+), as asked; (.*)$", told, re.MULTILINE)
+    assert int(end[0]) > good and "no checkpoint of it is complete (" in end[1]
+    assert end[1].endswith(f"the last good one is that of step {good}; the same command resumes from it"), end

@@ -1,11 +1,13 @@
 import os
 import signal
+import threading
 import time
 
 import pytest
 
 from pipelines.core import storage
-from pipelines.train.run_lease import Attempt, Lookout, Order, stopping_on_sigterm
+from pipelines.train.run_lease import Attempt, Lookout, Order
+from pipelines.train.stopping import describe_resume, noting_signals
 
 
 def wait_for(lookout: Lookout, order: Order) -> None:
@@ -17,37 +19,81 @@ def wait_for(lookout: Lookout, order: Order) -> None:
 
 def test_the_newest_attempt_fences_off_the_older(tmp_path):
     older = Attempt.claim(str(tmp_path))
-    assert older.order() == Order.GO_ON
+    assert not older.is_fenced()
     newer = Attempt.claim(str(tmp_path))
-    assert (older.order(), newer.order()) == (Order.FENCED, Order.GO_ON)
-    older.ask_to_stop()  # says nothing to the newer one
-    assert newer.order() == Order.GO_ON
-    newer.ask_to_stop()
-    assert newer.order() == Order.STOP
-    assert Attempt.claim(str(tmp_path)).order() == Order.GO_ON
+    assert older.is_fenced() and not newer.is_fenced()
 
 
-def test_a_lookout_sees_what_is_asked_and_a_store_that_fails_changes_nothing(faulty_s3):
+def test_a_lookout_hears_of_a_stop_while_the_store_fails_and_of_a_newer_attempt_when_it_answers(faulty_s3):
     uri, server = faulty_s3
-    attempt = Attempt.claim(uri)
-    lookout = Lookout(attempt)
+    attempt, asked = Attempt.claim(uri), threading.Event()
+    lookout = Lookout(attempt, asked.is_set)
     server.deny("GET .*attempt.json")
     time.sleep(1.5)
     assert lookout.order == Order.GO_ON
-    server.clear()
-    attempt.ask_to_stop()
+    asked.set()
     wait_for(lookout, Order.STOP)
     Attempt.claim(uri)
+    server.clear()
     wait_for(lookout, Order.FENCED)
     lookout.close()
 
 
-def test_sigterm_asks_for_a_stop_and_is_what_it_was_afterwards(tmp_path):
-    attempt, before = Attempt.claim(str(tmp_path)), signal.getsignal(signal.SIGTERM)
-    with stopping_on_sigterm(attempt):
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert attempt.order() == Order.STOP
-    assert signal.getsignal(signal.SIGTERM) == before
+def test_looks_that_fail_are_not_tried_again_each(faulty_s3, caplog):
+    """The next look is a second away: with eight attempts each, an outage would fill the log."""
+    uri, server = faulty_s3
+    lookout = Lookout(Attempt.claim(uri), lambda: False)
+    server.slow_down("(GET|HEAD) .*attempt.json")
+    server.requests.clear()
+    time.sleep(2.5)
+    lookout.close()
+    assert 1 <= server.count("(GET|HEAD) .*attempt.json") <= 4
+    assert "trying again" not in caplog.text
+
+
+def test_a_look_that_hangs_hides_no_stop():
+    class Hanging(Attempt):
+        def is_fenced(self):
+            time.sleep(60)
+
+    lookout = Lookout(Hanging("", ""), lambda: True)
+    wait_for(lookout, Order.STOP)
+    lookout.close()
+
+
+def test_signals_set_an_event_and_are_what_they_were_afterwards():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with noting_signals() as asked:
+            os.kill(os.getpid(), number)
+            assert asked.is_set()
+    with noting_signals() as asked, pytest.raises(KeyboardInterrupt):
+        for _ in range(2):  # who asks twice is not made to wait
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (
+            {"step": 9, "good": 9, "reason": ""},
+            "the checkpoint of step 9 is complete; the same command resumes from it",
+        ),
+        (
+            {"step": 9, "good": 5, "reason": "StorageError: 403"},
+            "no checkpoint of it is complete (StorageError: 403); the last good one is that of step 5; "
+            "the same command resumes from it",
+        ),
+        (
+            {"step": 9, "good": None, "reason": "StorageError: 403"},
+            "no checkpoint is complete (StorageError: 403); the same command begins anew",
+        ),
+    ],
+)
+def test_the_end_says_which_checkpoint_is_good(end, told):
+    assert describe_resume(end) == told
 
 
 def test_of_several_orders_the_greatest_holds():
@@ -60,4 +106,4 @@ def test_a_file_that_cannot_be_read_is_an_error_of_the_store_not_a_fence(tmp_pat
     attempt = Attempt.claim(str(tmp_path))
     storage.write_bytes(str(tmp_path / ".train" / "attempt.json"), junk)
     with pytest.raises(ValueError):
-        attempt.order()
+        attempt.is_fenced()

@@ -1,0 +1,154 @@
+"""What the driver does while the workers do not train: it says what it waits for, hears signals, and ends in time."""
+
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from ray import cloudpickle
+
+from pipelines.core.cluster_resources import describe_waiting, is_waiting, list_holders
+from pipelines.core.step import Context, StepFailed
+from pipelines.core.tracking import Tracker
+from pipelines.train import driver
+from pipelines.train.channel import Channel
+from pipelines.train.config import TrainSettings
+
+pytestmark = pytest.mark.ray
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class MapWorker:
+    """Such as a step that failed once left behind."""
+
+    def ping(self):
+        return True
+
+
+@pytest.fixture
+def holder(local_ray):
+    """An actor that holds every processor."""
+    cpus = local_ray.cluster_resources()["CPU"]
+    actor = local_ray.remote(MapWorker).options(num_cpus=cpus).remote()
+    assert local_ray.get(actor.ping.remote())
+    yield actor
+    local_ray.kill(actor)
+
+
+def no_task(config, rank, workers):
+    raise AssertionError("nothing trains here")
+
+
+def settings_of(**sections) -> TrainSettings:
+    return TrainSettings.model_validate(sections)
+
+
+def test_a_training_without_room_says_what_it_needs_and_who_has_it_and_gives_up(
+    holder, local_ray, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(driver, "REPORT_SECONDS", 2.0)
+    monkeypatch.setattr(driver, "train_function", lambda task: lambda config: {"ended": "finished"})
+    context = Context(str(tmp_path), {}, Tracker("", ""))
+    settings, cpus = settings_of(resources={"wait_minutes": 0.1}), local_ray.cluster_resources()["CPU"]
+    with pytest.raises(StepFailed) as stopped:
+        driver.train("finetune", no_task, settings, context, {})
+    needs = f"1 CPU needed, 0 CPU of {cpus:g} CPU free; held by MapWorker (pid "
+    assert str(stopped.value).startswith(f"finetune: gave up after 0.1 minutes (resources.wait_minutes): {needs}")
+    (told,) = [r.message for r in caplog.records if "waiting for room" in r.message]
+    assert told.startswith(f"finetune: waiting for room for its workers: {needs}") and f"({cpus:g} CPU)" in told
+    assert "\n" not in told
+    local_ray.kill(holder)
+    driver.train("finetune", no_task, settings_of(), context, {})  # nothing is left that would take its place
+
+
+def test_who_holds_what(holder, local_ray):
+    cpus = local_ray.cluster_resources()["CPU"]
+    (name,) = [name for name, held in list_holders() if held.get("CPU") == cpus]
+    assert name.startswith("MapWorker (pid ")
+    assert not is_waiting(1, {"CPU": 1})
+    group = local_ray.util.placement_group([{"CPU": 1}])
+    assert is_waiting(1, {"CPU": 1}) and not is_waiting(2, {"CPU": 1}) and not is_waiting(1, {"CPU": 2})
+    local_ray.util.remove_placement_group(group)
+    assert describe_waiting({"CPU": 1, "GPU": 2}).startswith("1 CPU, 2 GPU needed, 0 CPU, 0 GPU of")
+
+
+@pytest.fixture
+def stuck(monkeypatch):
+    """A trainer that neither ends nor hears."""
+    monkeypatch.setattr(driver, "ABANDON_SECONDS", 0.1)
+    released = threading.Event()
+    yield SimpleNamespace(fit=lambda: released.wait(60))
+    released.set()
+
+
+@pytest.fixture
+def channel(local_ray, request):
+    channel = Channel(request.node.name)
+    yield channel
+    channel.clear()
+
+
+def test_one_that_is_asked_to_stop_before_it_begins_ends_at_once(stuck, channel):
+    asked, started = threading.Event(), time.monotonic()
+    asked.set()
+    with pytest.raises(StepFailed, match="finetune: stopped before the training began, as asked"):
+        driver.fit("finetune", settings_of(), stuck, channel, asked)
+    assert time.monotonic() - started < 10 and channel.is_asked_to_stop()
+
+
+@pytest.mark.parametrize(("good", "told"), [(5, "that of step 5"), (None, "none")])
+def test_one_that_does_not_stop_is_ended_in_time_and_names_the_last_good_checkpoint(stuck, channel, good, told):
+    channel.report(good=good)
+    asked, started = threading.Event(), time.monotonic()
+    threading.Timer(0.5, asked.set).start()
+    with pytest.raises(StepFailed, match=f"did not stop within 0.02 minutes .*; the last good checkpoint is {told}$"):
+        driver.fit("finetune", settings_of(watch={"stop_minutes": 0.02}), stuck, channel, asked)
+    assert time.monotonic() - started < 15
+
+
+def test_workers_that_do_not_stop_are_ended_and_leave_nothing(local_ray, tmp_path, monkeypatch):
+    def hang(config):
+        from pipelines.train.channel import Channel
+
+        Channel(config["attempt"]).report(good=3)
+        time.sleep(600)
+
+    monkeypatch.setattr(driver, "train_function", lambda task: hang)
+    config = {"attempt": "hanging", "folder": str(tmp_path)}
+    settings, channel, asked = settings_of(watch={"stop_minutes": 0.05}), Channel("hanging"), threading.Event()
+
+    def ask():
+        while channel.progress() is None:
+            time.sleep(0.1)
+        asked.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    with pytest.raises(StepFailed, match="did not stop within 0.05 minutes .*that of step 3"):
+        driver.fit("finetune", settings, driver.make_trainer(no_task, settings, config), channel, asked)
+    deadline = time.monotonic() + 20
+    while local_ray.available_resources().get("CPU") != local_ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, list_holders()
+        time.sleep(0.1)
+
+
+def test_workers_hear_of_a_stop_and_the_driver_of_their_checkpoints(local_ray, channel):
+    @local_ray.remote
+    def work(name):
+        from pipelines.train.channel import Channel
+
+        channel = Channel(name)
+        before = channel.is_asked_to_stop()
+        channel.report(good=7)
+        while not channel.is_asked_to_stop():
+            time.sleep(0.05)
+        return before
+
+    working = work.remote(channel.attempt)
+    while channel.progress() is None:
+        time.sleep(0.05)
+    assert channel.progress() == {"good": 7}
+    channel.ask_to_stop()
+    assert local_ray.get(working, timeout=30) is False
+    channel.clear()
+    assert channel.progress() is None and not channel.is_asked_to_stop()

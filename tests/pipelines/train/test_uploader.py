@@ -1,0 +1,74 @@
+"""Checkpoints are written in the background; a store that is slow or away delays no step."""
+
+import threading
+import time
+
+import pytest
+
+from pipelines.train import uploader as module
+from pipelines.train.uploader import Uploader
+
+
+def test_an_upload_that_fails_is_given_up_and_the_next_is_not(caplog):
+    written = []
+
+    def write(tensors, state):
+        if state["step"] == 2:
+            raise OSError("no space left")
+        written.append(state["step"])
+
+    uploader = Uploader(write)
+    for step in (1, 2, 3):
+        uploader.submit({}, {"step": step})
+    assert uploader.wait(10) and written == [1, 3] and uploader.failed == 1 and uploader.good == 3
+    assert "of step 2 is not written, training goes on: OSError: no space left" in caplog.text
+    uploader.submit({}, {"step": 2})
+    assert not uploader.wait(10) and uploader.good == 3 and uploader.reason == "OSError: no space left"
+
+
+def test_uploads_go_on_in_the_background_one_at_a_time():
+    log: list[str] = []
+
+    def write(tensors, state):
+        log.append(f"begin {state['step']}")
+        time.sleep(0.3)
+        log.append(f"end {state['step']}")
+
+    uploader = Uploader(write)
+    started = time.monotonic()
+    uploader.submit({}, {"step": 1})
+    assert time.monotonic() - started < 0.2
+    uploader.submit({}, {"step": 2})
+    assert uploader.wait(10)
+    assert log == ["begin 1", "end 1", "begin 2", "end 2"]
+
+
+def test_a_store_that_hangs_delays_no_step_and_gets_the_newest_when_it_answers(monkeypatch, caplog):
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    answers, written = threading.Event(), []
+
+    def write(tensors, state):
+        answers.wait(20)
+        written.append(state["step"])
+
+    uploader = Uploader(write, good=5)
+    longest = 0.0
+    for step in (10, 15, 20, 25):
+        before = time.monotonic()
+        uploader.submit({}, {"step": step})
+        longest = max(longest, time.monotonic() - before)
+        time.sleep(0.05)
+    assert longest < 1.5
+    assert "no checkpoint of step 15: that of step 10 is still being written" in caplog.text
+    calls = []
+    assert not uploader.wait(0.3, lambda: calls.append(1))
+    assert calls and uploader.good == 5 and uploader.reason == "the store has not taken it after 0 s"
+    answers.set()
+    assert uploader.wait(10) and written == [10, 25] and uploader.good == 25
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+def test_waiting_for_nothing_takes_no_time(seconds):
+    started = time.monotonic()
+    assert Uploader(lambda tensors, state: None).wait(seconds)
+    assert time.monotonic() - started < 0.3
