@@ -11,7 +11,7 @@ from asymflow.srgb import SrgbSpace
 from asymflow.subspace import Subspace
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import validate
-from pipelines.evaluate.class_subject import read_class_subject
+from pipelines.evaluate.class_subject import read_class_model
 from pipelines.train.pretrain.config import PretrainSettings
 from pipelines.train.pretrain.model import SUBSPACE, SUMMARY, load_pretrained
 
@@ -49,4 +49,4 @@ def test_every_optimizer_and_stage_is_loaded_and_evaluated(trained, optimizer, z
     artifact, average = trained(optimizer, zero_stage)
     model = load_pretrained(artifact)
     assert all(torch.equal(p, average[name]) for name, p in model.trainable().items())
-    assert read_class_subject(artifact, None).parts["average"] == "average.safetensors"
+    assert read_class_model(artifact, None).parts["average"] == "average.safetensors"
