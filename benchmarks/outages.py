@@ -1,6 +1,6 @@
 """What an outage costs a training: MLflow killed, MLflow hung, S3 gone; and a stop (SIGTERM) in the middle of each.
 
-    python benchmarks/outages.py [--seconds 60] [--batch 8]
+    python benchmarks/outages.py [--seconds 60] [--batch 8] [--kinds "S3 down"]
 
 A finetune of the toy model as a job of its own, with a real MLflow server and moto's S3 on loopback; its inputs lie on
 this machine, its checkpoints in S3. For each kind of outage it trains undisturbed, through a whole outage, undisturbed
@@ -181,7 +181,7 @@ def store() -> Iterator[Gate]:
         gate.close()
 
 
-def compare(seconds: float, batch: int) -> None:
+def compare(seconds: float, batch: int, kinds: list[str]) -> None:
     with TemporaryDirectory() as scratch, store() as gate:
         folder = Path(scratch)
         command = [sys.executable, __file__, "--inputs", scratch]
@@ -194,7 +194,7 @@ def compare(seconds: float, batch: int) -> None:
         ]
         rows = []
         try:
-            for i, outage in enumerate(outages):
+            for i, outage in enumerate(o for o in outages if not kinds or o.name in kinds):
                 own = folder / str(i)
                 own.mkdir()
                 settings = settings_of(made, own, batch, 100_000, zero_stage=0, every=20).model_dump(mode="json")
@@ -222,6 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="of an outage")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--kinds", nargs="*", default=[], help="of these only: 'MLflow killed' 'MLflow hung' 'S3 down'")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--inputs", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -231,7 +232,7 @@ def main() -> None:
     elif args.inputs:
         print(json.dumps(make_inputs(Path(args.inputs))))
     else:
-        compare(args.seconds, args.batch)
+        compare(args.seconds, args.batch, args.kinds)
 
 
 if __name__ == "__main__":
