@@ -11,7 +11,7 @@ import pytest
 from ray import cloudpickle
 
 from pipelines.core import map_items as shards
-from pipelines.core import storage
+from pipelines.core import progress, storage
 from pipelines.core.cli import main
 from pipelines.core.config import StepSettings
 from pipelines.core.map_items import ItemsFailed, map_items
@@ -142,8 +142,9 @@ def no_model():
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_stages_are_apart(run, capfd):
-    """An item of one name in three stages is three items; the bar says which stage it is of."""
+def test_stages_are_apart(run, capfd, monkeypatch):
+    """An item of one name in three stages is three items; the line of progress says which stage it is of."""
+    monkeypatch.setattr(progress, "SECONDS_PER_LINE", 0.0)
     for stage in ("", "read", "write"):
         assert run({"a": f"{stage} a", "b": f"{stage} b"}, stage=stage)[0]["item"] == f"{stage} a"
         assert f"step {stage}".strip() + ":" in capfd.readouterr().err
@@ -189,7 +190,7 @@ def test_job_says_so_in_one_line(local_ray, tmp_path, monkeypatch, capsys):
     (tmp_path / "config.yaml").write_text(f"run: {{storage: {tmp_path / 'runs'}}}")
     monkeypatch.setattr(sys, "argv", ["job.py", str(tmp_path / "config.yaml")])
     with pytest.raises(SystemExit) as stopped:
-        main(Step("odd", StepSettings, build), "")
+        main(StepSettings, lambda: Step("odd", StepSettings, build), "")
     assert stopped.value.code == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and lines[0].startswith("error: odd: 1 of 2 items failed (fails: ValueError: bad picture in")
