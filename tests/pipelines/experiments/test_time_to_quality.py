@@ -59,7 +59,8 @@ def test_minutes_are_those_of_the_finetunes_run(tmp_path):
     """A step whose time a lost server missed costs as much as the others."""
     run, folder = RunSettings(storage=str(tmp_path / "runs")), str(tmp_path / "runs/finetune/ID")
     with open_run_of(folder, "finetune", run, "a finetune") as tracker:
-        tracker.log_history({step: {SECONDS: 30.0} for step in (1, 2, 4)})
+        for step in (1, 2, 4):
+            tracker.log_metrics({SECONDS: 30.0}, step)
     finetuned = Artifact(folder, {"id": "ID"})
     assert training_minutes(finetuned, run, [2, 4]) == [1.0, 2.0]
     elsewhere = RunSettings(storage=str(tmp_path / "other"))
