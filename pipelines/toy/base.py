@@ -5,18 +5,20 @@ import shutil
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
 from asymflow.models.autoencoder import decode_latents, encode_images
+from asymflow.models.klein_geometry import token_geometry
 from asymflow.models.text import encode_captions
 from asymflow.sampling import Guidance, latent_noise, latent_velocity, sample_latents
 from pipelines.core.artifacts import Artifact
 from pipelines.data.datasets import read_images
 from pipelines.toy.autoencoder import psnr, to_unit, train_autoencoder
 from pipelines.toy.config import Steps
-from pipelines.toy.flow import SHIFT, train_flow
+from pipelines.toy.flow import SHIFT, Captions, Stage, train_flow
 from pipelines.toy.perceptual import train_backbone
 from pipelines.toy.text_encoder import train_text_encoder, train_tokenizer
 from pipelines.viz.image_grid import grid_of, to_pil_images
@@ -31,6 +33,11 @@ def load_images(files: list[str]) -> tuple[Tensor, list[str]]:
     return images, [caption for rows in batches for caption in rows.captions]
 
 
+def shrunk(images: Tensor, scale: int) -> Tensor:
+    """Images with a side `scale` times smaller, by area."""
+    return F.avg_pool2d(images, scale)
+
+
 def make_toy_base(curated: Artifact, work: Path, out: Path, steps: Steps) -> dict[str, float]:
     """Train what `work` does not hold yet, write the pipeline folder `out`, and return its measures.
 
@@ -38,18 +45,26 @@ def make_toy_base(curated: Artifact, work: Path, out: Path, steps: Steps) -> dic
     """
     images, captions = load_images(curated.files("train", ".parquet"))
     held_out, held_out_captions = load_images(curated.files("held_out", ".parquet"))
-    grid = (images.shape[2] // 16, images.shape[3] // 16)
-
     autoencoder = train_autoencoder(images, held_out, work, steps.autoencoder).eval()
     tokenizer = train_tokenizer(captions)
     text_encoder = train_text_encoder(tokenizer, captions, work, steps.text_encoder).eval()
 
-    latents = torch.cat([encode_images(autoencoder, to_unit(batch)) for batch in images.split(256)])
-    embeddings = [
-        e for i in range(0, len(captions), 256) for e in encode_captions(text_encoder, tokenizer, captions[i : i + 256])
-    ]
-    unconditional = encode_captions(text_encoder, tokenizer, [""])[0]
-    transformer = train_flow(latents, embeddings, unconditional, grid, work, steps.flow).eval()
+    def embed(texts: list[str]) -> list[Tensor]:
+        parts = [texts[i : i + 256] for i in range(0, len(texts), 256)]
+        return [e for part in parts for e in encode_captions(text_encoder, tokenizer, part)]
+
+    def stage(scale: int, batch: int, until: int) -> Stage:
+        latents, held_out_latents = (
+            torch.cat([encode_images(autoencoder, shrunk(to_unit(part), scale)) for part in split.split(256)])
+            for split in (images, held_out)
+        )
+        side = scale * geometry.pixels_per_token
+        return Stage(latents, held_out_latents, (images.shape[2] // side, images.shape[3] // side), batch, until)
+
+    geometry = token_geometry(autoencoder.config)
+    text = Captions(embed(captions), embed(held_out_captions), embed([""])[0])
+    stages = [stage(2, 64, steps.flow_half_size), stage(1, 32, steps.flow_half_size + steps.flow)]
+    transformer = train_flow(stages, text, work).eval()
     backbone = train_backbone(images, captions, work, steps.backbone)
 
     pipeline = Flux2KleinPipeline(
@@ -60,11 +75,11 @@ def make_toy_base(curated: Artifact, work: Path, out: Path, steps: Steps) -> dic
         transformer=transformer,
     )
     shown = held_out_captions[:32]
-    text = encode_captions(text_encoder, tokenizer, shown)
-    noise = latent_noise(0, range(len(shown)), grid)
+    grid = stages[-1].grid
+    noise = latent_noise(0, range(len(shown)), grid, geometry.token_width)
     guidance = Guidance(scale=3.0, orthogonal=False)
     predict = latent_velocity(transformer, grid)
-    z_0 = sample_latents(predict, noise, text, unconditional, guidance, steps=32, shift=SHIFT)
+    z_0 = sample_latents(predict, noise, text.held_out[:32], text.unconditional, guidance, steps=32, shift=SHIFT)
     decoded = decode_latents(autoencoder, z_0, grid)
     grid_of(to_pil_images(decoded), columns=8, scale=2).save(work / "samples.png")
     x = to_unit(held_out)

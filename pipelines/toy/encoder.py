@@ -12,7 +12,7 @@ from transformers import Dinov2Config, Dinov2Model
 from asymflow.models.dinov2 import tokens_of
 from pipelines.toy.autoencoder import to_unit
 from pipelines.toy.perceptual import words_of
-from pipelines.toy.training import train
+from pipelines.toy.training import adamw, train
 
 GRID = (4, 4)
 """Of tokens: as the toy models' patches of 16 in pictures of 64"""
@@ -44,7 +44,7 @@ def make_encoder(images: Tensor, captions: list[str], work: Path, out: Path, ste
         x = torch.where(torch.rand(64, 1, 1, 1, generator=generator) < 0.5, x, x.flip(-1))
         return F.binary_cross_entropy_with_logits(reader(x), targets[index]) * targets.shape[1]
 
-    train("encoder", reader, loss_of, work, steps, lr=1e-3, report=dict).eval()
+    train("encoder", reader, loss_of, work, steps, [adamw(reader.parameters(), lr=1e-3)], report=dict).eval()
     with torch.no_grad():
         read = torch.cat([reader(to_unit(batch)) for batch in images.split(256)])
     partial = out.with_name(out.name + ".partial")

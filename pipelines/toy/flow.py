@@ -1,32 +1,64 @@
-"""The toy's latent flow model: a small Flux2Transformer2DModel on the true 128-value tokens, u-prediction."""
+"""The toy's latent flow model: a small Flux2Transformer2DModel with the ratios of FLUX.2 klein, u-prediction."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from asymflow.losses import flow_matching_loss
 from asymflow.models.flux2 import run_transformer
 from asymflow.models.text import pad_embeddings
 from asymflow.schedule import sample_sigma
-from pipelines.toy.training import train
+from pipelines.toy.training import adamw, train
 
-BATCH = 64
 UNCONDITIONAL = 0.1  # share of captions dropped, for guidance
 LONGEST = 20  # tokens of text; the few longer captions count as dropped, or every batch would be padded for them
-FAST_BF16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))  # else emulated
-SHIFT = 1.5  # of sampling: 64 x 64 pictures need little more noise than their 16 tokens already get
+SHIFT = 1.5  # of sampling
 # Of training: the lifted model is asked at tau, below a tenth while sigma is still 0.2, and pixels show the noise that
 # a decoder hides; so low levels get their share.
 TIME_STD = 1.6
+MATRICES_LR, OTHERS_LR = 2e-3, 2e-3
 
 
-def new_transformer(text_width: int) -> Flux2Transformer2DModel:
+@dataclass(frozen=True)
+class Stage:
+    """Steps at one resolution: latent tokens (N, hw, d) of the images, and of those held out."""
+
+    latents: Tensor
+    held_out: Tensor
+    grid: tuple[int, int]
+    batch: int
+    until: int
+    """The step that ends it"""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Embeddings (T_i, E), one for each image, and that of the empty caption."""
+
+    embeddings: list[Tensor]
+    held_out: list[Tensor]
+    unconditional: Tensor
+
+    def batch(self, embeddings: list[Tensor], dropped: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = [
+            self.unconditional if drop or len(e) > LONGEST else e
+            for e, drop in zip(embeddings, dropped.tolist(), strict=True)
+        ]
+        return pad_embeddings(chosen)
+
+
+def new_transformer(width: int, text_width: int) -> Flux2Transformer2DModel:
+    """Return an untrained model of 4.9 million values for latent tokens of `width` values.
+
+    With 8 values in a token and patches of 4 x 4 (D = 48), width / D = 5.3, r / width = 1 / 32 and r / D = 1 / 6 are
+    the 9B model's.
+    """
     torch.manual_seed(2)
     return Flux2Transformer2DModel(
-        in_channels=128,
+        in_channels=width,
         num_layers=1,
         num_single_layers=4,
         attention_head_dim=64,
@@ -39,27 +71,38 @@ def new_transformer(text_width: int) -> Flux2Transformer2DModel:
     )
 
 
-def train_flow(
-    latents: Tensor, embeddings: list[Tensor], unconditional: Tensor, grid: tuple[int, int], folder: Path, steps: int
-) -> Flux2Transformer2DModel:
-    """Latents are (N, hw, 128) tokens, embeddings one (T_i, E) a picture, `unconditional` that of the empty caption."""
-    model = new_transformer(unconditional.shape[-1])
+def train_flow(stages: list[Stage], captions: Captions, folder: Path) -> Flux2Transformer2DModel:
+    """Train on one resolution after the other: a step on images of half the side costs a quarter."""
+    model = new_transformer(stages[0].latents.shape[-1], captions.unconditional.shape[-1])
+
+    def loss_at(stage: Stage, z_0: Tensor, embeddings: list[Tensor], sigma: Tensor, generator: torch.Generator):
+        noise = torch.randn(z_0.shape, generator=generator)
+        dropped = torch.rand(len(z_0), generator=generator) < UNCONDITIONAL
+        text, mask = captions.batch(embeddings, dropped)
+        z_t = (1 - sigma)[:, None, None] * z_0 + sigma[:, None, None] * noise
+        return flow_matching_loss(noise - z_0, run_transformer(model, z_t, sigma, text, stage.grid, mask))
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(latents), (BATCH,), generator=generator)
-        z_0 = latents[index]
-        noise = torch.randn(z_0.shape, generator=generator)
-        sigma = sample_sigma(BATCH, std=TIME_STD, generator=generator)
-        dropped = torch.rand(BATCH, generator=generator) < UNCONDITIONAL
-        captions = [embeddings[i] for i in index]
-        text, mask = pad_embeddings(
-            [unconditional if drop or len(e) > LONGEST else e for e, drop in zip(captions, dropped, strict=True)]
-        )
-        z_t = (1 - sigma)[:, None, None] * z_0 + sigma[:, None, None] * noise
-        # together twice the steps an hour; 36 tokens are too few for attention by tiles
-        with torch.autocast("cpu", torch.bfloat16, enabled=FAST_BF16), sdpa_kernel(SDPBackend.MATH):
-            u_hat = run_transformer(model, z_t, sigma, text, grid, mask)
-        return flow_matching_loss(noise - z_0, u_hat.float())
+        stage = next(s for s in stages if step < s.until)
+        index = torch.randint(len(stage.latents), (stage.batch,), generator=generator)
+        sigma = sample_sigma(stage.batch, std=TIME_STD, generator=generator)
+        return loss_at(stage, stage.latents[index], [captions.embeddings[i] for i in index], sigma, generator)
 
-    return train("flow", model, loss_of, folder, steps, lr=1e-3, report=dict)
+    @torch.no_grad()
+    def report() -> dict[str, float]:
+        """Loss on held-out images at the last stage's resolution, at evenly spread noise levels."""
+        stage, count, generator = stages[-1], 128, torch.Generator().manual_seed(0)
+        sigma = sample_sigma(count, std=TIME_STD, generator=generator)
+        losses = [
+            loss_at(stage, stage.held_out[part], captions.held_out[part], sigma[part], generator).item()
+            for part in (slice(i, i + 32) for i in range(0, count, 32))
+        ]
+        return {"held_out": sum(losses) / len(losses)}
 
+    matrices = [p for p in model.transformer_blocks.parameters() if p.ndim == 2]
+    matrices += [p for p in model.single_transformer_blocks.parameters() if p.ndim == 2]
+    inside = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in inside]
+    muon = torch.optim.Muon(matrices, lr=MATRICES_LR, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    optimizers = [muon, adamw(others, lr=OTHERS_LR)]
+    return train("flow", model, loss_of, folder, stages[-1].until, optimizers, report, ema=0.998)

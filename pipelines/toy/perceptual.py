@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import squeezenet1_1
 
 from pipelines.toy.autoencoder import to_unit
-from pipelines.toy.training import train
+from pipelines.toy.training import adamw, train
 
 WORDS = 256
 
@@ -43,5 +43,5 @@ def train_backbone(images: Tensor, captions: list[str], folder: Path, steps: int
         read = F.binary_cross_entropy_with_logits(words, targets[index]) * WORDS
         return read + F.mse_loss(noisiness.flatten(), 30 * level)
 
-    train("backbone", model, loss_of, folder, steps, lr=1e-3, report=dict)
+    train("backbone", model, loss_of, folder, steps, [adamw(model.parameters(), lr=1e-3)], report=dict)
     return features

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from pipelines.toy.training import train
+from pipelines.toy.training import adamw, train
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK = ("<think>", "</think>")
@@ -74,4 +74,4 @@ def train_text_encoder(
         targets = ids[index].masked_fill(~mask[index], -100)
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
 
-    return train("text_encoder", model, loss_of, folder, steps, lr=3e-3, report=dict)
+    return train("text_encoder", model, loss_of, folder, steps, [adamw(model.parameters(), lr=3e-3)], report=dict)
