@@ -4,6 +4,7 @@ workers as before or on others, at the same ZeRO stage or another."""
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from mlflow import MlflowClient
 from ray import cloudpickle
 from training_runs import STEPS, Training, failing_at, key_sum, record_of
 
+from pipelines.core import s3 as object_store
 from pipelines.core import storage
 from pipelines.core.artifacts import load_artifact
 from pipelines.core.step import StepFailed, run_step
@@ -229,10 +231,10 @@ def test_a_store_that_refuses_writes_for_a_while(faulty_s3, training, tmp_path, 
 
 
 @finetune
-def test_a_stop_while_the_store_is_away_ends_in_time(
+def test_a_stop_while_the_store_is_away_ends_in_time_and_names_the_last_good_checkpoint(
     s3, s3_server, training, tmp_path, monkeypatch
 ):
-    """SIGTERM with S3 gone: the workers hear of it all the same."""
+    """SIGTERM without S3: the workers stop all the same, and the message names a checkpoint that is complete."""
     with gate_before(int(s3_server.url.rpartition(":")[2])) as gate:
         monkeypatch.setenv("AWS_ENDPOINT_URL", gate.url)
         settings = training.settings_for("unused", zero_stage=0, without_validation=False)
@@ -247,3 +249,11 @@ def test_a_stop_while_the_store_is_away_ends_in_time(
         job.send_signal(signal.SIGTERM)
         started = time.monotonic()
         assert job.wait(120) == 1 and time.monotonic() - started < 75  # 30 s, and the end of Ray
+        gate.open()
+        (name,) = {key.partition("/finetune/")[2].partition("/")[0] for key in object_store.keys(f"{s3}/runs/finetune")}
+        good = list_checkpoints(folder_of(f"{s3}/runs/finetune/{name}"))[-1].step
+    (end,) = re.findall(
+        r"^error: finetune: stopped at step (\d+), as asked; (.*)$", (tmp_path / "log").read_text(), re.MULTILINE
+    )
+    assert int(end[0]) > good and "no checkpoint of it is complete (" in end[1]
+    assert end[1].endswith(f"the last good one is that of step {good}; the same command resumes from it")
