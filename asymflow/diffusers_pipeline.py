@@ -42,11 +42,11 @@ from asymflow.schedule import sampling_sigmas
 from asymflow.subspace import Subspace
 
 SCHEDULERS = {
-    UniPCMultistepScheduler: samplers.unipc,
-    FlowMatchEulerDiscreteScheduler: samplers.euler,
-    FlowMatchHeunDiscreteScheduler: samplers.heun,
+    "unipc": UniPCMultistepScheduler,
+    "euler": FlowMatchEulerDiscreteScheduler,
+    "heun": FlowMatchHeunDiscreteScheduler,
 }
-"""Solver of each scheduler; the noise levels are always `asymflow.schedule.sampling_sigmas`"""
+"""Scheduler of each solver in `asymflow.samplers`; the noise levels are always `asymflow.schedule.sampling_sigmas`"""
 
 
 class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
@@ -330,11 +330,11 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
 
     def _solver(self) -> Callable[..., Tensor]:
         """Return the solver of the scheduler; raise ValueError if SCHEDULERS has none."""
-        for kind, solve in SCHEDULERS.items():
+        for name, kind in SCHEDULERS.items():
             if isinstance(self.scheduler, kind):
-                own = {"solver": self.scheduler.config} if solve is samplers.unipc else {}
-                return partial(solve, **own)
-        allowed = ", ".join(kind.__name__ for kind in SCHEDULERS)
+                own = {"solver": self.scheduler.config} if name == "unipc" else {}
+                return partial(samplers.SOLVERS[name], **own)
+        allowed = ", ".join(kind.__name__ for kind in SCHEDULERS.values())
         raise ValueError(f"the scheduler is a {type(self.scheduler).__name__}; allowed: {allowed}")
 
     def _prepare_latents(

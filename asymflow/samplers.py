@@ -180,3 +180,7 @@ def unipc(
         x_t = scheduler.step(x_0, scheduler.timesteps[i], x_t, return_dict=False)[0]
         x_t = _after(callback, i, x_t)
     return x_t
+
+
+SOLVERS = {"unipc": unipc, "euler": euler, "heun": heun}
+"""Solvers by their names in settings"""

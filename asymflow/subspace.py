@@ -7,7 +7,6 @@ files: training with a wrong or missing basis raises no error and gives a useles
 import json
 import math
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from .oklab import OklabSpace
 from .patches import check_layout
 from .srgb import SrgbSpace
-from .tensor_files import sort_metadata
+from .tensor_files import write_tensors
 
 ORTHONORMAL_TOLERANCE = 1e-4
 Space = OklabSpace | SrgbSpace
@@ -306,27 +305,13 @@ class Subspace:
         Args:
             path: File to write; its folder is created.
         """
-        from safetensors.torch import save_file
-
-        path = Path(path)
         metadata = {
             "layout": self.layout,
             "space": json.dumps({"name": _SPACES[type(self.space)], **asdict(self.space)}),
             "provenance": json.dumps(dict(self.provenance), sort_keys=True),
         }
-        tensors = {
-            "A": self.A.detach().to(device="cpu", dtype=torch.float32).contiguous(),
-            "s": torch.tensor(self.s, dtype=torch.float32),
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            save_file(tensors, temporary, metadata)
-            sort_metadata(temporary)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        s = torch.tensor(self.s, dtype=torch.float32)
+        write_tensors(path, {"A": self.A.to(torch.float32), "s": s}, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Subspace":

@@ -10,22 +10,20 @@ For ComfyUI, `asymflow_comfyui.safetensors` replaces the first two; its metadata
 import json
 import math
 import os
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from asymflow.adapters.basis import SUBSPACE
 from asymflow.adapters.comfyui import from_comfyui, to_comfyui
 from asymflow.adapters.defaults import SamplingDefaults
+from asymflow.atomic import atomic_file
 from asymflow.outside_text import decode_text, parse_json
 from asymflow.subspace import Subspace
-from asymflow.tensor_files import sort_metadata
+from asymflow.tensor_files import write_tensors
 
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 COMFYUI = "asymflow_comfyui.safetensors"
@@ -49,10 +47,10 @@ def write_adapter(
         defaults: Sampling defaults; None: none are written.
     """
     folder = Path(folder)
-    _write_tensors(folder / WEIGHTS, tensors, defaults.to_metadata() if defaults else {})
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **(defaults.to_metadata() if defaults else {})})
     if subspace is not None:
         subspace.save(folder / SUBSPACE)
-    with _whole(folder / CONFIG) as path:
+    with atomic_file(folder / CONFIG) as path:
         path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
@@ -73,7 +71,7 @@ def write_comfyui(
         defaults: Sampling defaults.
     """
     extra = {_CONFIG_KEY: json.dumps(config), _LOG_SHIFT_KEY: str(math.log(defaults.shift))}
-    _write_tensors(Path(folder) / COMFYUI, to_comfyui(tensors), defaults.to_metadata() | extra)
+    write_tensors(Path(folder) / COMFYUI, to_comfyui(tensors), {"format": "pt", **defaults.to_metadata(), **extra})
     subspace.save(Path(folder) / SUBSPACE)
 
 
@@ -121,13 +119,6 @@ def read_defaults(folder: str | os.PathLike) -> SamplingDefaults:
         raise ValueError(f"{files[0]} cannot be read: {error}") from error
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _whole(path) as partial:
-        save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, partial, {"format": "pt", **metadata})
-        sort_metadata(partial)
-
-
 def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -144,14 +135,3 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"the adapter in {path.parent} cannot be read: {path.name} is not a JSON object")
     return config
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; on success the file is renamed to `path`, atomically."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

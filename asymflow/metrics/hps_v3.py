@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from asymflow.devices import default_dtype
 from asymflow.metrics.arguments import check_pairs
 from asymflow.metrics.templates import check_template, read_template
 from asymflow.metrics.weights import MissingWeights, find, fit_weights
@@ -165,7 +166,7 @@ class HpsV3:
             head.load_state_dict(head_weights)
         except RuntimeError as error:
             raise ValueError(f"{source} does not fit {base}: {error}") from error
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        dtype = default_dtype(device)
         model = fit_weights(Qwen2VLModel, config, weights, dtype, f"{source} on {base}")
         identity = f"{found.identity} on {origin.identity}"
         return cls(model.to(device), head.to(device), processor, text, identity, round_frequencies)

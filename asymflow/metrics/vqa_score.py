@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from asymflow.devices import default_dtype
 from asymflow.metrics.arguments import check_images
 from asymflow.metrics.templates import check_template, read_template
 from asymflow.metrics.weights import MissingWeights, find, fit_weights
@@ -159,7 +160,7 @@ class VqaScore:
                 raise MissingWeights(f"{one.path} has no {file}: needed is {what}")
         from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, T5Config, T5ForConditionalGeneration
 
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        dtype = default_dtype(device)
         checkpoint = read_weights(found.path, needed)
         try:
             weights, seeing, projecting = split_weights(checkpoint)

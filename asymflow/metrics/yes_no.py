@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from asymflow.devices import default_dtype
 from asymflow.metrics.arguments import check_images
 from asymflow.metrics.weights import MissingWeights, find
 
@@ -214,7 +215,7 @@ def load_yes_no(source: str, revision: str = "main", device: str = "cpu") -> Yes
         if kind in _ANSWERING:
             model = _pretrained(AutoModelForVisualQuestionAnswering, found.path, torch.float32)
         else:
-            dtype = torch.float32 if device == "cpu" else torch.bfloat16
+            dtype = default_dtype(device)
             model = _pretrained(AutoModelForImageTextToText, found.path, dtype)
         processor = AutoProcessor.from_pretrained(found.path, local_files_only=True)
     except OSError as error:

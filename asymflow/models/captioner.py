@@ -9,6 +9,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from asymflow.devices import default_dtype
+
 MIN_PIXELS = 56 * 56
 """Smaller images are enlarged to this number of pixels, as in Qwen2.5-VL's training"""
 PIXELS_A_TOKEN = 28 * 28
@@ -99,7 +101,7 @@ class QwenCaptioner:
         self.processor = load_processor(folder)
         self.prompt = chat_prompt(self.processor, question)
         self.max_pixels = max_pixels
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        dtype = default_dtype(device)
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True
         )

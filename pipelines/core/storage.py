@@ -12,11 +12,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
+from asymflow.atomic import atomic_file
 from asymflow.content import content_of
 from pipelines.core import s3
 from pipelines.core.errors import StorageError as StorageError
@@ -68,17 +69,11 @@ def put_file(local: Path, uri: str) -> None:
 
 def _write_local(uri: str, write: Callable[[Path], object]) -> None:
     """Let `write` fill a hidden file beside the target, then rename it. Raises StorageError, and leaves no part."""
-    target = Path(absolute(uri))
-    partial = target.with_name(f".{target.name}.{uuid4().hex}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        os.replace(partial, target)
+        with atomic_file(absolute(uri)) as partial:
+            write(partial)
     except OSError as error:
         raise StorageError(error.errno, f"cannot write: {error.strerror or error}", uri) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def check_writable(uri: str) -> None:

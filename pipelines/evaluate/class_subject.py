@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from asymflow.adapters import SamplingDefaults
+from asymflow.devices import default_dtype
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError
-from pipelines.sample.sampler import ImageSampler, dtype_on
+from pipelines.sample.sampler import ImageSampler
 from pipelines.train.checkpoint import folder_of, list_checkpoints
 from pipelines.train.metrics_log import AVERAGE
 from pipelines.train.pretrain.config import Validation
@@ -32,7 +33,7 @@ class ClassModel:
 
     def painter(self, model: str, device: str) -> ImageSampler:
         found = load_pretrained(self.artifact, self.step)
-        found.set_precision(dtype_on(device))
+        found.set_precision(default_dtype(device))
         return ClassSampler(found.to(device), device)
 
 

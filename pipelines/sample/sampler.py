@@ -7,19 +7,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    Flux2KleinPipeline,
-    Flux2Transformer2DModel,
-    UniPCMultistepScheduler,
-)
+from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 from diffusers.utils.logging import disable_progress_bar
 from torch import Tensor
 
 from asymflow.adapters import COMFYUI, WEIGHTS, SamplingDefaults, kind_of, read_adapter, read_defaults, restore
 from asymflow.adapters.hub import local_folder
 from asymflow.content import sha256_of
+from asymflow.devices import default_dtype
 from asymflow.diffusers_pipeline import SCHEDULERS, AsymFlux2KleinPipeline
 from asymflow.guidance import Guidance
 from asymflow.models.conditioned import encode_prompts
@@ -27,17 +22,13 @@ from asymflow.models.ddt import DdtFlux2
 from asymflow.models.flux2 import LatentFlux2
 from asymflow.models.latent import ImageEncoder, family_of
 from asymflow.patches import patchify
+from asymflow.samplers import SOLVERS
 from asymflow.sampling import Predict, latent_velocity, text_guided
 from asymflow.subspace import Subspace
 from pipelines.core import storage
 from pipelines.sample.parameters import SamplingParameters
 
 disable_progress_bar()  # of loading
-_SCHEDULERS = {
-    "unipc": UniPCMultistepScheduler,
-    "euler": FlowMatchEulerDiscreteScheduler,
-    "heun": FlowMatchHeunDiscreteScheduler,
-}
 OnStep = Callable[[int], None]
 """Told of each step, 0 .. steps - 1, once it is done"""
 Encode = Callable[[Sequence[str]], list[Tensor]]
@@ -65,7 +56,7 @@ class PixelSampler:
     def __call__(
         self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = _ignore
     ) -> Tensor:
-        self.pipeline.scheduler = _SCHEDULERS[drawing.solver]()
+        self.pipeline.scheduler = SCHEDULERS[drawing.solver]()
         images = self.pipeline(
             list(prompts),
             height=drawing.height,
@@ -102,7 +93,7 @@ class LatentSampler:
         velocity = _guided(self.predict_on(grid), self.encode, prompts, drawing)
         noise = patchify(drawing.noise(list(seeds)).to(self.A.device), self.patch_size) @ self.A
         shift = drawing.latent_shift or drawing.shift / self.s
-        solve = SCHEDULERS[_SCHEDULERS[drawing.solver]]
+        solve = SOLVERS[drawing.solver]
         z_0 = solve(velocity, noise, drawing.steps, shift, callback=lambda step, z_t: on_step(step))
         return self.decoder.decode(z_0, grid).float().cpu()
 
@@ -121,7 +112,7 @@ class DdtSampler:
         velocity = _guided(self.model, self.encode, prompts, drawing)
         noise = drawing.noise(list(seeds)).to(self.model.A.device)
         clamp = space.clamp_to_gamut if drawing.clamp else None
-        solve = SCHEDULERS[_SCHEDULERS[drawing.solver]]
+        solve = SOLVERS[drawing.solver]
         x_0 = solve(velocity, noise, drawing.steps, drawing.shift, clamp, lambda step, x_t: on_step(step))
         return space.decode(x_0).float().cpu()
 
@@ -142,7 +133,7 @@ class PipelineSampler:
     def __init__(self, base: str, adapter: str = "", device: str = "cpu"):
         self.base, self.adapter, self.device = base, adapter, device
         with adapter_files(adapter) as folder:
-            pipeline = AsymFlux2KleinPipeline.from_pretrained(base, adapter=folder, dtype=dtype_on(device))
+            pipeline = AsymFlux2KleinPipeline.from_pretrained(base, adapter=folder, dtype=default_dtype(device))
             self.adapter_sha256 = weights_sha256(folder) if folder else ""
         self.pipeline: Any = pipeline.to(device)
         self.pixel = PixelSampler(self.pipeline)
@@ -169,7 +160,7 @@ def load_sampler(
     Raises:
         ValueError: files that are missing or do not fit.
     """
-    dtype = dtype_on(device)
+    dtype = default_dtype(device)
     if model == "trained" and (adapter is None or kind_of(read_adapter(adapter)[1]) == "asymflow"):
         pipeline: Any = AsymFlux2KleinPipeline.from_pretrained(base, adapter=adapter, dtype=dtype)
         return PixelSampler(pipeline.to(device))
@@ -206,17 +197,13 @@ def adapter_files(adapter: str) -> Iterator[Path | None]:
 
 
 def load_transformer(base: str, device: str) -> Flux2Transformer2DModel:
-    transformer: Any = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer", dtype=dtype_on(device))
+    dtype = default_dtype(device)
+    transformer: Any = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer", dtype=dtype)
     return transformer.to(device).eval()
 
 
 def load_decoder(base: str, device: str) -> ImageEncoder:
-    return family_of(base).load_image_encoder(base, device, dtype_on(device))
-
-
-def dtype_on(device: str) -> torch.dtype:
-    """Processors without bfloat16 products emulate them, hundreds of times slower."""
-    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+    return family_of(base).load_image_encoder(base, device, default_dtype(device))
 
 
 def weights_sha256(adapter: Path) -> str:

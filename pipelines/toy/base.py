@@ -1,7 +1,6 @@
 """The toy's parts put together: a genuine diffusers folder of a tiny FLUX.2 klein, trained on the demo pictures."""
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
+from asymflow.atomic import atomic_folder
 from asymflow.models.autoencoder import decode_latents, encode_images
 from asymflow.models.klein_geometry import token_geometry
 from asymflow.models.text import encode_captions
@@ -93,10 +93,7 @@ def make_toy_base(curated: Artifact, work: Path, out: Path, steps: Steps) -> dic
 
 def _write(pipeline: Flux2KleinPipeline, backbone: dict[str, Tensor], measures: dict[str, float], out: Path) -> None:
     """Half precision on disk; the folder appears whole or not at all."""
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    pipeline.to(torch.float16).save_pretrained(partial)
-    save_file({k: v.half().contiguous() for k, v in backbone.items()}, partial / BACKBONE_FILE)
-    (partial / "measures.json").write_text(json.dumps(measures, indent=1))
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    with atomic_folder(out) as partial:
+        pipeline.to(torch.float16).save_pretrained(partial)
+        save_file({k: v.half().contiguous() for k, v in backbone.items()}, partial / BACKBONE_FILE)
+        (partial / "measures.json").write_text(json.dumps(measures, indent=1))

@@ -17,13 +17,13 @@ class DemoDataSettings(Settings):
 
 
 class Steps(Settings):
-    """Optimizer steps of each part. The defaults are the shipped weights': about an hour and a half on two cores."""
+    """Optimizer steps of each part. The defaults are the shipped weights': about an hour on two cores."""
 
     autoencoder: int = Field(1200, ge=1)
     text_encoder: int = Field(800, ge=1)
-    flow_half_size: int = Field(2400, ge=1)
+    flow_half_size: int = Field(1600, ge=1)
     """On images of half the side"""
-    flow: int = Field(1800, ge=1)
+    flow: int = Field(1500, ge=1)
     backbone: int = Field(2000, ge=1)
 
 

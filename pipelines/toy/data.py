@@ -10,7 +10,6 @@ import io
 import json
 import os
 import random
-import shutil
 import tarfile
 import unicodedata
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from asymflow.atomic import atomic_folder
 from pipelines.core.progress import track
 
 GROUNDS = {  # two of these behind each emoji, so that a caption's colour word means something
@@ -153,14 +153,10 @@ def write_img2dataset(pictures: Iterator[Picture], folder: Path, shard_size: int
 
     The folder appears whole or not at all.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     rows = list(pictures)
-    for shard in range(-(-len(rows) // shard_size)):
-        _write_shard(rows[shard * shard_size : (shard + 1) * shard_size], shard, partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    with atomic_folder(folder) as partial:
+        for shard in range(-(-len(rows) // shard_size)):
+            _write_shard(rows[shard * shard_size : (shard + 1) * shard_size], shard, partial)
     return len(rows)
 
 

@@ -1,7 +1,6 @@
 """A small DINOv2 for the representation alignment where no published weights can be had: transformers' own class, its
 tokens taught to read the captions' words off the demo pictures."""
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
+from asymflow.atomic import atomic_folder
 from asymflow.models.dinov2 import tokens_of
 from pipelines.toy.autoencoder import to_unit
 from pipelines.toy.perceptual import words_of
@@ -47,9 +47,6 @@ def make_encoder(images: Tensor, captions: list[str], work: Path, out: Path, ste
     train("encoder", reader, loss_of, work, steps, [adamw(reader.parameters(), lr=1e-3)], report=dict).eval()
     with torch.no_grad():
         read = torch.cat([reader(to_unit(batch)) for batch in images.split(256)])
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    reader.encoder.to(torch.float16).save_pretrained(partial)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    with atomic_folder(out) as partial:
+        reader.encoder.to(torch.float16).save_pretrained(partial)
     return {"cross_entropy": F.binary_cross_entropy_with_logits(read, targets).item()}

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
@@ -47,7 +48,9 @@ class Captions:
             self.unconditional if drop or len(e) > LONGEST else e
             for e, drop in zip(embeddings, dropped.tolist(), strict=True)
         ]
-        return pad_embeddings(chosen)
+        text, mask = pad_embeddings(chosen)
+        missing = LONGEST - text.shape[1]  # one length, or every other one would be compiled
+        return F.pad(text, (0, 0, 0, missing)), F.pad(mask, (0, missing))
 
 
 def new_transformer(width: int, text_width: int) -> Flux2Transformer2DModel:
@@ -74,13 +77,14 @@ def new_transformer(width: int, text_width: int) -> Flux2Transformer2DModel:
 def train_flow(stages: list[Stage], captions: Captions, folder: Path) -> Flux2Transformer2DModel:
     """Train on one resolution after the other: a step on images of half the side costs a quarter."""
     model = new_transformer(stages[0].latents.shape[-1], captions.unconditional.shape[-1])
+    compiled = torch.compile(model, dynamic=False)
 
     def loss_at(stage: Stage, z_0: Tensor, embeddings: list[Tensor], sigma: Tensor, generator: torch.Generator):
         noise = torch.randn(z_0.shape, generator=generator)
         dropped = torch.rand(len(z_0), generator=generator) < UNCONDITIONAL
         text, mask = captions.batch(embeddings, dropped)
         z_t = (1 - sigma)[:, None, None] * z_0 + sigma[:, None, None] * noise
-        return flow_matching_loss(noise - z_0, run_transformer(model, z_t, sigma, text, stage.grid, mask))
+        return flow_matching_loss(noise - z_0, run_transformer(compiled, z_t, sigma, text, stage.grid, mask))
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         stage = next(s for s in stages if step < s.until)

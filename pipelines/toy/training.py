@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,11 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-
-def save_atomically(state: dict, path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+from asymflow.atomic import atomic_file
 
 
 def adamw(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.AdamW:
@@ -79,6 +74,7 @@ def train(
                 log.write(json.dumps(line) + "\n")
             held = [optimizer.state_dict() for optimizer in optimizers]
             state = {"model": current, "optimizers": held, "average": average, "step": step + 1}
-            save_atomically(state, checkpoint)
+            with atomic_file(checkpoint) as partial:
+                torch.save(state, partial)
     model.load_state_dict(average)
     return model

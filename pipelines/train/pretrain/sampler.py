@@ -5,13 +5,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from asymflow import samplers
 from asymflow.guidance import Guidance
 from asymflow.models.jit import PixelJiT
+from asymflow.samplers import SOLVERS
 from pipelines.sample.parameters import SamplingParameters
 from pipelines.train.pretrain.sampling import class_velocity
-
-SOLVERS = {"unipc": samplers.unipc, "euler": samplers.euler, "heun": samplers.heun}
 
 
 class ClassSampler:
