@@ -95,13 +95,14 @@ def train_flow(stages: list[Stage], captions: Captions, folder: Path) -> Flux2Tr
     @torch.no_grad()
     def report() -> dict[str, float]:
         """Loss on held-out images at the last stage's resolution, at evenly spread noise levels."""
-        stage, count, generator = stages[-1], 128, torch.Generator().manual_seed(0)
+        stage, generator = stages[-1], torch.Generator().manual_seed(0)
+        count = min(128, len(stage.held_out))
         sigma = sample_sigma(count, std=TIME_STD, generator=generator)
-        losses = [
-            loss_at(stage, stage.held_out[part], captions.held_out[part], sigma[part], generator).item()
-            for part in (slice(i, i + 32) for i in range(0, count, 32))
-        ]
-        return {"held_out": sum(losses) / len(losses)}
+        total = 0.0
+        for part in torch.arange(count).split(32):
+            embeddings = [captions.held_out[i] for i in part]
+            total += len(part) * loss_at(stage, stage.held_out[part], embeddings, sigma[part], generator).item()
+        return {"held_out": total / count}
 
     matrices = [p for p in model.transformer_blocks.parameters() if p.ndim == 2]
     matrices += [p for p in model.single_transformer_blocks.parameters() if p.ndim == 2]

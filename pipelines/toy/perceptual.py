@@ -29,9 +29,10 @@ def train_backbone(images: Tensor, captions: list[str], folder: Path, steps: int
     """
     torch.manual_seed(3)
     features = squeezenet1_1().features
-    # a linear head of our own: SqueezeNet's ends in a ReLU, which cannot say that a word is absent
-    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, WORDS + 1))
     targets = words_of(captions)
+    words = targets.shape[1]
+    # SqueezeNet's own head ends in a ReLU, whose output cannot be a logit below 0.
+    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, words + 1))
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(images), (64,), generator=generator)
@@ -39,8 +40,8 @@ def train_backbone(images: Tensor, captions: list[str], folder: Path, steps: int
         x = torch.where(torch.rand(64, 1, 1, 1, generator=generator) < 0.5, x, x.flip(-1))
         level = (0.3 * torch.rand(64, generator=generator) - 0.1).clamp(min=0)  # a third stays clean
         x = x + level[:, None, None, None] * torch.randn(x.shape, generator=generator)
-        words, noisiness = model(x).split([WORDS, 1], dim=1)
-        read = F.binary_cross_entropy_with_logits(words, targets[index]) * WORDS
+        logits, noisiness = model(x).split([words, 1], dim=1)
+        read = F.binary_cross_entropy_with_logits(logits, targets[index]) * words
         return read + F.mse_loss(noisiness.flatten(), 30 * level)
 
     train("backbone", model, loss_of, folder, steps, [adamw(model.parameters(), lr=1e-3)], report=dict)
