@@ -10,10 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from asymflow.atomic import atomic_file
+from asymflow.ema import ConstantEMA
 
 
 def adamw(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
+
+
+class _WarmEMA(ConstantEMA):
+    """Moving average with a constant decay, smaller in the first steps so that the initial weights are forgotten."""
+
+    def decay_at(self, step: int) -> float:
+        return min(self.decay, step / (step + 9))
 
 
 def train(
@@ -37,7 +45,7 @@ def train(
     checkpoint = folder / f"{name}.pt"
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     peaks = [group["lr"] for group in groups]
-    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    average = _WarmEMA(dict(model.named_parameters()), ema)
     start = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -45,7 +53,8 @@ def train(
         for optimizer, held in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(held)
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        average, start = state["average"], state["step"]
+        average.load_state_dict(state["average"])
+        start = state["step"]
     since = time.monotonic()
     for step in range(start, steps):
         progress = step / steps
@@ -58,23 +67,19 @@ def train(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        decay = min(ema, (step + 1) / (step + 10))
-        for key, value in model.state_dict().items():
-            if value.is_floating_point():
-                average[key].lerp_(value, 1 - decay)
-            else:
-                average[key].copy_(value)
+        average.update(step + 1)
         if (step + 1) % report_every == 0 or step + 1 == steps:
-            current = {k: v.clone() for k, v in model.state_dict().items()}
-            model.load_state_dict(average)
-            line = {"step": step + 1, "loss": loss.item(), "seconds": round(time.monotonic() - since, 1), **report()}
-            model.load_state_dict(current)
+            with average.swap():
+                measured = report()
+            line = {"step": step + 1, "loss": loss.item(), "seconds": round(time.monotonic() - since, 1), **measured}
             print(name, json.dumps(line), flush=True)
             with open(folder / f"{name}.log", "a") as log:
                 log.write(json.dumps(line) + "\n")
             held = [optimizer.state_dict() for optimizer in optimizers]
-            state = {"model": current, "optimizers": held, "average": average, "step": step + 1}
+            state = {"model": model.state_dict(), "optimizers": held, "average": average.average, "step": step + 1}
             with atomic_file(checkpoint) as partial:
                 torch.save(state, partial)
-    model.load_state_dict(average)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            parameter.copy_(average.average[parameter_name])
     return model
