@@ -22,8 +22,8 @@ HEAD = """# Configuration
 
 `python jobs/STEP.py CONFIG.yaml [dotted.key=value ...]`: a job reads one file, changes it by what is on the command
 line, and refuses what is wrong before anything starts. `--help` prints the settings below, `--dry-run` all of them as
-they are taken. Shipped files are in `jobs/configs/STEP`; [Running](running.md#one-step-at-a-time) says how values are
-written.
+they are taken. Shipped files are in `jobs/configs/STEP`; [Getting started](getting_started.md#command-line) says how
+values are written.
 
 Two keys belong to the file, not to the settings:
 

@@ -15,7 +15,7 @@ from manifests import INFRA, ROOT, build, files, kustomizations, mutations, pods
 FILES, FOLDERS = files(), kustomizations()
 JOBS = [path for path in FILES if any(manifest["kind"] in ("RayJob", "RayCronJob") for manifest in read(path))]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-SECRETS = {"asymflow-credentials", "mlflow", "mlflow-s3"}  # docs/running.md makes them
+SECRETS = {"asymflow-credentials", "mlflow", "mlflow-s3"}  # docs/kubernetes.md makes them
 
 
 def name_of(path: Path) -> str:
@@ -136,7 +136,7 @@ def test_what_is_referred_to_is_there(folder):
                     r'"secretKeyRef": {"key": "[^"]+", "name": "([^"]+)"', json.dumps(container, sort_keys=True)
                 )
                 assert set(references) <= SECRETS
-    guide = (ROOT / "docs/running.md").read_text()
+    guide = (ROOT / "docs/kubernetes.md").read_text()
     assert all(f"create secret generic {name} " in guide for name in SECRETS)
 
 
