@@ -1,4 +1,4 @@
-"""Confidence intervals: prompts are drawn again with replacement, each with all its pictures."""
+"""Confidence intervals: prompts are drawn again with replacement, each with all its images."""
 
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
@@ -29,9 +29,9 @@ def of_mean(values: Sequence[float], groups: Sequence[str] | None, settings: Boo
 
 
 def of_set(statistic: Callable[[np.ndarray], float], prompts: int, value: float, settings: Bootstrap) -> Interval:
-    """Of a number that belongs to a set of pictures. `statistic` is given how often each prompt is drawn.
+    """Of a number that belongs to a set of images. `statistic` is given how often each prompt is drawn.
 
-    Such distances grow when pictures repeat, so that only their spread is taken from the draws: value +- z times it.
+    Such distances grow when images repeat, so that only their spread is taken from the draws: value +- z times it.
     """
     if settings.set_resamples < 2 or prompts < 2:
         return None

@@ -24,30 +24,30 @@ class PromptSource(Settings):
 
 
 class Reference(Settings):
-    """Real pictures that Fréchet distances, precision and recall compare with."""
+    """Real images that Fréchet distances, precision and recall compare with."""
 
     source: OptionalUri = ""
-    """A folder of pictures, or an .npz of ADM's with their statistics"""
+    """A folder of images, or an .npz of ADM's with their statistics"""
 
 
 class Bootstrap(Settings):
-    """Confidence intervals: prompts are drawn again, each with all its pictures."""
+    """Confidence intervals: prompts are drawn again, each with all its images."""
 
     resamples: int = Field(1000, ge=0)
-    """For means over pictures; 0: no intervals"""
+    """For means over images; 0: no intervals"""
     set_resamples: int = Field(20, ge=0)
-    """For distances between sets of pictures, which are dearer; their interval is that of a normal distribution"""
+    """For distances between sets of images, which are dearer; their interval is that of a normal distribution"""
     level: float = Field(0.95, gt=0, lt=1)
     seed: int = 0
 
 
 class Resources(ModelWorkers):
-    """Those that draw the pictures."""
+    """Those that draw the images."""
 
     workers: int = Field(1, ge=1)
     """Each holds the model"""
     batch: int = Field(4, ge=1)
-    """Pictures sampled together"""
+    """Images sampled together"""
 
 
 class EvaluateSettings(StepSettings):
@@ -73,7 +73,7 @@ class EvaluateSettings(StepSettings):
     """trained: what is evaluated; lifted: the same before training; latent: the base it was made from. Empty: as the
     suite has it"""
     curated: OptionalUri = ""
-    """Artifact of the curate step: its held-out pictures and captions are the demo suite's"""
+    """Artifact of the curate step: its held-out images and captions are the demo suite's"""
     basis: OptionalUri = ""
     """Artifact of the basis step, for lifted and latent models where no adapter brings its own"""
     prompts: PromptSource = PromptSource()
@@ -87,7 +87,7 @@ class EvaluateSettings(StepSettings):
     scorers: Scorers = Scorers()
     bootstrap: Bootstrap = Bootstrap()
     shown: int = Field(10, ge=1)
-    """Rows of the pictures of pictures"""
+    """Rows of the images of images"""
     floors: dict[str, float] = {}
     """MODEL/METRIC: the job's exit status is 1 where a score is below"""
     ceilings: dict[str, float] = {}

@@ -1,6 +1,6 @@
-"""Pictures of the models: every missing one is drawn, once, by a pool of actors.
+"""Images of the models: every missing one is drawn, once, by a pool of actors.
 
-They lie in STORAGE/pictures/ID, where ID is a hash of all that decides them; a picture's name is its seed and its
+They lie in STORAGE/pictures/ID, where ID is a hash of all that decides them; an image's name is its seed and its
 prompt's hash. So evaluations with more prompts, other scorers or another suite find what stands.
 """
 
@@ -57,7 +57,7 @@ def generate(
     root: str,
     resources: Any,
 ) -> dict[str, ImageSet]:
-    """One picture a shot of each model. `root` is the storage; `resources` have workers and a batch.
+    """One image a shot of each model. `root` is the storage; `resources` have workers and a batch.
 
     Raises ItemsFailed where some could not be drawn.
     """

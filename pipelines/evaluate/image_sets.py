@@ -1,4 +1,4 @@
-"""Pictures by the names that they are known by, drawn here or found elsewhere."""
+"""Images by the names that they are known by, drawn here or found elsewhere."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from pipelines.evaluate.prompts import Shot
 
 T = TypeVar("T")
 REAL = "real"
-"""The name of the set that models' pictures are compared with"""
+"""The name of the set that models' images are compared with"""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Pictures, and by what they are known."""
+    """Images, and by what they are known."""
 
     id: str
     files: Mapping[str, str]
@@ -40,7 +40,7 @@ def in_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
 
 
 def store_images(encoded: Iterable[bytes], protocol: Mapping[str, Any], count: int, root: str) -> ImageSet:
-    """Real pictures, which lie in other files, as files of their own; `encoded` is read only where some are missing."""
+    """Real images, which lie in other files, as files of their own; `encoded` is read only where some are missing."""
     folder = storage.join(root, "pictures", fingerprint(protocol))
     files = {f"{i:06}": storage.join(folder, f"{i:06}.png") for i in range(count)}
     standing = keys_in(folder)

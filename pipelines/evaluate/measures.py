@@ -1,6 +1,6 @@
 """What becomes of one model's scores: rows of the table, each a number with its interval and its protocol.
 
-A measure names the scorer that it reads, and is plain data in a suite. It leaves no picture out: a score that is not
+A measure names the scorer that it reads, and is plain data in a suite. It leaves no image out: a score that is not
 finite is an error.
 """
 
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Pictures:
-    """Some pictures and what the scorers made of them."""
+    """Some images and what the scorers made of them."""
 
     set: ImageSet
     scores: Mapping[str, Scores]
@@ -42,15 +42,15 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What a measure is given: one model's pictures in the order of the shots, and what they are compared with."""
+    """What a measure is given: one model's images in the order of the shots, and what they are compared with."""
 
     shots: Sequence[Shot]
     repeats: int
     made: Pictures
     real: Pictures | None
-    """Real pictures"""
+    """Real images"""
     reference: Reference | None
-    """Statistics of real pictures that were given as numbers"""
+    """Statistics of real images that were given as numbers"""
     settings: Bootstrap
 
     @property
@@ -90,7 +90,7 @@ class Evaluated:
 
 class Measure(Protocol):
     needs_real: ClassVar[bool]
-    """Whether it compares with real pictures"""
+    """Whether it compares with real images"""
     better: ClassVar[str]
     """high or low; empty: neither"""
 
@@ -116,7 +116,7 @@ class Named:
 
 
 Value = Callable[[Prompt, Sequence[Row]], float]
-"""A prompt's own value from the rows of its pictures"""
+"""A prompt's own value from the rows of its images"""
 
 
 def dpg_score(prompt: Prompt, rows: Sequence[Row]) -> float:
@@ -135,7 +135,7 @@ def _answers(row: Row) -> dict[int, bool]:
 
 @dataclass(frozen=True)
 class Mean(Named):
-    """Of a score over all pictures; with `by_category` of the categories' means, which are given too."""
+    """Of a score over all images; with `by_category` of the categories' means, which are given too."""
 
     metric: str
     scorer: str

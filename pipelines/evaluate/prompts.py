@@ -1,4 +1,4 @@
-"""Prompts of the suites, and the pictures that are asked for each: read from the benchmarks' own files."""
+"""Prompts of the suites, and the images that are asked for each: read from the benchmarks' own files."""
 
 import hashlib
 import json
@@ -38,14 +38,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture that is asked for; its index counts prompts x repeats, and is the seed of its noise."""
+    """One image that is asked for; its index counts prompts x repeats, and is the seed of its noise."""
 
     index: int
     prompt: Prompt
 
     @property
     def key(self) -> str:
-        """Of the picture and its scores, which stay those of this prompt wherever it stands in a file later on."""
+        """Of the image and its scores, which stay those of this prompt wherever it stands in a file later on."""
         return f"{self.index:06}-{self.prompt.digest}"
 
 
@@ -107,7 +107,7 @@ def read_dpg(uri: str, column: str) -> list[Prompt]:
 
 
 def read_held_out(curated: Artifact, column: str = "caption") -> Iterator[tuple[Prompt, bytes]]:
-    """Captions (or labels) of held-out pictures, and the encoded pictures."""
+    """Captions (or labels) of held-out images, and the encoded images."""
     numbers = count()
     for file in curated.files("held_out", ".parquet"):
         for rows in read_rows(file, [column, "image"]):

@@ -35,7 +35,7 @@ class ScoresDiffer(ValueError):
 
 @dataclass(frozen=True)
 class Scores:
-    """Those of one scorer for one set of pictures, in the order of `keys`."""
+    """Those of one scorer for one set of images, in the order of `keys`."""
 
     folder: str
     keys: Sequence[str]
@@ -54,7 +54,7 @@ class Scores:
         return [found[key] for key in self.keys]
 
     def features(self, name: str) -> Iterator[Tensor]:
-        """(N, ...), some hundred pictures at a time: no more than that is ever held."""
+        """(N, ...), some hundred images at a time: no more than that is ever held."""
         places = {key: (file, i) for file in self._files for i, key in enumerate(_keys(file))}
         part = lru_cache(_OPEN)(partial(_features, name=name))
         for keys in in_batches(list(self.keys), _AT_ONCE):
@@ -87,10 +87,10 @@ class ScoreWorker:
 def score(
     sets: Mapping[str, ImageSet], shots: Sequence[Shot], name: str, scorer: Scorer, root: str
 ) -> dict[str, Scores]:
-    """The scores of each set, {its name: ...}; pictures that belong to no shot have an empty prompt.
+    """The scores of each set, {its name: ...}; images that belong to no shot have an empty prompt.
 
     Raises:
-        ItemsFailed: some pictures could not be scored, or what stands was scored otherwise (ScoresDiffer).
+        ItemsFailed: some images could not be scored, or what stands was scored otherwise (ScoresDiffer).
     """
     identity = fingerprint({"scorer": name, **scorer.identity()})
     folders = {label: storage.join(root, "scores", found.id, f"{name}-{identity}") for label, found in sets.items()}

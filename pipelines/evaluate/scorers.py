@@ -1,4 +1,4 @@
-"""Scorers: each looks at pictures and their prompts, one at a time, and knows nothing of the others.
+"""Scorers: each looks at images and their prompts, one at a time, and knows nothing of the others.
 
 Its settings say where its model is from. `identity` is asked for by the driver, which loads no model; `load` by the
 actor that scores.
@@ -24,13 +24,13 @@ Row = dict[str, Any]
 OPEN_CLIP = "open_clip_model.safetensors"
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 Score = Callable[["Tensor", Sequence["Prompt"]], list[Row]]
-"""(uint8 pictures (B, 3, H, W), their prompts) -> what each got: numbers, texts, lists, and features as tensors"""
+"""(uint8 images (B, 3, H, W), their prompts) -> what each got: numbers, texts, lists, and features as tensors"""
 
 
 class Resources(ModelWorkers):
     workers: int = Field(1, ge=1)
     batch: int = Field(16, ge=1)
-    """Pictures scored together"""
+    """Images scored together"""
     environment: dict[str, Any] = {}
     """A Ray runtime environment of its own, for a package that cannot share ours: {py_executable: PYTHON}, ..."""
 
@@ -199,9 +199,9 @@ class InceptionScorer(ModelScorer):
 
 class GenEvalScorer(ModelScorer):
     colors: str = ""
-    """CLIP ViT-L-14 of OpenAI for the colours: a path, or OWNER/NAME"""
+    """CLIP ViT-L-14 of OpenAI for the colors: a path, or OWNER/NAME"""
     architecture: str = "ViT-L-14-quickgelu"
-    """Of the colours' model"""
+    """Of the colors' model"""
     needed = {
         "model": ("facebook/mask2former-swin-small-coco-instance", ""),
         "colors": ("timm/vit_large_patch14_clip_224.openai", OPEN_CLIP),
@@ -245,7 +245,7 @@ class DpgScorer(ModelScorer):
         metric = load(self.model, device=device)
 
         def score(images: "Tensor", prompts: "Sequence[Prompt]") -> list[Row]:
-            """A picture is one crop of the reference's grid of four, which needs not be pasted and cut again."""
+            """An image is one crop of the reference's grid of four, which needs not be pasted and cut again."""
             asked = [(i, q, text) for i, prompt in enumerate(prompts) for q, text in prompt.data["questions"].items()]
             rows: list[Row] = [{"answers": {}} for _ in prompts]
             places = torch.tensor([i for i, _, _ in asked])
@@ -273,7 +273,7 @@ class SpectrumScorer(Scorer):
 
 
 class SqueezeScorer(ModelScorer):
-    """Features for a Fréchet distance between small pictures."""
+    """Features for a Fréchet distance between small images."""
 
     needed = {"model": (squeeze_file.NEEDED, squeeze_file.FILE)}
 
@@ -324,7 +324,7 @@ class Scorers(Settings):
     hps_v3: HpsV3Scorer = HpsV3Scorer()
     vqa_score: VqaScorer = VqaScorer()
     inception: InceptionScorer = InceptionScorer()
-    """Of whole pictures, for the Fréchet distance"""
+    """Of whole images, for the Fréchet distance"""
     inception_crop: InceptionScorer = InceptionScorer(resize="centre_crop")
     """Of a part, at full resolution"""
     inception_as_is: InceptionScorer = InceptionScorer(resize="none", features=["pool", "spatial", "logits"])

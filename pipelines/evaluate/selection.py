@@ -25,7 +25,7 @@ def suite_of(settings: EvaluateSettings) -> Suite:
 
 
 def column_of(suite: Suite) -> str:
-    """Of held-out pictures: what their models are told."""
+    """Of held-out images: what their models are told."""
     return "label" if suite.by_class else "caption"
 
 
@@ -66,7 +66,7 @@ def read_prompts(settings: EvaluateSettings, curated: Artifact | None) -> list[P
 
 
 def decides(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
-    """The precision of the pictures, the scorers that are used, by their models' content, and what an artifact's ID
+    """The precision of the images, the scorers that are used, by their models' content, and what an artifact's ID
     does not tell of the model in it: which checkpoint, and how it wants to be sampled."""
     found: dict[str, Any] = {} if settings.pictures else {"resources.precision": settings.resources.precision}
     if pretrained := inputs.get("pretrained"):

@@ -135,7 +135,7 @@ def wave(count: int, width: int, frequency: float) -> Tensor:
 
 
 def _given(count: int, frequency: float) -> dict[str, Any]:
-    """What any scorer might have made of pictures."""
+    """What any scorer might have made of images."""
     values = wave(count, 40, frequency)
     spectra = torch.exp(values[:, :9])
     scorers = ("hps_v3", "hps_v2", "vqa_score", "clip_score", "spectrum")
@@ -193,7 +193,7 @@ def _dpg(suite: str) -> Evaluated:
 
 
 def _geneval(suite: str) -> Evaluated:
-    """One prompt a task, four pictures each: right, too few, too many or in the wrong place, and nothing at all."""
+    """One prompt a task, four images each: right, too few, too many or in the wrong place, and nothing at all."""
     cat, dog = (10.0, 10.0, 60.0, 60.0, 0.95), (120.0, 10.0, 180.0, 70.0, 0.8)
     faint, other = (10.0, 10.0, 60.0, 60.0, 0.2), (200.0, 200.0, 240.0, 240.0, 0.93)
     one = [{"class": "cat", "count": 1}]

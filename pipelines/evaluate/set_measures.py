@@ -1,4 +1,4 @@
-"""Measures of whole sets of pictures: distances to real ones, and what else belongs to no single picture."""
+"""Measures of whole sets of images: distances to real ones, and what else belongs to no single image."""
 
 import hashlib
 import re
@@ -94,7 +94,7 @@ class PrecisionRecall:
 
 @dataclass(frozen=True)
 class SlicedWasserstein(Named):
-    """Of patches; each repeat of the prompts is compared with as many real pictures, and the mean taken."""
+    """Of patches; each repeat of the prompts is compared with as many real images, and the mean taken."""
 
     metric: str
     high_pass: bool = False
@@ -113,7 +113,7 @@ class SlicedWasserstein(Named):
         of_real = (standardised(real.flatten(0, 1), real.flatten(0, 1)) @ lines).sort(dim=0).values
 
         def again(counts: np.ndarray) -> float:
-            times = torch.from_numpy(counts).repeat_interleave(real.shape[1])  # a picture's patches stay together
+            times = torch.from_numpy(counts).repeat_interleave(real.shape[1])  # an image's patches stay together
             return mean_of([distance_on_lines(part.repeat_interleave(times, dim=0), of_real) for part in of_made])
 
         interval = bootstrap.of_set(again, len(made[0]), value, evaluated.settings)
@@ -121,7 +121,7 @@ class SlicedWasserstein(Named):
         return [evaluated.row(self.metric, value, interval, more={**more, "reference": _hash(real)})]
 
     def _patches(self, images: Tensor) -> Tensor:
-        """(B, patches a picture, F), at the same places in every set."""
+        """(B, patches an image, F), at the same places in every set."""
         view = high_pass(images) if self.high_pass else images
         return patches_of(view, generator=torch.Generator().manual_seed(0)).unflatten(0, (len(images), -1))
 
@@ -146,7 +146,7 @@ class SpectrumDistance(Named):
 
 @dataclass(frozen=True)
 class HighFrequencyPower(Named):
-    """Over that of the real pictures: 1 is right, below is blur, above is noise."""
+    """Over that of the real images: 1 is right, below is blur, above is noise."""
 
     metric: str
     scorer: str = "spectrum"
@@ -215,7 +215,7 @@ def _column(pictures: Pictures, scorer: str, name: str = "score") -> Tensor:
 
 
 def _statistics(parts: Iterator[Tensor], times: Tensor | None = None) -> FrechetStatistics:
-    """`times` says how often each picture counts."""
+    """`times` says how often each image counts."""
     statistics, start = None, 0
     for part in parts:
         statistics = statistics or FrechetStatistics(part.shape[1])

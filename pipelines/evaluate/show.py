@@ -1,4 +1,4 @@
-"""The results of an evaluation, for people and for programs: table, scores of each picture, pictures of pictures."""
+"""The results of an evaluation, for people and for programs: table, scores of each image, images of images."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def report(
 
 
 def _scores(shots: Sequence[Shot], own: Mapping[str, Pictures]) -> pa.Table:
-    """A row each picture: what it is of, and what each scorer made of it."""
+    """A row each image: what it is of, and what each scorer made of it."""
     found: list[dict[str, Any]] = []
     for model, pictures in own.items():
         scored = {name: scores.rows() for name, scores in pictures.scores.items()}
@@ -85,7 +85,7 @@ def _sheets(
     """The first prompts, with all models side by side; then what each scorer likes best, and least."""
     repeats = next((i for i, shot in enumerate(shots) if shot.prompt is not shots[0].prompt), len(shots))
     first = list(range(0, len(shots), repeats))[: settings.shown]
-    paired = SUITES[settings.suite].read is None  # real picture i is prompt i's; others stand for no prompt
+    paired = SUITES[settings.suite].read is None  # real image i is prompt i's; others stand for no prompt
     shown = [label for label in sorted(pictures, key=lambda label: label in own) if label in own or paired]
     places = {label: first if label in own else range(len(first)) for label in shown}
     columns = {label: _read(pictures[label], places[label]) for label in places}

@@ -1,4 +1,4 @@
-"""The step: settings in, pictures drawn and scored, numbers out."""
+"""The step: settings in, images drawn and scored, numbers out."""
 
 import json
 from collections.abc import Mapping
@@ -177,7 +177,7 @@ def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
 def draw(
     settings: EvaluateSettings, subject: EvaluatedModel | ClassModel | None, shots: list[Shot], root: str
 ) -> dict[str, ImageSet]:
-    """The pictures of each model."""
+    """The images of each model."""
     if subject is None:
         return {"trained": found_pictures(settings.pictures, shots, repeats_of(settings), root)}
     given = settings.sampling.model_dump(exclude_defaults=True)
@@ -207,7 +207,7 @@ def find_evaluated_model(settings: EvaluateSettings, context: Context) -> Evalua
 def find_real(
     settings: EvaluateSettings, context: Context, count: int, root: str
 ) -> tuple[Reference | None, ImageSet | None]:
-    """What the pictures are compared with: the statistics that were given, and real pictures."""
+    """What the images are compared with: the statistics that were given, and real images."""
     if suite_of(settings).read is None:
         curated = context.inputs["curated"]
         column = column_of(suite_of(settings))

@@ -36,7 +36,7 @@ class EvaluatedModel:
     """Where it came from, for MLflow's tags"""
 
     def identity(self, model: str) -> dict[str, str]:
-        """What decides a model's pictures, and no more: latent models of two adapters are one."""
+        """What decides a model's images, and no more: latent models of two adapters are one."""
         shared = ("base", "subspace", "text_padding")
         needed = (*shared, "adapter") if model == "trained" else shared
         return {"model": model, **{name: self.parts[name] for name in needed if name in self.parts}}

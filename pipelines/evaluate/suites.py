@@ -1,4 +1,4 @@
-"""The suites, each as data: prompts, pictures a prompt, size, scorers, and what becomes of the scores."""
+"""The suites, each as data: prompts, images a prompt, size, scorers, and what becomes of the scores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ JIT = {"steps": 50, "solver": "heun", "orthogonal": False, "clamp": False, "shif
 class Suite:
     about: str
     read: Reader | None
-    """None: the prompts are the held-out captions of a curate artifact, whose pictures are the reference"""
+    """None: the prompts are the held-out captions of a curate artifact, whose images are the reference"""
     file: str
     """What `prompts.file` has to be; empty: none is needed"""
     prompts: int | None

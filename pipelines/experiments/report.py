@@ -1,4 +1,4 @@
-"""One page, whole in itself, that compares evaluations: tables with intervals, pictures, and what each number means."""
+"""One page, whole in itself, that compares evaluations: tables with intervals, images, and what each number means."""
 
 import base64
 import io
@@ -63,7 +63,7 @@ class Evaluation:
         return list(dict.fromkeys(row["model"] for row in self.rows))
 
     def sheets(self) -> dict[str, str]:
-        """{name: data URI} of its pictures of pictures."""
+        """{name: data URI} of its images of images."""
         names = sorted(name for name in self.artifact.manifest["files"] if name.endswith(".png"))
         names.sort(key=lambda name: name != "samples.png")
         return {name.removesuffix(".png"): _data_uri(self.artifact.file(name)) for name in names}

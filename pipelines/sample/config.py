@@ -16,14 +16,14 @@ class Provenance(Settings):
 
 
 class Safety(Settings):
-    """A classifier of finished pictures; what it flags is painted over in black, counted, and kept nowhere."""
+    """A classifier of finished images; what it flags is painted over in black, counted, and kept nowhere."""
 
     classifier: str = ""
     """Folder of a transformers image classifier; empty: none, since none is small enough to come with this"""
     label: str = "nsfw"
     """Of the classifier: what is not wanted"""
     threshold: float = Field(0.5, ge=0, le=1)
-    """Probability of the label from which on a picture is flagged"""
+    """Probability of the label from which on an image is flagged"""
 
 
 class DemoPageSettings(Settings):
@@ -55,7 +55,7 @@ class Resources(ModelWorkers):
     workers: int = Field(1, ge=1)
     """Each holds the model"""
     batch: int = Field(4, ge=1)
-    """Pictures sampled together"""
+    """Images sampled together"""
 
 
 class SampleSettings(StepSettings, SamplingParameterSettings):
@@ -71,11 +71,11 @@ class SampleSettings(StepSettings, SamplingParameterSettings):
     prompt_column: str = added("prompt")
     """Where the file has several"""
     seeds: list[int] = Field([0], min_length=1)
-    """A picture a prompt and seed"""
+    """An image a prompt and seed"""
     latent: bool = False
-    """Beside each picture that of the latent model, from the same noise"""
+    """Beside each image that of the latent model, from the same noise"""
     shown: int = Field(8, ge=1)
-    """Rows of the picture of all"""
+    """Rows of the image of all"""
     provenance: Provenance = Provenance()
     safety: Safety = Safety()
     resources: Resources = Resources()
@@ -119,5 +119,5 @@ class SampleSettings(StepSettings, SamplingParameterSettings):
         return self
 
     def pairs(self) -> Sequence[tuple[int, int]]:
-        """(place of the prompt, seed) of every picture, in order."""
+        """(place of the prompt, seed) of every image, in order."""
         return [(place, seed) for place in range(len(self.prompts)) for seed in self.seeds]

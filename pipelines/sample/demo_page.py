@@ -1,4 +1,4 @@
-"""A page to try a pixel model on: a prompt's picture, beside that of the latent model it was made from."""
+"""A page to try a pixel model on: a prompt's image, beside that of the latent model it was made from."""
 
 import os
 import socket
@@ -27,7 +27,7 @@ _BESIDE = " Beside it, from the same noise, is the picture of the latent base th
 _SMALL = 256
 MAX_PROMPT = 2000
 """Characters; of 512 tokens, the most that the model reads, hardly a prompt has more"""
-# Pictures fill their square frame, small ones in whole pixels instead of a blur.
+# Images fill their square frame, small ones in whole pixels instead of a blur.
 _CSS = """
 #latent, #pixel {{ aspect-ratio: 1; max-height: 75vh }}
 #latent img, #pixel img {{ width: 100%; height: 100%; object-fit: contain; image-rendering: {rendering} }}
@@ -57,7 +57,7 @@ def open_page(
         raise ConfigError(f"device={device!r}: PyTorch finds no GPU here")
     port = _free_port(host, port)
     with tempfile.TemporaryDirectory(prefix="asymflow-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "served")  # so that no picture outlives the page
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "served")  # so that no image outlives the page
         direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
         # Gradio asks the page whether it is up, and no proxy may answer for it.
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{direct},127.0.0.1,localhost,{host}"
@@ -92,8 +92,8 @@ def open_page(
 
 
 class Artist:
-    """Draws what a form asks for. The pictures are files, which Gradio serves as they are; what is no file it encodes
-    itself, without what the picture says about itself."""
+    """Draws what a form asks for. The images are files, which Gradio serves as they are; what is no file it encodes
+    itself, without what the image says about itself."""
 
     def __init__(self, painter: PipelineSampler, safety: SafetyFilter, folder: Path):
         self.painter, self.safety, self.folder = painter, safety, folder

@@ -1,4 +1,4 @@
-"""What a sampled picture says about itself: how it was made, and that it was made."""
+"""What a sampled image says about itself: how it was made, and that it was made."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def encode_with_metadata(picture: Image.Image, metadata: Mapping[str, Any], mark
 
 
 def read_metadata(png: bytes) -> dict[str, Any]:
-    """The metadata of a sampled picture. Raises ValueError for a picture without."""
+    """The metadata of a sampled image. Raises ValueError for an image without."""
     with Image.open(io.BytesIO(png)) as picture:
         text = getattr(picture, "text", {}).get(KEY)
     if text is None:

@@ -1,4 +1,4 @@
-"""How pictures are drawn: the settings, and what they come to for one model."""
+"""How images are drawn: the settings, and what they come to for one model."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -51,9 +51,9 @@ class SamplingParameterSettings(Settings):
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Noise levels, within [0, 1], at which there is guidance"""
     orthogonal: bool = True
-    """APG: no guidance along the denoised picture"""
+    """APG: no guidance along the denoised image"""
     clamp: bool = True
-    """Move each denoised picture into the colours that a screen can show"""
+    """Move each denoised image into the colors that a screen can show"""
     solver: Literal["unipc", "euler", "heun"] = "unipc"
     latent_shift: float | None = Field(None, gt=0)
     """Of the latent model; empty: such that its noise levels are the pixel model's"""

@@ -1,4 +1,4 @@
-"""A classifier looks at finished pictures; what it flags is painted over."""
+"""A classifier looks at finished images; what it flags is painted over."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ class SafetyFilter:
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], list[bool]]:
-        """The pictures with the flagged ones black, and which were flagged."""
+        """The images with the flagged ones black, and which were flagged."""
         if self.model is None or self.processor is None:
             return list(pictures), [False] * len(pictures)
         inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.device)

@@ -1,4 +1,4 @@
-"""Pictures from prompts and seeds, by a model of any kind: pixel or latent, finetuned, untrained or as it was."""
+"""Images from prompts and seeds, by a model of any kind: pixel or latent, finetuned, untrained or as it was."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,7 +45,7 @@ Encode = Callable[[Sequence[str]], list[Tensor]]
 
 
 class ImageSampler(Protocol):
-    """(B, 3, H, W) sRGB in [-1, 1]: one picture a prompt, from the noise of its seed."""
+    """(B, 3, H, W) sRGB in [-1, 1]: one image a prompt, from the noise of its seed."""
 
     def __call__(
         self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = ...
@@ -85,7 +85,7 @@ class PixelSampler:
 
 
 class LatentSampler:
-    """By a model that samples latent tokens, from the projection of the same noise; its pictures are decoded."""
+    """By a model that samples latent tokens, from the projection of the same noise; its images are decoded."""
 
     def __init__(
         self, predict_on: Callable[[tuple[int, int]], Predict], decoder: ImageEncoder, encode: Encode,

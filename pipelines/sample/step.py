@@ -1,4 +1,4 @@
-"""Sample: pictures from prompts and seeds, each a PNG that says how it was made, and one picture of all."""
+"""Sample: images from prompts and seeds, each a PNG that says how it was made, and one image of all."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def check_hub(adapter: str) -> None:
 
 
 class Sampler:
-    """Draws the pictures of one item, [start, stop) of all pairs of prompt and seed; see `map_items`."""
+    """Draws the images of one item, [start, stop) of all pairs of prompt and seed; see `map_items`."""
 
     def __init__(self, settings: SampleSettings, folder: str):
         self.settings, self.folder = settings, folder
@@ -94,7 +94,7 @@ class Sampler:
 
 
 def made_from(painter: PipelineSampler, prompt: str, seed: int, drawing: SamplingParameters) -> dict[str, Any]:
-    """What has to be known to draw a picture again."""
+    """What has to be known to draw an image again."""
     source = {"base": Path(painter.base).name, "adapter_sha256": painter.adapter_sha256}
     return {"prompt": prompt, "seed": seed, **source, **asdict(drawing)}
 

@@ -1,8 +1,8 @@
-"""A worker's batches: its share of each step's pictures, decoded, with what belongs to them and their noise.
+"""Data loader of a worker: prefetched batches of decoded images, their latents or labels, and their noise.
 
-All of it is a pure function of the seed and the step: a run that was stopped goes on with the very sample it would have
-had next. It is made in the background: row groups are read several steps ahead, what other processes are to make is
-asked for two steps ahead, and the batches of the next step are put together while the present one is trained on.
+Batches are a pure function of the seed and the step: a resumed run continues with the same samples. Row groups are read
+several steps ahead, requests to other processes are made two steps ahead, and the batches of the next step are
+assembled while the present one is trained on.
 """
 
 import time
@@ -26,16 +26,16 @@ from pipelines.train.sample_order import Place, SampleOrder, Share, share_of, sl
 from pipelines.train.task import Batch
 
 Column = Callable[[str], list]
-"""The values that a share's rows have in a column"""
+"""Returns the values of a share's rows in a column"""
 
 
 class Common(NamedTuple):
-    """What every batch has; see `Batch`, whose `sigma` is made of `normal`."""
+    """Fields of every batch; see `Batch`, whose `sigma` is computed from `normal`."""
 
     images: Tensor
     noise: Tensor
     normal: Tensor
-    """(B,) of the normal distribution"""
+    """(B,) from the standard normal distribution"""
     weight: Tensor
     keys: list[str]
     key_sums: Tensor
@@ -43,7 +43,7 @@ class Common(NamedTuple):
 
 @dataclass(frozen=True)
 class Asked:
-    """A share whose rows are read, not decoded, and what was asked for it."""
+    """A share whose rows are read but not decoded, with its pending requests."""
 
     share: Share
     keys: list[str]
@@ -52,31 +52,44 @@ class Asked:
 
 
 class BatchReader(ABC):
-    """A worker's batches from a step on; a subclass says what they hold besides pictures and noise."""
+    """Loads a worker's batches; a subclass adds their fields besides images and noise."""
 
     columns: Sequence[str] = ()
-    """That are read besides the pictures"""
+    """Columns read besides the images"""
     draws = 0
-    """Normal values a sample besides its noise and its noise level"""
+    """Normal values per sample besides its noise and its noise level"""
     waited = 0.0
-    """Seconds that the last batches were waited for"""
+    """Seconds spent waiting for the last batches"""
 
     def __init__(self, order: SampleOrder, batch: int, rank: int, workers: int, ahead: int = 8):
-        """`ahead`: steps whose row groups are read early."""
+        """Prepare a loader.
+
+        Args:
+            order: sample order.
+            batch: global batch size.
+            rank: this worker.
+            workers: number of workers.
+            ahead: steps whose row groups are prefetched.
+        """
         self.order, self.batch, self.rank, self.workers, self.ahead = order, batch, rank, workers, ahead
 
     @abstractmethod
     def ask(self, column: Column) -> Any:
-        """Begin what a share needs besides; it is given to `share` two steps later."""
+        """Start what a share needs besides its rows; the result is passed to `share` two steps later."""
 
     @abstractmethod
     def share(self, asked: Any, drawn: Tensor) -> Callable[[list[int], Common], Batch]:
-        """What makes a batch of some of the share's places; `drawn` (places, draws) are its normal values."""
+        """Return a function that builds a batch from some of the share's places.
+
+        Args:
+            asked: result of `ask`.
+            drawn: (places, draws) normal values.
+        """
 
     def from_step(self, step: int, micro_batch: int) -> Iterator[list[Batch]]:
-        """For each step, counted from 0, its micro-batches: this worker's share of the global batch.
+        """Yield for each step, counted from 0, its micro-batches: this worker's share of the global batch.
 
-        What goes wrong in the background is raised at the step it belongs to. The background ends with the iterator.
+        Exceptions of the background thread are raised at the step they belong to. The thread ends with the iterator.
         """
         slots = slots_per_worker(self.batch, self.workers, micro_batch)
         shares = (self._share(s, slots) for s in count(step))
@@ -131,30 +144,34 @@ class BatchReader(ABC):
         return [micro(slots[i : i + micro_batch]) for i in range(0, share.slots, micro_batch)]
 
     def _draw(self, number: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """A sample's noise, and its normal values: that of the noise level and the `draws`."""
+        """Return a sample's noise, and its normal values: the noise level's and the `draws`."""
         first = 1 + self.draws
         values = noise_for(self.order.seed, number, (first + shape.numel(),))
         return values[first:].view(shape), values[:first]
 
 
 def chance(normal: Tensor) -> Tensor:
-    """Normal values as even ones in [0, 1]."""
+    """Return normal values mapped to the uniform distribution on [0, 1]."""
     return 0.5 * (1 + torch.erf(normal / 2**0.5))
 
 
 def decode(image: bytes, place: Place, key: str) -> Tensor:
-    """(3, H, W) uint8. Raises ValueError for damaged pictures and those of another size than their bucket's."""
+    """Return an image as (3, H, W) uint8.
+
+    Raises:
+        ValueError: the image is damaged, or its size is not its bucket's.
+    """
     width, height = place.group.size
     try:
         pixels = to_array(decode_image(image))
     except BadImage as error:
-        raise ValueError(f"{place.group.curated}: the picture of {key!r} is damaged ({error}); curate again") from None
+        raise ValueError(f"{place.group.curated}: the image of {key!r} is damaged ({error}); curate again") from None
     if pixels.shape != (height, width, 3):
-        found = f"{pixels.shape[1]}x{pixels.shape[0]}, its row says {width}x{height}"
-        raise ValueError(f"{place.group.curated}: the picture of {key!r} is {found}; curate again")
+        found = f"{pixels.shape[1]}x{pixels.shape[0]}, not {width}x{height} as in its row"
+        raise ValueError(f"{place.group.curated}: the image of {key!r} is {found}; curate again")
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def use_one_processor() -> None:
-    """In a background thread: parallel loops there would take the processors from the training's."""
+    """Limit a background thread to one processor, so that the training keeps the others."""
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The job's side of a training: workers are started from the newest checkpoint on, and their end is made readable."""
+"""Driver side of a training: start the workers from the newest checkpoint, and report how the run ended."""
 
 import logging
 import math
@@ -32,13 +32,20 @@ from pipelines.viz.figures import curves_figure
 LOGGER = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 REPORT_SECONDS = 20.0
-"""A training that has not begun by then says what it waits for"""
+"""A training that has not started after this time reports what it waits for"""
 ABANDON_SECONDS = 15.0
-"""How long the workers of a training that is not waited for any more may take to end"""
+"""Time for the workers of an abandoned training to end"""
 
 
 def check_processors(settings: TrainSettings, besides: int = 0) -> None:
-    """A local Ray would wait for ever for processors that the machine does not have. `besides`: those of encoders."""
+    """Raise ConfigError if a local Ray has fewer processors than the training needs.
+
+    A local Ray would wait forever for processors that the machine does not have.
+
+    Args:
+        settings: settings of the training.
+        besides: processors of the encoders beside the training.
+    """
     if settings.run.ray_address or os.environ.get("RAY_ADDRESS"):
         return
     resources, found = settings.resources, len(os.sched_getaffinity(0))
@@ -46,7 +53,7 @@ def check_processors(settings: TrainSettings, besides: int = 0) -> None:
     if needed > found:
         raise ConfigError(
             f"resources: workers x cpus_per_worker ({resources.workers} x {resources.cpus_per_worker}) and {besides} "
-            f"encoders need {needed} processors, this machine has {found}; ask for fewer, or join a cluster"
+            f"encoders need {needed} processors, this machine has {found}; request fewer, or join a cluster"
         )
 
 
@@ -54,14 +61,14 @@ def train(step: str, task: MakeTask, settings: TrainSettings, context: Context, 
     """Train from the newest checkpoint to the end.
 
     Args:
-        step: the step's name.
-        task: the class that each worker makes its task of, with `data` and the settings.
-        settings: the step's.
-        context: the artifact that is made, and its inputs.
-        data: what the task needs besides, plain data and actors.
+        step: name of the step.
+        task: task class, instantiated by each worker with `data` and the settings.
+        settings: settings of the step.
+        context: the artifact to build, and its inputs.
+        data: what else the task needs: plain data and actors.
 
     Raises:
-        StepFailed: the training did not come to its end.
+        StepFailed: the training did not finish.
     """
     attempt = Attempt.claim(context.folder)
     config = {
@@ -91,9 +98,9 @@ def train(step: str, task: MakeTask, settings: TrainSettings, context: Context, 
                 channel.clear()
     match ended.get("ended"):
         case "stopped":
-            raise StepFailed(f"{step}: stopped at step {ended['step']}, as asked; {describe_resume(ended)}")
+            raise StepFailed(f"{step}: stopped at step {ended['step']}, as requested; {describe_resume(ended)}")
         case "fenced":
-            raise StepFailed(f"{step}: stopped at step {ended['step']}: a newer attempt at this run has taken over")
+            raise StepFailed(f"{step}: stopped at step {ended['step']}: a newer attempt of this run has taken over")
         case "gave up":
             raise StepFailed(f"{step}: {ended['message']}")
 
@@ -101,11 +108,12 @@ def train(step: str, task: MakeTask, settings: TrainSettings, context: Context, 
 def fit(
     step: str, settings: TrainSettings, trainer: TorchTrainer, channel: Channel, asked: threading.Event
 ) -> dict[str, Any]:
-    """Train in a thread of its own, and return what the workers' loop returns. This thread hears signals meanwhile,
-    passes them on, and says why a training does not begin.
+    """Train in a thread, and return the result of the workers' loop.
+
+    The calling thread handles signals meanwhile, forwards stop requests, and reports why a training does not start.
 
     Raises:
-        StepFailed: the training was asked to stop and has not begun, or does not end in time.
+        StepFailed: the training was stopped before it started, or did not end in time.
     """
     fitting: Future[Any] = Future()
 
@@ -127,13 +135,13 @@ def fit(
 
 
 def _watch(step: str, settings: TrainSettings, fitting: Future[Any], channel: Channel, asked: threading.Event) -> None:
-    """Return when the training has ended. Raises StepFailed, as `fit`."""
+    """Wait until the training has ended. Raises StepFailed as `fit` does."""
     report_at, stop_by, told = time.monotonic() + REPORT_SECONDS, math.inf, False
     progress: dict[str, Any] | None = None
     while not wait([fitting], POLL_SECONDS).done:
         now = time.monotonic()
         if asked.is_set() and stop_by == math.inf:
-            LOGGER.warning("asked to stop: writing a checkpoint first, for %g minutes", settings.watch.stop_minutes)
+            LOGGER.warning("stop requested: writing a checkpoint within %g minutes", settings.watch.stop_minutes)
             stop_by = now + 60 * settings.watch.stop_minutes
         try:
             if progress is None or asked.is_set():
@@ -146,40 +154,43 @@ def _watch(step: str, settings: TrainSettings, fitting: Future[Any], channel: Ch
                 if is_waiting(settings.resources.workers, bundle_of(settings)):
                     report_at = now + 10 * REPORT_SECONDS
                     LOGGER.warning("%s: waiting for room for its workers: %s", step, describe_shortage(settings))
-        except Exception as error:  # Ray's head does not answer: the next round asks again, or `fit` fails
+        except Exception as error:  # Ray's head does not answer: retried in the next round, or `fit` fails
             LOGGER.debug("Ray does not answer: %s", error)
         if stop_by < math.inf and progress is None:
-            raise StepFailed(f"{step}: stopped before the training began, as asked; the same command begins again")
+            raise StepFailed(f"{step}: stopped before the training started, as requested; run the same command again")
         if now > stop_by:
             good = (progress or {}).get("good")
             raise StepFailed(
                 f"{step}: did not stop within {settings.watch.stop_minutes:g} minutes (watch.stop_minutes) and was "
-                f"ended; the last good checkpoint is {'none' if good is None else f'that of step {good}'}"
+                f"ended; last complete checkpoint: {'none' if good is None else f'step {good}'}"
             )
 
 
 def describe_shortage(settings: TrainSettings) -> str:
-    """Say what the workers need, what is free, and who holds the rest."""
+    """Describe what the workers need, what is free, and what uses the rest."""
     workers = settings.resources.workers
     return describe_waiting({name: workers * amount for name, amount in bundle_of(settings).items()})
 
 
 def bundle_of(settings: TrainSettings) -> dict[str, float]:
-    """Return what one worker takes."""
+    """Return the resources of one worker, {resource: amount}."""
     resources = settings.resources
     return {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
 
 
 def _cause(error: BaseException) -> str:
-    """The last line of what a worker raised."""
+    """Return the last line of a worker's exception."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     return str(next(iter(failures.values()))).strip().splitlines()[-1]
 
 
 def train_function(task: MakeTask) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Return what each worker runs. A function inside a function is sent by value, and only workers unpack it: neither
-    the driver nor Ray's controller has to import DeepSpeed, which takes seconds and prints to stdout. The class goes
-    with it, by reference: in the config, which the controller unpacks, it would make it import the model."""
+    """Return the function that each worker runs.
+
+    A nested function is pickled by value and unpickled by the workers alone: neither the driver nor Ray's controller
+    has to import DeepSpeed, which takes seconds and prints to stdout. The task class is captured by reference; in the
+    config, which the controller unpickles, it would make the controller import the model.
+    """
 
     def train(config: dict[str, Any]) -> dict[str, Any]:
         from pipelines.train.loop import train_loop
@@ -190,8 +201,9 @@ def train_function(task: MakeTask) -> Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def make_trainer(task: MakeTask, settings: TrainSettings, config: dict[str, Any]) -> TorchTrainer:
+    """Return Ray Train's trainer for a task. `config` is passed to each worker."""
     resources = settings.resources
-    # how often Ray Train looks whether the wait is over; its own default
+    # interval at which Ray Train checks whether the wait is over; 60 is its default
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(60.0, 60 * resources.wait_minutes))
     return TorchTrainer(
         train_function(task),  # type: ignore[arg-type]  # Ray passes on what it returns, and its annotation forgets that
@@ -202,7 +214,7 @@ def make_trainer(task: MakeTask, settings: TrainSettings, config: dict[str, Any]
             use_gpu=resources.use_gpu,
             resources_per_worker=bundle_of(settings),
         ),
-        # Ray's own state of an attempt; checkpoints are ours, and know nothing of it
+        # Ray's own state of an attempt; our checkpoints do not depend on it
         run_config=ray.train.RunConfig(
             name=config["attempt"],
             storage_path=storage.join(config["folder"], ".train", "ray"),
@@ -213,8 +225,13 @@ def make_trainer(task: MakeTask, settings: TrainSettings, config: dict[str, Any]
 
 
 def draw(record: Record, context: Context) -> dict[str, tuple[list[float], list[float]]]:
-    """Loss curves by step, and each term by noise level; returns the latter. What MLflow missed while it was away is
-    sent first."""
+    """Log loss curves by step, and each term by noise level. Returns the latter.
+
+    Metrics that MLflow missed while it was unavailable are sent first.
+
+    Returns:
+        {term: (centers of the noise-level bins, means)}.
+    """
     send_unsent(context.tracker, context.folder)
     curves = {name: values for name, values in record.curves.items() if name not in ("sigma", "omega")}
     context.tracker.log_figure("curves", curves_figure(record.steps, curves, "step"))
@@ -229,7 +246,7 @@ def draw(record: Record, context: Context) -> dict[str, tuple[list[float], list[
 
 
 def last_means(record: Record) -> dict[str, float]:
-    """Each term over the last hundred steps that were taken, and how many were."""
+    """Return each term's mean over the last hundred steps that were not skipped, and the numbers of steps."""
     skipped = set(record.skipped)
     taken = [i for i, step in enumerate(record.steps) if step not in skipped][-100:]
     means = {name: sum(c[i] for i in taken) / len(taken) for name, c in record.curves.items() if taken}

@@ -1,4 +1,4 @@
-"""What each training worker runs: from the newest checkpoint on, to the end or until it is told to stop."""
+"""Training loop of each worker: resume from the newest checkpoint, train to the end or until a stop request."""
 
 import logging
 import time
@@ -39,23 +39,31 @@ from pipelines.train.tracking_log import Log, read_unsent
 
 LOGGER = logging.getLogger(__name__)
 ASK_EVERY = 10.0
-"""Seconds between looks for a preemption: each is a barrier of all workers"""
+"""Seconds between preemption checks: each is a barrier of all workers"""
 
 
 FINISH_SECONDS = 600.0
-"""A finished training tries to write its result for so long"""
+"""A finished training retries writing its result for this long"""
 CLOSE_SECONDS, TRACKING_SECONDS = 60.0, 20.0
-"""A worker that ends waits for its last checkpoint, and for MLflow, for so long"""
+"""How long an ending worker waits for its last checkpoint, and for MLflow"""
 STOP_SHARE = 0.7
-"""Of the time to stop, that for the last checkpoint; the rest is for the step before it and the driver's end"""
+"""Share of the stop time for the last checkpoint; the rest is for the step before it and the driver"""
 
 
 class Leaving(RuntimeError):
-    """This worker's process was asked to end; Ray starts the workers again, from the last good checkpoint."""
+    """This worker's process was terminated; Ray restarts the workers from the last complete checkpoint."""
 
 
 def train_loop(make_task: MakeTask, config: dict[str, Any]) -> dict[str, Any]:
-    """Ray Train's entry point; `config` is plain data and actors. Returns {"ended": why, "step": where}."""
+    """Run a worker's training; the entry point of Ray Train.
+
+    Args:
+        make_task: class of the task.
+        config: plain data and actors.
+
+    Returns:
+        {"ended": how, "step": last step}.
+    """
     training = Training(make_task, config)
     try:
         return training.run()
@@ -66,7 +74,7 @@ def train_loop(make_task: MakeTask, config: dict[str, Any]) -> dict[str, Any]:
 
 
 class Training:
-    """One worker's part in a run."""
+    """One worker's part of a run."""
 
     def __init__(self, make_task: MakeTask, config: dict[str, Any]):
         self.config = config
@@ -104,6 +112,7 @@ class Training:
         self._preempted: Any = None
 
     def run(self) -> dict[str, Any]:
+        """Train until the end or a stop request. Returns {"ended", "step"} and details of a stopped run."""
         settings = self.settings
         self.resume()
         batches = self.reader.from_step(self.step, self.micro_batch)
@@ -114,7 +123,7 @@ class Training:
             self.channel.report(good=self.checkpointer.uploader.good)
             self.log.start(read_unsent(self.folder))
         order = Order.GO_ON
-        if settings.validates_every and self.step == 0:  # what all later pictures are compared with
+        if settings.validates_every and self.step == 0:  # baseline of all later samples
             self.validate()
         while self.step < settings.optim.steps:
             order = self.train_step(batches)
@@ -139,7 +148,7 @@ class Training:
             self.checkpoint(60 * STOP_SHARE * settings.watch.stop_minutes)
             end = self.last_checkpoint()
             if order == Order.LEAVE:
-                raise Leaving(f"a worker's process was asked to end at step {self.step}; {describe_checkpoint(end)}")
+                raise Leaving(f"a worker's process was terminated at step {self.step}; {describe_checkpoint(end)}")
             return end
         try:
             self.write_result()
@@ -151,11 +160,11 @@ class Training:
         return {"ended": "finished", "step": self.step}
 
     def resume(self) -> None:
-        """Take up the newest whole checkpoint, which rank 0 reads for all."""
+        """Resume from the newest complete checkpoint, which rank 0 reads and broadcasts."""
         found = load_newest(folder_of(self.folder)) if self.rank == 0 else None
-        told: list[Any] = [found[0].state if found else None]  # small: the history lies in files of its own
-        dist.broadcast_object_list(told, 0)
-        if (saved := told[0]) is None:
+        shared: list[Any] = [found[0].state if found else None]  # small: the history has its own files
+        dist.broadcast_object_list(shared, 0)
+        if (saved := shared[0]) is None:
             return
         self.step = saved["step"]
         if self.rank == 0:
@@ -167,15 +176,15 @@ class Training:
         self.state.restore(tensors, self.step - len(self.record.skipped))
         self.average.load_state_dict(self.state.average_from(tensors))
         if self.rank == 0:
-            LOGGER.warning("going on from step %d (%s)", self.step, found[0].uri if found else "")
+            LOGGER.warning("resuming from step %d (%s)", self.step, found[0].uri if found else "")
 
     def train_step(self, batches: Iterator[list[Batch]]) -> Order:
-        """One step, and what all workers are to do after it."""
+        """Run one step. Returns the signal that all workers follow after it."""
         self.alarm.put_off()
         settings = self.settings
         set_learning_rates(self.optimizer, self.step + 1, settings.optim)
         set_clip(self.engine, self.step + 1, settings.optim)
-        # dropout, by the step alone too
+        # dropout depends only on seed, step and rank
         torch.manual_seed(1_000_003 * settings.seed + 8_191 * (self.step + 1) + self.rank)
         micro_batches = next(batches)
         collected = backward_and_step(self.engine, micro_batches)
@@ -195,7 +204,11 @@ class Training:
     def gather(
         self, collected: list[dict[str, Tensor]], micro_batches: list[Batch]
     ) -> tuple[dict[str, Tensor], Tokens, Order]:
-        """Every rank's terms (B,) of the step, its tokens, and the greatest order of all ranks: one collective call."""
+        """Gather a step's results from all ranks: one collective call.
+
+        Returns:
+            The terms (B,) of all ranks by name, the step's tokens, and the greatest signal of all ranks.
+        """
         names = list(collected[0])
         mine = torch.cat([torch.stack([part[name].double() for name in names]) for part in collected], dim=1)
         tokens = sum(b.tokens.all for b in micro_batches)
@@ -210,7 +223,7 @@ class Training:
         return dict(zip(names, terms, strict=True)), everyone_s, order
 
     def wish(self) -> Order:
-        """What this rank would have all do."""
+        """Return this rank's signal to all workers."""
         if TERMINATED.is_set():
             return Order.LEAVE
         if self.rank:
@@ -221,17 +234,17 @@ class Training:
         return Order.ASK if due else Order.GO_ON
 
     def ask_for_preemption(self) -> None:
-        """A barrier of all workers. A node that is to be taken away is worth a checkpoint at once, but only one."""
+        """Checkpoint once if a node is about to be preempted; a barrier of all workers."""
         self._asked = time.monotonic()
         info = ray.train.get_preemption_info()
         if info is not None and info != self._preempted:
             self._preempted = info
             if self.rank == 0:
-                LOGGER.warning("nodes %s are about to be taken away", ", ".join(info.preempted_node_ids))
+                LOGGER.warning("nodes %s are about to be preempted", ", ".join(info.preempted_node_ids))
             self.checkpoint()
 
     def report_skip(self, micro_batches: list[Batch]) -> None:
-        """Name the pictures of a step that was skipped, on rank 0. Raises GiveUp after too many in a row."""
+        """Log the keys of a skipped step on rank 0. Raises GiveUp after too many in a row."""
         mine = [key for batch in micro_batches for key, w in zip(batch.keys, batch.weight, strict=True) if w > 0]
         everyone: list[Any] = [None] * self.workers
         dist.all_gather_object(everyone, mine)
@@ -242,13 +255,19 @@ class Training:
         self.health.skipped(self.step, keys)
 
     def is_to_go_on(self) -> bool:
-        """Whether rank 0 may go on waiting for the store."""
+        """Return whether rank 0 may keep waiting for the store."""
         self.alarm.put_off()
         return self.lookout.order == Order.GO_ON
 
     def checkpoint(self, seconds: float = 0.0, meanwhile: Callable[[], Any] | None = None) -> None:
-        """Gather everything (a collective call), and let rank 0 write it in the background, waiting at most so many
-        seconds for it. While all steps were skipped there is nothing to keep, and no optimizer state yet."""
+        """Gather the state (a collective call), and let rank 0 write it in the background.
+
+        Without an applied step nothing is written: there is no optimizer state yet.
+
+        Args:
+            seconds: how long rank 0 waits for the write.
+            meanwhile: called while waiting; False ends the wait.
+        """
         if self.step == len(self.record.skipped):
             return
         values, moments = self.state.values(), self.state.moments()
@@ -269,20 +288,25 @@ class Training:
         self.log.pause_ended()
 
     def last_checkpoint(self) -> dict[str, Any]:
-        """Return what a stopped run ends with, the same on every rank (a collective call: no rank leaves before the
-        first one has written): {"ended", "step", "good": the last complete checkpoint's step, "reason": why it is not
-        this step's}."""
-        told: list[Any] = [None]
+        """Return the result of a stopped run, the same on every rank.
+
+        A collective call: no rank exits before rank 0 has written.
+
+        Returns:
+            {"ended", "step", "good": the last complete checkpoint's step, "reason": why it is not this step's}.
+        """
+        shared: list[Any] = [None]
         if self.rank == 0:
-            told = [self.checkpointer.end()]
-        dist.broadcast_object_list(told, 0)
-        return {"ended": "stopped", "step": self.step, **told[0]}
+            shared = [self.checkpointer.end()]
+        dist.broadcast_object_list(shared, 0)
+        return {"ended": "stopped", "step": self.step, **shared[0]}
 
     def cursor(self) -> tuple[int, int]:
+        """Return (epoch, batch within the epoch) of the next step."""
         return divmod(self.step, self.reader.order.steps_per_epoch(self.settings.optim.batch))
 
     def validate(self) -> None:
-        """Pictures of the moving average, by swapping it in; before the first step there is nothing to swap."""
+        """Log images of the moving average, swapped in; before the first step the weights are the average."""
         self.alarm.put_off()
         with self.state.swapped(self.average.average) if self.step else nullcontext():
             sheet = self.task.draw(self.engine.device)
@@ -291,7 +315,7 @@ class Training:
             self.log.pause_ended()
 
     def write_result(self) -> None:
-        """The trained values, their moving average, and the loss curve, as files of the artifact."""
+        """Write the trained values, their moving average and the metrics log as files of the artifact."""
         values = self.state.values()
         if self.rank:
             return
@@ -301,7 +325,7 @@ class Training:
         self.write_file(RECORD, self.record.to_json().encode())
 
     def write_file(self, name: str, data: bytes) -> None:
-        """Write a file of the artifact: a store that is away is tried for FINISH_SECONDS."""
+        """Write a file of the artifact; storage errors are retried for FINISH_SECONDS."""
         deadline = time.monotonic() + FINISH_SECONDS
         while True:
             try:
@@ -313,6 +337,7 @@ class Training:
                 time.sleep(1.0)
 
     def close(self) -> None:
+        """Wait for pending uploads within their time limits, and end the background threads."""
         if self.rank == 0:
             if not self.is_stopping:
                 self.checkpointer.uploader.wait(CLOSE_SECONDS, self.alarm.put_off)

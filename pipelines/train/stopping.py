@@ -1,4 +1,4 @@
-"""How a training is asked to stop, and what it says of its end."""
+"""Stop signals of a training, and messages about how it ended."""
 
 import signal
 import threading
@@ -10,8 +10,10 @@ from typing import Any
 
 @contextmanager
 def noting_signals() -> Iterator[threading.Event]:
-    """In the driver's main thread: SIGTERM (`ray job stop`, Kubernetes) and the first Ctrl-C set the event, and nothing
-    more: a handler runs in the middle of whatever the thread was doing."""
+    """Yield an event that SIGTERM (`ray job stop`, Kubernetes) and the first Ctrl-C set.
+
+    For the driver's main thread. The handler does nothing else, since it interrupts arbitrary code.
+    """
     asked = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -31,17 +33,21 @@ def noting_signals() -> Iterator[threading.Event]:
 
 
 def describe_checkpoint(end: Mapping[str, Any]) -> str:
-    """Say which checkpoint is the last good one. `end` is {"step": where the training is, "good": step of the last
-    complete checkpoint or None, "reason": why it is not this step's}."""
+    """Describe the last complete checkpoint.
+
+    Args:
+        end: {"step": last step, "good": step of the last complete checkpoint or None, "reason": why it is not this
+            step's}.
+    """
     if end["good"] == end["step"]:
         return f"the checkpoint of step {end['good']} is complete"
     why = f" ({end['reason']})" if end.get("reason") else ""
     if end["good"] is None:
         return f"no checkpoint is complete{why}"
-    return f"no checkpoint of it is complete{why}; the last good one is that of step {end['good']}"
+    return f"no checkpoint of this step is complete{why}; the last complete one is of step {end['good']}"
 
 
 def describe_resume(end: Mapping[str, Any]) -> str:
-    """Say the same, and what the same command then does."""
-    what = "begins anew" if end["good"] is None else "resumes from it"
+    """Describe the last complete checkpoint, and what running the same command again does."""
+    what = "starts from the beginning" if end["good"] is None else "resumes from it"
     return f"{describe_checkpoint(end)}; the same command {what}"

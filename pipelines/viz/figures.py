@@ -22,7 +22,7 @@ def new_figure(**options: Any) -> "Figure":
 
 
 def basis_tiles(A: Tensor, patch_size: int, layout: str, space: Space, columns: int = 16) -> Image.Image:
-    """Each basis vector as a patch, drawn around the mean colour and scaled to be seen."""
+    """Each basis vector as a patch, drawn around the mean color and scaled to be seen."""
     vectors = A.mT.float()[:, None, :]
     patches = unpatchify(vectors, patch_size, patch_size, patch_size, layout=layout)
     patches = 2.0 * patches / patches.abs().amax((1, 2, 3), keepdim=True)

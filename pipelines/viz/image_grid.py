@@ -1,4 +1,4 @@
-"""Pictures for people: grids with captions, and figures."""
+"""Images for people: grids with captions, and figures."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def to_pil_images(images: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) sRGB in [-1, 1] -> PIL pictures."""
+    """(B, 3, H, W) sRGB in [-1, 1] -> PIL images."""
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(p) for p in pixels]
 
 
 def grid_of(pictures: Sequence[Image.Image], columns: int, scale: int = 1, gap: int = 2) -> Image.Image:
-    """Pictures of one size row by row on white; `scale` enlarges by whole pixels."""
+    """Images of one size row by row on white; `scale` enlarges by whole pixels."""
     width, height = pictures[0].width * scale, pictures[0].height * scale
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
@@ -56,7 +56,7 @@ def thumbnail(picture: Image.Image, side: int = 256) -> Image.Image:
 
 
 def beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two pictures on white, left and right."""
+    """Two images on white, left and right."""
     sheet = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
     sheet.paste(left, (0, 0))
     sheet.paste(right, (left.width, 0))

@@ -1,4 +1,4 @@
-"""Batches of the finetune: pictures with their latents and the embeddings of their captions."""
+"""Batches of the finetune: images with their latents and the embeddings of their captions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ from pipelines.train.task import Tokens
 
 @dataclass
 class Batch(task.Batch):
+    """A micro-batch with latents and text embeddings."""
+
     z_0: Tensor
     """(B, N, d) latent tokens"""
     text: Tensor
@@ -27,16 +29,18 @@ class Batch(task.Batch):
 
     @property
     def tokens(self) -> Tokens:
+        """Return the token counts."""
         pictures, image = self.z_0.shape[:2]
         return Tokens(int(self.text_mask.sum()) + pictures * image, image, self.text.shape[1])
 
     def inputs(self) -> dict[str, Tensor]:
+        """Return the objective's arguments by name."""
         return {**super().inputs(), "z_0": self.z_0, "text": self.text, "text_mask": self.text_mask}
 
 
 @dataclass(frozen=True)
 class NoiseSettings:
-    """Law of the noise levels, and the share of captions dropped."""
+    """Distribution of the noise levels, and the share of captions dropped."""
 
     mean: float
     std: float
@@ -45,6 +49,8 @@ class NoiseSettings:
 
 
 class BatchReader(reader.BatchReader):
+    """Loads batches with latents and text embeddings."""
+
     draws = 1  # whether the caption is dropped
 
     def __init__(
@@ -64,10 +70,12 @@ class BatchReader(reader.BatchReader):
         self.columns = (latents.column, text.column)
 
     def ask(self, column: Column) -> tuple[Promise, Promise]:
-        # text even where it will be dropped: to know that takes the whole noise
+        """Request the latents and text embeddings of a share."""
+        # dropped captions too: which they are is known only once the noise is generated
         return self.latents.ask(column(self.latents.column)), self.text.ask(column(self.text.column))
 
     def share(self, asked: tuple[Promise, Promise], drawn: Tensor) -> Callable[[list[int], Common], Batch]:
+        """Return a function that builds a batch from some of the share's places."""
         latents, text = (promise() for promise in asked)
         dropped = chance(drawn[:, 0]) < self.noise.caption_dropout
         chosen_text = zip(text, dropped, strict=True)

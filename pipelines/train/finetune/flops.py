@@ -1,8 +1,8 @@
-"""Floating-point operations of a training step, and what devices can do: for the share that is used.
+"""Floating-point operations of a finetuning step, for model FLOPs utilization.
 
-Two shares are usual. MFU (model FLOPs utilization) divides what the method asks for, HFU (hardware) what is executed;
-with gradient checkpointing the second has the blocks' forward pass once more. Neither counts the encoders beside the
-training, validation, or the optimizer.
+MFU (model FLOPs utilization) counts the operations that the method needs, HFU (hardware) those that are executed: with
+gradient checkpointing the blocks' forward pass once more. Neither counts the encoders beside the training, validation,
+or the optimizer.
 """
 
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from pipelines.train.finetune.config import FinetuneSettings
 
 
 class Judge(NamedTuple):
-    """LPIPS on two pictures and backward through one: what it takes a pixel, counted on 1024 x 1024."""
+    """Cost of the perceptual network on two images with a backward pass through one, measured at 1024 x 1024."""
 
     values: int
     """Parameters"""
     flops_a_pixel: float
     bytes_a_pixel: float
-    """Kept for the backward pass, in float32"""
+    """Kept per pixel for the backward pass, in float32"""
 
 
 JUDGES = {
@@ -31,29 +31,36 @@ JUDGES = {
 
 
 class ImageFlops(NamedTuple):
-    """Of one picture in a training step."""
+    """FLOPs per image of a training step."""
 
     student: Flops
     teacher: float
     judge: float
-    """The perceptual network"""
+    """Perceptual network"""
     checkpointing: bool
 
     @property
     def model(self) -> float:
-        """What the method asks for; MFU counts it."""
+        """Return the FLOPs that the method needs, which MFU counts."""
         return self.student.forward + self.student.backward + self.teacher + self.judge
 
     @property
     def executed(self) -> float:
-        """With what gradient checkpointing computes again; HFU counts it."""
+        """Return the FLOPs including the recomputation of gradient checkpointing, which HFU counts."""
         return self.model + self.checkpointing * self.student.recomputed
 
 
 def image_flops(
     settings: FinetuneSettings, transformer_config: Mapping[str, Any], image_tokens: int, text_tokens: int
 ) -> ImageFlops:
-    """`transformer_config` are the latent model's settings, `text_tokens` are counted with their padding."""
+    """Return the FLOPs per image of a training step.
+
+    Args:
+        settings: settings of the finetune.
+        transformer_config: configuration of the latent model's transformer.
+        image_tokens: image tokens per image.
+        text_tokens: text tokens per image, including padding.
+    """
     loss, judge = settings.loss, 0.0
     variance_reduced = loss.kind == "variance_reduced"
     if variance_reduced and loss.perceptual:
@@ -68,6 +75,7 @@ def image_flops(
 
 
 def student_network(settings: FinetuneSettings, transformer_config: Mapping[str, Any]) -> Network:
+    """Return the shapes of the trained model."""
     patch_dim = transformer_config["in_channels"] if settings.model == "latent" else 3 * settings.pixels.patch_size**2
     rank = settings.lora.rank if settings.lora else 0
     if settings.model != "ddt":
@@ -84,5 +92,5 @@ def step_flops(
     text_tokens: int,
     pictures: int,
 ) -> float:
-    """Model FLOPs (for MFU) of a step on so many pictures of one size; see `image_flops` for what is executed."""
+    """Return the model FLOPs (for MFU) of a step on `pictures` images of one size."""
     return pictures * image_flops(settings, transformer_config, image_tokens, text_tokens).model

@@ -1,4 +1,4 @@
-"""What the finetune brings to the training loop."""
+"""Training task of the finetune."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ from pipelines.train.task import Tokens
 
 
 class FinetuneTask:
-    """See `pipelines.train.task.Task`; `config` is `data_of`'s, with the settings."""
+    """Implements `pipelines.train.task.Task`; `config` holds `data` of `finetune.step.train`, and the settings."""
 
     def __init__(self, config: dict[str, Any], rank: int, workers: int):
         self.settings = FinetuneSettings.model_validate(config["settings"])
@@ -37,19 +37,24 @@ class FinetuneTask:
         self._validator: Validator | None = None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter groups; see `parameter_groups`."""
         return parameter_groups(self.model, self.settings.optim)
 
     def moving_average(self, values: Mapping[str, Tensor]) -> PowerEMA:
+        """Return a moving average with a power profile."""
         return PowerEMA(values, self.settings.ema.gamma, self.settings.ema.start_step)
 
     def blank_batch(self, pictures: int) -> Batch:
+        """Return a batch of the smallest images; see `blank_batch`."""
         return blank_batch(self.model, pictures)
 
     def step_flops(self, tokens: Tokens) -> float:
+        """Return the model FLOPs of a step."""
         config = self.model.transformer.config
         return step_flops(self.settings, config, tokens.image, tokens.text, self.settings.optim.batch)
 
     def draw(self, device: torch.device) -> Image.Image:
+        """Return the validation's image grid of the present weights; a collective call."""
         settings, config = self.settings, self.config
         assert settings.validation
         if self._validator is None:
@@ -62,7 +67,7 @@ class FinetuneTask:
 
 
 def make_objective(model: AdaptedFlux2, loss: Loss) -> FinetuneObjective:
-    """Return the loss of these settings, with its perceptual network loaded."""
+    """Return the training loss of these settings, with its perceptual network loaded."""
     judge = loss.perceptual if loss.kind == "variance_reduced" else None
     return FinetuneObjective(
         model,
@@ -77,6 +82,14 @@ def make_objective(model: AdaptedFlux2, loss: Loss) -> FinetuneObjective:
 
 
 def make_reader(settings: FinetuneSettings, config: dict[str, Any], rank: int, workers: int) -> BatchReader:
+    """Return a worker's data loader.
+
+    Args:
+        settings: settings of the finetune.
+        config: files of data, encoders and the unconditional embedding.
+        rank: this worker.
+        workers: number of workers.
+    """
     groups = list_row_groups(config["curated"], config["latents"], config["text"])
     encoders = config["image_encoders"]
     law = settings.time
@@ -93,11 +106,12 @@ def make_reader(settings: FinetuneSettings, config: dict[str, Any], rank: int, w
 
 
 def text_source(config: dict[str, Any], rank: int) -> Source:
+    """Return the source of text embeddings: text encoder actors, or stored embeddings."""
     return RemoteText(config["text_encoders"], rank) if config["text_encoders"] else StoredText()
 
 
 def parameter_groups(model: AdaptedFlux2, optim: Optim) -> list[dict[str, Any]]:
-    """`proj_out` may learn at its own rate (appendix B.2)."""
+    """Return parameter groups; `proj_out` may have its own learning rate (App. B.2)."""
     named = model.trainable()
     last = {id(p) for p in model.transformer.proj_out.parameters()}
     rates = {False: optim.lr, True: optim.lr_proj_out or optim.lr}
@@ -106,7 +120,10 @@ def parameter_groups(model: AdaptedFlux2, optim: Optim) -> list[dict[str, Any]]:
 
 
 def blank_batch(model: AdaptedFlux2, pictures: int) -> Batch:
-    """The smallest pictures that every part of the loss takes: a perceptual network halves them five times."""
+    """Return a batch of the smallest images that every part of the loss accepts.
+
+    A perceptual network halves the resolution five times.
+    """
     side = max(2, -(-64 // model.patch_size))
     picture, config = (pictures, 3, side * model.patch_size, side * model.patch_size), model.transformer.config
     return Batch(

@@ -1,4 +1,4 @@
-"""Pictures of classes by a model that was trained from scratch; see `pipelines.sample.sampler.ImageSampler`."""
+"""Sampler of a class-conditional model; see `pipelines.sample.sampler.ImageSampler`."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,7 +15,7 @@ SOLVERS = {"unipc": samplers.unipc, "euler": samplers.euler, "heun": samplers.he
 
 
 class ClassSampler:
-    """A prompt is the number of a class."""
+    """Samples images by class; a prompt is the number of a class."""
 
     def __init__(self, model: PixelJiT, device: str):
         self.model, self.device = model, device
@@ -28,6 +28,7 @@ class ClassSampler:
         drawing: SamplingParameters,
         on_step: Callable[[int], None] = lambda step: None,
     ) -> Tensor:
+        """Return (B, 3, H, W) sRGB images in [-1, 1] of the classes, from the seeds' noise."""
         space, floor = self.model.subspace.space, drawing.sigma_floor
         labels = torch.tensor([int(prompt) for prompt in prompts], device=self.device)
         guidance = Guidance(drawing.guidance, drawing.orthogonal, drawing.interval)

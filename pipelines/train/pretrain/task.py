@@ -1,4 +1,4 @@
-"""What training from scratch brings to the training loop."""
+"""Training task of training from scratch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ from pipelines.viz.image_grid import grid_of, to_pil_images
 
 
 class PretrainTask:
-    """See `pipelines.train.task.Task`."""
+    """Implements `pipelines.train.task.Task`."""
 
     def __init__(self, config: dict[str, Any], rank: int, workers: int):
         self.settings = settings = PretrainSettings.model_validate(config["settings"])
@@ -42,13 +42,16 @@ class PretrainTask:
         self.rank, self.workers = rank, workers
 
     def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter group."""
         lr = self.settings.optim.lr
         return [{"params": list(self.model.trainable().values()), "lr": lr, "peak": lr}]
 
     def moving_average(self, values: Mapping[str, Tensor]) -> ConstantEMA:
+        """Return a moving average of constant decay."""
         return ConstantEMA(values, self.settings.ema.decay)
 
     def blank_batch(self, pictures: int) -> Batch:
+        """Return a batch of images of one patch."""
         side = self.model.patch_size
         return Batch(
             images=torch.zeros(pictures, 3, side, side),
@@ -62,10 +65,11 @@ class PretrainTask:
         )
 
     def step_flops(self, tokens: Tokens) -> float:
+        """Return the model FLOPs of a step."""
         return self.settings.optim.batch * training_flops(self.settings.jit, tokens.image)
 
     def draw(self, device: torch.device) -> Image.Image:
-        """The first classes by turns; each rank draws its part, as many as the others."""
+        """Return a grid of images of the first classes in turn; each rank samples an equal part."""
         settings = self.settings.validation
         assert settings
         each = -(-settings.pictures // self.workers)
@@ -82,5 +86,5 @@ class PretrainTask:
 def make_objective(
     model: PixelJiT, loss: Loss, repa: Repa | None = None, encoder: DinoFeatures | None = None
 ) -> PretrainObjective:
-    """Return the loss of these settings."""
+    """Return the training loss of these settings."""
     return PretrainObjective(model, loss.sigma_floor, encoder if repa else None, repa.weight if repa else 0.0)

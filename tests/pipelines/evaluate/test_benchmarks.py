@@ -1,4 +1,4 @@
-"""The benchmarks' suites from prompts to numbers: every scorer's real classes at tiny size, by real Ray, on pictures
+"""The benchmarks' suites from prompts to numbers: every scorer's real classes at tiny size, by real Ray, on images
 made elsewhere."""
 
 import json
@@ -30,7 +30,7 @@ COUNT = 4
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Models, prompts, pictures and real pictures of all suites."""
+    """Models, prompts, images and real images of all suites."""
     root = tmp_path_factory.mktemp("benchmarks")
     clip = write_tiny_clip(root / "clip")
     from safetensors.torch import load_file
@@ -172,7 +172,7 @@ def test_geneval_and_dpg(settings, root, local_ray):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_imagenet_by_adms_protocol(settings, root, local_ray, tmp_path):
-    """Against statistics, and pictures, that stand in a file of ADM's form."""
+    """Against statistics, and images, that stand in a file of ADM's form."""
     images = np.random.default_rng(5).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     generator = np.random.default_rng(6)
     moments = {}

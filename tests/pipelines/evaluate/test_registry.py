@@ -72,7 +72,7 @@ def test_every_night(nightly, tiny_workflow, tmp_path):
     status, line, err = nightly("floors={trained/fid: 1}")
     assert status == 2 and line == "" and "floors.trained/fid: no such score" in err
 
-    # The alias moves to another version, of the same bytes here: it is evaluated, and no picture is drawn again.
+    # The alias moves to another version, of the same bytes here: it is evaluated, and no image is drawn again.
     client.create_model_version(version.name, version.source, version.run_id, dict(version.tags))
     client.set_registered_model_alias(version.name, "newest", str(int(version.version) + 1))
     status, line, err = nightly()

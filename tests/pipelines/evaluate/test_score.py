@@ -1,4 +1,4 @@
-"""What a scorer makes of pictures, in files; without Ray."""
+"""What a scorer makes of images, in files; without Ray."""
 
 import json
 
@@ -36,7 +36,7 @@ CALLS = []
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Seven pictures, two of them of another size, and their shots."""
+    """Seven images, two of them of another size, and their shots."""
     shots = shots_of([Prompt(str(i), f"prompt {i}") for i in range(7)], 1)
     files = {}
     for i, shot in enumerate(shots):
@@ -65,7 +65,7 @@ def test_rows_and_features_are_in_the_order_of_the_pictures_however_they_were_ma
     parts, part = str(tmp_path / "parts"), Brightness(resources={"batch": 2})
     some = dict(list(found.files.items())[3:6])
     score({"a": ImageSet("set", some, {})}, shots, "brightness", part, parts)
-    assert CALLS == [5, 2, 2, 1]  # pictures of one size go together
+    assert CALLS == [5, 2, 2, 1]  # images of one size go together
     CALLS.clear()
     rest = score({"a": found}, shots, "brightness", part, parts)["a"]
     assert sum(CALLS) == 4  # the others stand

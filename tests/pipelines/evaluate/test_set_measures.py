@@ -11,7 +11,7 @@ from pipelines.evaluate.set_measures import FlatGround, SpectrumDistance
 
 
 def spectra_of(side: int):
-    """Pictures of so many pixels, as far as their spectra are known."""
+    """Images of so many pixels, as far as their spectra are known."""
     scores = SimpleNamespace(features=lambda name: [torch.rand(4, side // 2)])
     return SimpleNamespace(scores={"spectrum": scores})
 

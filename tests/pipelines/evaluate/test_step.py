@@ -31,7 +31,7 @@ def run(tree):
 
 
 def made_in(storage, suffixes=(".png", ".parquet")):
-    """{file: when it was written} of all pictures and scores."""
+    """{file: when it was written} of all images and scores."""
     folders = [Path(storage) / "pictures", Path(storage) / "scores"]
     return {p: p.stat().st_mtime_ns for f in folders for p in f.rglob("*") if p.suffix in suffixes}
 
@@ -155,7 +155,7 @@ def test_pictures_made_elsewhere(demo, local_ray, tmp_path):
     assert [Path(row["prompt_id"]).name for row in scores[:4]] == ["00000", "00000", "00001", "00001"]
     (power,) = [row["value"] for row in table if row["metric"] == "high_frequency_power"]
     assert power > 2  # noise
-    # Others under the same names are other pictures, and nothing of the first is taken for theirs.
+    # Others under the same names are other images, and nothing of the first is taken for theirs.
     (tmp_path / "found" / "004.png").write_bytes((tmp_path / "found" / "000.png").read_bytes())
     changed = results(run(tree))[1]
     assert changed[4]["spectrum/score"] == scores[0]["spectrum/score"] != scores[4]["spectrum/score"]

@@ -69,7 +69,7 @@ def settings(tmp_path, held_out):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_grid_and_a_wider_one_that_finds_its_points(settings, local_ray, tmp_path, monkeypatch):
-    """Over pictures that stand: drawing them is the evaluation's own test."""
+    """Over images that stand: drawing them is the evaluation's own test."""
     folders = []
     for i, spread in enumerate((40, 80, 120)):
         folders.append(tmp_path / f"made{i}")

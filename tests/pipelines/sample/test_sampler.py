@@ -38,7 +38,7 @@ def test_alone_they_draw_what_they_draw_together(load):
 
 
 def test_the_lifted_model_is_the_latent_one_in_its_subspace(load, subspace):
-    """Before training nothing is outside of the subspace: what is drawn is a picture made of the basis."""
+    """Before training nothing is outside of the subspace: what is drawn is an image made of the basis."""
     images = load("lifted", adapter=None)(PROMPTS, SEEDS, DRAWING)
     assert images.shape == (2, 3, 32, 48) and images.abs().max() <= 1 + 1e-6
     trained = load("trained", adapter=ADAPTER)(PROMPTS, SEEDS, DRAWING)

@@ -36,7 +36,7 @@ cloudpickle.register_pickle_by_value(training_runs)  # workers do not find the t
 
 
 def assert_the_same(artifact, plain, training) -> None:
-    """The same losses from the same pictures; and the first epoch holds each picture once."""
+    """The same losses from the same images; and the first epoch holds each image once."""
     record, undisturbed = record_of(artifact), record_of(plain)
     assert record.curves["loss"] == pytest.approx(undisturbed.curves["loss"], rel=1e-4)
     assert record.key_sums == undisturbed.key_sums

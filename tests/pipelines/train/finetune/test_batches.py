@@ -273,7 +273,7 @@ def test_embeddings_and_latents_are_asked_for_two_steps_ahead(folder):
 
 
 def damaged(folder: Path, tmp_path: Path, change) -> tuple[Path, int]:
-    """A copy whose third picture of a file is changed, and the step that it comes at."""
+    """A copy whose third image of a file is changed, and the step that it comes at."""
     for kind in ("latents", "text"):
         (tmp_path / kind).symlink_to(folder / kind)
     (tmp_path / "curated").mkdir()

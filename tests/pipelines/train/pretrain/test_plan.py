@@ -24,7 +24,7 @@ def test_operations_are_those_of_the_papers_table(size, gflop):
 
 
 def test_operations_are_those_that_torch_counts():
-    """But for the products of the condition, which are made once a picture."""
+    """But for the products of the condition, which are made once an image."""
     network = JiT(SMALL)
     once = sum(
         2 * module.in_features * module.out_features
