@@ -1,4 +1,4 @@
-"""A classifier looks at finished images; what it flags is painted over."""
+"""Safety filter: a classifier of sampled images; flagged images are replaced by black ones."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,10 @@ from pipelines.sample.config import Safety
 
 
 class SafetyFilter:
-    """Raises ConfigError for a folder that holds no classifier, or a label that it does not know."""
+    """Classifies images, if the settings name a classifier.
+
+    Raises ConfigError for a folder without a classifier, or a label that it does not have.
+    """
 
     def __init__(self, settings: Safety, device: str):
         self.threshold, self.device = settings.threshold, device
@@ -26,7 +29,7 @@ class SafetyFilter:
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], list[bool]]:
-        """The images with the flagged ones black, and which were flagged."""
+        """Return the images with flagged ones black, and which were flagged."""
         if self.model is None or self.processor is None:
             return list(pictures), [False] * len(pictures)
         inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.device)
@@ -36,12 +39,12 @@ class SafetyFilter:
 
 
 def check_safety(settings: Safety) -> None:
-    """Before anything starts. Raises ConfigError."""
+    """Check classifier and label without loading the model. Raises ConfigError."""
     if not settings.classifier:
         return
     config = Path(settings.classifier) / "config.json"
     if not config.is_file():
-        raise ConfigError(f"safety.classifier={settings.classifier!r}: no folder of a transformers image classifier")
+        raise ConfigError(f"safety.classifier={settings.classifier!r}: not a folder of a transformers image classifier")
     labels = read_json_setting(config, f"safety.classifier={settings.classifier!r}").get("label2id", {})
     if settings.label not in labels:
-        raise ConfigError(f"safety.label={settings.label!r}: the classifier knows {', '.join(labels) or 'no labels'}")
+        raise ConfigError(f"safety.label={settings.label!r}: the classifier has {', '.join(labels) or 'no labels'}")

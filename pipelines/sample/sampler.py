@@ -1,4 +1,4 @@
-"""Images from prompts and seeds, by a model of any kind: pixel or latent, finetuned, untrained or as it was."""
+"""Samplers: images from prompts and seeds, by pixel or latent models, finetuned or untrained."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,31 +32,33 @@ from asymflow.subspace import Subspace
 from pipelines.core import storage
 from pipelines.sample.parameters import SamplingParameters
 
-disable_progress_bar()  # of loading
+disable_progress_bar()  # of model loading
 _SCHEDULERS = {
     "unipc": UniPCMultistepScheduler,
     "euler": FlowMatchEulerDiscreteScheduler,
     "heun": FlowMatchHeunDiscreteScheduler,
 }
 OnStep = Callable[[int], None]
-"""Told of each step, 0 .. steps - 1, once it is done"""
+"""Called after each step with its index, 0 .. steps - 1"""
 Encode = Callable[[Sequence[str]], list[Tensor]]
-"""Prompts to embeddings (T_i, E)"""
+"""Encodes prompts to embeddings (T_i, E)"""
 
 
 class ImageSampler(Protocol):
-    """(B, 3, H, W) sRGB in [-1, 1]: one image a prompt, from the noise of its seed."""
+    """Samples one image per prompt, from the noise of its seed: (B, 3, H, W) sRGB in [-1, 1]."""
 
     def __call__(
         self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = ...
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Return the images of the prompts, from the noise of their seeds."""
+        ...
 
 
 def _ignore(step: int) -> None: ...
 
 
 class PixelSampler:
-    """By our pipeline."""
+    """Samples by the project's diffusers pipeline."""
 
     def __init__(self, pipeline: Any):
         self.pipeline = pipeline
@@ -65,6 +67,7 @@ class PixelSampler:
     def __call__(
         self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = _ignore
     ) -> Tensor:
+        """Return images; see `ImageSampler`."""
         self.pipeline.scheduler = _SCHEDULERS[drawing.solver]()
         images = self.pipeline(
             list(prompts),
@@ -85,7 +88,7 @@ class PixelSampler:
 
 
 class LatentSampler:
-    """By a model that samples latent tokens, from the projection of the same noise; its images are decoded."""
+    """Samples latent tokens from the projection of the same noise, and decodes them."""
 
     def __init__(
         self, predict_on: Callable[[tuple[int, int]], Predict], decoder: ImageEncoder, encode: Encode,
@@ -98,6 +101,7 @@ class LatentSampler:
     def __call__(
         self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = _ignore
     ) -> Tensor:
+        """Return images; see `ImageSampler`."""
         grid = (drawing.height // self.patch_size, drawing.width // self.patch_size)
         velocity = _guided(self.predict_on(grid), self.encode, prompts, drawing)
         noise = patchify(drawing.noise(list(seeds)).to(self.A.device), self.patch_size) @ self.A
@@ -108,7 +112,7 @@ class LatentSampler:
 
 
 class DdtSampler:
-    """By the DDT baseline."""
+    """Samples by the DDT baseline."""
 
     def __init__(self, model: DdtFlux2, encode: Encode):
         self.model, self.encode = model, encode
@@ -117,6 +121,7 @@ class DdtSampler:
     def __call__(
         self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = _ignore
     ) -> Tensor:
+        """Return images; see `ImageSampler`."""
         space = self.model.subspace.space
         velocity = _guided(self.model, self.encode, prompts, drawing)
         noise = drawing.noise(list(seeds)).to(self.model.A.device)
@@ -133,10 +138,9 @@ def _guided(predict: Predict, encode: Encode, prompts: Sequence[str], drawing: S
 
 
 class PipelineSampler:
-    """Holds the pixel model of an adapter on its base, or a merged pipeline without an adapter; and, once it is asked
-    for, the latent model.
+    """Samplers of an adapter's pixel model (or a merged pipeline) and, loaded on first use, of its latent base.
 
-    `base` is a local folder, `adapter` a folder, S3 URI or repository, or empty. On a GPU all is in bfloat16.
+    `base` is a local folder, `adapter` a folder, S3 URI or repository, or empty. On a GPU all weights are bfloat16.
     """
 
     def __init__(self, base: str, adapter: str = "", device: str = "cpu"):
@@ -149,11 +153,12 @@ class PipelineSampler:
 
     @property
     def defaults(self) -> SamplingDefaults:
+        """Return the model's default sampling parameters."""
         return self.pipeline.defaults
 
     @cached_property
     def latent(self) -> LatentSampler:
-        """Loaded when it is first asked for."""
+        """Return the sampler of the latent base, loaded on first use."""
         transformer, pixels = load_transformer(self.base, self.device), self.pipeline.transformer
         A, s, size = pixels.proj_buffer, float(pixels.scale_buffer), pixels.config.patch_size
         decoder = load_decoder(self.base, self.device)
@@ -163,11 +168,19 @@ class PipelineSampler:
 def load_sampler(
     model: str, base: str, adapter: Path | None, subspace: Subspace | None, defaults: SamplingDefaults, device: str
 ) -> ImageSampler:
-    """One model alone: `trained` is the adapter's on its base, `lifted` the untrained pixel model of a subspace, and
-    `latent` the base. `subspace` (channel first) is not needed where the adapter has its own, but for `trained`.
+    """Return the sampler of one model.
+
+    Args:
+        model: `trained` is the adapter on its base, `lifted` the untrained pixel model of a subspace, `latent` the
+            base.
+        base: folder of the latent model.
+        adapter: folder of the adapter, for `trained`.
+        subspace: channel first; not needed for `trained` if the adapter has its own.
+        defaults: default sampling parameters.
+        device: device of the model.
 
     Raises:
-        ValueError: files that are missing or do not fit.
+        ValueError: files are missing or do not fit.
     """
     dtype = dtype_on(device)
     if model == "trained" and (adapter is None or kind_of(read_adapter(adapter)[1]) == "asymflow"):
@@ -175,7 +188,7 @@ def load_sampler(
         return PixelSampler(pipeline.to(device))
     if model == "lifted":
         pipeline = AsymFlux2KleinPipeline.from_pretrained(base, subspace=subspace, dtype=dtype)
-        pipeline.defaults = defaults  # of how prompts are padded; the rest is the drawing's
+        pipeline.defaults = defaults  # for the padding of prompts; the rest is in the sampling parameters
         return PixelSampler(pipeline.to(device))
     text: Any = Flux2KleinPipeline.from_pretrained(base, vae=None, transformer=None, dtype=dtype).to(device)
     encode = partial(encode_prompts, text.text_encoder, text.tokenizer, padding=defaults.text_padding)
@@ -190,14 +203,14 @@ def load_sampler(
             return partial(found, grid=grid)
 
     if subspace is None:
-        raise ValueError("a latent model is given the pixel model's noise, which needs a subspace: give a basis")
+        raise ValueError("a latent model is sampled from projected pixel noise, which needs a subspace: give a basis")
     A = subspace.A.float().to(device)
     return LatentSampler(predict_on, load_decoder(base, device), encode, A, float(subspace.s), subspace.patch_size)
 
 
 @contextmanager
 def adapter_files(adapter: str) -> Iterator[Path | None]:
-    """A local folder of the adapter at a path, S3 URI or in a repository; None for the empty name."""
+    """Yield a local folder of the adapter at a path, S3 URI or in a repository; None for an empty name."""
     if adapter.startswith("s3://"):
         with storage.local_folder(adapter) as folder:
             yield folder
@@ -206,21 +219,23 @@ def adapter_files(adapter: str) -> Iterator[Path | None]:
 
 
 def load_transformer(base: str, device: str) -> Flux2Transformer2DModel:
+    """Return the base's transformer in evaluation mode."""
     transformer: Any = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer", dtype=dtype_on(device))
     return transformer.to(device).eval()
 
 
 def load_decoder(base: str, device: str) -> ImageEncoder:
+    """Return the base's image encoder and decoder."""
     return family_of(base).load_image_encoder(base, device, dtype_on(device))
 
 
 def dtype_on(device: str) -> torch.dtype:
-    """Processors without bfloat16 products emulate them, hundreds of times slower."""
+    """Return the data type for a device: bfloat16 on GPUs; many processors emulate it, hundreds of times slower."""
     return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
 
 def weights_sha256(adapter: Path) -> str:
-    """Of the adapter's tensors."""
-    read_defaults(adapter)  # which says what is missing
+    """Return the SHA-256 of the adapter's tensors."""
+    read_defaults(adapter)  # raises an error that names missing files
     path = next(path for path in (adapter / WEIGHTS, adapter / COMFYUI) if path.is_file())
     return sha256_of(path)

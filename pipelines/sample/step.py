@@ -1,4 +1,4 @@
-"""Sample: images from prompts and seeds, each a PNG that says how it was made, and one image of all."""
+"""Sample step: images from prompts and seeds, each a PNG with its metadata, and an image grid."""
 
 import io
 import json
@@ -27,6 +27,7 @@ from pipelines.viz.image_grid import side_by_side, thumbnail, to_pil_images
 
 
 def check(settings: SampleSettings) -> None:
+    """Check models, image size and safety classifier before Ray starts. Raises ConfigError."""
     check_model(settings.base, settings.adapter, settings.latent)
     if side := read_patch_size(settings.base):
         settings.check_size(side)
@@ -34,7 +35,7 @@ def check(settings: SampleSettings) -> None:
 
 
 def check_model(base: str, adapter: str, latent: bool) -> None:
-    """Raises ConfigError unless they can be sampled with, as far as can be told without loading them."""
+    """Check that a model can be sampled from, as far as possible without loading it. Raises ConfigError."""
     if adapter:
         check_base(base, ("transformer",), images=latent, text=True)
         if not (adapter.startswith("s3://") or Path(adapter).is_dir() or is_repository(adapter)):
@@ -44,15 +45,15 @@ def check_model(base: str, adapter: str, latent: bool) -> None:
     index = Path(base) / "model_index.json"
     kind = read_json_setting(index, f"base={base!r}").get("_class_name") if index.is_file() else None
     if kind != AsymFlux2KleinPipeline.__name__:
-        raise ConfigError(f"adapter: missing, and base={base!r} is no pixel model merged by jobs/export.py")
+        raise ConfigError(f"adapter: missing, and base={base!r} is not a pixel model merged by jobs/export.py")
     if latent:
-        raise ConfigError("latent=True: a merged model has no latent one beside it; give base and adapter")
+        raise ConfigError("latent=True: a merged model has no latent base; give base and adapter")
 
 
 def check_hub(adapter: str) -> None:
-    """Raise ConfigError where an adapter is neither a folder nor on S3 nor a repository that the hub or its cache has.
+    """Check that an adapter is a folder, on S3, or a repository that the hub or its cache has. Raises ConfigError.
 
-    A path that is relative to another directory looks like the name of one.
+    A relative path of another directory looks like a repository's name.
     """
     if adapter.startswith("s3://") or Path(adapter).is_dir():
         return
@@ -64,7 +65,7 @@ def check_hub(adapter: str) -> None:
 
 
 class Sampler:
-    """Draws the images of one item, [start, stop) of all pairs of prompt and seed; see `map_items`."""
+    """Samples the images of one item, the range [start, stop) of all pairs of prompt and seed; see `map_items`."""
 
     def __init__(self, settings: SampleSettings, folder: str):
         self.settings, self.folder = settings, folder
@@ -72,6 +73,7 @@ class Sampler:
         self.filter = SafetyFilter(settings.safety, settings.resources.device)
 
     def __call__(self, item: str) -> dict[str, Any]:
+        """Sample, filter and write the images of an item. Returns their rows of `samples.json`."""
         start, stop = json.loads(item)
         pairs = self.settings.pairs()[start:stop]
         prompts, seeds = [self.settings.prompts[place] for place, _ in pairs], [seed for _, seed in pairs]
@@ -94,20 +96,23 @@ class Sampler:
 
 
 def made_from(painter: PipelineSampler, prompt: str, seed: int, drawing: SamplingParameters) -> dict[str, Any]:
-    """What has to be known to draw an image again."""
+    """Return the metadata with which an image can be sampled again."""
     source = {"base": Path(painter.base).name, "adapter_sha256": painter.adapter_sha256}
     return {"prompt": prompt, "seed": seed, **source, **asdict(drawing)}
 
 
 def models_of(settings: SampleSettings) -> tuple[str, ...]:
+    """Return the models to sample from."""
     return ("latent", "pixel") if settings.latent else ("pixel",)
 
 
 def file_of(model: str, place: int, seed: int) -> str:
+    """Return the file of an image."""
     return f"{model}/{place:05}-{seed}.png"
 
 
 def build(settings: SampleSettings, context: Context) -> dict[str, float]:
+    """Sample all images with a pool of actors, and write `samples.json` and the image grid."""
     count, size = len(settings.pairs()), settings.resources.batch
     spans = [(start, min(start + size, count)) for start in range(0, count, size)]
     items = {f"{start}-{stop}": json.dumps([start, stop]) for start, stop in spans}
@@ -124,13 +129,16 @@ def build(settings: SampleSettings, context: Context) -> dict[str, float]:
 
 
 def with_absolute_paths(settings: SampleSettings) -> SampleSettings:
-    """Workers have other working directories. A repository's name stays one."""
+    """Return the settings with absolute paths: workers have other working directories.
+
+    The name of a repository stays as it is.
+    """
     folders = {"base": settings.base, "adapter": settings.adapter}
     return settings.model_copy(update={k: storage.absolute(v) for k, v in folders.items() if Path(v).is_dir() and v})
 
 
 def sheet_of(settings: SampleSettings, context: Context) -> Image.Image:
-    """The first prompts, one a row, with their seeds side by side."""
+    """Return an image grid of the first prompts, one per row, with their seeds side by side."""
     places = list(islice(range(len(settings.prompts)), settings.shown))
     columns: dict[str, Sequence[Image.Image]] = {
         f"{model}, seed {seed}": [_read(context, file_of(model, place, seed)) for place in places]

@@ -87,7 +87,7 @@ class Uploader:
                 self._write(tensors, state)
             except Exception as error:  # of any kind: training continues
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                LOGGER.warning("the checkpoint of step %d is not written; training continues: %s", state["step"], reason)
+                LOGGER.warning("the checkpoint of step %d failed, training continues: %s", state["step"], reason)
             del tensors
             with self._changed:
                 self.reason = reason

@@ -1,4 +1,4 @@
-"""Images for people: grids with captions, and figures."""
+"""Image grids with captions."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def to_pil_images(images: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) sRGB in [-1, 1] -> PIL images."""
+    """Return (B, 3, H, W) sRGB in [-1, 1] as PIL images."""
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(p) for p in pixels]
 
 
 def grid_of(pictures: Sequence[Image.Image], columns: int, scale: int = 1, gap: int = 2) -> Image.Image:
-    """Images of one size row by row on white; `scale` enlarges by whole pixels."""
+    """Return images of one size in a grid on white; `scale` enlarges by whole pixels."""
     width, height = pictures[0].width * scale, pictures[0].height * scale
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
@@ -28,7 +28,7 @@ def grid_of(pictures: Sequence[Image.Image], columns: int, scale: int = 1, gap: 
 def side_by_side(
     columns: Mapping[str, Sequence[Image.Image]], captions: Sequence[str], scale: int = 2
 ) -> Image.Image:
-    """One row a caption, one titled column a source."""
+    """Return an image grid with one row per caption and one titled column per source."""
     names = list(columns)
     flat = [columns[name][row] for row in range(len(captions)) for name in names]
     grid = grid_of(flat, columns=len(names), scale=scale)
@@ -46,7 +46,7 @@ def side_by_side(
 
 
 def thumbnail(picture: Image.Image, side: int = 256) -> Image.Image:
-    """Large ones made smaller, small ones larger by whole pixels."""
+    """Return an image reduced to `side` pixels, or enlarged by whole pixels up to it."""
     factor = side // max(picture.size)
     if factor:
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
@@ -56,7 +56,7 @@ def thumbnail(picture: Image.Image, side: int = 256) -> Image.Image:
 
 
 def beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two images on white, left and right."""
+    """Return two images side by side, on white."""
     sheet = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
     sheet.paste(left, (0, 0))
     sheet.paste(right, (left.width, 0))
