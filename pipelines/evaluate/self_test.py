@@ -1,6 +1,7 @@
-"""Known answers: made-up detections, answers, scores and features go through a suite's own rules, and what comes out is
-compared with what is written down here. It shows that an installation computes what this project's tests checked,
-before GPU hours are spent; it needs no model."""
+"""Self-test: synthetic detections, answers, scores and features with known results for each suite's measures.
+
+It shows that an installation computes the same as this project's tests, before GPU hours are spent; it needs no model.
+"""
 
 import json
 import tempfile
@@ -20,7 +21,7 @@ from pipelines.evaluate.prompts import Prompt, read_dpg, shots_of
 from pipelines.evaluate.suites import SUITES
 
 TOLERANCE = 1e-6
-"""Relative: that of float32 sums in another order"""
+"""Relative tolerance, for float32 sums in another order"""
 PROMPTS, REAL = 40, 60
 NO_INTERVALS = Bootstrap(resamples=0, set_resamples=0)
 
@@ -83,7 +84,7 @@ EXPECTED: dict[str, dict[str, float]] = {
 
 
 def self_test(suites: Sequence[str]) -> int:
-    """Print a line for each number. Exit status: 0 where all are as they should be, else 1."""
+    """Print a line per number. Returns the exit status: 0 if all are as expected, else 1."""
     wrong = 0
     for suite in suites:
         found, expected = run(suite), EXPECTED[suite]
@@ -93,12 +94,12 @@ def self_test(suites: Sequence[str]) -> int:
             wrong += not right
             wanted = "" if right else f", not {known:.9g}"
             print(f"{'ok  ' if right else 'FAIL'}  {suite}  {name}  {value:.9g}{wanted}")
-    print(f"{wrong} wrong" if wrong else "all as they should be")
+    print(f"{wrong} wrong" if wrong else "all passed")
     return int(wrong > 0)
 
 
 def run(suite: str) -> dict[str, float]:
-    """{metric or metric/category: value} of the suite's measures for the made-up scores."""
+    """Return {metric or metric/category: value} of the suite's measures for the synthetic scores."""
     evaluated = MADE_UP.get(suite, _made_up)(suite)
     rows = [row for measure in SUITES[suite].measures for row in measure.rows(evaluated)]
     return {"/".join(filter(None, (row["metric"], row["category"]))): row["value"] for row in rows}
@@ -106,7 +107,7 @@ def run(suite: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Given:
-    """As `Scores`, but out of nothing."""
+    """Synthetic `Scores`."""
 
     plain: Sequence[dict[str, Any]] = ()
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -129,13 +130,13 @@ class _Sampled(Pictures):
 
 
 def wave(count: int, width: int, frequency: float) -> Tensor:
-    """(count, width) float64 numbers in [-1, 1] without any order that shows, the same on every machine."""
+    """Return (count, width) float64 numbers in [-1, 1] without visible order, the same on every machine."""
     places = torch.arange(count * width, dtype=torch.float64).view(count, width)
     return torch.sin(places.square() * 1e-3 * frequency + places * frequency)
 
 
 def _given(count: int, frequency: float) -> dict[str, Any]:
-    """What any scorer might have made of images."""
+    """Return synthetic outputs of all scorers."""
     values = wave(count, 40, frequency)
     spectra = torch.exp(values[:, :9])
     scorers = ("hps_v3", "hps_v2", "vqa_score", "clip_score", "spectrum")
@@ -193,7 +194,7 @@ def _dpg(suite: str) -> Evaluated:
 
 
 def _geneval(suite: str) -> Evaluated:
-    """One prompt a task, four images each: right, too few, too many or in the wrong place, and nothing at all."""
+    """Return one prompt per task, four images each: right, too few, too many or misplaced, and empty."""
     cat, dog = (10.0, 10.0, 60.0, 60.0, 0.95), (120.0, 10.0, 180.0, 70.0, 0.8)
     faint, other = (10.0, 10.0, 60.0, 60.0, 0.2), (200.0, 200.0, 240.0, 240.0, 0.93)
     one = [{"class": "cat", "count": 1}]

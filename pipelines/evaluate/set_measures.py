@@ -1,4 +1,4 @@
-"""Measures of whole sets of images: distances to real ones, and what else belongs to no single image."""
+"""Measures of sets of images: distances to real images, and other statistics of no single image."""
 
 import hashlib
 import re
@@ -29,11 +29,13 @@ from pipelines.evaluate.measures import Evaluated, Named, Pictures, Row, mean_of
 from pipelines.toy.data import GROUNDS
 
 _ON_PLAIN_GROUND = re.compile(rf"an emoji of .+ on ({'|'.join(GROUNDS)})")
-_FEW = 8  # lines in each draw of a bootstrap, which are for the spread alone
+_FEW = 8  # projections per bootstrap resample, which estimates only the spread
 
 
 @dataclass(frozen=True)
 class Frechet(Named):
+    """Fréchet distance between features of sampled and real images."""
+
     metric: str
     scorer: str
     feature: str = "pool"
@@ -41,6 +43,7 @@ class Frechet(Named):
     better: ClassVar[str] = "low"
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
+        """Return the distance."""
         scores = evaluated.made.scores[self.scorer]
         real = self._reference(evaluated)
         made = _statistics(scores.features(self.feature))
@@ -63,7 +66,7 @@ class Frechet(Named):
 
 @dataclass(frozen=True)
 class InceptionScore(Named):
-    """In ten splits of shuffled samples: the interval is that of the splits, not a bootstrap's."""
+    """Inception score in ten splits of shuffled samples; the interval is the splits' standard deviation."""
 
     metric: str
     scorer: str
@@ -71,6 +74,7 @@ class InceptionScore(Named):
     better: ClassVar[str] = "high"
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
+        """Return the score."""
         mean, spread = inception_score(torch.cat(list(evaluated.made.scores[self.scorer].features("logits"))))
         more = {"splits": 10, "shuffled": True, "interval": "one standard deviation of the splits"}
         return [evaluated.row(self.metric, mean, (mean - spread, mean + spread), self.scorer, more=more)]
@@ -78,6 +82,8 @@ class InceptionScore(Named):
 
 @dataclass(frozen=True)
 class PrecisionRecall:
+    """Improved precision and recall."""
+
     scorer: str
     k: int = 3
     names: ClassVar[tuple[str, ...]] = ("precision", "recall")
@@ -85,6 +91,7 @@ class PrecisionRecall:
     better: ClassVar[str] = "high"
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
+        """Return precision and recall."""
         real = torch.cat(list(evaluated.real_pictures("precision").scores[self.scorer].features("pool")))
         made = torch.cat(list(evaluated.made.scores[self.scorer].features("pool")))
         values = dict(zip(("precision", "recall"), precision_recall(made, real, self.k), strict=True))
@@ -94,7 +101,10 @@ class PrecisionRecall:
 
 @dataclass(frozen=True)
 class SlicedWasserstein(Named):
-    """Of patches; each repeat of the prompts is compared with as many real images, and the mean taken."""
+    """Sliced Wasserstein distance of patches, the mean over repeats of the prompts.
+
+    Each repeat is compared with equally many real images.
+    """
 
     metric: str
     high_pass: bool = False
@@ -103,6 +113,7 @@ class SlicedWasserstein(Named):
     better: ClassVar[str] = "low"
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
+        """Return the distance."""
         real = self._patches(evaluated.real_pictures(self.metric).tensor)
         images = evaluated.made.tensor
         made = [self._patches(images[r :: evaluated.repeats]) for r in range(evaluated.repeats)]
@@ -121,32 +132,35 @@ class SlicedWasserstein(Named):
         return [evaluated.row(self.metric, value, interval, more={**more, "reference": _hash(real)})]
 
     def _patches(self, images: Tensor) -> Tensor:
-        """(B, patches an image, F), at the same places in every set."""
+        """Return (B, patches per image, F), at the same positions in every set."""
         view = high_pass(images) if self.high_pass else images
         return patches_of(view, generator=torch.Generator().manual_seed(0)).unflatten(0, (len(images), -1))
 
 
 @dataclass(frozen=True)
 class SpectrumDistance(Named):
+    """Distance between mean radial power spectra."""
+
     metric: str
     scorer: str = "spectrum"
     needs_real: ClassVar[bool] = True
     better: ClassVar[str] = "low"
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
+        """Return the distance."""
         real = _radial(evaluated.real_pictures(self.metric)).mean(0)
         made = _radial(evaluated.made)
         if made.shape[1:] != real.shape:
             raise StepFailed(
-                f"{self.metric}: real pictures of {2 * len(real)} pixels a side and drawn ones of {2 * made.shape[1]} "
-                "have no frequencies in common; sampling.height and sampling.width say what is drawn"
+                f"{self.metric}: real images of {2 * len(real)} and sampled ones of {2 * made.shape[1]} pixels per side "
+                "have no frequencies in common; set sampling.height and sampling.width"
             )
         return _of_repeats(self, evaluated, made, lambda mean: distance_of_spectra(mean, real), _hash(real))
 
 
 @dataclass(frozen=True)
 class HighFrequencyPower(Named):
-    """Over that of the real images: 1 is right, below is blur, above is noise."""
+    """High-frequency power over that of real images: 1 is ideal, below is blur, above is noise."""
 
     metric: str
     scorer: str = "spectrum"
@@ -154,6 +168,7 @@ class HighFrequencyPower(Named):
     better: ClassVar[str] = ""
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
+        """Return the ratio."""
         real = _column(evaluated.real_pictures(self.metric), self.scorer).mean()
         made = _column(evaluated.made, self.scorer)
         return _of_repeats(self, evaluated, made, lambda mean: float(mean / real), _hash(real))
@@ -161,7 +176,7 @@ class HighFrequencyPower(Named):
 
 @dataclass(frozen=True)
 class FlatGround(Named):
-    """Mean grain on the plain grounds of emoji, in 8-bit levels; no row where no prompt has such a ground."""
+    """Mean noise on the plain grounds of emoji, in 8-bit levels; no row if no prompt has such a ground."""
 
     metric: str
     scorer: str = ""
@@ -169,6 +184,7 @@ class FlatGround(Named):
     better: ClassVar[str] = "low"
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
+        """Return the mean noise over prompts."""
         places = [i for i, shot in enumerate(evaluated.shots) if _ON_PLAIN_GROUND.fullmatch(shot.prompt.text)]
         if not places:
             return []
@@ -184,7 +200,7 @@ class FlatGround(Named):
         interval = bootstrap.of_mean(values, None, evaluated.settings)
         more = {"unit": "8-bit levels", "prompts": "emoji on plain grounds"}
         row = evaluated.row(self.metric, mean_of(values), interval, prompts=len(values), more=more)
-        return [{**row, "pictures": sum(map(len, found.values()))}]  # those whose ground could be found
+        return [{**row, "pictures": sum(map(len, found.values()))}]  # images whose ground was found
 
 
 def _of_repeats(
@@ -194,7 +210,7 @@ def _of_repeats(
     statistic: Callable[[Tensor], float],
     reference: str,
 ) -> list[Row]:
-    """The mean over repeats of a statistic of the mean over prompts of (B, ...) values."""
+    """Return a row: the mean over repeats of a statistic of the mean over prompts of (B, ...) values."""
     parts = [made[r :: evaluated.repeats] for r in range(evaluated.repeats)]
     value = mean_of([statistic(part.mean(0)) for part in parts])
 
@@ -215,7 +231,7 @@ def _column(pictures: Pictures, scorer: str, name: str = "score") -> Tensor:
 
 
 def _statistics(parts: Iterator[Tensor], times: Tensor | None = None) -> FrechetStatistics:
-    """`times` says how often each image counts."""
+    """Return the statistics of features; `times` is how often each image counts."""
     statistics, start = None, 0
     for part in parts:
         statistics = statistics or FrechetStatistics(part.shape[1])

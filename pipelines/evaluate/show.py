@@ -1,4 +1,4 @@
-"""The results of an evaluation, for people and for programs: table, scores of each image, images of images."""
+"""Report of an evaluation: table, scores per image, image grids, and MLflow."""
 
 import io
 import json
@@ -27,7 +27,7 @@ COLUMNS = ("model", "metric", "category", "value", "low", "high", "better", "pro
 
 
 def group_of(settings: EvaluateSettings) -> str:
-    """What the names of its numbers begin with in MLflow."""
+    """Return the prefix of the metrics' names in MLflow."""
     return f"eval/{settings.suite}"
 
 
@@ -64,7 +64,7 @@ def report(
 
 
 def _scores(shots: Sequence[Shot], own: Mapping[str, Pictures]) -> pa.Table:
-    """A row each image: what it is of, and what each scorer made of it."""
+    """Return a table with a row per image: its prompt, and its scores."""
     found: list[dict[str, Any]] = []
     for model, pictures in own.items():
         scored = {name: scores.rows() for name, scores in pictures.scores.items()}
@@ -82,10 +82,10 @@ def _scores(shots: Sequence[Shot], own: Mapping[str, Pictures]) -> pa.Table:
 def _sheets(
     settings: EvaluateSettings, shots: Sequence[Shot], pictures: Mapping[str, Pictures], own: Mapping[str, Pictures]
 ) -> Iterable[tuple[str, Image.Image]]:
-    """The first prompts, with all models side by side; then what each scorer likes best, and least."""
+    """Yield image grids by name: the first prompts for all models, then the best and worst images per scorer."""
     repeats = next((i for i, shot in enumerate(shots) if shot.prompt is not shots[0].prompt), len(shots))
     first = list(range(0, len(shots), repeats))[: settings.shown]
-    paired = SUITES[settings.suite].read is None  # real image i is prompt i's; others stand for no prompt
+    paired = SUITES[settings.suite].read is None  # real image i belongs to prompt i; other reference images to none
     shown = [label for label in sorted(pictures, key=lambda label: label in own) if label in own or paired]
     places = {label: first if label in own else range(len(first)) for label in shown}
     columns = {label: _read(pictures[label], places[label]) for label in places}
@@ -114,7 +114,7 @@ def _write_json(uri: str, content: Any) -> None:
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """For a terminal."""
+    """Return the table for a terminal."""
     lines: list[Sequence[str]] = [("model", "metric", "category", "value", "interval", "pictures", "protocol")]
     for row in rows:
         interval = "" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"

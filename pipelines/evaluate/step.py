@@ -1,4 +1,4 @@
-"""The step: settings in, images drawn and scored, numbers out."""
+"""Evaluate step: sample images, score them, and compute the measures."""
 
 import json
 from collections.abc import Mapping
@@ -45,23 +45,24 @@ _SOURCES = ("adapter", "finetuned", "pretrained", "registered", "pictures")
 
 
 def check(settings: EvaluateSettings) -> None:
+    """Check models, images, scorers and thresholds before Ray starts. Raises ConfigError."""
     suite = suite_of(settings)
     sources = [name for name in _SOURCES if getattr(settings, name)]
     if len(sources) > 1:
-        raise ConfigError(f"{' and '.join(sources)}: more than one of them says what is evaluated; leave one")
+        raise ConfigError(f"{' and '.join(sources)}: only one of them may be given")
     if suite.by_class and not (settings.pretrained or settings.pictures):
         raise ConfigError(
-            f"pretrained: missing; {settings.suite} is of models that are told a class: an artifact of the pretrain "
-            "step, or a folder of pictures in `pictures`"
+            f"pretrained: missing; {settings.suite} is for class-conditional models; give an artifact of the pretrain "
+            "step, or a folder of images in `pictures`"
         )
     if settings.pretrained and not suite.by_class:
-        raise ConfigError(f"pretrained={settings.pretrained!r}: is told a class, and {settings.suite} has prompts")
+        raise ConfigError(f"pretrained={settings.pretrained!r}: is class-conditional, but {settings.suite} has prompts")
     if settings.pictures:
         if settings.models not in (None, ["trained"]):
-            raise ConfigError(f"models={settings.models}: pictures from elsewhere have no other models beside them")
+            raise ConfigError(f"models={settings.models}: `pictures` allows only trained")
     elif settings.pretrained:
         if settings.models not in (None, ["trained"]):
-            raise ConfigError(f"models={settings.models}: a model from scratch has no other models beside it")
+            raise ConfigError(f"models={settings.models}: `pretrained` allows only trained")
     elif not settings.base:
         raise ConfigError("base: missing; the folder of the latent model")
     elif "trained" not in models_of(settings) or settings.finetuned or settings.registered:
@@ -87,16 +88,17 @@ def check(settings: EvaluateSettings) -> None:
     for section in ("floors", "ceilings"):
         for name in getattr(settings, section):
             if name not in metrics:
-                raise ConfigError(f"{section}.{name}: no such score; there will be {', '.join(metrics)}")
+                raise ConfigError(f"{section}.{name}: no such score; there are {', '.join(metrics)}")
     if any(measure.needs_real for measure in measures_of(settings)) and suite.read and not settings.reference.source:
-        raise ConfigError("reference.source: missing; a folder of real pictures, or an .npz with their statistics")
+        raise ConfigError("reference.source: missing; a folder of real images, or an .npz with their statistics")
     if settings.reference.source and not settings.reference.source.endswith(".npz"):
         reference_images(settings.reference.source)
 
 
 def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> None:
+    """Check prompts, image sizes and the basis against the input artifacts. Raises ConfigError."""
     if not suite_of(settings).read and "curated" not in inputs:
-        raise ConfigError(f"curated: missing; the captions and pictures of {settings.suite} are held out there")
+        raise ConfigError(f"curated: missing; {settings.suite} uses its held-out captions and images")
     prompts = read_prompts(settings, inputs.get("curated"))
     if "pretrained" in inputs:
         read_class_model(inputs["pretrained"], settings.pretrained_step)
@@ -108,8 +110,13 @@ def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> 
 
 
 def pin_registered(settings: EvaluateSettings, latest: bool) -> EvaluateSettings:
-    """The version that the registry's alias points to now, in place of the alias. Raises ConfigError."""
-    from pipelines.evaluate.registry import pin  # MLflow: in the driver alone
+    """Return the settings with the registry's alias replaced by its present version. Raises ConfigError.
+
+    Args:
+        settings: settings of the evaluation.
+        latest: whether `registered` defaults to EXPERIMENT@newest.
+    """
+    from pipelines.evaluate.registry import pin  # MLflow: imported in the driver alone
 
     name = settings.registered or (f"{settings.run.experiment}@newest" if latest else "")
     if not name:
@@ -120,29 +127,30 @@ def pin_registered(settings: EvaluateSettings, latest: bool) -> EvaluateSettings
 
 
 def shown(settings: EvaluateSettings) -> dict[str, Any]:
-    """All but the settings of scorers that the suite does without."""
+    """Return the settings to log: without scorers that the suite does not use."""
     tree = settings.model_dump(mode="json")
     return tree | {"scorers": {name: tree["scorers"][name] for name in scorers_of(settings)}}
 
 
 def tell(outcome: Outcome) -> str:
-    """The table of a finished evaluation."""
+    """Return the table of a finished evaluation."""
     return table_of(json.loads(storage.read_bytes(outcome.artifact.file(TABLE))))
 
 
 def hold_limits(settings: EvaluateSettings, outcome: Outcome) -> None:
-    """Raises StepFailed, with all scores that are outside their limits."""
+    """Raise StepFailed if scores are below `floors` or above `ceilings`."""
     metrics = outcome.artifact.manifest["metrics"]
     if missing := sorted({*settings.floors, *settings.ceilings} - metrics.keys()):
-        raise StepFailed(f"{settings.suite}: {', '.join(missing)}: none of these prompts has such a score")
-    low = [f"{k} is {metrics[k]:.4g}, its floor {v:g}" for k, v in settings.floors.items() if metrics[k] < v]
-    high = [f"{k} is {metrics[k]:.4g}, its ceiling {v:g}" for k, v in settings.ceilings.items() if metrics[k] > v]
+        raise StepFailed(f"{settings.suite}: {', '.join(missing)}: these prompts have no such score")
+    low = [f"{k} is {metrics[k]:.4g}, below its floor {v:g}" for k, v in settings.floors.items() if metrics[k] < v]
+    high = [f"{k} is {metrics[k]:.4g}, above its ceiling {v:g}" for k, v in settings.ceilings.items() if metrics[k] > v]
     if low or high:
         raise StepFailed(f"{settings.suite}: {'; '.join(low + high)}")
 
 
 def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
-    from pipelines.evaluate.registry import link  # MLflow: in the driver alone
+    """Sample and score what is not cached, compute the measures, report them, and link them to the registry."""
+    from pipelines.evaluate.registry import link  # MLflow: imported in the driver alone
 
     root = storage.absolute(settings.run.storage)
     prompts = read_prompts(settings, context.inputs.get("curated"))
@@ -177,7 +185,7 @@ def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
 def draw(
     settings: EvaluateSettings, subject: EvaluatedModel | ClassModel | None, shots: list[Shot], root: str
 ) -> dict[str, ImageSet]:
-    """The images of each model."""
+    """Return the images of each model, sampled unless cached or given."""
     if subject is None:
         return {"trained": found_pictures(settings.pictures, shots, repeats_of(settings), root)}
     given = settings.sampling.model_dump(exclude_defaults=True)
@@ -187,7 +195,7 @@ def draw(
 
 
 def find_evaluated_model(settings: EvaluateSettings, context: Context) -> EvaluatedModel | ClassModel:
-    """The adapter or the model of the settings, wherever they say that it is."""
+    """Return the model of the settings: from an adapter, an artifact or the registry."""
     from pipelines.evaluate.registry import fetch, lineage_of
 
     if pretrained := context.inputs.get("pretrained"):
@@ -207,7 +215,7 @@ def find_evaluated_model(settings: EvaluateSettings, context: Context) -> Evalua
 def find_real(
     settings: EvaluateSettings, context: Context, count: int, root: str
 ) -> tuple[Reference | None, ImageSet | None]:
-    """What the images are compared with: the statistics that were given, and real images."""
+    """Return the reference of distances: statistics given as numbers, and real images."""
     if suite_of(settings).read is None:
         curated = context.inputs["curated"]
         column = column_of(suite_of(settings))

@@ -152,7 +152,7 @@ class Artist:
             )
             seconds[model] = round(time.perf_counter() - start, 2)
             (picture,), (flagged[model],) = self.safety(to_pil_images(images))
-            files[model] = self.folder / f"{model}-{seeds[0]}-{uuid4().hex}.png"  # Gradio reads the file after this returns
+            files[model] = self.folder / f"{model}-{seeds[0]}-{uuid4().hex}.png"  # Gradio reads it later
             row = {"model": model, "flagged": flagged[model], **about}
             files[model].write_bytes(encode_with_metadata(picture, row, mark=settings.provenance.mark))
         return files, {"seconds": seconds, "flagged": flagged, **about}
@@ -248,7 +248,7 @@ def build_page(gradio: Any, artist: Artist) -> Any:
 
 
 def _timing(about: dict[str, Any]) -> str:
-    notes = {model: ", replaced by black: flagged by the safety classifier" * bad for model, bad in about["flagged"].items()}
+    notes = {model: ", black: flagged by the safety classifier" * bad for model, bad in about["flagged"].items()}
     return "; ".join(f"{TITLES[model]}: {seconds} s{notes[model]}" for model, seconds in about["seconds"].items())
 
 
