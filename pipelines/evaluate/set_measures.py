@@ -152,7 +152,7 @@ class SpectrumDistance(Named):
         made = _radial(evaluated.made)
         if made.shape[1:] != real.shape:
             raise StepFailed(
-                f"{self.metric}: real images of {2 * len(real)} and sampled ones of {2 * made.shape[1]} pixels per side "
+                f"{self.metric}: real images of {2 * len(real)} and sampled ones of {2 * made.shape[1]} pixels a side "
                 "have no frequencies in common; set sampling.height and sampling.width"
             )
         return _of_repeats(self, evaluated, made, lambda mean: distance_of_spectra(mean, real), _hash(real))

@@ -183,7 +183,7 @@ def test_imagenet_by_adms_protocol(settings, root, local_ray, tmp_path):
     reference = {"source": str(tmp_path / "reference.npz")}
     part = settings("imagenet50k", pictures=str(root / "small"), images_per_prompt=50, reference=reference,
                     prompts={"count": 20})  # fmt: skip
-    with pytest.raises(ConfigError, match="there are 1000 pictures, the suite asks for 50000"):
+    with pytest.raises(ConfigError, match="there are 1000 images, the suite needs 50000"):
         run_step(STEP, part.model_copy(update={"prompts": part.prompts.model_copy(update={"count": None})}))
     fewer = part.model_copy(update={"images_per_prompt": 1, "pictures": str(root / "made")})
     fewer = fewer.model_copy(update={"prompts": fewer.prompts.model_copy(update={"count": 16})})

@@ -79,7 +79,7 @@ def test_hpsv3_has_twelve_categories(tmp_path):
     prompts = read_hpsv3(str(tmp_path), "")
     assert len(prompts) == 24 and prompts[3] == Prompt("Kind01-0001", "1 1", "Kind01")
     (tmp_path / "benchmark_Kind03.json").unlink()
-    with pytest.raises(ConfigError, match="has 11 files benchmark_<Category>.json, needed are 12"):
+    with pytest.raises(ConfigError, match="has 11 files benchmark_<Category>.json, not 12"):
         read_hpsv3(str(tmp_path), "")
 
 

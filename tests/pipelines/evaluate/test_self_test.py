@@ -20,7 +20,7 @@ from pipelines.evaluate.suites import SUITES
 def test_an_installation_that_works_passes(suite, capsys):
     assert self_test.self_test([suite]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == len(EXPECTED[suite]) + 1 and out[-1] == "all as they should be"
+    assert len(out) == len(EXPECTED[suite]) + 1 and out[-1] == "all passed"
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_pictures_made_elsewhere(demo, local_ray, tmp_path):
     assert changed[4]["spectrum/score"] == scores[0]["spectrum/score"] != scores[4]["spectrum/score"]
     assert [row["spectrum/score"] for row in changed[:4]] == [row["spectrum/score"] for row in scores[:4]]
     (tmp_path / "found" / "extra.png").write_bytes((tmp_path / "found" / "000.png").read_bytes())
-    with pytest.raises(ConfigError, match="pictures=.*/found': there are 11 pictures, the suite asks for 10"):
+    with pytest.raises(ConfigError, match="pictures=.*/found': there are 11 images, the suite needs 10"):
         run(tree)
 
 
@@ -173,7 +173,7 @@ def test_a_picture_of_nan_is_an_error_that_names_it(demo, local_ray, tmp_path):
 
     generator = Generator(EvaluatedModel("", "", "", None), SamplingParameters(16, 16, 1, 1.0, 1.0), "cpu")
     generator.loaded = ("trained", lambda prompts, seeds, drawing: torch.full((1, 3, 16, 16), float("nan")))
-    with pytest.raises(ValueError, match="picture of 'a cat', seed 3, holds NaN"):
+    with pytest.raises(ValueError, match="image of 'a cat', seed 3, has NaN"):
         generator(json.dumps(["trained", str(tmp_path), [[3, "a cat", "000003-x"]]]))
     assert not list(tmp_path.glob("*.png"))
 
@@ -182,19 +182,19 @@ def test_a_picture_of_nan_is_an_error_that_names_it(demo, local_ray, tmp_path):
     ("changes", "message"),
     [
         ({"suite": "cocoo"}, "suite='cocoo': input should be 'demo', 'classes', 'coco10k'"),
-        ({"finetuned": "x"}, "finetuned: no finished finetune artifact|adapter and finetuned: more than one"),
+        ({"finetuned": "x"}, "finetuned: no finished finetune artifact|adapter and finetuned: only one"),
         ({"base": ""}, "base: missing"),
         ({"base": "nowhere"}, "base='nowhere': no such folder"),
         ({"adapter": "./nowhere"}, "no such folder|no adapter"),
-        ({"curated": ""}, "curated: missing; the captions and pictures of demo"),
+        ({"curated": ""}, "curated: missing; demo uses its held-out captions"),
         ({"prompts": {"count": 1000}}, "prompts.count=1000: there are only"),
         ({"sampling": {"height": 100}}, "sampling.height=100: must be a multiple of 16"),
         ({"sampling": {"guidance_interval": [0.5, 0.1]}}, "sampling.guidance_interval"),
         ({"leave_out": ["fid"]}, "leave_out=.'fid'.: demo has the scorers spectrum"),
         ({"models": ["latent", "latent"]}, "models=.*twice"),
-        ({"floors": {"trained/fid": 1}}, "floors.trained/fid: no such score; there will be latent/sliced_wasserstein"),
-        ({"pictures": "x", "adapter": "", "models": ["latent"]}, "pictures from elsewhere have no other models"),
-        ({"suite": "imagenet50k"}, "pretrained: missing; imagenet50k is of models that are told a class"),
+        ({"floors": {"trained/fid": 1}}, "floors.trained/fid: no such score; there are latent/sliced_wasserstein"),
+        ({"pictures": "x", "adapter": "", "models": ["latent"]}, "`pictures` allows only trained"),
+        ({"suite": "imagenet50k"}, "pretrained: missing; imagenet50k is for class-conditional models"),
         ({"suite": "dpg"}, "scorers.dpg.model: no model was named: needed is a yes/no visual question answering model"),
         ({"suite": "dpg", "leave_out": ["dpg"]}, "prompts.file: missing; dpg_bench.csv"),
     ],
@@ -225,8 +225,8 @@ def test_scores_outside_their_limits_end_the_job_badly(demo):
         return validate(EvaluateSettings, demo(**limits))
 
     hold_limits(settings(floors={"trained/high_frequency_power": 0.5}, ceilings={"trained/spectrum": 0.3}), outcome)
-    with pytest.raises(StepFailed, match="power is 0.5, its floor 0.6; .*spectrum is 0.3, its ceiling 0.2"):
+    with pytest.raises(StepFailed, match="power is 0.5, below its floor 0.6; .*spectrum is 0.3, above its ceiling 0.2"):
         limits = {"floors": {"trained/high_frequency_power": 0.6}, "ceilings": {"trained/spectrum": 0.2}}
         hold_limits(settings(**limits), outcome)
-    with pytest.raises(StepFailed, match="demo: trained/flat_ground: none of these prompts has such a score"):
+    with pytest.raises(StepFailed, match="demo: trained/flat_ground: these prompts have no such score"):
         hold_limits(settings(ceilings={"trained/flat_ground": 2.0}), outcome)

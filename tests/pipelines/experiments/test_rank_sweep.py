@@ -137,7 +137,7 @@ def test_the_model_is_the_moving_average_at_the_end_or_at_a_checkpoint(swept):
     assert not torch.equal(end.network.output.linear.weight, before.network.output.linear.weight)
     assert read_class_model(trained, 4).identity("trained") == read_class_model(trained, None).identity("trained")
     assert read_class_model(trained, 2).identity("trained") != read_class_model(trained, None).identity("trained")
-    with pytest.raises(ConfigError, match=r"pretrained_step=3: no such checkpoint stands; there are \[2, 4\]"):
+    with pytest.raises(ConfigError, match=r"pretrained_step=3: no such checkpoint; there are \[2, 4\]"):
         read_class_model(trained, 3)
 
 
@@ -162,7 +162,7 @@ def test_pictures_are_those_of_their_class_and_seed_in_any_batch(swept):
         ({"pretrain": {"basis": ""}}, "pretrain.basis: missing"),
         ({"pretrain": {"curated": "nowhere"}}, "pretrain.curated: .*no finished curate artifact"),
         ({"curve": {"ranks": [4]}}, r"curve.ranks=\[4\]: 4 is not among `ranks`"),
-        ({"evaluate": {"suite": "demo"}}, "is told a class, and demo has prompts"),
+        ({"evaluate": {"suite": "demo"}}, "is class-conditional, but demo has prompts"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_trained(family, changes, message):
@@ -188,8 +188,8 @@ def test_members_differ_in_their_subspace_alone(family):
 
 def test_a_suite_of_classes_asks_for_a_model_of_classes(family):
     settings = evaluation_of(family[0], variants_of(family[0])[0], "x", None, {})
-    with pytest.raises(ConfigError, match="pretrained: missing; classes is of models that are told a class"):
+    with pytest.raises(ConfigError, match="pretrained: missing; classes is for class-conditional models"):
         check_evaluation(settings.model_copy(update={"pretrained": ""}))
-    with pytest.raises(ConfigError, match="a model from scratch has no other models beside it"):
+    with pytest.raises(ConfigError, match="`pretrained` allows only trained"):
         check_evaluation(settings.model_copy(update={"models": ["lifted", "trained"]}))
     assert pin_registered(settings, latest=False) == settings

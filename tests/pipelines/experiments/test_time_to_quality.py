@@ -76,7 +76,7 @@ def test_what_is_no_finetune_is_refused(tmp_path):
     (tmp_path / "latent").mkdir()
     (tmp_path / "latent/manifest.json").write_text(json.dumps(manifest))
     tree["finetuned"] = {"mine": str(tmp_path / "latent")}
-    with pytest.raises(ConfigError, match="finetuned.mine: is of model=latent; only pixel models pass"):
+    with pytest.raises(ConfigError, match="finetuned.mine: has model=latent; only model=asymflow"):
         find_finetunes(validate(TimeToQualitySettings, tree))
 
 

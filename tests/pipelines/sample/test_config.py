@@ -50,7 +50,7 @@ def test_a_prompt_on_the_command_line_is_whole(tmp_path):
         ({"prompts": ["a", " "]}, "prompts=.*must not be empty"),
         ({"prompt_file": "absent.txt", "prompts": []}, "prompt_file='absent.txt': absent.txt: no such file"),
         ({"prompt_file": "absent.txt"}, "prompts and prompt_file are both given"),
-        ({"seeds": [1, 1]}, r"seeds=\[1, 1\]: one stands there twice"),
+        ({"seeds": [1, 1]}, r"seeds=\[1, 1\]: a seed is given twice"),
         ({"guidance_interval": [0.9, 0.2]}, "guidance_interval=.*the lower one first"),
         ({"guidance": 0.5}, "guidance=0.5"),
         ({"solver": "ddim"}, "solver='ddim'"),

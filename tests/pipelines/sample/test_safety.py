@@ -52,7 +52,7 @@ def test_without_a_classifier_nothing_is_flagged():
 
 
 def test_bad_classifiers_are_named_before_anything_starts(classifier, tmp_path):
-    with pytest.raises(ConfigError, match="safety.classifier=.*no folder of a transformers image classifier"):
+    with pytest.raises(ConfigError, match="safety.classifier=.*not a folder of a transformers image classifier"):
         check_safety(Safety(classifier=str(tmp_path)))
-    with pytest.raises(ConfigError, match="safety.label='violence': the classifier knows normal, nsfw"):
+    with pytest.raises(ConfigError, match="safety.label='violence': the classifier has normal, nsfw"):
         check_safety(Safety(classifier=classifier, label="violence"))

@@ -145,7 +145,7 @@ def test_flagged_pictures_are_black_in_files_and_counted(monkeypatch, tmp_path):
         ({"adapter": "./absent"}, "adapter='./absent': no such folder"),
         ({"adapter": "absent"}, "adapter='absent': no such folder"),
         ({"adapter": "toy_models/toy_asymflow"}, "adapter='toy_models/toy_asymflow': no such folder in .*, and as a"),
-        ({"adapter": ""}, "adapter: missing, and base=.* is no pixel model"),
+        ({"adapter": ""}, "adapter: missing, and base=.* is not a pixel model"),
         ({"base": "absent"}, "base='absent': no such folder"),
         ({"safety": {"classifier": "absent"}}, "safety.classifier='absent'"),
     ],
@@ -159,5 +159,5 @@ def test_bad_settings_end_it_before_ray_starts(tmp_path, monkeypatch, changes, n
 def test_a_merged_pipeline_has_no_latent_model_beside_it(tmp_path):
     merged = convert(ADAPTER, "merged", str(tmp_path / "merged"), BASE)
     sample.check(settings(tmp_path, base=merged, adapter="", latent=False))
-    with pytest.raises(ConfigError, match="a merged model has no latent one"):
+    with pytest.raises(ConfigError, match="a merged model has no latent base"):
         sample.check(settings(tmp_path, base=merged, adapter=""))

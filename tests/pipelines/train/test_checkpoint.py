@@ -56,7 +56,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(folder, damage, 
     with pytest.raises(DamagedCheckpoint, match="average.safetensors"):
         newest.read("average")
     assert load_newest(folder)[0].step == 5
-    assert "going on from the checkpoint before it" in caplog.text
+    assert "using the checkpoint before it" in caplog.text
     assert len(list_checkpoints(folder)) == 2  # none is deleted
 
 

@@ -92,17 +92,17 @@ def channel(local_ray, request):
 def test_one_that_is_asked_to_stop_before_it_begins_ends_at_once(stuck, channel):
     asked, started = threading.Event(), time.monotonic()
     asked.set()
-    with pytest.raises(StepFailed, match="finetune: stopped before the training began, as asked"):
+    with pytest.raises(StepFailed, match="finetune: stopped before the training started, as requested"):
         driver.fit("finetune", settings_of(), stuck, channel, asked)
     assert time.monotonic() - started < 10 and channel.is_asked_to_stop()
 
 
-@pytest.mark.parametrize(("good", "told"), [(5, "that of step 5"), (None, "none")])
+@pytest.mark.parametrize(("good", "told"), [(5, "step 5"), (None, "none")])
 def test_one_that_does_not_stop_is_ended_in_time_and_names_the_last_good_checkpoint(stuck, channel, good, told):
     channel.report(good=good)
     asked, started = threading.Event(), time.monotonic()
     threading.Timer(0.5, asked.set).start()
-    with pytest.raises(StepFailed, match=f"did not stop within 0.02 minutes .*; the last good checkpoint is {told}$"):
+    with pytest.raises(StepFailed, match=f"did not stop within 0.02 minutes .*; last complete checkpoint: {told}$"):
         driver.fit("finetune", settings_of(watch={"stop_minutes": 0.02}), stuck, channel, asked)
     assert time.monotonic() - started < 15
 

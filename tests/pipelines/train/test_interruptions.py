@@ -106,7 +106,7 @@ def test_a_node_that_is_to_be_taken_away_is_worth_one_checkpoint(training, tmp_p
     artifact = run_step(training.step, settings).artifact
     assert checkpoint_steps(training, tmp_path) == [12, 20]
     assert_the_same(artifact, plain, training)
-    assert "".join(capfd.readouterr()).count("nodes a-node are about to be taken away") == 1
+    assert "".join(capfd.readouterr()).count("nodes a-node are about to be preempted") == 1
 
 
 @finetune
@@ -125,10 +125,10 @@ def test_steps_without_a_finite_loss_are_skipped_and_too_many_end_the_run(
     assert record.curves["loss"][:6] == pytest.approx(record_of(plain).curves["loss"][:6], rel=1e-4)
     assert all(math.isfinite(loss) == (step != 7) for step, loss in enumerate(record.curves["loss"], 1))
     told = "".join(capfd.readouterr())
-    assert told.count("step 7 skipped: its loss or gradient is not finite; its pictures: ") == 1
+    assert told.count("step 7 skipped: its loss or gradient is not finite; its images: ") == 1
     assert "repeated" not in told  # by Ray, of several ranks
     keys = record.skipped_keys["7"]
-    assert len(keys) == training_runs.BATCH and f"its pictures: {', '.join(keys)}" in told
+    assert len(keys) == training_runs.BATCH and f"its images: {', '.join(keys)}" in told
     run = json.loads((training.folder(tmp_path) / ".run.json").read_text())["mlflow_run"]
     client = MlflowClient(tracking_uri(settings.run))
     assert [m.step for m in client.get_metric_history(run, "train/skipped")] == [7, 13, 14, 15]
@@ -194,7 +194,7 @@ def test_a_driver_that_is_asked_to_stop_leaves_a_checkpoint_and_says_so(training
     steps = checkpoint_steps(training, tmp_path / "runs")
     last = steps[-1]
     assert last < STEPS
-    assert f"error: finetune: stopped at step {last}, as asked; the checkpoint of step {last} is complete" in told
+    assert f"error: finetune: stopped at step {last}, as requested; the checkpoint of step {last} is complete" in told
 
     again = training.settings_for(tmp_path / "runs", workers=1, zero_stage=2)
     artifact = run_step(training.step, again).artifact

@@ -25,7 +25,7 @@ def test_a_loss_far_above_the_usual_is_a_spike(caplog):
     assert not health.took(0, 1000.0)  # nothing to compare it with yet
     assert not any(health.took(step, 1.5) for step in range(1, 50))
     assert not health.took(50, 7.4)
-    assert health.took(51, 7.6) and "step 51: a loss of 7.6" in caplog.text
+    assert health.took(51, 7.6) and "step 51: loss spike: 7.6" in caplog.text
     assert not health.took(52, 1.0)
 
 

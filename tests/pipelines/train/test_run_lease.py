@@ -83,12 +83,12 @@ def test_signals_set_an_event_and_are_what_they_were_afterwards():
         ),
         (
             {"step": 9, "good": 5, "reason": "StorageError: 403"},
-            "no checkpoint of it is complete (StorageError: 403); the last good one is that of step 5; "
+            "no checkpoint of this step is complete (StorageError: 403); the last complete one is of step 5; "
             "the same command resumes from it",
         ),
         (
             {"step": 9, "good": None, "reason": "StorageError: 403"},
-            "no checkpoint is complete (StorageError: 403); the same command begins anew",
+            "no checkpoint is complete (StorageError: 403); the same command starts from the beginning",
         ),
     ],
 )

@@ -95,7 +95,7 @@ def test_a_batch_has_rows_of_every_group_of_its_window():
 
 
 def test_without_row_groups_there_is_no_order():
-    with pytest.raises(ValueError, match="no row groups to train on: curate pictures"):
+    with pytest.raises(ValueError, match="no row groups to train on: curate images"):
         SampleOrder([], 0, 2)
 
 

@@ -97,7 +97,7 @@ def test_the_queue_is_bounded_and_says_what_is_lost(tracker, gate, caplog, monke
     for step in range(1, 81):
         sender.add(step, {"train/loss": 1.0})
     assert [row.step for row in sender.unsent()] == list(range(31, 81)) and sender.lost == 30
-    assert "away for 50 steps: the oldest are lost" in caplog.text
+    assert "unavailable for 50 steps: dropping the oldest" in caplog.text
     started = time.monotonic()
     assert not sender.close(0.5) and time.monotonic() - started < 2
     gate.open()

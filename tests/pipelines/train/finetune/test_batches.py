@@ -291,9 +291,9 @@ def damaged(folder: Path, tmp_path: Path, change) -> tuple[Path, int]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda image: image[: len(image) // 2], r"the picture of '32x32-00000-2' is damaged \(truncated or corrupt\)"),
-        (lambda image: b"no picture", r"the picture of '32x32-00000-2' is damaged \(not an image\)"),
-        (lambda image: encode_png(Image.new("RGB", (48, 32))), "'32x32-00000-2' is 48x32, its row says 32x32"),
+        (lambda image: image[: len(image) // 2], r"the image of '32x32-00000-2' is damaged \(truncated or corrupt\)"),
+        (lambda image: b"no picture", r"the image of '32x32-00000-2' is damaged \(not an image\)"),
+        (lambda image: encode_png(Image.new("RGB", (48, 32))), "'32x32-00000-2' is 48x32, not 32x32 as in its row"),
     ],
     ids=["cut off", "none", "another size"],
 )
@@ -326,11 +326,11 @@ def test_what_cannot_be_read_is_raised_at_its_step(folder, tmp_path):
 def test_files_that_do_not_match_row_for_row_are_refused(folder, tmp_path):
     curated, latents, text = (files_in(folder, kind) for kind in ("curated", "latents", "text"))
     for others in ((latents[::-1], text), (latents, text[::-1]), ([], text[::-1])):
-        with pytest.raises(ValueError, match="have other rows: encode the curated artifact again"):
+        with pytest.raises(ValueError, match="do not have the same rows; encode curated again"):
             list_row_groups(curated, *others)
     write_curated(tmp_path / "another.parquet", 22, 32, 32)
     (group, *_) = list_row_groups([str(tmp_path / "another.parquet")], latents[:1], text[:1])
-    with pytest.raises(ValueError, match="its rows are not those of"):
+    with pytest.raises(ValueError, match="its rows differ from"):
         read_columns(group, ("image", "latents"))
 
 
@@ -338,10 +338,10 @@ def test_row_groups_of_several_sizes_are_refused(tmp_path):
     with RowWriter(tmp_path / "mixed.parquet", SCHEMA) as writer:
         for width in (32, 48):
             writer.add({"key": str(width), "image": b"", "caption": "", "width": width, "height": 32})
-    with pytest.raises(ValueError, match="mixed.parquet: row group 0 has pictures of several sizes.*curate again"):
+    with pytest.raises(ValueError, match="mixed.parquet: row group 0 has images of several sizes.*curate again"):
         list_row_groups([str(tmp_path / "mixed.parquet")], [], [str(tmp_path / "mixed.parquet")])
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "bare.parquet")
-    with pytest.raises(ValueError, match="bare.parquet: its footer does not tell"):
+    with pytest.raises(ValueError, match="bare.parquet: its footer has no image sizes"):
         list_row_groups([str(tmp_path / "bare.parquet")], [], [str(tmp_path / "bare.parquet")])
 
 

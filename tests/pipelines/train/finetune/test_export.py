@@ -193,7 +193,7 @@ def _location(run, uri):
 
 def test_average_of_a_run(make_run):
     run = make_run()
-    with pytest.raises(MissingArtifact, match="no whole checkpoint stands yet in "):
+    with pytest.raises(MissingArtifact, match="has no complete checkpoint yet"):
         read_average(run.folder)
     run.checkpoint(3)
     newest = run.checkpoint(6)
@@ -218,7 +218,7 @@ def test_job_exports_a_running_run_and_then_the_finished_one(make_run, job, tmp_
     name, client = run.settings.run.experiment, tracker.client
     status, done, err = job(run.config)
     assert (status, done) == (1, None)
-    assert err == f"error: no whole checkpoint stands yet in {run.folder}: wait for one, or run the finetune\n"
+    assert err == f"error: {run.folder} has no complete checkpoint yet: wait for one, or run the finetune\n"
 
     run.checkpoint(3)
     run.checkpoint(6)
@@ -290,8 +290,8 @@ def test_model_in_the_registry_is_the_adapter(make_run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"alias": "latest"}, "export.alias='latest': MLflow keeps"),
-        ({"alias": "v3"}, "export.alias='v3': MLflow keeps"),
+        ({"alias": "latest"}, "export.alias='latest': MLflow reserves"),
+        ({"alias": "v3"}, "export.alias='v3': MLflow reserves"),
         ({"alias": "newest", "model_name": "a/b"}, "export.model_name='a/b': a name in MLflow's registry has no '/'"),
     ],
 )
@@ -316,7 +316,7 @@ def test_bad_arguments(make_run, job, tmp_path):
     status, _, err = job(run.config, f"base={tmp_path}/absent")
     assert status == 2 and err.startswith("error: base=")
     run.checkpoint(3)
-    message = f"error: no MLflow run is known of {run.folder}, to register under: run the finetune first\n"
+    message = f"error: {run.folder} has no MLflow run to register under: run the finetune first\n"
     assert job(run.config)[::2] == (1, message)
 
 

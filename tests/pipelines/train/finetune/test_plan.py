@@ -64,7 +64,7 @@ def test_the_papers_run():
         "353,435,648",
         "353.5M",
         "353,533,953",
-        "those published of FLUX.2 klein Base 9B",
+        "published shapes of FLUX.2 klein Base 9B",
         "ASSUMED",
         "45% MFU",
     ):

@@ -48,7 +48,7 @@ def test_the_rank_can_be_what_the_basis_recommends():
         made({})
     with pytest.raises(ConfigError, match="basis: missing; subspace.rank=auto of a PCA needs"):
         validate(PretrainSettings, {"curated": "c", "subspace": {"rank": "auto"}})
-    with pytest.raises(ConfigError, match="subspace.rank=auto: a PCA recommends it; .*=random needs"):
+    with pytest.raises(ConfigError, match="subspace.rank=auto: only a PCA recommends a rank; .*=random needs"):
         made({"recommended_rank": 11}, kind="random")
     with pytest.raises(ConfigError, match="subspace.rank='most': must be auto, or a whole number from 0"):
         validate(PretrainSettings, {"curated": "c", "basis": "b", "subspace": {"rank": "most"}})
