@@ -31,7 +31,7 @@ class ClassModel:
         """Return what determines the model's images."""
         return {"model": model, **self.parts}
 
-    def painter(self, model: str, device: str) -> ImageSampler:
+    def sampler(self, model: str, device: str) -> ImageSampler:
         """Return the model's sampler."""
         found = load_pretrained(self.artifact, self.step)
         found.set_precision(dtype_on(device))

@@ -45,15 +45,15 @@ def store_images(encoded: Iterable[bytes], protocol: Mapping[str, Any], count: i
     """Return real images, each stored as a PNG; `encoded` is read only if some are missing."""
     folder = storage.join(root, "pictures", fingerprint(protocol))
     files = {f"{i:06}": storage.join(folder, f"{i:06}.png") for i in range(count)}
-    standing = keys_in(folder)
-    if not files.keys() <= standing:
+    cached = keys_in(folder)
+    if not files.keys() <= cached:
         for (key, uri), data in zip(files.items(), encoded, strict=True):
-            if key not in standing:
+            if key not in cached:
                 storage.write_bytes(uri, encode_png(decode_image(data)))
     return ImageSet(fingerprint(protocol), files, protocol)
 
 
-def found_pictures(uri: str, shots: Sequence[Shot], repeats: int, root: str) -> ImageSet:
+def load_found_images(uri: str, shots: Sequence[Shot], repeats: int, root: str) -> ImageSet:
     """Match images from elsewhere with the shots; grids are split and stored. Raises ConfigError."""
     match = match_images(uri, shots, repeats)
     start = len(storage.absolute(uri)) + 1
@@ -65,10 +65,10 @@ def found_pictures(uri: str, shots: Sequence[Shot], repeats: int, root: str) -> 
     protocol["cut"] = "2x2"
     folder = storage.join(root, "pictures", fingerprint(protocol))
     files = {shot.key: storage.join(folder, f"{shot.key}.png") for shot in shots}
-    standing = keys_in(folder)
+    cached = keys_in(folder)
     for (place, _), grid in match.files.items():
         own = shots[place * repeats : (place + 1) * repeats]
-        if not {shot.key for shot in own} <= standing:
+        if not {shot.key for shot in own} <= cached:
             for shot, part in zip(own, _cut(grid), strict=True):
                 storage.write_bytes(files[shot.key], encode_png(part))
     return ImageSet(fingerprint(protocol), files, protocol)
@@ -93,7 +93,7 @@ def reference_images(uri: str) -> ImageSet:
     return ImageSet(fingerprint(protocol), {f"{i:06}": file for i, file in enumerate(files)}, protocol)
 
 
-def load_picture(uri: str) -> Tensor:
+def load_image(uri: str) -> Tensor:
     """Return an image as uint8 (3, H, W). Raises BadImage."""
     pixels = to_array(decode_image(storage.read_bytes(uri)))
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

@@ -20,7 +20,7 @@ from asymflow.metrics.references import Reference
 from pipelines.evaluate import bootstrap
 from pipelines.evaluate.bootstrap import Interval
 from pipelines.evaluate.config import Bootstrap
-from pipelines.evaluate.image_sets import ImageSet, load_picture
+from pipelines.evaluate.image_sets import ImageSet, load_image
 from pipelines.evaluate.prompts import Prompt, Shot
 from pipelines.evaluate.score import Scores
 
@@ -37,7 +37,7 @@ class Pictures:
     @cached_property
     def tensor(self) -> Tensor:
         """Return all images, (B, 3, H, W) in [-1, 1]: for small suites."""
-        return torch.stack([load_picture(uri) for uri in self.set.files.values()]).float() / 127.5 - 1
+        return torch.stack([load_image(uri) for uri in self.set.files.values()]).float() / 127.5 - 1
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from asymflow.metrics.protocol import Protocol, fingerprint
 from pipelines.core import storage
 from pipelines.core.map_items import do_items
-from pipelines.evaluate.image_sets import ImageSet, in_batches, load_picture
+from pipelines.evaluate.image_sets import ImageSet, in_batches, load_image
 from pipelines.evaluate.prompts import Prompt, Shot
 from pipelines.evaluate.scorers import Row, Scorer
 
@@ -74,7 +74,7 @@ class ScoreWorker:
     def __call__(self, item: str) -> dict[str, Any]:
         """Score a batch, by groups of equal image size, and write its rows."""
         folder, batch = json.loads(item)
-        images = [load_picture(uri) for _, uri, _ in batch]
+        images = [load_image(uri) for _, uri, _ in batch]
         prompts = [self.prompts[place] for _, _, place in batch]
         rows: dict[int, Row] = {}
         sizes = dict.fromkeys(image.shape for image in images)
@@ -108,8 +108,8 @@ def score(
     places = {shot.key: place_of[shot.prompt.digest] for shot in shots}
     items = {}
     for label, found in sets.items():
-        standing = {key for file in storage.list_files(folders[label], ".parquet") for key in _keys(file)}
-        missing = [[key, uri, places.get(key, 0)] for key, uri in found.files.items() if key not in standing]
+        cached = {key for file in storage.list_files(folders[label], ".parquet") for key in _keys(file)}
+        missing = [[key, uri, places.get(key, 0)] for key, uri in found.files.items() if key not in cached]
         for batch in in_batches(missing, scorer.resources.batch):
             items[f"{label} {batch[0][0]}"] = json.dumps([folders[label], batch])
     make_worker = partial(ScoreWorker, scorer, prompts, list(folders.values()))

@@ -21,7 +21,7 @@ from pipelines.evaluate.class_subject import ClassModel, read_class_model, setti
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.found_images import match_images
 from pipelines.evaluate.generate import generate
-from pipelines.evaluate.image_sets import REAL, ImageSet, found_pictures, reference_images, store_images
+from pipelines.evaluate.image_sets import REAL, ImageSet, load_found_images, reference_images, store_images
 from pipelines.evaluate.measures import Evaluated, Pictures, Row
 from pipelines.evaluate.prompts import Shot, read_held_out, shots_of
 from pipelines.evaluate.score import score
@@ -187,11 +187,11 @@ def draw(
 ) -> dict[str, ImageSet]:
     """Return the images of each model, sampled unless cached or given."""
     if subject is None:
-        return {"trained": found_pictures(settings.pictures, shots, repeats_of(settings), root)}
+        return {"trained": load_found_images(settings.pictures, shots, repeats_of(settings), root)}
     given = settings.sampling.model_dump(exclude_defaults=True)
-    sampling = settings.sampling.model_copy(update={**suite_of(settings).drawing, **given})
-    drawing = sampling.drawing(subject.defaults)
-    return generate(subject, models_of(settings), drawing, shots, root, settings.resources)
+    sampling = settings.sampling.model_copy(update={**suite_of(settings).sampling, **given})
+    parameters = sampling.resolve(subject.defaults)
+    return generate(subject, models_of(settings), parameters, shots, root, settings.resources)
 
 
 def find_evaluated_model(settings: EvaluateSettings, context: Context) -> EvaluatedModel | ClassModel:

@@ -41,7 +41,7 @@ class EvaluatedModel:
         needed = (*shared, "adapter") if model == "trained" else shared
         return {"model": model, **{name: self.parts[name] for name in needed if name in self.parts}}
 
-    def painter(self, model: str, device: str) -> ImageSampler:
+    def sampler(self, model: str, device: str) -> ImageSampler:
         """Return the sampler of a model."""
         subspace = storage.read_file(self.subspace, Subspace.load) if self.subspace else None
         with adapter_files(self.adapter if model == "trained" else "") as folder:

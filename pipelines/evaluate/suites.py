@@ -38,7 +38,7 @@ class Suite:
     images_per_prompt: int
     scorers: tuple[str, ...]
     measures: tuple[Measure, ...]
-    drawing: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     """Defaults of `sampling`"""
     models: tuple[Model, ...] = ("trained",)
     by_class: bool = False
@@ -76,7 +76,7 @@ SUITES: dict[str, Suite] = {
             SlicedWasserstein("sliced_wasserstein_high_pass", high_pass=True),
             SpectrumDistance("spectrum"),
         ),
-        drawing=JIT,
+        sampling=JIT,
         by_class=True,
     ),
     "coco10k": Suite(
@@ -94,7 +94,7 @@ SUITES: dict[str, Suite] = {
             Frechet("fid", "inception"),
             Frechet("pfid", "inception_crop"),
         ),
-        drawing=KLEIN,
+        sampling=KLEIN,
     ),
     "hpsv3_benchmark": Suite(
         about="HPSv3's benchmark: the unweighted mean of twelve categories (Table 4)",
@@ -104,7 +104,7 @@ SUITES: dict[str, Suite] = {
         images_per_prompt=1,
         scorers=("hps_v3",),
         measures=(Mean("hpsv3", "hps_v3", by_category=True),),
-        drawing=KLEIN,
+        sampling=KLEIN,
     ),
     "dpg": Suite(
         about="DPG-Bench: long prompts, checked by yes/no questions (Table 4)",
@@ -114,7 +114,7 @@ SUITES: dict[str, Suite] = {
         images_per_prompt=4,
         scorers=("dpg",),
         measures=(Mean("dpg", "dpg", value=dpg_score, scale=100), DpgCategories("dpg")),
-        drawing=KLEIN,
+        sampling=KLEIN,
     ),
     "geneval": Suite(
         about="GenEval: objects, counts, colors and positions, with a detector of transformers (Table 4)",
@@ -124,7 +124,7 @@ SUITES: dict[str, Suite] = {
         images_per_prompt=4,
         scorers=("geneval",),
         measures=(Mean("geneval-hf", "geneval", column="correct", by_category=True),),
-        drawing=KLEIN,
+        sampling=KLEIN,
     ),
     "imagenet50k": Suite(
         about="50,000 class-conditional images of 256 x 256 by ADM's protocol",
@@ -139,7 +139,7 @@ SUITES: dict[str, Suite] = {
             InceptionScore("inception_score", "inception_as_is"),
             PrecisionRecall("inception_as_is"),
         ),
-        drawing={**JIT, "height": 256, "width": 256, "guidance": 2.3, "guidance_interval": (0.0, 0.88)},
+        sampling={**JIT, "height": 256, "width": 256, "guidance": 2.3, "guidance_interval": (0.0, 0.88)},
         by_class=True,
     ),
 }

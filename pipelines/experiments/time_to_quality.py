@@ -26,7 +26,7 @@ from pipelines.experiments.config import TimeToQualitySettings
 from pipelines.train.checkpoint import folder_of, list_checkpoints
 from pipelines.train.ema import read_average
 from pipelines.train.finetune.config import FinetuneSettings
-from pipelines.train.finetune.export import FOLDER, export_adapter, picture_size
+from pipelines.train.finetune.export import FOLDER, export_adapter, image_size
 from pipelines.viz.figures import new_figure
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def export_checkpoints(finetuned: Artifact, root: str) -> dict[int, str]:
     end = settings.optim.steps
     folders = {end: finetuned.file(FOLDER)}
     subspace = load_subspace(load_artifact(settings.basis, "basis"))
-    size = picture_size(load_artifact(settings.curated, "curate"))
+    size = image_size(load_artifact(settings.curated, "curate"))
     for step in (checkpoint.step for checkpoint in list_checkpoints(folder_of(finetuned.uri))):
         if step == end:
             continue

@@ -80,7 +80,7 @@ def open_page(
         except ValueError as error:
             raise ConfigError(f"base={base!r}, adapter={adapter!r}: {error}") from error
         page = build_page(gradio, artist)
-        small = max(artist.painter.defaults.height, artist.painter.defaults.width) <= _SMALL
+        small = max(artist.sampler.defaults.height, artist.sampler.defaults.width) <= _SMALL
         _, url, _ = page.launch(
             server_name=host,
             server_port=port,
@@ -108,8 +108,8 @@ class Artist:
     Images are files, which Gradio serves unchanged; other images it would encode itself, without their metadata.
     """
 
-    def __init__(self, painter: PipelineSampler, safety: SafetyFilter, folder: Path):
-        self.painter, self.safety, self.folder = painter, safety, folder
+    def __init__(self, sampler: PipelineSampler, safety: SafetyFilter, folder: Path):
+        self.sampler, self.safety, self.folder = sampler, safety, folder
 
     def read(self, prompt: str, seed: int, **form: Any) -> SampleSettings:
         """Return the validated settings of a form. Raises ConfigError: requests need not keep to the form's limits."""
@@ -118,12 +118,12 @@ class Artist:
         for name, text in {"prompt": prompt, "negative_prompt": form.get("negative_prompt") or ""}.items():
             if len(text) > MAX_PROMPT:
                 raise ConfigError(f"{name}: has {len(text)} characters; at most {MAX_PROMPT} are allowed")
-        source = {"base": self.painter.base, "adapter": self.painter.adapter}
+        source = {"base": self.sampler.base, "adapter": self.sampler.adapter}
         settings = validate(SampleSettings, {**source, "prompts": prompt, "seeds": [seed], **form})
-        drawing = settings.drawing(self.painter.defaults)
-        for name, (low, high) in limits_of(self.painter).items():
-            if not low <= getattr(drawing, name) <= high:
-                raise ConfigError(f"{name}={getattr(drawing, name)}: must be from {low} to {high}")
+        parameters = settings.resolve(self.sampler.defaults)
+        for name, (low, high) in limits_of(self.sampler).items():
+            if not low <= getattr(parameters, name) <= high:
+                raise ConfigError(f"{name}={getattr(parameters, name)}: must be from {low} to {high}")
         check(settings)
         return settings
 
@@ -139,16 +139,16 @@ class Artist:
         Returns:
             The PNG files by model, and their metadata with timings.
         """
-        prompts, seeds, drawing = settings.prompts, settings.seeds, settings.drawing(self.painter.defaults)
-        about = made_from(self.painter, prompts[0], seeds[0], drawing)
+        prompts, seeds, parameters = settings.prompts, settings.seeds, settings.resolve(self.sampler.defaults)
+        about = made_from(self.sampler, prompts[0], seeds[0], parameters)
         files, seconds, flagged = {}, {}, {}
         for model in models_of(settings):
             progress(model, 0)
             if model == "latent":
-                _ = self.painter.latent  # loaded before the clock starts
+                _ = self.sampler.latent  # loaded before the clock starts
             start = time.perf_counter()
-            images = getattr(self.painter, model)(
-                prompts, seeds, drawing, lambda step, model=model: progress(model, step + 1)
+            images = getattr(self.sampler, model)(
+                prompts, seeds, parameters, lambda step, model=model: progress(model, step + 1)
             )
             seconds[model] = round(time.perf_counter() - start, 2)
             (picture,), (flagged[model],) = self.safety(to_pil_images(images))
@@ -158,9 +158,9 @@ class Artist:
         return files, {"seconds": seconds, "flagged": flagged, **about}
 
 
-def limits_of(painter: PipelineSampler) -> dict[str, tuple[float, float]]:
+def limits_of(sampler: PipelineSampler) -> dict[str, tuple[float, float]]:
     """Return (minimum, maximum) of the parameters that determine the sampling time."""
-    defaults, side = painter.defaults, painter.pipeline.patch_size
+    defaults, side = sampler.defaults, sampler.pipeline.patch_size
     return {
         "steps": (1, 2 * defaults.num_inference_steps),
         "guidance": (1, max(10, defaults.guidance_scale)),
@@ -171,10 +171,10 @@ def limits_of(painter: PipelineSampler) -> dict[str, tuple[float, float]]:
 
 def build_page(gradio: Any, artist: Artist) -> Any:
     """Return the page as gradio.Blocks."""
-    defaults, beside = artist.painter.defaults, bool(artist.painter.adapter)
-    models, side = ("latent", "pixel") if beside else ("pixel",), artist.painter.pipeline.patch_size
+    defaults, beside = artist.sampler.defaults, bool(artist.sampler.adapter)
+    models, side = ("latent", "pixel") if beside else ("pixel",), artist.sampler.pipeline.patch_size
 
-    turns, limits = Turns(), limits_of(artist.painter)
+    turns, limits = Turns(), limits_of(artist.sampler)
 
     def slider(name: str, value: float, step: float) -> Any:
         low, high = limits[name]
@@ -221,7 +221,7 @@ def build_page(gradio: Any, artist: Artist) -> Any:
                 settings = artist.read(**{name: values[field] for name, field in form.items()})
             except ConfigError as error:
                 raise gradio.Error(str(error), print_exception=False) from None
-            total = settings.drawing(defaults).steps
+            total = settings.resolve(defaults).steps
 
             def tell(model: str, done: int) -> None:
                 if not page.is_running:  # closed: the process cannot exit before this ends

@@ -76,7 +76,7 @@ class SamplingParameterSettings(Settings):
             if side is not None and side % patch_size:
                 raise ConfigError(f"{section}{name}={side}: must be a multiple of {patch_size}, the side of a patch")
 
-    def drawing(self, defaults: "SamplingDefaults") -> SamplingParameters:
+    def resolve(self, defaults: "SamplingDefaults") -> SamplingParameters:
         """Return the parameters with a model's defaults filled in."""
         height, width = self.height or defaults.height, self.width or defaults.width
         return SamplingParameters(

@@ -48,7 +48,7 @@ class ImageSampler(Protocol):
     """Samples one image per prompt, from the noise of its seed: (B, 3, H, W) sRGB in [-1, 1]."""
 
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = ...
+        self, prompts: Sequence[str], seeds: Sequence[int], parameters: SamplingParameters, on_step: OnStep = ...
     ) -> Tensor:
         """Return the images of the prompts, from the noise of their seeds."""
         ...
@@ -65,23 +65,23 @@ class PixelSampler:
         pipeline.set_progress_bar_config(disable=True)
 
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = _ignore
+        self, prompts: Sequence[str], seeds: Sequence[int], parameters: SamplingParameters, on_step: OnStep = _ignore
     ) -> Tensor:
         """Return images; see `ImageSampler`."""
-        self.pipeline.scheduler = _SCHEDULERS[drawing.solver]()
+        self.pipeline.scheduler = _SCHEDULERS[parameters.solver]()
         images = self.pipeline(
             list(prompts),
-            height=drawing.height,
-            width=drawing.width,
-            num_inference_steps=drawing.steps,
-            guidance_scale=drawing.guidance,
-            negative_prompt=drawing.negative_prompt,
-            latents=drawing.noise(list(seeds)),
+            height=parameters.height,
+            width=parameters.width,
+            num_inference_steps=parameters.steps,
+            guidance_scale=parameters.guidance,
+            negative_prompt=parameters.negative_prompt,
+            latents=parameters.noise(list(seeds)),
             output_type="pt",
-            shift=drawing.shift,
-            guidance_interval=drawing.interval,
-            orthogonal_guidance=drawing.orthogonal,
-            clamp_to_gamut=drawing.clamp,
+            shift=parameters.shift,
+            guidance_interval=parameters.interval,
+            orthogonal_guidance=parameters.orthogonal,
+            clamp_to_gamut=parameters.clamp,
             callback_on_step_end=lambda pipeline, step, *_: on_step(step),
         ).images
         return 2 * images.float().cpu() - 1
@@ -99,15 +99,15 @@ class LatentSampler:
 
     @torch.no_grad()
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = _ignore
+        self, prompts: Sequence[str], seeds: Sequence[int], parameters: SamplingParameters, on_step: OnStep = _ignore
     ) -> Tensor:
         """Return images; see `ImageSampler`."""
-        grid = (drawing.height // self.patch_size, drawing.width // self.patch_size)
-        velocity = _guided(self.predict_on(grid), self.encode, prompts, drawing)
-        noise = patchify(drawing.noise(list(seeds)).to(self.A.device), self.patch_size) @ self.A
-        shift = drawing.latent_shift or drawing.shift / self.s
-        solve = SCHEDULERS[_SCHEDULERS[drawing.solver]]
-        z_0 = solve(velocity, noise, drawing.steps, shift, callback=lambda step, z_t: on_step(step))
+        grid = (parameters.height // self.patch_size, parameters.width // self.patch_size)
+        velocity = _guided(self.predict_on(grid), self.encode, prompts, parameters)
+        noise = patchify(parameters.noise(list(seeds)).to(self.A.device), self.patch_size) @ self.A
+        shift = parameters.latent_shift or parameters.shift / self.s
+        solve = SCHEDULERS[_SCHEDULERS[parameters.solver]]
+        z_0 = solve(velocity, noise, parameters.steps, shift, callback=lambda step, z_t: on_step(step))
         return self.decoder.decode(z_0, grid).float().cpu()
 
 
@@ -119,21 +119,21 @@ class DdtSampler:
 
     @torch.no_grad()
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = _ignore
+        self, prompts: Sequence[str], seeds: Sequence[int], parameters: SamplingParameters, on_step: OnStep = _ignore
     ) -> Tensor:
         """Return images; see `ImageSampler`."""
         space = self.model.subspace.space
-        velocity = _guided(self.model, self.encode, prompts, drawing)
-        noise = drawing.noise(list(seeds)).to(self.model.A.device)
-        clamp = space.clamp_to_gamut if drawing.clamp else None
-        solve = SCHEDULERS[_SCHEDULERS[drawing.solver]]
-        x_0 = solve(velocity, noise, drawing.steps, drawing.shift, clamp, lambda step, x_t: on_step(step))
+        velocity = _guided(self.model, self.encode, prompts, parameters)
+        noise = parameters.noise(list(seeds)).to(self.model.A.device)
+        clamp = space.clamp_to_gamut if parameters.clamp else None
+        solve = SCHEDULERS[_SCHEDULERS[parameters.solver]]
+        x_0 = solve(velocity, noise, parameters.steps, parameters.shift, clamp, lambda step, x_t: on_step(step))
         return space.decode(x_0).float().cpu()
 
 
-def _guided(predict: Predict, encode: Encode, prompts: Sequence[str], drawing: SamplingParameters):
-    texts = encode([*prompts, drawing.negative_prompt])
-    guidance = Guidance(drawing.guidance, drawing.orthogonal, drawing.interval)
+def _guided(predict: Predict, encode: Encode, prompts: Sequence[str], parameters: SamplingParameters):
+    texts = encode([*prompts, parameters.negative_prompt])
+    guidance = Guidance(parameters.guidance, parameters.orthogonal, parameters.interval)
     return text_guided(predict, texts[:-1], texts[-1], guidance)
 
 

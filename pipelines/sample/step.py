@@ -69,7 +69,7 @@ class Sampler:
 
     def __init__(self, settings: SampleSettings, folder: str):
         self.settings, self.folder = settings, folder
-        self.painter = PipelineSampler(settings.base, settings.adapter, settings.resources.device)
+        self.sampler = PipelineSampler(settings.base, settings.adapter, settings.resources.device)
         self.filter = SafetyFilter(settings.safety, settings.resources.device)
 
     def __call__(self, item: str) -> dict[str, Any]:
@@ -77,17 +77,17 @@ class Sampler:
         start, stop = json.loads(item)
         pairs = self.settings.pairs()[start:stop]
         prompts, seeds = [self.settings.prompts[place] for place, _ in pairs], [seed for _, seed in pairs]
-        drawing = self.settings.drawing(self.painter.defaults)
+        parameters = self.settings.resolve(self.sampler.defaults)
         rows: list[dict[str, Any]] = []
         for model in models_of(self.settings):
-            images = getattr(self.painter, model)(prompts, seeds, drawing)
+            images = getattr(self.sampler, model)(prompts, seeds, parameters)
             pictures, flagged = self.filter(to_pil_images(images))
             for (place, seed), picture, bad in zip(pairs, pictures, flagged, strict=True):
                 row = {
                     "file": file_of(model, place, seed),
                     "model": model,
                     "flagged": bad,
-                    **made_from(self.painter, self.settings.prompts[place], seed, drawing),
+                    **made_from(self.sampler, self.settings.prompts[place], seed, parameters),
                 }
                 png = encode_with_metadata(picture, row, self.settings.provenance.mark)
                 storage.write_bytes(storage.join(self.folder, row["file"]), png)
@@ -95,10 +95,10 @@ class Sampler:
         return {"rows": rows}
 
 
-def made_from(painter: PipelineSampler, prompt: str, seed: int, drawing: SamplingParameters) -> dict[str, Any]:
+def made_from(sampler: PipelineSampler, prompt: str, seed: int, parameters: SamplingParameters) -> dict[str, Any]:
     """Return the metadata with which an image can be sampled again."""
-    source = {"base": Path(painter.base).name, "adapter_sha256": painter.adapter_sha256}
-    return {"prompt": prompt, "seed": seed, **source, **asdict(drawing)}
+    source = {"base": Path(sampler.base).name, "adapter_sha256": sampler.adapter_sha256}
+    return {"prompt": prompt, "seed": seed, **source, **asdict(parameters)}
 
 
 def models_of(settings: SampleSettings) -> tuple[str, ...]:

@@ -23,10 +23,10 @@ from pipelines.train.channel import Channel
 from pipelines.train.config import TrainSettings
 from pipelines.train.metrics_log import Record
 from pipelines.train.run_lease import Attempt
-from pipelines.train.stopping import describe_resume, noting_signals
+from pipelines.train.stopping import catch_stop_signals, describe_resume
 from pipelines.train.task import MakeTask
 from pipelines.train.tracking_log import send_unsent
-from pipelines.train.worker_setup import ControllerGuard, NoRoom, StoppableTorch
+from pipelines.train.worker_setup import ControllerGuard, InsufficientResources, StoppableTorch
 from pipelines.viz.figures import curves_figure
 
 LOGGER = logging.getLogger(__name__)
@@ -81,11 +81,11 @@ def train(step: str, task: MakeTask, settings: TrainSettings, context: Context, 
         "on_terminal": on_terminal(),
     }
     channel = Channel(attempt.name)
-    with noting_signals() as asked:
+    with catch_stop_signals() as stop_requested:
         try:
-            ended = fit(step, settings, make_trainer(task, settings, config), channel, asked)
+            ended = fit(step, settings, make_trainer(task, settings, config), channel, stop_requested)
         except TrainingFailedError as error:
-            if isinstance(getattr(error, "controller_failure", None), NoRoom):
+            if isinstance(getattr(error, "controller_failure", None), InsufficientResources):
                 limit = settings.resources.wait_minutes
                 raise StepFailed(
                     f"{step}: gave up after {limit:g} minutes (resources.wait_minutes): {describe_shortage(settings)}"
@@ -106,7 +106,7 @@ def train(step: str, task: MakeTask, settings: TrainSettings, context: Context, 
 
 
 def fit(
-    step: str, settings: TrainSettings, trainer: TorchTrainer, channel: Channel, asked: threading.Event
+    step: str, settings: TrainSettings, trainer: TorchTrainer, channel: Channel, stop_requested: threading.Event
 ) -> dict[str, Any]:
     """Train in a thread, and return the result of the workers' loop.
 
@@ -125,7 +125,7 @@ def fit(
 
     threading.Thread(target=run, name="fit", daemon=True).start()
     try:
-        _watch(step, settings, fitting, channel, asked)
+        _watch(step, settings, fitting, channel, stop_requested)
     finally:
         if not fitting.done():  # workers hold nothing after their step, however it ended
             with suppress(Exception):  # Ray's head may be what failed
@@ -134,19 +134,21 @@ def fit(
     return fitting.result().return_value or {}
 
 
-def _watch(step: str, settings: TrainSettings, fitting: Future[Any], channel: Channel, asked: threading.Event) -> None:
+def _watch(
+    step: str, settings: TrainSettings, fitting: Future[Any], channel: Channel, stop_requested: threading.Event
+) -> None:
     """Wait until the training has ended. Raises StepFailed as `fit` does."""
     report_at, stop_by, told = time.monotonic() + REPORT_SECONDS, math.inf, False
     progress: dict[str, Any] | None = None
     while not wait([fitting], POLL_SECONDS).done:
         now = time.monotonic()
-        if asked.is_set() and stop_by == math.inf:
+        if stop_requested.is_set() and stop_by == math.inf:
             LOGGER.warning("stop requested: writing a checkpoint within %g minutes", settings.watch.stop_minutes)
             stop_by = now + 60 * settings.watch.stop_minutes
         try:
-            if progress is None or asked.is_set():
+            if progress is None or stop_requested.is_set():
                 progress = channel.progress() or progress
-            if asked.is_set() and not told:
+            if stop_requested.is_set() and not told:
                 channel.ask_to_stop()
                 told = True
             if progress is None and now >= report_at:

@@ -29,13 +29,13 @@ from pipelines.train.engine import (
 )
 from pipelines.train.history import summary_of
 from pipelines.train.metrics_log import AVERAGE, RECORD, TRAINABLE, Record
-from pipelines.train.monitoring import GiveUp, HangAlarm, Health
-from pipelines.train.run_lease import TERMINATED, Attempt, Lookout, Order
+from pipelines.train.monitoring import GiveUp, StepMonitor, Watchdog
+from pipelines.train.run_lease import TERMINATED, Attempt, LeaseMonitor, WorkerSignal
 from pipelines.train.sample_order import slots_per_worker
 from pipelines.train.state import TrainableState, on_cpu
 from pipelines.train.stopping import describe_checkpoint
 from pipelines.train.task import Batch, MakeTask, Tokens
-from pipelines.train.tracking_log import Log, read_unsent
+from pipelines.train.tracking_log import TrackingLog, read_unsent
 
 LOGGER = logging.getLogger(__name__)
 ASK_EVERY = 10.0
@@ -50,7 +50,7 @@ STOP_SHARE = 0.7
 """Share of the stop time for the last checkpoint; the rest is for the step before it and the driver"""
 
 
-class Leaving(RuntimeError):
+class WorkerTerminated(RuntimeError):
     """This worker's process was terminated; Ray restarts the workers from the last complete checkpoint."""
 
 
@@ -84,8 +84,8 @@ class Training:
         self.settings = settings = self.task.settings
         self.folder: str = config["folder"]
         self.attempt = Attempt(self.folder, config["attempt"])
-        self.alarm, self.health = HangAlarm(settings.watch), Health(settings.watch, warns=self.rank == 0)
-        self.alarm.put_off()
+        self.watchdog, self.monitor = Watchdog(settings.watch), StepMonitor(settings.watch, warns=self.rank == 0)
+        self.watchdog.reset()
         self.step = 0
 
         self.micro_batch = settings.resources.micro_batch or slots_per_worker(settings.optim.batch, self.workers, 1)
@@ -104,11 +104,11 @@ class Training:
         self.is_stopping = False
         if self.rank == 0:
             self.channel = Channel(self.attempt.name)
-            self.lookout = Lookout(self.attempt, self.channel.is_asked_to_stop)
-            self.log = Log(Tracker(**config["tracker"]), self.task, self.workers)
+            self.lease_monitor = LeaseMonitor(self.attempt, self.channel.is_asked_to_stop)
+            self.log = TrackingLog(Tracker(**config["tracker"]), self.task, self.workers)
             unsent = self.log.sender.unsent
             self.checkpointer = Checkpointer(self.attempt, settings.checkpoints, self.channel, unsent)
-        self._asked = time.monotonic()
+        self._checked_at = time.monotonic()
         self._preempted: Any = None
 
     def run(self) -> dict[str, Any]:
@@ -122,38 +122,38 @@ class Training:
             progress.update(self.step)
             self.channel.report(good=self.checkpointer.uploader.good)
             self.log.start(read_unsent(self.folder))
-        order = Order.GO_ON
+        signal = WorkerSignal.CONTINUE
         if settings.validates_every and self.step == 0:  # baseline of all later samples
             self.validate()
         while self.step < settings.optim.steps:
-            order = self.train_step(batches)
+            signal = self.train_step(batches)
             if progress:
                 progress.update(1)
-            if order >= Order.STOP:
+            if signal >= WorkerSignal.STOP:
                 break
-            if order == Order.ASK:
-                self.ask_for_preemption()
+            if signal == WorkerSignal.CHECK_PREEMPTION:
+                self.check_preemption()
             if self.step == settings.optim.steps:
-                self.checkpoint(FINISH_SECONDS, self.is_to_go_on)
+                self.checkpoint(FINISH_SECONDS, self.may_wait)
             elif self.step % settings.checkpoints.every == 0:
                 self.checkpoint()
             if settings.validates_every and self.step % settings.validates_every == 0:
                 self.validate()
         if progress:
             progress.close()
-        if order == Order.FENCED:
+        if signal == WorkerSignal.FENCED:
             return {"ended": "fenced", "step": self.step}
-        if order >= Order.STOP:
+        if signal >= WorkerSignal.STOP:
             self.is_stopping = True
             self.checkpoint(60 * STOP_SHARE * settings.watch.stop_minutes)
             end = self.last_checkpoint()
-            if order == Order.LEAVE:
-                raise Leaving(f"a worker's process was terminated at step {self.step}; {describe_checkpoint(end)}")
+            if signal == WorkerSignal.RESTART:
+                raise WorkerTerminated(f"worker terminated at step {self.step}; {describe_checkpoint(end)}")
             return end
         try:
             self.write_result()
         except storage.StorageError:
-            if self.is_to_go_on():
+            if self.may_wait():
                 raise
             self.is_stopping = True
             return {"ended": "stopped", "step": self.step, **self.checkpointer.end()}
@@ -178,9 +178,9 @@ class Training:
         if self.rank == 0:
             LOGGER.warning("resuming from step %d (%s)", self.step, found[0].uri if found else "")
 
-    def train_step(self, batches: Iterator[list[Batch]]) -> Order:
+    def train_step(self, batches: Iterator[list[Batch]]) -> WorkerSignal:
         """Run one step. Returns the signal that all workers follow after it."""
-        self.alarm.put_off()
+        self.watchdog.reset()
         settings = self.settings
         set_learning_rates(self.optimizer, self.step + 1, settings.optim)
         set_clip(self.engine, self.step + 1, settings.optim)
@@ -189,21 +189,21 @@ class Training:
         micro_batches = next(batches)
         collected = backward_and_step(self.engine, micro_batches)
         self.step += 1
-        terms, tokens, order = self.gather(collected, micro_batches)
+        terms, tokens, signal = self.gather(collected, micro_batches)
         skipped = was_skipped(self.engine)
         self.average.update(self.step, self.state.values())
         self.record.add(self.step, terms, skipped)
-        spike = not skipped and self.health.took(self.step, self.record.curves["loss"][-1])
+        spike = not skipped and self.monitor.record_step(self.step, self.record.curves["loss"][-1])
         if self.rank == 0:
             norm = gradient_norm(self.engine)
             self.log.step(self.step, self.record, tokens, self.reader.waited, norm, skipped, spike)
         if skipped:
             self.report_skip(micro_batches)
-        return order
+        return signal
 
     def gather(
         self, collected: list[dict[str, Tensor]], micro_batches: list[Batch]
-    ) -> tuple[dict[str, Tensor], Tokens, Order]:
+    ) -> tuple[dict[str, Tensor], Tokens, WorkerSignal]:
         """Gather a step's results from all ranks: one collective call.
 
         Returns:
@@ -212,30 +212,30 @@ class Training:
         names = list(collected[0])
         mine = torch.cat([torch.stack([part[name].double() for name in names]) for part in collected], dim=1)
         tokens = sum(b.tokens.all for b in micro_batches)
-        extra = torch.tensor([tokens, int(self.wish())]).double()
+        extra = torch.tensor([tokens, int(self.own_signal())]).double()
         mine = torch.cat([mine.flatten(), extra.to(mine.device)])
         everyone = [torch.empty_like(mine) for _ in range(self.workers)]
         dist.all_gather(everyone, mine)
         rows = torch.stack(everyone).cpu()
         terms = rows[:, :-2].unflatten(1, (len(names), -1)).transpose(0, 1).flatten(1)
-        order = Order(int(rows[:, -1].max()))
-        everyone_s = micro_batches[0].tokens._replace(all=int(rows[:, -2].sum()))
-        return dict(zip(names, terms, strict=True)), everyone_s, order
+        signal = WorkerSignal(int(rows[:, -1].max()))
+        total = micro_batches[0].tokens._replace(all=int(rows[:, -2].sum()))
+        return dict(zip(names, terms, strict=True)), total, signal
 
-    def wish(self) -> Order:
+    def own_signal(self) -> WorkerSignal:
         """Return this rank's signal to all workers."""
         if TERMINATED.is_set():
-            return Order.LEAVE
+            return WorkerSignal.RESTART
         if self.rank:
-            return Order.GO_ON
-        if self.lookout.order != Order.GO_ON:
-            return self.lookout.order
-        due = time.monotonic() - self._asked > ASK_EVERY
-        return Order.ASK if due else Order.GO_ON
+            return WorkerSignal.CONTINUE
+        if self.lease_monitor.signal != WorkerSignal.CONTINUE:
+            return self.lease_monitor.signal
+        due = time.monotonic() - self._checked_at > ASK_EVERY
+        return WorkerSignal.CHECK_PREEMPTION if due else WorkerSignal.CONTINUE
 
-    def ask_for_preemption(self) -> None:
+    def check_preemption(self) -> None:
         """Checkpoint once if a node is about to be preempted; a barrier of all workers."""
-        self._asked = time.monotonic()
+        self._checked_at = time.monotonic()
         info = ray.train.get_preemption_info()
         if info is not None and info != self._preempted:
             self._preempted = info
@@ -252,12 +252,12 @@ class Training:
         if self.rank == 0:
             self.record.skipped_keys[str(self.step)] = keys
             self.log.skipped_keys(self.step, keys)
-        self.health.skipped(self.step, keys)
+        self.monitor.record_skip(self.step, keys)
 
-    def is_to_go_on(self) -> bool:
+    def may_wait(self) -> bool:
         """Return whether rank 0 may keep waiting for the store."""
-        self.alarm.put_off()
-        return self.lookout.order == Order.GO_ON
+        self.watchdog.reset()
+        return self.lease_monitor.signal == WorkerSignal.CONTINUE
 
     def checkpoint(self, seconds: float = 0.0, meanwhile: Callable[[], Any] | None = None) -> None:
         """Gather the state (a collective call), and let rank 0 write it in the background.
@@ -284,7 +284,7 @@ class Training:
         }
         self.checkpointer.submit(tensors, state, self.record)
         if seconds:
-            self.checkpointer.uploader.wait(seconds, meanwhile or self.alarm.put_off)
+            self.checkpointer.uploader.wait(seconds, meanwhile or self.watchdog.reset)
         self.log.pause_ended()
 
     def last_checkpoint(self) -> dict[str, Any]:
@@ -307,11 +307,11 @@ class Training:
 
     def validate(self) -> None:
         """Log images of the moving average, swapped in; before the first step the weights are the average."""
-        self.alarm.put_off()
+        self.watchdog.reset()
         with self.state.swapped(self.average.average) if self.step else nullcontext():
             sheet = self.task.draw(self.engine.device)
         if self.rank == 0:
-            self.log.picture("val/pictures", sheet, self.step)
+            self.log.image("val/pictures", sheet, self.step)
             self.log.pause_ended()
 
     def write_result(self) -> None:
@@ -331,7 +331,7 @@ class Training:
             try:
                 return storage.write_bytes(storage.join(self.folder, name), data)
             except storage.StorageError as error:
-                if not self.is_to_go_on() or time.monotonic() > deadline:
+                if not self.may_wait() or time.monotonic() > deadline:
                     raise
                 LOGGER.warning("%s cannot be written yet: %s", name, error)
                 time.sleep(1.0)
@@ -340,8 +340,8 @@ class Training:
         """Wait for pending uploads within their time limits, and end the background threads."""
         if self.rank == 0:
             if not self.is_stopping:
-                self.checkpointer.uploader.wait(CLOSE_SECONDS, self.alarm.put_off)
-            self.lookout.close()
+                self.checkpointer.uploader.wait(CLOSE_SECONDS, self.watchdog.reset)
+            self.lease_monitor.close()
             share = 60 * (1 - STOP_SHARE) / 3 * self.settings.watch.stop_minutes
             self.log.sender.close(min(TRACKING_SECONDS, share) if self.is_stopping else TRACKING_SECONDS)
-        self.alarm.cancel()
+        self.watchdog.cancel()

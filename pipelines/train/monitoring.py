@@ -21,7 +21,7 @@ class GiveUp(RuntimeError):
     """Training cannot continue; the message says why. Restarting from a checkpoint would not help."""
 
 
-class Health:
+class StepMonitor:
     """Counts skipped steps and detects loss spikes. All ranks count alike; one of them warns."""
 
     def __init__(self, settings: Watch, warns: bool = True):
@@ -29,7 +29,7 @@ class Health:
         self.in_a_row = 0
         self.losses: deque[float] = deque(maxlen=_REMEMBERED)
 
-    def skipped(self, step: int, keys: list[str]) -> None:
+    def record_skip(self, step: int, keys: list[str]) -> None:
         """Count a step whose loss or gradient was not finite.
 
         Raises:
@@ -45,7 +45,7 @@ class Health:
                 "their images. Lower the learning rates, or check the latents of these images"
             )
 
-    def took(self, step: int, loss: float) -> bool:
+    def record_step(self, step: int, loss: float) -> bool:
         """Count an applied step. Returns whether its loss is a spike."""
         self.in_a_row = 0
         usual = statistics.median(self.losses) if len(self.losses) >= _ENOUGH else float("inf")
@@ -56,13 +56,13 @@ class Health:
         return spike
 
 
-class HangAlarm:
+class Watchdog:
     """Ends the process, with the stack traces of all threads on stderr, unless it is reset in time."""
 
     def __init__(self, settings: Watch):
         self.seconds = 60 * settings.hang_minutes
 
-    def put_off(self) -> None:
+    def reset(self) -> None:
         """Restart the countdown."""
         faulthandler.dump_traceback_later(self.seconds, exit=True, file=_STDERR)
 

@@ -17,18 +17,18 @@ from uuid import uuid4
 from pipelines.core import s3, storage
 
 LOGGER = logging.getLogger(__name__)
-_LOOK_EVERY = 1.0  # seconds
+_POLL_SECONDS = 1.0  # seconds
 
 
-class Order(IntEnum):
+class WorkerSignal(IntEnum):
     """Signal to all workers after a step; of several, the greatest wins."""
 
-    GO_ON = 0
-    ASK = 1
+    CONTINUE = 0
+    CHECK_PREEMPTION = 1
     """Check with Ray whether a node is about to be preempted"""
     STOP = 2
     """Write a checkpoint and end: the job was stopped"""
-    LEAVE = 3
+    RESTART = 3
     """Write a checkpoint and fail: this worker's process was terminated, Ray starts another"""
     FENCED = 4
     """End and write nothing: a newer attempt runs"""
@@ -57,7 +57,7 @@ class Attempt:
         return storage.join(self.folder, ".train", "attempt.json")
 
 
-class Lookout:
+class LeaseMonitor:
     """Polls every second for a stop request, in Ray's store, and for a newer attempt, in the lease file.
 
     Each has a thread, so that a file that cannot be read hides no stop request. Failed polls are ignored.
@@ -66,24 +66,24 @@ class Lookout:
     def __init__(self, attempt: Attempt, is_asked_to_stop: Callable[[], bool]):
         self.attempt = attempt
         self._asked, self._fenced, self._ended = threading.Event(), threading.Event(), threading.Event()
-        for look, found in ((is_asked_to_stop, self._asked), (self._is_fenced, self._fenced)):
-            threading.Thread(target=self._look, args=(look, found), name="lookout", daemon=True).start()
+        for poll, found in ((is_asked_to_stop, self._asked), (self._is_fenced, self._fenced)):
+            threading.Thread(target=self._poll, args=(poll, found), name="lease-monitor", daemon=True).start()
 
     @property
-    def order(self) -> Order:
-        """Return GO_ON, STOP or FENCED."""
+    def signal(self) -> WorkerSignal:
+        """Return CONTINUE, STOP or FENCED."""
         if self._fenced.is_set():
-            return Order.FENCED
-        return Order.STOP if self._asked.is_set() else Order.GO_ON
+            return WorkerSignal.FENCED
+        return WorkerSignal.STOP if self._asked.is_set() else WorkerSignal.CONTINUE
 
     def _is_fenced(self) -> bool:
         with s3.single_attempts():  # retried at the next poll
             return self.attempt.is_fenced()
 
-    def _look(self, look: Callable[[], bool], found: threading.Event) -> None:
-        while not self._ended.wait(_LOOK_EVERY) and not found.is_set():
+    def _poll(self, poll: Callable[[], bool], found: threading.Event) -> None:
+        while not self._ended.wait(_POLL_SECONDS) and not found.is_set():
             try:
-                if look():
+                if poll():
                     found.set()
             except Exception as error:  # of any kind: a failed poll is repeated
                 LOGGER.debug("poll failed: %s", error)

@@ -9,24 +9,24 @@ from typing import Any
 
 
 @contextmanager
-def noting_signals() -> Iterator[threading.Event]:
+def catch_stop_signals() -> Iterator[threading.Event]:
     """Yield an event that SIGTERM (`ray job stop`, Kubernetes) and the first Ctrl-C set.
 
     For the driver's main thread. The handler does nothing else, since it interrupts arbitrary code.
     """
-    asked = threading.Event()
+    stop_requested = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        asked.set()
+        stop_requested.set()
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # the second one interrupts
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield stop_requested
         return
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked
+        yield stop_requested
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -15,7 +15,7 @@ from pipelines.train.task import Task, Tokens
 from pipelines.train.tracking_sender import Sender
 
 
-class Log:
+class TrackingLog:
     """Logs metrics by step (`train/` the loss and its terms, `train/speed/` throughput) and images by step.
 
     No call waits for the server.
@@ -52,7 +52,7 @@ class Log:
         text = "".join(f"{key}\n" for key in keys)
         self.sender.send(lambda tracker: tracker.log_text(text, f"skipped/step-{step:08}.txt"))
 
-    def picture(self, name: str, image: Image.Image, step: int) -> None:
+    def image(self, name: str, image: Image.Image, step: int) -> None:
         """Log an image at a step."""
         self.sender.send(lambda tracker: tracker.log_image_at(name, image, step))
 

@@ -45,7 +45,7 @@ class StoppableTorch(TorchConfig):
         return StoppableBackend
 
 
-class NoRoom(RuntimeError):
+class InsufficientResources(RuntimeError):
     """The cluster had no room for the workers within the time limit."""
 
 
@@ -71,14 +71,14 @@ class ControllerGuard(ControllerCallback, WorkerGroupCallback):
         self._workers = worker_group
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Raise NoRoom once the workers have waited too long."""
+        """Raise InsufficientResources once the workers have waited too long."""
         if isinstance(current_state, RunningState):
             self._since = None
         elif isinstance(current_state, SchedulingState) and self._since is None:
             self._since = time.monotonic()
         elif isinstance(current_state, ReschedulingState) and self._since is not None:
             if self._is_abandoned or time.monotonic() - self._since >= self.seconds:
-                raise NoRoom(f"no room for the workers for {self.seconds / 60:g} minutes")
+                raise InsufficientResources(f"no room for the workers for {self.seconds / 60:g} minutes")
 
     def _end_when_abandoned(self) -> None:
         channel = Channel(self.attempt)

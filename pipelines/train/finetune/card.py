@@ -74,8 +74,8 @@ def _loss(settings: FinetuneSettings) -> str:
     if loss.kind == "flow_matching":
         return "flow matching"
     fading = f", kappa {loss.kappa:g}" if loss.kappa is not None else ""
-    judged = f", LPIPS ({loss.perceptual.net}) times {loss.perceptual.weight:g}" if loss.perceptual else ""
-    return f"variance-reduced by {loss.granularity}{fading}{judged}"
+    perceptual = f", LPIPS ({loss.perceptual.net}) times {loss.perceptual.weight:g}" if loss.perceptual else ""
+    return f"variance-reduced by {loss.granularity}{fading}{perceptual}"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

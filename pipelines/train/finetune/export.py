@@ -99,7 +99,7 @@ def export_run(
     average = read_average(artifact, step)
     exports = storage.join(root, "exports", identity, f"{average.step:08}")
     folder = out if out and format == "released" else artifact if average.final else exports
-    size = picture_size(inputs["curated"])
+    size = image_size(inputs["curated"])
     adapter = export_adapter(settings, load_subspace(inputs["basis"]), average.values, folder, size)
     done = {"adapter": adapter, "step": average.step}
     if format != "released":
@@ -113,7 +113,7 @@ def export_run(
     return done
 
 
-def picture_size(curated: Artifact) -> tuple[int, int]:
+def image_size(curated: Artifact) -> tuple[int, int]:
     """Return (height, width) of the training images: of several sizes, the one nearest to a square."""
     width, height = min(curated.manifest["config"]["buckets"], key=lambda b: (max(b) / min(b), -b[0] * b[1]))
     return height, width

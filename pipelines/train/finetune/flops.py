@@ -12,21 +12,21 @@ from asymflow.models.geometry import Flops, Network, count_flops, ddt_head, netw
 from pipelines.train.finetune.config import FinetuneSettings
 
 
-class Judge(NamedTuple):
+class PerceptualCost(NamedTuple):
     """Cost of the perceptual network on two images with a backward pass through one, measured at 1024 x 1024."""
 
     values: int
     """Parameters"""
-    flops_a_pixel: float
-    bytes_a_pixel: float
+    flops_per_pixel: float
+    bytes_per_pixel: float
     """Kept per pixel for the backward pass, in float32"""
 
 
-JUDGES = {
-    "vgg": Judge(14_714_688, 1_835_136, 1951),
-    "alex": Judge(2_469_696, 85_554, 116),
-    "squeeze": Judge(722_496, 33_667, 559),
-    "efficientnet": Judge(2_958_848, 43_507, 1595),
+PERCEPTUAL_COSTS = {
+    "vgg": PerceptualCost(14_714_688, 1_835_136, 1951),
+    "alex": PerceptualCost(2_469_696, 85_554, 116),
+    "squeeze": PerceptualCost(722_496, 33_667, 559),
+    "efficientnet": PerceptualCost(2_958_848, 43_507, 1595),
 }
 
 
@@ -35,14 +35,14 @@ class ImageFlops(NamedTuple):
 
     student: Flops
     teacher: float
-    judge: float
+    perceptual: float
     """Perceptual network"""
     checkpointing: bool
 
     @property
     def model(self) -> float:
         """Return the FLOPs that the method needs, which MFU counts."""
-        return self.student.forward + self.student.backward + self.teacher + self.judge
+        return self.student.forward + self.student.backward + self.teacher + self.perceptual
 
     @property
     def executed(self) -> float:
@@ -61,15 +61,16 @@ def image_flops(
         image_tokens: image tokens per image.
         text_tokens: text tokens per image, including padding.
     """
-    loss, judge = settings.loss, 0.0
+    loss, perceptual = settings.loss, 0.0
     variance_reduced = loss.kind == "variance_reduced"
     if variance_reduced and loss.perceptual:
-        judge = JUDGES[loss.perceptual.net].flops_a_pixel * image_tokens * settings.pixels.patch_size**2
+        pixels = image_tokens * settings.pixels.patch_size**2
+        perceptual = PERCEPTUAL_COSTS[loss.perceptual.net].flops_per_pixel * pixels
     teacher = count_flops(network(transformer_config), image_tokens, text_tokens).forward
     return ImageFlops(
         student=count_flops(student_network(settings, transformer_config), image_tokens, text_tokens),
         teacher=teacher if variance_reduced else 0.0,
-        judge=judge,
+        perceptual=perceptual,
         checkpointing=settings.resources.gradient_checkpointing,
     )
 

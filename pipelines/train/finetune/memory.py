@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from asymflow.models.geometry import Linear, network, values_kept
 from pipelines.train.devices import BYTES, precision_name
 from pipelines.train.finetune.config import FinetuneSettings
-from pipelines.train.finetune.flops import JUDGES, student_network
+from pipelines.train.finetune.flops import PERCEPTUAL_COSTS, student_network
 
 if TYPE_CHECKING:
     from asymflow.models.adapted import AdaptedFlux2
@@ -21,7 +21,7 @@ BUCKET = 500_000_000
 """Values per gradient bucket that workers exchange at once: DeepSpeed 0.19's `reduce_bucket_size`"""
 SHARDED_FROM = {"moments": 1, "gradients": 2, "weights": 3}
 """ZeRO stage from which on each part is sharded over the workers"""
-LOSS_BYTES_A_PIXEL, DECODING_BYTES_A_PIXEL = 12, 91
+LOSS_BYTES_PER_PIXEL, DECODING_BYTES_PER_PIXEL = 12, 91
 """Bytes per pixel kept by the loss, and by the conversion from Oklab to the sRGB of the perceptual network, in
 float32"""
 
@@ -105,8 +105,8 @@ def static_memory(settings: FinetuneSettings, values: Values) -> dict[str, float
         "optimizer": optimizer_bytes(settings.optim.optimizer) * trained / shard["moments"],
         "moving average": FLOAT32 * trained,
     }
-    if has_judge(settings):
-        parts["perceptual network"] = FLOAT32 * JUDGES[settings.loss.perceptual.net].values  # type: ignore[union-attr]
+    if has_perceptual(settings):
+        parts["perceptual network"] = FLOAT32 * PERCEPTUAL_COSTS[settings.loss.perceptual.net].values  # type: ignore[union-attr]
     return {name: size for name, size in parts.items() if size}
 
 
@@ -124,7 +124,7 @@ def optimizer_bytes(optimizer: str) -> float:
     return 8 if optimizer == "adam" else 2 * (1 + FLOAT32 / 256)
 
 
-def has_judge(settings: FinetuneSettings) -> bool:
+def has_perceptual(settings: FinetuneSettings) -> bool:
     """Return whether the loss has a perceptual network."""
     return settings.loss.kind == "variance_reduced" and settings.loss.perceptual is not None
 
@@ -155,11 +155,11 @@ def activation_memory(
     pixels = image_tokens * settings.pixels.patch_size**2
     parts = {
         "activations of the transformer": pictures * size * activations + copies,
-        "activations of the loss": pictures * pixels * LOSS_BYTES_A_PIXEL,
+        "activations of the loss": pictures * pixels * LOSS_BYTES_PER_PIXEL,
     }
-    if has_judge(settings):
-        judge = JUDGES[settings.loss.perceptual.net]  # type: ignore[union-attr]
+    if has_perceptual(settings):
+        cost = PERCEPTUAL_COSTS[settings.loss.perceptual.net]  # type: ignore[union-attr]
         parts["activations of the perceptual network"] = (
-            pictures * pixels * (judge.bytes_a_pixel + DECODING_BYTES_A_PIXEL)
+            pictures * pixels * (cost.bytes_per_pixel + DECODING_BYTES_PER_PIXEL)
         )
     return parts

@@ -163,7 +163,7 @@ class Plan:
             "student, forward": flops.student.forward,
             "student, backward": flops.student.backward,
             "teacher, forward": flops.teacher,
-            "perceptual network": flops.judge,
+            "perceptual network": flops.perceptual,
         }
         rows = [
             ("operations", "TFLOP", ""),

@@ -83,17 +83,17 @@ def check_inputs(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> 
 
 def with_absolute_paths(settings: FinetuneSettings) -> FinetuneSettings:
     """Return the settings with absolute paths: Ray Train's workers have another working directory."""
-    loss, judge = settings.loss, settings.loss.perceptual
-    if judge and Path(judge.weights).is_file():
-        judge = judge.model_copy(update={"weights": storage.absolute(judge.weights)})
+    loss, perceptual = settings.loss, settings.loss.perceptual
+    if perceptual and Path(perceptual.weights).is_file():
+        perceptual = perceptual.model_copy(update={"weights": storage.absolute(perceptual.weights)})
     return settings.model_copy(
-        update={"base": storage.absolute(settings.base), "loss": loss.model_copy(update={"perceptual": judge})}
+        update={"base": storage.absolute(settings.base), "loss": loss.model_copy(update={"perceptual": perceptual})}
     )
 
 
 def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
     """Train unless the result exists, write curves, adapter and summary, and register the adapter."""
-    from pipelines.train.finetune.export import export_adapter, picture_size, register
+    from pipelines.train.finetune.export import export_adapter, image_size, register
 
     settings = with_absolute_paths(settings)
     if not storage.exists(context.file(RECORD)):
@@ -102,7 +102,7 @@ def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
     by_sigma = draw(record, context)
     storage.write_bytes(context.file("summary.json"), json.dumps({"by_sigma": by_sigma}).encode())
     average = storage.read_file(context.file(AVERAGE), load_file)
-    size = picture_size(context.inputs["curated"])
+    size = image_size(context.inputs["curated"])
     adapter = export_adapter(settings, load_subspace(context.inputs["basis"]), average, context.folder, size)
     register(context.tracker, adapter, settings, context.folder, len(record.steps))
     return last_means(record)
@@ -144,8 +144,8 @@ def decides(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> dict[
         found["resources.text_encoders.precision"] = resources.text_encoders.precision
     if not are_latents_stored(encoded):
         found["resources.image_encoders.precision"] = resources.image_encoders.precision
-    judge = settings.loss.perceptual
-    if judge and judge.weights not in ("published", "random") and (content := fingerprint_of(judge.weights)):
+    weights = settings.loss.perceptual.weights if settings.loss.perceptual else "published"
+    if weights not in ("published", "random") and (content := fingerprint_of(weights)):
         found["loss.perceptual.weights"] = content
     return found
 

@@ -68,12 +68,12 @@ class FinetuneTask:
 
 def make_objective(model: AdaptedFlux2, loss: Loss) -> FinetuneObjective:
     """Return the training loss of these settings, with its perceptual network loaded."""
-    judge = loss.perceptual if loss.kind == "variance_reduced" else None
+    perceptual = loss.perceptual if loss.kind == "variance_reduced" else None
     return FinetuneObjective(
         model,
         loss.kind,
-        load_perceptual(judge) if judge else None,
-        judge.weight if judge else 0.0,
+        load_perceptual(perceptual) if perceptual else None,
+        perceptual.weight if perceptual else 0.0,
         loss.kappa,
         loss.sigma_floor,
         loss.granularity,

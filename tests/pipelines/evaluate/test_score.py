@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipelines.data.images import BadImage
 from pipelines.evaluate import score as module
-from pipelines.evaluate.image_sets import ImageSet, in_batches, load_picture
+from pipelines.evaluate.image_sets import ImageSet, in_batches, load_image
 from pipelines.evaluate.prompts import Prompt, shots_of
 from pipelines.evaluate.score import Scores, ScoresDiffer, ScoreWorker, score
 from pipelines.evaluate.scorers import Scorer
@@ -109,7 +109,7 @@ def test_other_settings_are_other_scores_and_another_protocol_is_never_mixed_in(
 def test_pictures_that_cannot_be_read(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"\x89PNG no picture")
     with pytest.raises(BadImage):
-        load_picture(str(tmp_path / "bad.png"))
+        load_image(str(tmp_path / "bad.png"))
 
 
 def test_batches():

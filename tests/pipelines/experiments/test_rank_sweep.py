@@ -143,14 +143,15 @@ def test_the_model_is_the_moving_average_at_the_end_or_at_a_checkpoint(swept):
 
 def test_pictures_are_those_of_their_class_and_seed_in_any_batch(swept):
     subject = read_class_model(load_artifact(swept[2][1]["pretrained"], "pretrain"), None)
-    paint = subject.painter("trained", "cpu")
-    drawing = SamplingParameters(32, 32, 3, 2.0, 1.0, interval=(0.0, 0.9), orthogonal=False, clamp=False, solver="heun")
-    together = paint(["0", "3", "1"], [5, 6, 7], drawing)
+    sample = subject.sampler("trained", "cpu")
+    changes = {"interval": (0.0, 0.9), "orthogonal": False, "clamp": False, "solver": "heun"}
+    parameters = SamplingParameters(32, 32, 3, 2.0, 1.0, **changes)
+    together = sample(["0", "3", "1"], [5, 6, 7], parameters)
     assert together.shape == (3, 3, 32, 32) and together.abs().max() <= 1
     for i, (label, seed) in enumerate((("0", 5), ("3", 6), ("1", 7))):
-        torch.testing.assert_close(paint([label], [seed], drawing)[0], together[i], atol=1e-5, rtol=0)
-    assert not torch.equal(paint(["2"], [5], drawing)[0], together[0])
-    floors = [paint(["0"], [5], replace(drawing, sigma_floor=floor)) for floor in (0.0, 0.9)]
+        torch.testing.assert_close(sample([label], [seed], parameters)[0], together[i], atol=1e-5, rtol=0)
+    assert not torch.equal(sample(["2"], [5], parameters)[0], together[0])
+    floors = [sample(["0"], [5], replace(parameters, sigma_floor=floor)) for floor in (0.0, 0.9)]
     assert not torch.equal(*floors)
 
 

@@ -64,11 +64,11 @@ def test_bad_settings_are_named(changes, named):
 
 def test_what_is_not_given_is_the_models_own():
     defaults = SamplingDefaults(64, 96, 16, 2.0, 3.6, "none")
-    drawing = settings().drawing(defaults)
-    assert (drawing.height, drawing.width, drawing.steps, drawing.guidance, drawing.shift) == (64, 96, 16, 2.0, 3.6)
-    drawing = settings(height=2048, width=2048, steps=4, guidance=1).drawing(defaults)
-    assert (drawing.height, drawing.steps, drawing.guidance, drawing.shift) == (2048, 4, 1, 7.2)
-    assert settings(shift=5).drawing(defaults).shift == 5
+    found = settings().resolve(defaults)
+    assert (found.height, found.width, found.steps, found.guidance, found.shift) == (64, 96, 16, 2.0, 3.6)
+    found = settings(height=2048, width=2048, steps=4, guidance=1).resolve(defaults)
+    assert (found.height, found.steps, found.guidance, found.shift) == (2048, 4, 1, 7.2)
+    assert settings(shift=5).resolve(defaults).shift == 5
 
 
 def test_pairs_go_prompt_by_prompt():

@@ -83,7 +83,7 @@ def train(tmp_path, monkeypatch):
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     monkeypatch.setattr(loop.ray.train, "get_context", lambda: context)
     monkeypatch.setattr(loop.ray.train, "get_preemption_info", lambda: None)
-    monkeypatch.setattr("pipelines.train.run_lease._LOOK_EVERY", 0.1)
+    monkeypatch.setattr("pipelines.train.run_lease._POLL_SECONDS", 0.1)
     monkeypatch.setattr(Sender, "first_wait", 0.1)
     network = {
         "size": "B", "width": 32, "depth": 2, "heads": 2, "bottleneck": 24, "context_from": 1, "context_tokens": 2
