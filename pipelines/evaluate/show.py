@@ -20,7 +20,7 @@ from pipelines.evaluate.image_sets import REAL
 from pipelines.evaluate.measures import Pictures, Row
 from pipelines.evaluate.prompts import Shot
 from pipelines.evaluate.suites import SUITES
-from pipelines.viz.image_grid import beside, side_by_side, thumbnail
+from pipelines.viz.image_grid import join_horizontally, side_by_side, thumbnail
 
 SCORES, TABLE, PROTOCOLS = "scores.parquet", "table.json", "protocols.json"
 COLUMNS = ("model", "metric", "category", "value", "low", "high", "better", "prompts", "pictures", "fingerprint")
@@ -51,11 +51,11 @@ def report(
     storage.write_file(context.file(SCORES), lambda local: pq.write_table(_scores(shots, own), local))
     for name in (SCORES, PROTOCOLS):
         tracker.log_file(context.file(name))
-    for name, sheet in _sheets(settings, shots, pictures, own):
+    for name, image_grid in _image_grids(settings, shots, pictures, own):
         buffer = io.BytesIO()
-        sheet.save(buffer, "PNG")
+        image_grid.save(buffer, "PNG")
         storage.write_bytes(context.file(f"{name}.png"), buffer.getvalue())
-        tracker.log_picture(name, sheet)
+        tracker.log_picture(name, image_grid)
     group = group_of(settings)
     by_category = {
         f"{group}/{row['model']}/{row['metric']}/{row['category']}": row["value"] for row in rows if row["category"]
@@ -79,7 +79,7 @@ def _scores(shots: Sequence[Shot], own: Mapping[str, Pictures]) -> pa.Table:
     return pa.Table.from_pylist(found)
 
 
-def _sheets(
+def _image_grids(
     settings: EvaluateSettings, shots: Sequence[Shot], pictures: Mapping[str, Pictures], own: Mapping[str, Pictures]
 ) -> Iterable[tuple[str, Image.Image]]:
     """Yield image grids by name: the first prompts for all models, then the best and worst images per scorer."""
@@ -101,7 +101,7 @@ def _sheets(
             for title, picked in (("most", ranked[:count]), ("least", ranked[::-1][:count])):
                 captions = [f"{rows[i]['score']:.4g}  {shots[i].prompt.text}" for i in picked]
                 parts.append(side_by_side({f"{name}: {title}": _read(found, picked)}, captions, scale=1))
-            yield f"{model}_{name}", beside(*parts)
+            yield f"{model}_{name}", join_horizontally(*parts)
 
 
 def _read(pictures: Pictures, places: Iterable[int]) -> list[Image.Image]:

@@ -159,9 +159,9 @@ def rank_figure(rows: Sequence[Row], metric: str) -> "Figure":
         means, halves = zip(*(interval(list(values.values())) for _, values in mine), strict=True)
         finite = [half if half < float("inf") else 0.0 for half in halves]
         style = "-" if kind == "pca" else ""
-        drawn = axes.errorbar(x, means, yerr=finite, fmt=marker + style, capsize=3, label=kind)
+        bars = axes.errorbar(x, means, yerr=finite, fmt=marker + style, capsize=3, label=kind)
         for place, (_, values) in zip(x, mine, strict=True):
-            axes.plot([place] * len(values), list(values.values()), ".", alpha=0.4, color=drawn[0].get_color())
+            axes.plot([place] * len(values), list(values.values()), ".", alpha=0.4, color=bars[0].get_color())
     axes.set_yscale("log")  # full rank may be ten times as large as all others
     axes.set(xlabel="rank r", ylabel=metric, xticks=range(len(ranks)), xticklabels=[str(r) for r in ranks])
     axes.legend()
@@ -232,7 +232,7 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rest))
 
 
-def draw_family(rows: Sequence[Row], metric: str, tracker: "Tracker", folder: str) -> None:
+def log_report(rows: Sequence[Row], metric: str, tracker: "Tracker", folder: str) -> None:
     """Log figures and tables to MLflow, and write them to the folder."""
     found = claims(rows, metric)
     tables = {"family": family_table(rows), "floors": floor_table(rows)}

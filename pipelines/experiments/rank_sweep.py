@@ -17,7 +17,7 @@ from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.step import STEP as EVALUATE
 from pipelines.evaluate.step import measures_of
 from pipelines.experiments.config import RankSweepSettings
-from pipelines.experiments.rank_report import Row, draw_family
+from pipelines.experiments.rank_report import Row, log_report
 from pipelines.train.pretrain.config import PretrainSettings
 from pipelines.train.pretrain.step import STEP as PRETRAIN
 
@@ -139,7 +139,7 @@ def run_rank_sweep(settings: RankSweepSettings) -> tuple[str, str, list[Row]]:
                     rows.append(_row(variant, seed, figure, step, changes, trained, found))
                 storage.write_bytes(storage.join(folder, "rows.json"), json.dumps(rows, indent=1).encode())
                 tracker.log_metrics({f"rank_sweep/{settings.metric}": rows[-1]["metrics"][settings.metric]}, len(rows))
-        draw_family(rows, settings.metric, tracker, folder)
+        log_report(rows, settings.metric, tracker, folder)
     return folder, tracker.run_id, rows
 
 

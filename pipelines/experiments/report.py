@@ -64,7 +64,7 @@ class Evaluation:
         """Return the evaluated models."""
         return list(dict.fromkeys(row["model"] for row in self.rows))
 
-    def sheets(self) -> dict[str, str]:
+    def image_grids(self) -> dict[str, str]:
         """Return {name: data URI} of its image grids."""
         names = sorted(name for name in self.artifact.manifest["files"] if name.endswith(".png"))
         names.sort(key=lambda name: name != "samples.png")

@@ -18,7 +18,7 @@ from pipelines.sample.metadata import encode_with_metadata
 from pipelines.sample.page_guard import Busy, Guard, Turns, names_of
 from pipelines.sample.safety import SafetyFilter, check_safety
 from pipelines.sample.sampler import PipelineSampler
-from pipelines.sample.step import check, check_model, made_from, models_of
+from pipelines.sample.step import check, check_model, metadata_of, models_of
 from pipelines.viz.image_grid import to_pil_images
 
 TITLES = {"latent": "Latent base", "pixel": "Pixel model"}
@@ -140,7 +140,7 @@ class Artist:
             The PNG files by model, and their metadata with timings.
         """
         prompts, seeds, parameters = settings.prompts, settings.seeds, settings.resolve(self.sampler.defaults)
-        about = made_from(self.sampler, prompts[0], seeds[0], parameters)
+        about = metadata_of(self.sampler, prompts[0], seeds[0], parameters)
         files, seconds, flagged = {}, {}, {}
         for model in models_of(settings):
             progress(model, 0)

@@ -64,7 +64,7 @@ def check_hub(adapter: str) -> None:
         raise ConfigError(f"adapter={adapter!r}: {where}: {error}") from None
 
 
-class Sampler:
+class SampleWorker:
     """Samples the images of one item, the range [start, stop) of all pairs of prompt and seed; see `map_items`."""
 
     def __init__(self, settings: SampleSettings, folder: str):
@@ -81,21 +81,21 @@ class Sampler:
         rows: list[dict[str, Any]] = []
         for model in models_of(self.settings):
             images = getattr(self.sampler, model)(prompts, seeds, parameters)
-            pictures, flagged = self.filter(to_pil_images(images))
-            for (place, seed), picture, bad in zip(pairs, pictures, flagged, strict=True):
+            filtered, flagged = self.filter(to_pil_images(images))
+            for (place, seed), image, is_flagged in zip(pairs, filtered, flagged, strict=True):
                 row = {
                     "file": file_of(model, place, seed),
                     "model": model,
-                    "flagged": bad,
-                    **made_from(self.sampler, self.settings.prompts[place], seed, parameters),
+                    "flagged": is_flagged,
+                    **metadata_of(self.sampler, self.settings.prompts[place], seed, parameters),
                 }
-                png = encode_with_metadata(picture, row, self.settings.provenance.mark)
+                png = encode_with_metadata(image, row, self.settings.provenance.mark)
                 storage.write_bytes(storage.join(self.folder, row["file"]), png)
                 rows.append(row)
         return {"rows": rows}
 
 
-def made_from(sampler: PipelineSampler, prompt: str, seed: int, parameters: SamplingParameters) -> dict[str, Any]:
+def metadata_of(sampler: PipelineSampler, prompt: str, seed: int, parameters: SamplingParameters) -> dict[str, Any]:
     """Return the metadata with which an image can be sampled again."""
     source = {"base": Path(sampler.base).name, "adapter_sha256": sampler.adapter_sha256}
     return {"prompt": prompt, "seed": seed, **source, **asdict(parameters)}
@@ -116,15 +116,15 @@ def build(settings: SampleSettings, context: Context) -> dict[str, float]:
     count, size = len(settings.pairs()), settings.resources.batch
     spans = [(start, min(start + size, count)) for start in range(0, count, size)]
     items = {f"{start}-{stop}": json.dumps([start, stop]) for start, stop in spans}
-    make_worker = partial(Sampler, with_absolute_paths(settings), context.folder)
+    make_worker = partial(SampleWorker, with_absolute_paths(settings), context.folder)
     summaries = map_items(items, make_worker, context.folder, settings.resources)
     rows = [row for summary in summaries for row in summary["rows"]]
     storage.write_bytes(context.file("samples.json"), json.dumps(rows, indent=1, ensure_ascii=False).encode())
-    sheet = sheet_of(settings, context)
+    image_grid = image_grid_of(settings, context)
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
+    image_grid.save(buffer, "PNG")
     storage.write_bytes(context.file("samples.png"), buffer.getvalue())
-    context.tracker.log_picture("samples", sheet)
+    context.tracker.log_picture("samples", image_grid)
     return {"pictures": len(rows), "flagged": sum(row["flagged"] for row in rows)}
 
 
@@ -137,7 +137,7 @@ def with_absolute_paths(settings: SampleSettings) -> SampleSettings:
     return settings.model_copy(update={k: storage.absolute(v) for k, v in folders.items() if Path(v).is_dir() and v})
 
 
-def sheet_of(settings: SampleSettings, context: Context) -> Image.Image:
+def image_grid_of(settings: SampleSettings, context: Context) -> Image.Image:
     """Return an image grid of the first prompts, one per row, with their seeds side by side."""
     places = list(islice(range(len(settings.prompts)), settings.shown))
     columns: dict[str, Sequence[Image.Image]] = {
@@ -149,8 +149,8 @@ def sheet_of(settings: SampleSettings, context: Context) -> Image.Image:
 
 
 def _read(context: Context, name: str) -> Image.Image:
-    with Image.open(io.BytesIO(storage.read_bytes(context.file(name)))) as picture:
-        return thumbnail(picture.convert("RGB"))
+    with Image.open(io.BytesIO(storage.read_bytes(context.file(name)))) as image:
+        return thumbnail(image.convert("RGB"))
 
 
 STEP = Step(

@@ -309,9 +309,9 @@ class Training:
         """Log images of the moving average, swapped in; before the first step the weights are the average."""
         self.watchdog.reset()
         with self.state.swapped(self.average.average) if self.step else nullcontext():
-            sheet = self.task.draw(self.engine.device)
+            image_grid = self.task.draw(self.engine.device)
         if self.rank == 0:
-            self.log.image("val/pictures", sheet, self.step)
+            self.log.image("val/pictures", image_grid, self.step)
             self.log.pause_ended()
 
     def write_result(self) -> None:

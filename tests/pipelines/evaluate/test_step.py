@@ -71,8 +71,8 @@ def test_the_demo_suite_from_pictures_to_mlflow(demo, local_ray):
     assert {"pictures", "scores.parquet", "protocols.json", "table.json"} <= logged
     pictures = {Path(file.path).name for file in client.list_artifacts(outcome.mlflow_run, "pictures")}
     assert pictures == {"samples.png", *(f"{model}_spectrum.png" for model in MODELS)}
-    with Image.open(folder / "samples.png") as sheet:
-        assert sheet.width > 4 * 256 and sheet.height > 2 * 256
+    with Image.open(folder / "samples.png") as image_grid:
+        assert image_grid.width > 4 * 256 and image_grid.height > 2 * 256
 
     # More prompts, other intervals: what stands is used again, and only what is new is made.
     before = made_in(storage)

@@ -107,8 +107,8 @@ def test_pictures_say_how_they_were_made_and_a_killed_run_goes_on(local_ray, sam
         parameters = SamplingParameters(height=64, width=64, steps=2, guidance=2.0, shift=3.6)
         expected = getattr(sampler, row["model"])([row["prompt"]], [row["seed"]], parameters)[0]
         assert np.abs(pixels(png) - (expected + 1).mul(127.5).permute(1, 2, 0).numpy()).max() < 1.1
-    sheet = Image.open(io.BytesIO(storage.read_bytes(f"{folder}/samples.png")))
-    assert sheet.width > 4 * 256 and sheet.height > 2 * 256
+    image_grid = Image.open(io.BytesIO(storage.read_bytes(f"{folder}/samples.png")))
+    assert image_grid.width > 4 * 256 and image_grid.height > 2 * 256
 
     assert run_step(STEP, settings(tmp_path)).reused
     # killed before the second chunk was written down
@@ -128,7 +128,7 @@ def pixels(png):
 
 def test_flagged_pictures_are_black_in_files_and_counted(monkeypatch, tmp_path):
     one = settings(tmp_path, latent=False, seeds=[0], provenance={"mark": False})
-    sampler = sample.Sampler(one, str(tmp_path))
+    sampler = sample.SampleWorker(one, str(tmp_path))
     black = [Image.new("RGB", (64, 64))] * 2
     monkeypatch.setattr(sampler, "filter", lambda pictures: (black, [True, False]))
     rows = sampler("[0, 2]")["rows"]
