@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ScoredImages:
     """A set of images and their scores."""
 
     set: ImageSet
@@ -46,8 +46,8 @@ class Evaluated:
 
     shots: Sequence[Shot]
     repeats: int
-    made: Pictures
-    real: Pictures | None
+    made: ScoredImages
+    real: ScoredImages | None
     """Real images"""
     reference: Reference | None
     """Statistics of real images, given as numbers"""
@@ -62,7 +62,7 @@ class Evaluated:
         """Return values of all images, grouped by prompt."""
         return [values[i : i + self.repeats] for i in range(0, len(self.shots), self.repeats)]
 
-    def real_pictures(self, why: str) -> Pictures:
+    def real_images(self, why: str) -> ScoredImages:
         """Return the real images. Raises ValueError if there are none."""
         if self.real is None:
             raise ValueError(f"{why} needs real images: give reference.source=FOLDER, or an .npz with images")

@@ -16,7 +16,7 @@ from torch import Tensor
 from asymflow.metrics.geneval import judge, keep_detections
 from pipelines.evaluate.config import Bootstrap
 from pipelines.evaluate.image_sets import ImageSet
-from pipelines.evaluate.measures import Evaluated, Pictures
+from pipelines.evaluate.measures import Evaluated, ScoredImages
 from pipelines.evaluate.prompts import Prompt, read_dpg, shots_of
 from pipelines.evaluate.suites import SUITES
 
@@ -121,7 +121,7 @@ class _Given:
 
 
 @dataclass(frozen=True)
-class _Sampled(Pictures):
+class _Sampled(ScoredImages):
     images: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property

@@ -25,7 +25,7 @@ from asymflow.metrics.sliced_wasserstein import (
 from asymflow.metrics.spectrum import distance_of_spectra
 from pipelines.core.step import StepFailed
 from pipelines.evaluate import bootstrap
-from pipelines.evaluate.measures import Evaluated, Named, Pictures, Row, mean_of
+from pipelines.evaluate.measures import Evaluated, Named, Row, ScoredImages, mean_of
 from pipelines.toy.data import GROUNDS
 
 _ON_PLAIN_GROUND = re.compile(rf"an emoji of .+ on ({'|'.join(GROUNDS)})")
@@ -60,7 +60,7 @@ class Frechet(Named):
         given = evaluated.reference and getattr(evaluated.reference, self.feature)
         if given:
             return given
-        real = evaluated.real_pictures(self.metric)
+        real = evaluated.real_images(self.metric)
         return _statistics(real.scores[self.scorer].features(self.feature))
 
 
@@ -92,7 +92,7 @@ class PrecisionRecall:
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
         """Return precision and recall."""
-        real = torch.cat(list(evaluated.real_pictures("precision").scores[self.scorer].features("pool")))
+        real = torch.cat(list(evaluated.real_images("precision").scores[self.scorer].features("pool")))
         made = torch.cat(list(evaluated.made.scores[self.scorer].features("pool")))
         values = dict(zip(("precision", "recall"), precision_recall(made, real, self.k), strict=True))
         more = {"k": self.k, "reference": _hash(real)}
@@ -114,7 +114,7 @@ class SlicedWasserstein(Named):
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
         """Return the distance."""
-        real = self._patches(evaluated.real_pictures(self.metric).tensor)
+        real = self._patches(evaluated.real_images(self.metric).tensor)
         images = evaluated.made.tensor
         made = [self._patches(images[r :: evaluated.repeats]) for r in range(evaluated.repeats)]
         value = mean_of(sliced_wasserstein_of_each([part.flatten(0, 1) for part in made], real.flatten(0, 1)))
@@ -148,7 +148,7 @@ class SpectrumDistance(Named):
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
         """Return the distance."""
-        real = _radial(evaluated.real_pictures(self.metric)).mean(0)
+        real = _radial(evaluated.real_images(self.metric)).mean(0)
         made = _radial(evaluated.made)
         if made.shape[1:] != real.shape:
             raise StepFailed(
@@ -169,7 +169,7 @@ class HighFrequencyPower(Named):
 
     def rows(self, evaluated: Evaluated) -> list[Row]:
         """Return the ratio."""
-        real = _column(evaluated.real_pictures(self.metric), self.scorer).mean()
+        real = _column(evaluated.real_images(self.metric), self.scorer).mean()
         made = _column(evaluated.made, self.scorer)
         return _of_repeats(self, evaluated, made, lambda mean: float(mean / real), _hash(real))
 
@@ -222,12 +222,12 @@ def _of_repeats(
     return [evaluated.row(measure.metric, value, interval, measure.scorer, more={"reference": reference})]
 
 
-def _radial(pictures: Pictures) -> Tensor:
-    return torch.cat(list(pictures.scores["spectrum"].features("radial")))
+def _radial(images: ScoredImages) -> Tensor:
+    return torch.cat(list(images.scores["spectrum"].features("radial")))
 
 
-def _column(pictures: Pictures, scorer: str, name: str = "score") -> Tensor:
-    return torch.tensor([row[name] for row in pictures.scores[scorer].rows()], dtype=torch.float64)
+def _column(images: ScoredImages, scorer: str, name: str = "score") -> Tensor:
+    return torch.tensor([row[name] for row in images.scores[scorer].rows()], dtype=torch.float64)
 
 
 def _statistics(parts: Iterator[Tensor], times: Tensor | None = None) -> FrechetStatistics:

@@ -17,7 +17,7 @@ from pipelines.core.text_table import aligned
 from pipelines.data.images import decode_image
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.image_sets import REAL
-from pipelines.evaluate.measures import Pictures, Row
+from pipelines.evaluate.measures import Row, ScoredImages
 from pipelines.evaluate.prompts import Shot
 from pipelines.evaluate.suites import SUITES
 from pipelines.viz.image_grid import join_horizontally, side_by_side, thumbnail
@@ -35,7 +35,7 @@ def report(
     settings: EvaluateSettings,
     context: Context,
     shots: Sequence[Shot],
-    pictures: Mapping[str, Pictures],
+    images: Mapping[str, ScoredImages],
     rows: Sequence[Row],
 ) -> None:
     """Write all results into the artifact, and log them to MLflow."""
@@ -43,15 +43,15 @@ def report(
     protocols = {fingerprint(row["protocol"]): row["protocol"] for row in rows}
     table = [{**row, "fingerprint": fingerprint(row["protocol"])} for row in rows]
     table = [{name: row[name] for name in COLUMNS} for row in table]
-    made = {label: {"id": found.set.id, **found.set.protocol} for label, found in pictures.items()}
+    made = {label: {"id": found.set.id, **found.set.protocol} for label, found in images.items()}
     _write_json(context.file(TABLE), table)
     _write_json(context.file(PROTOCOLS), {"numbers": protocols, "pictures": made})
     tracker.log_table("table", {name: [row[name] for row in table] for name in COLUMNS})
-    own = {label: found for label, found in pictures.items() if label != REAL}
+    own = {label: found for label, found in images.items() if label != REAL}
     storage.write_file(context.file(SCORES), lambda local: pq.write_table(_scores(shots, own), local))
     for name in (SCORES, PROTOCOLS):
         tracker.log_file(context.file(name))
-    for name, image_grid in _image_grids(settings, shots, pictures, own):
+    for name, image_grid in _image_grids(settings, shots, images, own):
         buffer = io.BytesIO()
         image_grid.save(buffer, "PNG")
         storage.write_bytes(context.file(f"{name}.png"), buffer.getvalue())
@@ -63,15 +63,15 @@ def report(
     tracker.log_metrics({re.sub(r"[^\w\-./ ]", "_", name): value for name, value in by_category.items()})
 
 
-def _scores(shots: Sequence[Shot], own: Mapping[str, Pictures]) -> pa.Table:
+def _scores(shots: Sequence[Shot], own: Mapping[str, ScoredImages]) -> pa.Table:
     """Return a table with a row per image: its prompt, and its scores."""
     found: list[dict[str, Any]] = []
-    for model, pictures in own.items():
-        scored = {name: scores.rows() for name, scores in pictures.scores.items()}
+    for model, images in own.items():
+        scored = {name: scores.rows() for name, scores in images.scores.items()}
         for i, shot in enumerate(shots):
             row = {
                 "model": model, "index": shot.index, "prompt_id": shot.prompt.id, "prompt": shot.prompt.text,
-                "category": shot.prompt.category, "picture": pictures.set.files[shot.key],
+                "category": shot.prompt.category, "picture": images.set.files[shot.key],
             }  # fmt: skip
             for name, rows in scored.items():
                 row |= {f"{name}/{column}": value for column, value in rows[i].items() if column != "key"}
@@ -80,15 +80,18 @@ def _scores(shots: Sequence[Shot], own: Mapping[str, Pictures]) -> pa.Table:
 
 
 def _image_grids(
-    settings: EvaluateSettings, shots: Sequence[Shot], pictures: Mapping[str, Pictures], own: Mapping[str, Pictures]
+    settings: EvaluateSettings,
+    shots: Sequence[Shot],
+    images: Mapping[str, ScoredImages],
+    own: Mapping[str, ScoredImages],
 ) -> Iterable[tuple[str, Image.Image]]:
     """Yield image grids by name: the first prompts for all models, then the best and worst images per scorer."""
     repeats = next((i for i, shot in enumerate(shots) if shot.prompt is not shots[0].prompt), len(shots))
     first = list(range(0, len(shots), repeats))[: settings.shown]
     paired = SUITES[settings.suite].read is None  # real image i belongs to prompt i; other reference images to none
-    shown = [label for label in sorted(pictures, key=lambda label: label in own) if label in own or paired]
+    shown = [label for label in sorted(images, key=lambda label: label in own) if label in own or paired]
     places = {label: first if label in own else range(len(first)) for label in shown}
-    columns = {label: _read(pictures[label], places[label]) for label in places}
+    columns = {label: _read(images[label], places[label]) for label in places}
     yield "samples", side_by_side(columns, [shots[i].prompt.text for i in first], scale=1)
     for model, found in own.items():
         for name, scores in found.scores.items():
@@ -104,8 +107,8 @@ def _image_grids(
             yield f"{model}_{name}", join_horizontally(*parts)
 
 
-def _read(pictures: Pictures, places: Iterable[int]) -> list[Image.Image]:
-    files = list(pictures.set.files.values())
+def _read(images: ScoredImages, places: Iterable[int]) -> list[Image.Image]:
+    files = list(images.set.files.values())
     return [thumbnail(decode_image(storage.read_bytes(files[i]))) for i in places]
 
 

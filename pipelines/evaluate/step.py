@@ -22,7 +22,7 @@ from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.found_images import match_images
 from pipelines.evaluate.generate import generate
 from pipelines.evaluate.image_sets import REAL, ImageSet, load_found_images, reference_images, store_images
-from pipelines.evaluate.measures import Evaluated, Pictures, Row
+from pipelines.evaluate.measures import Evaluated, Row, ScoredImages
 from pipelines.evaluate.prompts import Shot, read_held_out, shots_of
 from pipelines.evaluate.score import score
 from pipelines.evaluate.selection import (
@@ -166,17 +166,17 @@ def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
         asked = everything if name in needed else sets
         for label, found in score(asked, shots, name, getattr(settings.scorers, name), root).items():
             scores[label][name] = found
-    pictures = {label: Pictures(found, scores[label]) for label, found in everything.items()}
+    images = {label: ScoredImages(found, scores[label]) for label, found in everything.items()}
     compare = partial(Evaluated, shots, repeats)
     rows: list[Row] = []
     for model in sets:
-        evaluated = compare(pictures[model], pictures.get(REAL), reference, settings.bootstrap)
+        evaluated = compare(images[model], images.get(REAL), reference, settings.bootstrap)
         rows += [
             {"model": model, "better": measure.better, **row}
             for measure in measures_of(settings)
             for row in measure.rows(evaluated)
         ]
-    report(settings, context, shots, pictures, rows)
+    report(settings, context, shots, images, rows)
     metrics = {f"{row['model']}/{row['metric']}": row["value"] for row in rows if not row["category"]}
     link(context.tracker, subject.lineage if subject else {}, settings.suite, metrics)
     return metrics

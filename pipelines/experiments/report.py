@@ -174,6 +174,6 @@ def render(evaluations: Sequence[Evaluation]) -> str:
 
 def _data_uri(uri: str) -> str:
     buffer = io.BytesIO()
-    with Image.open(io.BytesIO(storage.read_bytes(uri))) as picture:
-        picture.convert("RGB").save(buffer, "WEBP", quality=85)
+    with Image.open(io.BytesIO(storage.read_bytes(uri))) as image:
+        image.convert("RGB").save(buffer, "WEBP", quality=85)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

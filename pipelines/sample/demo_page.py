@@ -151,10 +151,10 @@ class Artist:
                 prompts, seeds, parameters, lambda step, model=model: progress(model, step + 1)
             )
             seconds[model] = round(time.perf_counter() - start, 2)
-            (picture,), (flagged[model],) = self.safety(to_pil_images(images))
+            (image,), (flagged[model],) = self.safety(to_pil_images(images))
             files[model] = self.folder / f"{model}-{seeds[0]}-{uuid4().hex}.png"  # Gradio reads it later
             row = {"model": model, "flagged": flagged[model], **about}
-            files[model].write_bytes(encode_with_metadata(picture, row, mark=settings.provenance.mark))
+            files[model].write_bytes(encode_with_metadata(image, row, mark=settings.provenance.mark))
         return files, {"seconds": seconds, "flagged": flagged, **about}
 
 
@@ -202,7 +202,7 @@ def build_page(gradio: Any, artist: Artist) -> Any:
                 button = gradio.Button("Generate", variant="primary", elem_id="draw")
             with gradio.Column(scale=5):
                 with gradio.Row():
-                    pictures = {
+                    image_boxes = {
                         model: gradio.Image(
                             label=TITLES[model], format="png", interactive=False, buttons=["download"], elem_id=model
                         )
@@ -234,13 +234,13 @@ def build_page(gradio: Any, artist: Artist) -> Any:
             except Busy as error:
                 raise gradio.Error(str(error), print_exception=False) from None
             shown = {
-                picture: gradio.update(value=files.get(model), visible=model in files)
-                for model, picture in pictures.items()
+                box: gradio.update(value=files.get(model), visible=model in files)
+                for model, box in image_boxes.items()
             }
             return {**shown, timing: _timing(about), details: about}
 
         triggers = [button.click, form["prompt"].submit]
-        outputs = [*pictures.values(), timing, details]
+        outputs = [*image_boxes.values(), timing, details]
         waiting = turns.waiting + 1  # `Turns` serializes the requests
         gradio.on(triggers, draw, set(form.values()), outputs, concurrency_limit=waiting, show_progress_on=timing)
     page.queue(max_size=2 * turns.waiting)

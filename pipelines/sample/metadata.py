@@ -21,21 +21,21 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 </rdf:RDF></x:xmpmeta><?xpacket end="w"?>"""
 
 
-def encode_with_metadata(picture: Image.Image, metadata: Mapping[str, Any], mark: bool) -> bytes:
+def encode_with_metadata(image: Image.Image, metadata: Mapping[str, Any], mark: bool) -> bytes:
     """Return a PNG with metadata and, if `mark`, the XMP statement that a model generated it."""
     info = PngInfo()
     info.add_itxt(KEY, json.dumps(dict(metadata), ensure_ascii=False, sort_keys=True))
     if mark:
         info.add_itxt(_XMP_KEY, _XMP.format(version=version("asymflow")))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", pnginfo=info)
+    image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 
 def read_metadata(png: bytes) -> dict[str, Any]:
     """Return the metadata of a sampled image. Raises ValueError for an image without metadata."""
-    with Image.open(io.BytesIO(png)) as picture:
-        text = getattr(picture, "text", {}).get(KEY)
+    with Image.open(io.BytesIO(png)) as image:
+        text = getattr(image, "text", {}).get(KEY)
     if text is None:
         raise ValueError(f"the image has no PNG text {KEY!r}: it was not sampled here, or was saved by another program")
     return json.loads(text)

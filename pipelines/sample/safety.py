@@ -28,13 +28,13 @@ class SafetyFilter:
         self.label = self.model.config.label2id[settings.label]
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], list[bool]]:
+    def __call__(self, images: Sequence[Image.Image]) -> tuple[list[Image.Image], list[bool]]:
         """Return the images with flagged ones black, and which were flagged."""
         if self.model is None or self.processor is None:
-            return list(pictures), [False] * len(pictures)
-        inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.device)
+            return list(images), [False] * len(images)
+        inputs = self.processor(images=list(images), return_tensors="pt").to(self.device)
         flagged = (self.model(**inputs).logits.softmax(-1)[:, self.label] >= self.threshold).tolist()
-        black = [Image.new("RGB", p.size) if bad else p for p, bad in zip(pictures, flagged, strict=True)]
+        black = [Image.new("RGB", p.size) if is_flagged else p for p, is_flagged in zip(images, flagged, strict=True)]
         return black, flagged
 
 

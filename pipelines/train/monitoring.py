@@ -81,11 +81,11 @@ class Speedometer:
         """Start the next step's time now."""
         self.since = time.monotonic()
 
-    def step(self, pictures: int, tokens: int, waited: float) -> dict[str, float]:
+    def step(self, images: int, tokens: int, waited: float) -> dict[str, float]:
         """Return the metrics of the step that ended now.
 
         Args:
-            pictures: images of the step.
+            images: images of the step.
             tokens: tokens of the step.
             waited: seconds spent waiting for data.
         """
@@ -93,7 +93,7 @@ class Speedometer:
         seconds, self.since = now - self.since, now
         return {
             "train/speed/seconds_per_step": seconds,
-            "train/speed/images_per_second": pictures / seconds,
+            "train/speed/images_per_second": images / seconds,
             "train/speed/tokens_per_second": tokens / seconds,
             "train/speed/data_wait_seconds": waited,
             "train/speed/memory_gib": memory_gib(),

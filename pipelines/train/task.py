@@ -96,7 +96,7 @@ class Task(Protocol):
         """Return a moving average that starts from the trainable values."""
         ...
 
-    def blank_batch(self, pictures: int) -> Any:
+    def blank_batch(self, count: int) -> Any:
         """Return a batch of the smallest images that every part of the loss accepts."""
         ...
 

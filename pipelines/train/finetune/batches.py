@@ -30,8 +30,8 @@ class Batch(task.Batch):
     @property
     def tokens(self) -> Tokens:
         """Return the token counts."""
-        pictures, image = self.z_0.shape[:2]
-        return Tokens(int(self.text_mask.sum()) + pictures * image, image, self.text.shape[1])
+        count, image = self.z_0.shape[:2]
+        return Tokens(int(self.text_mask.sum()) + count * image, image, self.text.shape[1])
 
     def inputs(self) -> dict[str, Tensor]:
         """Return the objective's arguments by name."""

@@ -91,7 +91,7 @@ def step_flops(
     transformer_config: Mapping[str, Any],
     image_tokens: int,
     text_tokens: int,
-    pictures: int,
+    images: int,
 ) -> float:
-    """Return the model FLOPs (for MFU) of a step on `pictures` images of one size."""
-    return pictures * image_flops(settings, transformer_config, image_tokens, text_tokens).model
+    """Return the model FLOPs (for MFU) of a step on `images` of one size."""
+    return images * image_flops(settings, transformer_config, image_tokens, text_tokens).model

@@ -135,9 +135,9 @@ def activation_memory(
     values: Values,
     image_tokens: int,
     text_tokens: int,
-    pictures: int,
+    images: int,
 ) -> dict[str, float]:
-    """Return the estimated bytes that a forward pass on `pictures` images keeps for the backward pass, by part."""
+    """Return the estimated bytes that a forward pass on `images` keeps for the backward pass, by part."""
     lora, size = settings.lora, BYTES[precision_name(settings.resources)]
     width = config["num_attention_heads"] * config["attention_head_dim"]
     head = settings.ddt.heads * settings.ddt.head_width if settings.model == "ddt" else 0
@@ -154,12 +154,12 @@ def activation_memory(
         activations = tokens * (double * kept.double + single * kept.single) + head_blocks * image_tokens * kept.head
     pixels = image_tokens * settings.pixels.patch_size**2
     parts = {
-        "activations of the transformer": pictures * size * activations + copies,
-        "activations of the loss": pictures * pixels * LOSS_BYTES_PER_PIXEL,
+        "activations of the transformer": images * size * activations + copies,
+        "activations of the loss": images * pixels * LOSS_BYTES_PER_PIXEL,
     }
     if has_perceptual(settings):
         cost = PERCEPTUAL_COSTS[settings.loss.perceptual.net]  # type: ignore[union-attr]
         parts["activations of the perceptual network"] = (
-            pictures * pixels * (cost.bytes_per_pixel + DECODING_BYTES_PER_PIXEL)
+            images * pixels * (cost.bytes_per_pixel + DECODING_BYTES_PER_PIXEL)
         )
     return parts

@@ -113,14 +113,14 @@ def train(settings: FinetuneSettings, context: Context) -> None:
     from pipelines.train.finetune.task import FinetuneTask  # imports the model, which a cached artifact does not need
 
     curated, encoded, resources = context.inputs["curated"], context.inputs["encoded"], settings.resources
-    pictures, restarts = curated.files("train", ".parquet"), resources.max_failures
+    files, restarts = curated.files("train", ".parquet"), resources.max_failures
     with ExitStack() as stack:
         text = stack.enter_context(text_actors(encoded, settings.base, resources.text_encoders, restarts))
         images = stack.enter_context(latent_actors(encoded, settings.base, resources.image_encoders, restarts))
         data = {
             "subspace": context.inputs["basis"].file("subspace.safetensors"),
-            "curated": pictures,
-            "latents": encoded.files("latents/train", ".parquet") or [""] * len(pictures),
+            "curated": files,
+            "latents": encoded.files("latents/train", ".parquet") or [""] * len(files),
             "text": encoded.files("text/train", ".parquet"),
             "held_out": curated.files("held_out", ".parquet"),
             "held_out_text": encoded.files("text/held_out", ".parquet"),

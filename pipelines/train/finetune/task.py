@@ -44,9 +44,9 @@ class FinetuneTask:
         """Return a moving average with a power profile."""
         return PowerEMA(values, self.settings.ema.gamma, self.settings.ema.start_step)
 
-    def blank_batch(self, pictures: int) -> Batch:
+    def blank_batch(self, count: int) -> Batch:
         """Return a batch of the smallest images; see `blank_batch`."""
-        return blank_batch(self.model, pictures)
+        return blank_batch(self.model, count)
 
     def step_flops(self, tokens: Tokens) -> float:
         """Return the model FLOPs of a step."""
@@ -119,23 +119,23 @@ def parameter_groups(model: AdaptedFlux2, optim: Optim) -> list[dict[str, Any]]:
     return [{"params": p, "lr": rates[key], "peak": rates[key]} for key, p in parts.items() if p]
 
 
-def blank_batch(model: AdaptedFlux2, pictures: int) -> Batch:
+def blank_batch(model: AdaptedFlux2, count: int) -> Batch:
     """Return a batch of the smallest images that every part of the loss accepts.
 
     A perceptual network halves the resolution five times.
     """
     side = max(2, -(-64 // model.patch_size))
-    picture, config = (pictures, 3, side * model.patch_size, side * model.patch_size), model.transformer.config
+    shape, config = (count, 3, side * model.patch_size, side * model.patch_size), model.transformer.config
     return Batch(
-        images=torch.zeros(picture),
-        z_0=torch.zeros(pictures, side * side, config.in_channels),
-        text=torch.zeros(pictures, 1, config.joint_attention_dim),
-        text_mask=torch.ones(pictures, 1).bool(),
-        noise=torch.zeros(picture),
-        sigma=torch.full((pictures,), 0.5),
-        weight=torch.ones(pictures),
-        keys=[""] * pictures,
-        key_sums=torch.zeros(pictures).double(),
+        images=torch.zeros(shape),
+        z_0=torch.zeros(count, side * side, config.in_channels),
+        text=torch.zeros(count, 1, config.joint_attention_dim),
+        text_mask=torch.ones(count, 1).bool(),
+        noise=torch.zeros(shape),
+        sigma=torch.full((count,), 0.5),
+        weight=torch.ones(count),
+        keys=[""] * count,
+        key_sums=torch.zeros(count).double(),
     )
 
 

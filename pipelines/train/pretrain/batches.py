@@ -25,9 +25,9 @@ class Batch(task.Batch):
     @property
     def tokens(self) -> Tokens:
         """Return the token counts."""
-        pictures, _, height, width = self.images.shape
+        count, _, height, width = self.images.shape
         image = height // self.patch_size * (width // self.patch_size)
-        return Tokens(pictures * image, image)
+        return Tokens(count * image, image)
 
     def inputs(self) -> dict[str, Tensor]:
         """Return the objective's arguments by name."""

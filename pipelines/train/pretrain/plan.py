@@ -12,7 +12,7 @@ from pipelines.train.pretrain.flops import attention_flops, forward_flops, linea
 from pipelines.train.sample_order import slots_per_worker
 
 GIB = 2**30
-SIDE, PICTURES = 256, 1_281_167
+SIDE, IMAGES = 256, 1_281_167
 """ImageNet's, for data that cannot be read"""
 UTILIZATION = 0.45
 FLOAT32_TFLOPS = 67.0
@@ -30,14 +30,14 @@ def print_plan(settings: PretrainSettings) -> dict[str, float]:
 def plan(settings: PretrainSettings) -> tuple[dict[str, float], list[list[str]]]:
     """Return the numbers, and the rows of the table."""
     config, optim, resources = settings.jit, settings.optim, settings.resources
-    side, pictures, source = _data(settings)
+    side, images, source = _data(settings)
     tokens = (side // config.patch_size) ** 2
     values = config.parameters  # without REPA's projector: it is dropped after training
     memory = memory_of(settings, values, tokens)
     forward = forward_flops(config, tokens)
     step = optim.batch * training_flops(config, tokens)
     device = device_of(resources)
-    epochs = optim.steps * optim.batch / pictures
+    epochs = optim.steps * optim.batch / images
     numbers = {
         "parameters": values,
         "gflop_forward": forward / 1e9,
@@ -53,7 +53,7 @@ def plan(settings: PretrainSettings) -> tuple[dict[str, float], list[list[str]]]
         ["model", f"JiT-{settings.network.size}/{config.patch_size}" if published else "JiT", rank],
         ["parameters", f"{values:,}", f"width {config.width}, {config.depth} blocks, {config.heads} heads"],
         ["tokens per image", f"{tokens}", f"and {config.context_tokens} of the class from block {config.context_from}"],
-        ["images", f"{pictures:,}", source],
+        ["images", f"{images:,}", source],
         ["GFLOP per forward pass", f"{forward / 1e9:,.1f}", f"of which attention {attention:,.1f}"],
         ["TFLOP per step", f"{step / 1e12:,.2f}", f"{optim.batch} images"],
         *([f"GiB: {name}", f"{size / GIB:.2f}", ""] for name, size in memory.items()),
@@ -115,6 +115,6 @@ def _data(settings: PretrainSettings) -> tuple[int, int, str]:
     try:
         curated = load_artifact(settings.curated, "curate")
     except (MissingArtifact, StorageError, OSError):
-        return SIDE, PICTURES, f"ASSUMED, as ImageNet: {settings.curated} cannot be read"
+        return SIDE, IMAGES, f"ASSUMED, as ImageNet: {settings.curated} cannot be read"
     width, _ = curated.manifest["config"]["buckets"][0]
     return width, int(curated.manifest["metrics"]["kept_train"]), f"from {settings.curated}"

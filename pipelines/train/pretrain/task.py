@@ -50,17 +50,17 @@ class PretrainTask:
         """Return a moving average of constant decay."""
         return ConstantEMA(values, self.settings.ema.decay)
 
-    def blank_batch(self, pictures: int) -> Batch:
+    def blank_batch(self, count: int) -> Batch:
         """Return a batch of images of one patch."""
         side = self.model.patch_size
         return Batch(
-            images=torch.zeros(pictures, 3, side, side),
-            noise=torch.zeros(pictures, 3, side, side),
-            sigma=torch.full((pictures,), 0.5),
-            weight=torch.ones(pictures),
-            keys=[""] * pictures,
-            key_sums=torch.zeros(pictures).double(),
-            labels=torch.zeros(pictures).long(),
+            images=torch.zeros(count, 3, side, side),
+            noise=torch.zeros(count, 3, side, side),
+            sigma=torch.full((count,), 0.5),
+            weight=torch.ones(count),
+            keys=[""] * count,
+            key_sums=torch.zeros(count).double(),
+            labels=torch.zeros(count).long(),
             patch_size=side,
         )
 
@@ -79,8 +79,8 @@ class PretrainTask:
         images = sample_classes(self.model, noise, labels, settings)
         everyone = [torch.empty_like(images) for _ in range(self.workers)]
         dist.all_gather(everyone, images)
-        pictures = to_pil_images(torch.cat(everyone)[: settings.pictures].cpu())
-        return grid_of(pictures, columns=min(8, len(pictures)))
+        grid = to_pil_images(torch.cat(everyone)[: settings.pictures].cpu())
+        return grid_of(grid, columns=min(8, len(grid)))
 
 
 def make_objective(

@@ -17,7 +17,7 @@ def spectra_of(side: int):
 
 
 def test_spectra_of_other_sizes_are_refused_in_words():
-    evaluated = SimpleNamespace(real_pictures=lambda why: spectra_of(32), made=spectra_of(64))
+    evaluated = SimpleNamespace(real_images=lambda why: spectra_of(32), made=spectra_of(64))
     with pytest.raises(StepFailed, match="real images of 32 and sampled ones of 64 pixels a side .*sampling.height"):
         SpectrumDistance("spectrum").rows(evaluated)
 

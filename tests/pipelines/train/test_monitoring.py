@@ -45,7 +45,7 @@ def test_rates_are_of_the_step_and_a_pause_is_no_part_of_it():
     time.sleep(0.3)
     speed.restart()
     time.sleep(0.1)
-    rates = speed.step(pictures=4, tokens=100, waited=0.01)
+    rates = speed.step(images=4, tokens=100, waited=0.01)
     assert 0.1 <= rates["train/speed/seconds_per_step"] < 0.3
     assert rates["train/speed/images_per_second"] == pytest.approx(4 / rates["train/speed/seconds_per_step"])
     assert rates["train/speed/tokens_per_second"] == pytest.approx(25 * rates["train/speed/images_per_second"])

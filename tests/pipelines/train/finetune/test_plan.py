@@ -245,7 +245,7 @@ def test_operations_of_a_step_are_those_that_torch_counts(kind):
     )
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         objective(**batch.inputs())[0].backward()
-    assert counter.get_total_flops() == pytest.approx(step_flops(settings, config, 64, 32, pictures=2), rel=0.01)
+    assert counter.get_total_flops() == pytest.approx(step_flops(settings, config, 64, 32, images=2), rel=0.01)
 
 
 @pytest.mark.parametrize(
