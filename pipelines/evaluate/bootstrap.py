@@ -10,7 +10,7 @@ from pipelines.evaluate.config import Bootstrap
 Interval = tuple[float, float] | None
 
 
-def of_mean(values: Sequence[float], groups: Sequence[str] | None, settings: Bootstrap) -> Interval:
+def mean_interval(values: Sequence[float], groups: Sequence[str] | None, settings: Bootstrap) -> Interval:
     """Return the percentile interval of the mean over prompts.
 
     With `groups` it is that of the unweighted mean of the groups' means, each group resampled separately. None with one
@@ -31,7 +31,7 @@ def of_mean(values: Sequence[float], groups: Sequence[str] | None, settings: Boo
     return float(low), float(high)
 
 
-def of_set(statistic: Callable[[np.ndarray], float], prompts: int, value: float, settings: Bootstrap) -> Interval:
+def set_interval(statistic: Callable[[np.ndarray], float], prompts: int, value: float, settings: Bootstrap) -> Interval:
     """Return the interval of a statistic of a set of images.
 
     Such distances grow when images repeat, so that only their spread is taken from the resamples: value +- z times it.

@@ -175,15 +175,15 @@ class Mean(Named):
         grouped = evaluated.by_prompt(evaluated.made.scores[self.scorer].rows())
         values = [self.scale * self._value(prompt, rows) for prompt, rows in zip(prompts, grouped, strict=True)]
         if not self.by_category:
-            interval = bootstrap.of_mean(values, None, evaluated.settings)
+            interval = bootstrap.mean_interval(values, None, evaluated.settings)
             return [evaluated.row(self.metric, mean_of(values), interval, self.scorer)]
         categories = [prompt.category for prompt in prompts]
         found = []
         for name in dict.fromkeys(categories):
             own = [v for v, category in zip(values, categories, strict=True) if category == name]
-            interval = bootstrap.of_mean(own, None, evaluated.settings)
+            interval = bootstrap.mean_interval(own, None, evaluated.settings)
             found.append(evaluated.row(self.metric, mean_of(own), interval, self.scorer, name, len(own)))
-        interval = bootstrap.of_mean(values, categories, evaluated.settings)
+        interval = bootstrap.mean_interval(values, categories, evaluated.settings)
         overall = mean_of([row["value"] for row in found])
         return [evaluated.row(self.metric, overall, interval, self.scorer, more={"mean": "of categories"}), *found]
 

@@ -29,7 +29,7 @@ _OPEN = 8
 """Files of features held in memory"""
 
 
-class ScoresDiffer(ValueError):
+class ProtocolMismatch(ValueError):
     """Cached scores were made under another protocol than is used now; the message names their folder."""
 
 
@@ -69,7 +69,7 @@ class ScoreWorker:
         self.prompts = prompts
         self.score, protocol = scorer.load(scorer.resources.device)
         for folder in folders:
-            _note(protocol, folder)
+            _write_protocol(protocol, folder)
 
     def __call__(self, item: str) -> dict[str, Any]:
         """Score a batch, by groups of equal image size, and write its rows."""
@@ -99,7 +99,7 @@ def score(
         root: the storage.
 
     Raises:
-        ItemsFailed: images could not be scored, or cached scores have another protocol (ScoresDiffer).
+        ItemsFailed: images could not be scored, or cached scores have another protocol (ProtocolMismatch).
     """
     identity = fingerprint({"scorer": name, **scorer.identity()})
     folders = {label: storage.join(root, "scores", found.id, f"{name}-{identity}") for label, found in sets.items()}
@@ -117,13 +117,13 @@ def score(
     return {label: Scores(folders[label], list(found.files)) for label, found in sets.items()}
 
 
-def _note(protocol: Protocol, folder: str) -> None:
-    """Write the protocol beside the scores, once. Raises ScoresDiffer if another one is there."""
+def _write_protocol(protocol: Protocol, folder: str) -> None:
+    """Write the protocol beside the scores, once. Raises ProtocolMismatch if another one is there."""
     uri = storage.join(folder, PROTOCOL)
     if not storage.exists(uri):
         storage.write_bytes(uri, json.dumps(protocol, indent=1).encode())
     elif (known := json.loads(storage.read_bytes(uri))) != json.loads(json.dumps(protocol)):
-        raise ScoresDiffer(f"the scores in {folder} have the protocol {known}, not {protocol}: move that folder away")
+        raise ProtocolMismatch(f"the scores in {folder} have the protocol {known}, not {protocol}: move it away")
 
 
 def _write(folder: str, rows: Sequence[Row]) -> None:

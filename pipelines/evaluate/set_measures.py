@@ -53,7 +53,7 @@ class Frechet(Named):
             times = torch.from_numpy(np.repeat(counts, evaluated.repeats))
             return frechet_distance(_statistics(scores.features(self.feature), times), real)
 
-        interval = bootstrap.of_set(again, len(evaluated.shots) // evaluated.repeats, value, evaluated.settings)
+        interval = bootstrap.set_interval(again, len(evaluated.shots) // evaluated.repeats, value, evaluated.settings)
         return [evaluated.row(self.metric, value, interval, self.scorer, more={"reference": _hash_of(real)})]
 
     def _reference(self, evaluated: Evaluated) -> FrechetStatistics:
@@ -127,7 +127,7 @@ class SlicedWasserstein(Named):
             times = torch.from_numpy(counts).repeat_interleave(real.shape[1])  # an image's patches stay together
             return mean_of([distance_on_lines(part.repeat_interleave(times, dim=0), of_real) for part in of_made])
 
-        interval = bootstrap.of_set(again, len(made[0]), value, evaluated.settings)
+        interval = bootstrap.set_interval(again, len(made[0]), value, evaluated.settings)
         more = {"patches": "64 of 7x7 a picture", "projections": 256, "high_pass": self.high_pass}
         return [evaluated.row(self.metric, value, interval, more={**more, "reference": _hash(real)})]
 
@@ -197,7 +197,7 @@ class FlatGround(Named):
         if not found:
             return []
         values = [mean_of(of_prompt) for of_prompt in found.values()]
-        interval = bootstrap.of_mean(values, None, evaluated.settings)
+        interval = bootstrap.mean_interval(values, None, evaluated.settings)
         more = {"unit": "8-bit levels", "prompts": "emoji on plain grounds"}
         row = evaluated.row(self.metric, mean_of(values), interval, prompts=len(values), more=more)
         return [{**row, "pictures": sum(map(len, found.values()))}]  # images whose ground was found
@@ -218,7 +218,7 @@ def _of_repeats(
         weights = torch.from_numpy(counts).double() / counts.sum()
         return mean_of([statistic(torch.tensordot(weights, part, dims=1)) for part in parts])
 
-    interval = bootstrap.of_set(again, len(parts[0]), value, evaluated.settings)
+    interval = bootstrap.set_interval(again, len(parts[0]), value, evaluated.settings)
     return [evaluated.row(measure.metric, value, interval, measure.scorer, more={"reference": reference})]
 
 

@@ -69,8 +69,8 @@ def check(settings: EvaluateSettings) -> None:
         check_base(settings.base, ("transformer",), images="latent" in models_of(settings), text=True)
     else:
         check_model(settings.base, settings.adapter, latent=models_of(settings) != ["trained"])
-    drawn = settings.base and not (settings.pictures or settings.pretrained)
-    if drawn and (side := read_patch_size(settings.base)):
+    is_sampled = settings.base and not (settings.pictures or settings.pretrained)
+    if is_sampled and (side := read_patch_size(settings.base)):
         settings.sampling.check_size(side, "sampling.")
     unknown = sorted(set(settings.leave_out) - set(suite.scorers))
     if unknown:
@@ -157,16 +157,16 @@ def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
     repeats = repeats_of(settings)
     shots = shots_of(prompts, repeats)
     subject = find_evaluated_model(settings, context) if not settings.pictures else None
-    sets = draw(settings, subject, shots, root)
+    sets = sample_images(settings, subject, shots, root)
     reference, real = find_real(settings, context, len(prompts), root)
-    everything = {**sets, **({REAL: real} if real else {})}
+    all_sets = {**sets, **({REAL: real} if real else {})}
     needed = {measure.scorer for measure in measures_of(settings) if measure.needs_real}
-    scores: dict[str, dict] = {label: {} for label in everything}
+    scores: dict[str, dict] = {label: {} for label in all_sets}
     for name in scorers_of(settings):
-        asked = everything if name in needed else sets
+        asked = all_sets if name in needed else sets
         for label, found in score(asked, shots, name, getattr(settings.scorers, name), root).items():
             scores[label][name] = found
-    images = {label: ScoredImages(found, scores[label]) for label, found in everything.items()}
+    images = {label: ScoredImages(found, scores[label]) for label, found in all_sets.items()}
     compare = partial(Evaluated, shots, repeats)
     rows: list[Row] = []
     for model in sets:
@@ -182,7 +182,7 @@ def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
     return metrics
 
 
-def draw(
+def sample_images(
     settings: EvaluateSettings, subject: EvaluatedModel | ClassModel | None, shots: list[Shot], root: str
 ) -> dict[str, ImageSet]:
     """Return the images of each model, sampled unless cached or given."""

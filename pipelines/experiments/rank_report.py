@@ -31,7 +31,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), factor * statistics.stdev(values) / len(values) ** 0.5
 
 
-def of_seeds(rows: Sequence[Row], metric: str, **wanted: Any) -> dict[int, float]:
+def select_by_seed(rows: Sequence[Row], metric: str, **wanted: Any) -> dict[int, float]:
     """Return {seed: value} of the rows that match all `wanted` columns."""
     return {
         row["seed"]: row["metrics"][metric]
@@ -68,7 +68,7 @@ def claims(rows: Sequence[Row], metric: str, small: int = 8) -> list[dict[str, A
     """
 
     def end(rank: int, kind: str = "pca") -> dict[int, float]:
-        return of_seeds(rows, metric, figure="rank", rank=rank, kind=kind)
+        return select_by_seed(rows, metric, figure="rank", rank=rank, kind=kind)
 
     largest = max((row["rank"] for row in rows), default=0)
     below_full = max((row["rank"] for row in rows if row["kind"] == "pca" and row["rank"] < largest), default=0)
@@ -89,7 +89,7 @@ def claims(rows: Sequence[Row], metric: str, small: int = 8) -> list[dict[str, A
     )
     steps = sorted({row["step"] for row in rows if row["figure"] == "curve"})
     for step in steps:
-        curve = [of_seeds(rows, metric, figure="curve", rank=rank, step=step) for rank in (small, 0)]
+        curve = [select_by_seed(rows, metric, figure="curve", rank=rank, step=step) for rank in (small, 0)]
         compared[f"r = {small} is ahead of r = 0 at step {step}"] = difference(*curve)
     return [
         {"claim": claim, "difference": found[0], "half_interval": found[1], "verdict": verdict(found)}
@@ -140,7 +140,7 @@ def _loss_of_floor(rows: Sequence[Row], metric: str, rank: int) -> dict[int, flo
     floors = sorted({row["floor"] for row in rows if row["figure"] == "floor"})
     if not floors:
         return {}
-    low, high = (of_seeds(rows, metric, figure="floor", rank=rank, floor=f) for f in (floors[0], floors[-1]))
+    low, high = (select_by_seed(rows, metric, figure="floor", rank=rank, floor=f) for f in (floors[0], floors[-1]))
     return {seed: low[seed] - high[seed] for seed in low.keys() & high.keys()}
 
 
@@ -151,7 +151,7 @@ def rank_figure(rows: Sequence[Row], metric: str) -> "Figure":
     ranks = sorted({row["rank"] for row in rows})
     places = {rank: i for i, rank in enumerate(ranks)}
     for kind, marker, shift in (("pca", "o", 0.0), ("random", "s", 0.12), ("repa", "^", -0.12)):
-        mine = [(r, of_seeds(rows, metric, figure="rank", rank=r, kind=kind)) for r in ranks]
+        mine = [(r, select_by_seed(rows, metric, figure="rank", rank=r, kind=kind)) for r in ranks]
         mine = [(r, values) for r, values in mine if values]
         if not mine:
             continue
@@ -175,7 +175,7 @@ def curve_figure(rows: Sequence[Row], metric: str) -> "Figure":
     for rank in sorted({row["rank"] for row in rows if row["figure"] == "curve"}):
         mine = [r for r in rows if r["rank"] == rank and r["kind"] == "pca" and r["figure"] in ("curve", "rank")]
         steps = sorted({row["step"] for row in mine})
-        points = [interval(list(of_seeds(mine, metric, step=step).values())) for step in steps]
+        points = [interval(list(select_by_seed(mine, metric, step=step).values())) for step in steps]
         halves = [half if half < float("inf") else 0.0 for _, half in points]
         axes.errorbar(steps, [mean for mean, _ in points], yerr=halves, marker="o", capsize=3, label=f"r = {rank}")
     axes.set(xlabel="step", ylabel=metric)

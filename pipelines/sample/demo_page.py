@@ -15,7 +15,7 @@ import torch
 from pipelines.core.config import ConfigError, validate
 from pipelines.sample.config import Safety, SampleSettings
 from pipelines.sample.metadata import encode_with_metadata
-from pipelines.sample.page_guard import Busy, Guard, Turns, names_of
+from pipelines.sample.page_guard import Busy, FairQueue, Guard, names_of
 from pipelines.sample.safety import SafetyFilter, check_safety
 from pipelines.sample.sampler import PipelineSampler
 from pipelines.sample.step import check, check_model, metadata_of, models_of
@@ -140,7 +140,7 @@ class Artist:
             The PNG files by model, and their metadata with timings.
         """
         prompts, seeds, parameters = settings.prompts, settings.seeds, settings.resolve(self.sampler.defaults)
-        about = metadata_of(self.sampler, prompts[0], seeds[0], parameters)
+        metadata = metadata_of(self.sampler, prompts[0], seeds[0], parameters)
         files, seconds, flagged = {}, {}, {}
         for model in models_of(settings):
             progress(model, 0)
@@ -153,9 +153,9 @@ class Artist:
             seconds[model] = round(time.perf_counter() - start, 2)
             (image,), (flagged[model],) = self.safety(to_pil_images(images))
             files[model] = self.folder / f"{model}-{seeds[0]}-{uuid4().hex}.png"  # Gradio reads it later
-            row = {"model": model, "flagged": flagged[model], **about}
+            row = {"model": model, "flagged": flagged[model], **metadata}
             files[model].write_bytes(encode_with_metadata(image, row, mark=settings.provenance.mark))
-        return files, {"seconds": seconds, "flagged": flagged, **about}
+        return files, {"seconds": seconds, "flagged": flagged, **metadata}
 
 
 def limits_of(sampler: PipelineSampler) -> dict[str, tuple[float, float]]:
@@ -174,7 +174,7 @@ def build_page(gradio: Any, artist: Artist) -> Any:
     defaults, beside = artist.sampler.defaults, bool(artist.sampler.adapter)
     models, side = ("latent", "pixel") if beside else ("pixel",), artist.sampler.pipeline.patch_size
 
-    turns, limits = Turns(), limits_of(artist.sampler)
+    queue, limits = FairQueue(), limits_of(artist.sampler)
 
     def slider(name: str, value: float, step: float) -> Any:
         low, high = limits[name]
@@ -223,33 +223,33 @@ def build_page(gradio: Any, artist: Artist) -> Any:
                 raise gradio.Error(str(error), print_exception=False) from None
             total = settings.resolve(defaults).steps
 
-            def tell(model: str, done: int) -> None:
+            def report(model: str, done: int) -> None:
                 if not page.is_running:  # closed: the process cannot exit before this ends
                     raise gradio.Error("the page was closed", print_exception=False)
                 progress((done, total), desc=TITLES[model])
 
             try:
-                with turns.take(request.client.host if request.client else "", lambda: page.is_running):
-                    files, about = artist.draw(settings, tell)
+                with queue.take(request.client.host if request.client else "", lambda: page.is_running):
+                    files, metadata = artist.draw(settings, report)
             except Busy as error:
                 raise gradio.Error(str(error), print_exception=False) from None
             shown = {
                 box: gradio.update(value=files.get(model), visible=model in files)
                 for model, box in image_boxes.items()
             }
-            return {**shown, timing: _timing(about), details: about}
+            return {**shown, timing: _timing(metadata), details: metadata}
 
         triggers = [button.click, form["prompt"].submit]
         outputs = [*image_boxes.values(), timing, details]
-        waiting = turns.waiting + 1  # `Turns` serializes the requests
+        waiting = queue.waiting + 1  # `FairQueue` serializes the requests
         gradio.on(triggers, draw, set(form.values()), outputs, concurrency_limit=waiting, show_progress_on=timing)
-    page.queue(max_size=2 * turns.waiting)
+    page.queue(max_size=2 * queue.waiting)
     return page
 
 
-def _timing(about: dict[str, Any]) -> str:
-    notes = {model: ", black: flagged by the safety classifier" * bad for model, bad in about["flagged"].items()}
-    return "; ".join(f"{TITLES[model]}: {seconds} s{notes[model]}" for model, seconds in about["seconds"].items())
+def _timing(metadata: dict[str, Any]) -> str:
+    notes = {model: ", black: flagged by the safety classifier" * bad for model, bad in metadata["flagged"].items()}
+    return "; ".join(f"{TITLES[model]}: {seconds} s{notes[model]}" for model, seconds in metadata["seconds"].items())
 
 
 def _free_port(host: str, port: int) -> int:

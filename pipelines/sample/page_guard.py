@@ -81,7 +81,7 @@ class Busy(Exception):
     """Too many requests are waiting; the message is shown to the visitor."""
 
 
-class Turns:
+class FairQueue:
     """A fair queue: one request at a time, round-robin over clients, however many requests each has sent."""
 
     def __init__(self, waiting: int = 16, waiting_per_client: int = 3):

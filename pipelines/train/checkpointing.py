@@ -13,8 +13,8 @@ from pipelines.train.checkpoint import Tensors, folder_of, prune, write_checkpoi
 from pipelines.train.config import Checkpoints
 from pipelines.train.history import HistoryWriter, prune_history, read_record
 from pipelines.train.metrics_log import Record
-from pipelines.train.run_lease import Attempt
-from pipelines.train.state import on_cpu
+from pipelines.train.run_lease import RunLease
+from pipelines.train.state import copy_to_cpu
 from pipelines.train.tracking_log import write_unsent
 from pipelines.train.uploader import Uploader
 
@@ -25,7 +25,7 @@ class Checkpointer:
     """Writes checkpoints of one attempt in the background, and reports the last complete one to the driver."""
 
     def __init__(
-        self, attempt: Attempt, settings: Checkpoints, channel: Channel, unsent: Callable[[], Iterable[MetricsRow]]
+        self, attempt: RunLease, settings: Checkpoints, channel: Channel, unsent: Callable[[], Iterable[MetricsRow]]
     ):
         self.attempt, self.settings, self.channel, self.unsent = attempt, settings, channel, unsent
         self.uploader = Uploader(self._write)
@@ -39,7 +39,7 @@ class Checkpointer:
 
     def submit(self, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], record: Record) -> None:
         """Schedule a checkpoint of `tensors` (copied), `state` with its `step`, and the metrics so far."""
-        copies = {name: on_cpu(part) for name, part in tensors.items()}
+        copies = {name: copy_to_cpu(part) for name, part in tensors.items()}
         chunks = record.chunks(self.history.full)
         self.uploader.submit(copies, {**state, "summary": record.summary(), "chunks": chunks})
 

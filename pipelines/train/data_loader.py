@@ -21,7 +21,7 @@ from torch import Tensor
 
 from asymflow.samplers import noise_for
 from pipelines.data.images import BadImage, decode_image, to_array
-from pipelines.train.row_groups import ReadAhead
+from pipelines.train.row_groups import RowGroupPrefetcher
 from pipelines.train.sample_order import Place, SampleOrder, Share, share_of, slots_per_worker
 from pipelines.train.task import Batch
 
@@ -42,7 +42,7 @@ class Common(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Asked:
+class PendingShare:
     """A share whose rows are read but not decoded, with its pending requests."""
 
     share: Share
@@ -56,7 +56,7 @@ class BatchReader(ABC):
 
     columns: Sequence[str] = ()
     """Columns read besides the images"""
-    draws = 0
+    normals_per_sample = 0
     """Normal values per sample besides its noise and its noise level"""
     waited = 0.0
     """Seconds spent waiting for the last batches"""
@@ -74,16 +74,16 @@ class BatchReader(ABC):
         self.order, self.batch, self.rank, self.workers, self.ahead = order, batch, rank, workers, ahead
 
     @abstractmethod
-    def ask(self, column: Column) -> Any:
-        """Start what a share needs besides its rows; the result is passed to `share` two steps later."""
+    def request(self, column: Column) -> Any:
+        """Start what a share needs besides its rows; the result is passed to `batch_maker` two steps later."""
 
     @abstractmethod
-    def share(self, asked: Any, drawn: Tensor) -> Callable[[list[int], Common], Batch]:
+    def batch_maker(self, pending: Any, normals: Tensor) -> Callable[[list[int], Common], Batch]:
         """Return a function that builds a batch from some of the share's places.
 
         Args:
-            asked: result of `ask`.
-            drawn: (places, draws) normal values.
+            pending: result of `request`.
+            normals: (places, normals_per_sample) normal values.
         """
 
     def from_step(self, step: int, micro_batch: int) -> Iterator[list[Batch]]:
@@ -93,14 +93,14 @@ class BatchReader(ABC):
         """
         slots = slots_per_worker(self.batch, self.workers, micro_batch)
         shares = (self._share(s, slots) for s in count(step))
-        rows = ReadAhead(shares, ("image", *self.columns), self.ahead)
-        background = ThreadPoolExecutor(1, "batches", initializer=use_one_processor)
+        rows = RowGroupPrefetcher(shares, ("image", *self.columns), self.ahead)
+        background = ThreadPoolExecutor(1, "batches", initializer=limit_to_one_processor)
         try:
-            asked = deque(background.submit(self._ask, rows) for _ in range(2))
-            made = background.submit(self._make, asked.popleft(), micro_batch)
+            pending = deque(background.submit(self._read_share, rows) for _ in range(2))
+            made = background.submit(self._make, pending.popleft(), micro_batch)
             while True:
-                asked.append(background.submit(self._ask, rows))
-                ready, made = made, background.submit(self._make, asked.popleft(), micro_batch)
+                pending.append(background.submit(self._read_share, rows))
+                ready, made = made, background.submit(self._make, pending.popleft(), micro_batch)
                 started = time.monotonic()
                 batches = ready.result()
                 self.waited = time.monotonic() - started
@@ -112,20 +112,20 @@ class BatchReader(ABC):
     def _share(self, step: int, slots: int) -> Share:
         return share_of(self.order.batch_at(step, self.batch), self.rank, self.workers, slots)
 
-    def _ask(self, rows: ReadAhead) -> Asked:
+    def _read_share(self, rows: RowGroupPrefetcher) -> PendingShare:
         share, read = rows.take()
 
         def column(name: str) -> list:
             return [columns[name][place.row] for place, columns in zip(share.places, read, strict=True)]
 
-        return Asked(share, column("key"), column("image"), self.ask(column))
+        return PendingShare(share, column("key"), column("image"), self.request(column))
 
-    def _make(self, asking: Future[Asked], micro_batch: int) -> list[Batch]:
-        asked = asking.result()
-        share, keys = asked.share, asked.keys
-        pixels = [decode(*item) for item in zip(asked.images, share.places, keys, strict=True)]
-        drawn = [self._draw(place.number, pixels[0].shape) for place in share.places]
-        make = self.share(asked.rest, torch.stack([values[1:] for _, values in drawn]))
+    def _make(self, reading: Future[PendingShare], micro_batch: int) -> list[Batch]:
+        pending = reading.result()
+        share, keys = pending.share, pending.keys
+        pixels = [decode(*item) for item in zip(pending.images, share.places, keys, strict=True)]
+        noise_and_normals = [self._noise_of(place.number, pixels[0].shape) for place in share.places]
+        make = self.batch_maker(pending.rest, torch.stack([values[1:] for _, values in noise_and_normals]))
         sums, slots = [zlib.crc32(key.encode()) for key in keys], share.fill()
         weight = share.slots * self.workers / self.batch
 
@@ -133,8 +133,8 @@ class BatchReader(ABC):
             chosen, real = [i for i, _ in part], torch.tensor([counts for _, counts in part])
             common = Common(
                 images=torch.stack([pixels[i] for i in chosen]).float() / 127.5 - 1,
-                noise=torch.stack([drawn[i][0] for i in chosen]),
-                normal=torch.stack([drawn[i][1][0] for i in chosen]),
+                noise=torch.stack([noise_and_normals[i][0] for i in chosen]),
+                normal=torch.stack([noise_and_normals[i][1][0] for i in chosen]),
                 weight=weight * real.float(),
                 keys=[keys[i] for i in chosen],
                 key_sums=torch.tensor([sums[i] for i in chosen], dtype=torch.float64) * real,
@@ -143,14 +143,14 @@ class BatchReader(ABC):
 
         return [micro(slots[i : i + micro_batch]) for i in range(0, share.slots, micro_batch)]
 
-    def _draw(self, number: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """Return a sample's noise, and its normal values: the noise level's and the `draws`."""
-        first = 1 + self.draws
+    def _noise_of(self, number: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """Return a sample's noise, and its normal values: the noise level's and `normals_per_sample` more."""
+        first = 1 + self.normals_per_sample
         values = noise_for(self.order.seed, number, (first + shape.numel(),))
         return values[first:].view(shape), values[:first]
 
 
-def chance(normal: Tensor) -> Tensor:
+def to_uniform(normal: Tensor) -> Tensor:
     """Return normal values mapped to the uniform distribution on [0, 1]."""
     return 0.5 * (1 + torch.erf(normal / 2**0.5))
 
@@ -172,6 +172,6 @@ def decode(image: bytes, place: Place, key: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def use_one_processor() -> None:
+def limit_to_one_processor() -> None:
     """Limit a background thread to one processor, so that the training keeps the others."""
     torch.set_num_threads(1)

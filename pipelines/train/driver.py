@@ -22,7 +22,7 @@ from pipelines.core.step import Context, StepFailed
 from pipelines.train.channel import Channel
 from pipelines.train.config import TrainSettings
 from pipelines.train.metrics_log import Record
-from pipelines.train.run_lease import Attempt
+from pipelines.train.run_lease import RunLease
 from pipelines.train.stopping import catch_stop_signals, describe_resume
 from pipelines.train.task import MakeTask
 from pipelines.train.tracking_log import send_unsent
@@ -70,7 +70,7 @@ def train(step: str, task: MakeTask, settings: TrainSettings, context: Context, 
     Raises:
         StepFailed: the training did not finish.
     """
-    attempt = Attempt.claim(context.folder)
+    attempt = RunLease.claim(context.folder)
     config = {
         **data,
         "step": step,
@@ -138,7 +138,7 @@ def _watch(
     step: str, settings: TrainSettings, fitting: Future[Any], channel: Channel, stop_requested: threading.Event
 ) -> None:
     """Wait until the training has ended. Raises StepFailed as `fit` does."""
-    report_at, stop_by, told = time.monotonic() + REPORT_SECONDS, math.inf, False
+    report_at, stop_by, is_stop_sent = time.monotonic() + REPORT_SECONDS, math.inf, False
     progress: dict[str, Any] | None = None
     while not wait([fitting], POLL_SECONDS).done:
         now = time.monotonic()
@@ -148,9 +148,9 @@ def _watch(
         try:
             if progress is None or stop_requested.is_set():
                 progress = channel.progress() or progress
-            if stop_requested.is_set() and not told:
+            if stop_requested.is_set() and not is_stop_sent:
                 channel.ask_to_stop()
-                told = True
+                is_stop_sent = True
             if progress is None and now >= report_at:
                 report_at = now + 1
                 if is_waiting(settings.resources.workers, bundle_of(settings)):
@@ -226,7 +226,7 @@ def make_trainer(task: MakeTask, settings: TrainSettings, config: dict[str, Any]
     )
 
 
-def draw(record: Record, context: Context) -> dict[str, tuple[list[float], list[float]]]:
+def log_curves(record: Record, context: Context) -> dict[str, tuple[list[float], list[float]]]:
     """Log loss curves by step, and each term by noise level. Returns the latter.
 
     Metrics that MLflow missed while it was unavailable are sent first.
@@ -238,8 +238,8 @@ def draw(record: Record, context: Context) -> dict[str, tuple[list[float], list[
     curves = {name: values for name, values in record.curves.items() if name not in ("sigma", "omega")}
     context.tracker.log_figure("curves", curves_figure(record.steps, curves, "step"))
     by_sigma = {name: record.means_by_sigma(name) for name in curves}
-    centres = record.means_by_sigma("sigma")[0]
-    figure = curves_figure(centres, {name: means for name, (_, means) in by_sigma.items()}, "sigma")
+    centers = record.means_by_sigma("sigma")[0]
+    figure = curves_figure(centers, {name: means for name, (_, means) in by_sigma.items()}, "sigma")
     context.tracker.log_figure("by_noise_level", figure)
     for name, (places, means) in by_sigma.items():
         for place, mean in zip(places, means, strict=True):

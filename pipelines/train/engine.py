@@ -60,7 +60,7 @@ def make_optimizer(groups: list[dict[str, Any]], optim: Optim, zero_stage: int) 
         optimizer = kind(groups, **options)
     else:
         optimizer = UnshardedAdam(groups, **options)
-    optimizer.clip_grad = limit_of(optim)  # the name that ZeRO's optimizers use
+    optimizer.clip_grad = max_gradient_norm(optim)  # the name that ZeRO's optimizers use
     return optimizer
 
 
@@ -70,7 +70,7 @@ def deepspeed_config(settings: TrainSettings, micro_batch: int, accumulation: in
     return {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": limit_of(settings.optim) if stage else 0.0,
+        "gradient_clipping": max_gradient_norm(settings.optim) if stage else 0.0,
         "zero_optimization": {"stage": stage, "overlap_comm": settings.resources.use_gpu},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -99,7 +99,7 @@ def make_engine(
     return engine, optimizer
 
 
-def open_optimizer(engine: Any, optimizer: Optimizer, batch: Batch) -> None:
+def create_optimizer_state(engine: Any, optimizer: Optimizer, batch: Batch) -> None:
     """Take one step of zero length on blank images, so that the optimizer's state exists and can be set.
 
     DeepSpeed creates that state at the first step; zero gradients and a zero rate leave the values unchanged.
@@ -127,10 +127,10 @@ def set_learning_rates(optimizer: Optimizer, step: int, optim: Optim) -> None:
 
 def set_clip(engine: Any, step: int, optim: Optim) -> None:
     """Set the gradient norm's limit, which applies from `optim.clip_from` on, as the released weights were trained."""
-    engine.optimizer.clip_grad = limit_of(optim) if step >= optim.clip_from else math.inf
+    engine.optimizer.clip_grad = max_gradient_norm(optim) if step >= optim.clip_from else math.inf
 
 
-def limit_of(optim: Optim) -> float:
+def max_gradient_norm(optim: Optim) -> float:
     """Return the maximum gradient norm; infinity without clipping."""
     return optim.clip or math.inf
 

@@ -77,7 +77,7 @@ def read_record(folder: str, state: Mapping[str, Any]) -> Record:
             LOGGER.warning("%s is damaged (SHA-256 differs): its steps are left out of the curves", uri)
             continue
         chunks.append(json.loads(data))
-    return Record.of_parts(state["summary"], chunks)
+    return Record.from_parts(state["summary"], chunks)
 
 
 def prune_history(folder: str, states: Iterable[Mapping[str, Any]]) -> None:

@@ -20,9 +20,9 @@ from pipelines.train.checkpoint import folder_of, load_newest
 from pipelines.train.checkpointing import Checkpointer
 from pipelines.train.engine import (
     backward_and_step,
+    create_optimizer_state,
     gradient_norm,
     make_engine,
-    open_optimizer,
     set_clip,
     set_learning_rates,
     was_skipped,
@@ -30,9 +30,9 @@ from pipelines.train.engine import (
 from pipelines.train.history import summary_of
 from pipelines.train.metrics_log import AVERAGE, RECORD, TRAINABLE, Record
 from pipelines.train.monitoring import GiveUp, StepMonitor, Watchdog
-from pipelines.train.run_lease import TERMINATED, Attempt, LeaseMonitor, WorkerSignal
+from pipelines.train.run_lease import TERMINATED, LeaseMonitor, RunLease, WorkerSignal
 from pipelines.train.sample_order import slots_per_worker
-from pipelines.train.state import TrainableState, on_cpu
+from pipelines.train.state import TrainableState, copy_to_cpu
 from pipelines.train.stopping import describe_checkpoint
 from pipelines.train.task import Batch, MakeTask, Tokens
 from pipelines.train.tracking_log import TrackingLog, read_unsent
@@ -83,7 +83,7 @@ class Training:
         self.task = make_task(config, self.rank, self.workers)
         self.settings = settings = self.task.settings
         self.folder: str = config["folder"]
-        self.attempt = Attempt(self.folder, config["attempt"])
+        self.attempt = RunLease(self.folder, config["attempt"])
         self.watchdog, self.monitor = Watchdog(settings.watch), StepMonitor(settings.watch, warns=self.rank == 0)
         self.watchdog.reset()
         self.step = 0
@@ -170,9 +170,9 @@ class Training:
         if self.rank == 0:
             self.record = self.checkpointer.resume(saved)
         else:
-            self.record = Record.of_parts(summary_of(saved), [])
+            self.record = Record.from_parts(summary_of(saved), [])
         tensors = found[1] if found else None
-        open_optimizer(self.engine, self.optimizer, self.task.blank_batch(self.micro_batch))
+        create_optimizer_state(self.engine, self.optimizer, self.task.blank_batch(self.micro_batch))
         self.state.restore(tensors, self.step - len(self.record.skipped))
         self.average.load_state_dict(self.state.average_from(tensors))
         if self.rank == 0:
@@ -309,7 +309,7 @@ class Training:
         """Log images of the moving average, swapped in; before the first step the weights are the average."""
         self.watchdog.reset()
         with self.state.swapped(self.average.average) if self.step else nullcontext():
-            image_grid = self.task.draw(self.engine.device)
+            image_grid = self.task.sample_images(self.engine.device)
         if self.rank == 0:
             self.log.image("val/pictures", image_grid, self.step)
             self.log.pause_ended()
@@ -321,7 +321,7 @@ class Training:
             return
         files = ((TRAINABLE, values), (AVERAGE, self.average.average))
         for name, tensors in files:
-            self.write_file(name, save(on_cpu(tensors)))
+            self.write_file(name, save(copy_to_cpu(tensors)))
         self.write_file(RECORD, self.record.to_json().encode())
 
     def write_file(self, name: str, data: bytes) -> None:

@@ -89,7 +89,7 @@ class Record:
         }
 
     @classmethod
-    def of_parts(cls, summary: dict[str, Any], chunks: Iterable[dict[str, Any]]) -> "Record":
+    def from_parts(cls, summary: dict[str, Any], chunks: Iterable[dict[str, Any]]) -> "Record":
         """Return the log of a checkpoint from its `summary` and its `chunks` in order."""
         record = cls()
         vars(record).update(summary)

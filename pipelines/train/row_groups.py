@@ -61,7 +61,7 @@ def _rows_and_sizes(uri: str) -> list[tuple[int, tuple[int, int]]]:
     return found
 
 
-class ReadAhead:
+class RowGroupPrefetcher:
     """Prefetches the row groups of the next shares.
 
     A row group is kept until its window ends: a worker holds its part of one window per bucket, and of the next ones if
@@ -81,7 +81,7 @@ class ReadAhead:
         """
         while len(self.upcoming) <= self.ahead:
             self.upcoming.append(next(self.shares))
-            self._want(self.upcoming[-1].places)
+            self._request(self.upcoming[-1].places)
         share = self.upcoming.popleft()
         rows = [self.groups[place.group][1].result() for place in share.places]
         self._drop_before(share.places)
@@ -91,7 +91,7 @@ class ReadAhead:
         """Cancel reads that have not started."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def _want(self, places: list[Place]) -> None:
+    def _request(self, places: list[Place]) -> None:
         for group, window in {place.group: place.window for place in places}.items():
             known = self.groups.get(group)
             reading = known[1] if known else self.pool.submit(read_columns, group, self.columns)
@@ -113,9 +113,9 @@ def read_columns(group: RowGroup, columns: Sequence[str]) -> Rows:
     """
     rows: Rows = {}
     for file, names in groupby(sorted(columns, key=group.file_of), group.file_of):
-        wanted = ["key", *names]
-        read = read_group(file, group.group, wanted) if file else {}
-        if missing := [name for name in wanted if name not in read]:
+        columns_of_file = ["key", *names]
+        read = read_group(file, group.group, columns_of_file) if file else {}
+        if missing := [name for name in columns_of_file if name not in read]:
             raise ValueError(f"{file or group.curated}: no {missing[-1]} stored; encode the curated artifact with them")
         if read["key"] != rows.setdefault("key", read["key"]):
             raise ValueError(f"{file}: its rows differ from {group.curated}; encode the curated artifact again")

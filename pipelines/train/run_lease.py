@@ -35,14 +35,14 @@ class WorkerSignal(IntEnum):
 
 
 @dataclass(frozen=True)
-class Attempt:
+class RunLease:
     """One attempt of the run whose artifact is in `folder`."""
 
     folder: str
     name: str
 
     @classmethod
-    def claim(cls, folder: str) -> "Attempt":
+    def claim(cls, folder: str) -> "RunLease":
         """Create an attempt, and make it the newest."""
         attempt = cls(folder, uuid4().hex[:8])
         storage.write_bytes(attempt._file, json.dumps({"attempt": attempt.name}).encode())
@@ -63,7 +63,7 @@ class LeaseMonitor:
     Each has a thread, so that a file that cannot be read hides no stop request. Failed polls are ignored.
     """
 
-    def __init__(self, attempt: Attempt, is_asked_to_stop: Callable[[], bool]):
+    def __init__(self, attempt: RunLease, is_asked_to_stop: Callable[[], bool]):
         self.attempt = attempt
         self._asked, self._fenced, self._ended = threading.Event(), threading.Event(), threading.Event()
         for poll, found in ((is_asked_to_stop, self._asked), (self._is_fenced, self._fenced)):

@@ -144,6 +144,6 @@ def _partitioned(p: Tensor) -> bool:
     return hasattr(p, "ds_id")
 
 
-def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def copy_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return copies on the CPU that no later step changes."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}

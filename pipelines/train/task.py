@@ -104,7 +104,7 @@ class Task(Protocol):
         """Return the model FLOPs of a step on images of this size."""
         ...
 
-    def draw(self, device: torch.device) -> Image.Image:
+    def sample_images(self, device: torch.device) -> Image.Image:
         """Return a grid of images sampled with the model's present weights; a collective call on all ranks."""
         ...
 

@@ -11,7 +11,7 @@ from asymflow.schedule import shift_sigma
 from pipelines.data.embeddings import Promise, Source
 from pipelines.train import data_loader as reader
 from pipelines.train import task
-from pipelines.train.data_loader import Column, Common, chance
+from pipelines.train.data_loader import Column, Common, to_uniform
 from pipelines.train.sample_order import SampleOrder
 from pipelines.train.task import Tokens
 
@@ -51,7 +51,7 @@ class NoiseSettings:
 class BatchReader(reader.BatchReader):
     """Loads batches with latents and text embeddings."""
 
-    draws = 1  # whether the caption is dropped
+    normals_per_sample = 1  # whether the caption is dropped
 
     def __init__(
         self,
@@ -69,15 +69,15 @@ class BatchReader(reader.BatchReader):
         self.text, self.latents, self.unconditional, self.noise = text, latents, unconditional, noise
         self.columns = (latents.column, text.column)
 
-    def ask(self, column: Column) -> tuple[Promise, Promise]:
+    def request(self, column: Column) -> tuple[Promise, Promise]:
         """Request the latents and text embeddings of a share."""
         # dropped captions too: which they are is known only once the noise is generated
         return self.latents.ask(column(self.latents.column)), self.text.ask(column(self.text.column))
 
-    def share(self, asked: tuple[Promise, Promise], drawn: Tensor) -> Callable[[list[int], Common], Batch]:
+    def batch_maker(self, pending: tuple[Promise, Promise], normals: Tensor) -> Callable[[list[int], Common], Batch]:
         """Return a function that builds a batch from some of the share's places."""
-        latents, text = (promise() for promise in asked)
-        dropped = chance(drawn[:, 0]) < self.noise.caption_dropout
+        latents, text = (promise() for promise in pending)
+        dropped = to_uniform(normals[:, 0]) < self.noise.caption_dropout
         chosen_text = zip(text, dropped, strict=True)
         given = [(self.unconditional if drop else embedding).float() for embedding, drop in chosen_text]
 

@@ -22,7 +22,7 @@ from pipelines.data.encode import load_unconditional
 from pipelines.train import driver
 from pipelines.train.config import check_optimizer
 from pipelines.train.devices import precision_name
-from pipelines.train.driver import check_processors, draw, last_means
+from pipelines.train.driver import check_processors, last_means, log_curves
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.perceptual import check_perceptual
 from pipelines.train.metrics_log import AVERAGE, RECORD, Record
@@ -99,7 +99,7 @@ def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
     if not storage.exists(context.file(RECORD)):
         train(settings, context)
     record = Record.from_json(storage.read_bytes(context.file(RECORD)).decode())
-    by_sigma = draw(record, context)
+    by_sigma = log_curves(record, context)
     storage.write_bytes(context.file("summary.json"), json.dumps({"by_sigma": by_sigma}).encode())
     average = storage.read_file(context.file(AVERAGE), load_file)
     size = image_size(context.inputs["curated"])

@@ -53,7 +53,7 @@ class FinetuneTask:
         config = self.model.transformer.config
         return step_flops(self.settings, config, tokens.image, tokens.text, self.settings.optim.batch)
 
-    def draw(self, device: torch.device) -> Image.Image:
+    def sample_images(self, device: torch.device) -> Image.Image:
         """Return the validation's image grid of the present weights; a collective call."""
         settings, config = self.settings, self.config
         assert settings.validation
@@ -63,7 +63,7 @@ class FinetuneTask:
             self._validator = Validator(
                 settings.validation, self.model, prompts, source, config["unconditional"], settings.base, device
             )
-        return self._validator.draw()
+        return self._validator.sample_images()
 
 
 def make_objective(model: AdaptedFlux2, loss: Loss) -> FinetuneObjective:

@@ -46,7 +46,7 @@ class Validator:
         self.unconditional = unconditional.float()
         self.bases: Tensor | None = None
 
-    def draw(self) -> Image.Image:
+    def sample_images(self) -> Image.Image:
         """Return the image grid of the present weights beside the base; a collective call."""
         if self.bases is None:
             self.bases = self._gathered(self._base)

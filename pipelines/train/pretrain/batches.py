@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipelines.train import data_loader as reader
 from pipelines.train import task
-from pipelines.train.data_loader import Column, Common, chance
+from pipelines.train.data_loader import Column, Common, to_uniform
 from pipelines.train.pretrain.config import PretrainSettings
 from pipelines.train.sample_order import SampleOrder
 from pipelines.train.task import Tokens
@@ -38,24 +38,24 @@ class BatchReader(reader.BatchReader):
     """Loads batches with class labels."""
 
     columns: Sequence[str] = ("label",)
-    draws = 2  # whether the label is dropped, and whether the image is mirrored
+    normals_per_sample = 2  # whether the label is dropped, and whether the image is mirrored
 
     def __init__(self, settings: PretrainSettings, order: SampleOrder, rank: int, workers: int):
         super().__init__(order, settings.optim.batch, rank, workers)
         self.settings = settings
 
-    def ask(self, column: Column) -> list[int]:
+    def request(self, column: Column) -> list[int]:
         """Return the labels of a share."""
         return column("label")
 
-    def share(self, asked: list[int], drawn: Tensor) -> Callable[[list[int], Common], Batch]:
+    def batch_maker(self, pending: list[int], normals: Tensor) -> Callable[[list[int], Common], Batch]:
         """Return a function that builds a batch from some of the share's places."""
-        settings, labels = self.settings, torch.tensor(asked)
+        settings, labels = self.settings, torch.tensor(pending)
         if not ((labels >= 0) & (labels < settings.classes)).all():
             raise ValueError(f"label {int(labels.max())} is out of range for classes={settings.classes}; see `classes`")
-        even = chance(drawn)
-        labels = torch.where(even[:, 0] < settings.loss.class_dropout, settings.classes, labels)
-        mirrored = (even[:, 1] < 0.5) & settings.flip
+        uniform = to_uniform(normals)
+        labels = torch.where(uniform[:, 0] < settings.loss.class_dropout, settings.classes, labels)
+        mirrored = (uniform[:, 1] < 0.5) & settings.flip
 
         def make(chosen: list[int], common: Common) -> Batch:
             turned = torch.where(mirrored[chosen][:, None, None, None], common.images.flip(-1), common.images)

@@ -16,7 +16,7 @@ from pipelines.data.basis.step import load_subspace
 from pipelines.train import driver
 from pipelines.train.config import check_optimizer
 from pipelines.train.devices import precision_name
-from pipelines.train.driver import check_processors, draw, last_means
+from pipelines.train.driver import check_processors, last_means, log_curves
 from pipelines.train.metrics_log import RECORD, Record
 from pipelines.train.pretrain.config import PretrainSettings
 from pipelines.train.pretrain.model import SUBSPACE, SUMMARY, make_subspace
@@ -85,7 +85,7 @@ def build(settings: PretrainSettings, context: Context) -> dict[str, float]:
         }
         driver.train("pretrain", PretrainTask, settings, context, data)
     record = Record.from_json(storage.read_bytes(context.file(RECORD)).decode())
-    summary = {"by_sigma": draw(record, context), "size": size_of(context.inputs["curated"])}
+    summary = {"by_sigma": log_curves(record, context), "size": size_of(context.inputs["curated"])}
     storage.write_bytes(context.file(SUMMARY), json.dumps(summary).encode())
     return last_means(record)
 

@@ -68,7 +68,7 @@ class PretrainTask:
         """Return the model FLOPs of a step."""
         return self.settings.optim.batch * training_flops(self.settings.jit, tokens.image)
 
-    def draw(self, device: torch.device) -> Image.Image:
+    def sample_images(self, device: torch.device) -> Image.Image:
         """Return a grid of images of the first classes in turn; each rank samples an equal part."""
         settings = self.settings.validation
         assert settings

@@ -10,7 +10,7 @@ from pipelines.data.images import BadImage
 from pipelines.evaluate import score as module
 from pipelines.evaluate.image_sets import ImageSet, in_batches, load_image
 from pipelines.evaluate.prompts import Prompt, shots_of
-from pipelines.evaluate.score import Scores, ScoresDiffer, ScoreWorker, score
+from pipelines.evaluate.score import ProtocolMismatch, Scores, ScoreWorker, score
 from pipelines.evaluate.scorers import Scorer
 
 
@@ -102,7 +102,7 @@ def test_other_settings_are_other_scores_and_another_protocol_is_never_mixed_in(
     assert plain.folder != moved.folder and moved.rows()[0]["score"] == plain.rows()[0]["score"] + 1
     same = score({"a": found}, shots, "brightness", Brightness(resources={"batch": 3}), str(tmp_path))["a"]
     assert same.folder == plain.folder  # on what it runs is no matter
-    with pytest.raises(ScoresDiffer, match="have the protocol .*'offset': 0.0.* not .*'offset': 2.0"):
+    with pytest.raises(ProtocolMismatch, match="have the protocol .*'offset': 0.0.* not .*'offset': 2.0"):
         ScoreWorker(Brightness(offset=2.0), [], [plain.folder])
 
 

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from pipelines.sample.page_guard import MAX_BODY, Busy, Guard, Turns, names_of
+from pipelines.sample.page_guard import MAX_BODY, Busy, FairQueue, Guard, names_of
 
 JOIN = "/gradio_api/queue/join"
 LOCAL = names_of("127.0.0.1")
@@ -95,7 +95,7 @@ def test_the_page_has_no_web_socket():
 
 
 def test_one_client_does_not_starve_others():
-    turns, order = Turns(waiting=8, waiting_per_client=4), []
+    turns, order = FairQueue(waiting=8, waiting_per_client=4), []
 
     def draw(client):
         with turns.take(client):
@@ -126,7 +126,7 @@ def test_one_client_does_not_starve_others():
 
 
 def test_a_turn_ends_with_its_error_and_waiting_with_the_page():
-    turns = Turns()
+    turns = FairQueue()
     with pytest.raises(ZeroDivisionError), turns.take("a"):
         1 / 0  # noqa: B018
     with turns.take("a"):

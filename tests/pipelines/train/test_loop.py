@@ -25,7 +25,7 @@ from pipelines.train.pretrain.batches import Batch
 from pipelines.train.pretrain.config import PretrainSettings
 from pipelines.train.pretrain.model import build_model
 from pipelines.train.pretrain.task import PretrainTask, make_objective
-from pipelines.train.run_lease import Attempt
+from pipelines.train.run_lease import RunLease
 from pipelines.train.tracking_log import unsent_file
 from pipelines.train.tracking_sender import Sender
 
@@ -111,7 +111,7 @@ def train(tmp_path, monkeypatch):
             go.run_id = tracker.run_id
             config = {
                 "settings": settings.model_dump(mode="json"), "tracker": vars(tracker), "folder": str(folder),
-                "step": "pretrain", "attempt": Attempt.claim(str(folder)).name, "on_terminal": False,
+                "step": "pretrain", "attempt": RunLease.claim(str(folder)).name, "on_terminal": False,
                 "batches": batches,
             }  # fmt: skip
             return loop.train_loop(Task, config)

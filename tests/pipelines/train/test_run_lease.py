@@ -6,7 +6,7 @@ import time
 import pytest
 
 from pipelines.core import storage
-from pipelines.train.run_lease import Attempt, LeaseMonitor, WorkerSignal
+from pipelines.train.run_lease import LeaseMonitor, RunLease, WorkerSignal
 from pipelines.train.stopping import catch_stop_signals, describe_resume
 
 
@@ -18,22 +18,22 @@ def wait_for(lease_monitor: LeaseMonitor, signal: WorkerSignal) -> None:
 
 
 def test_the_newest_attempt_fences_off_the_older(tmp_path):
-    older = Attempt.claim(str(tmp_path))
+    older = RunLease.claim(str(tmp_path))
     assert not older.is_fenced()
-    newer = Attempt.claim(str(tmp_path))
+    newer = RunLease.claim(str(tmp_path))
     assert older.is_fenced() and not newer.is_fenced()
 
 
 def test_a_lookout_hears_of_a_stop_while_the_store_fails_and_of_a_newer_attempt_when_it_answers(faulty_s3):
     uri, server = faulty_s3
-    attempt, asked = Attempt.claim(uri), threading.Event()
+    attempt, asked = RunLease.claim(uri), threading.Event()
     lease_monitor = LeaseMonitor(attempt, asked.is_set)
     server.deny("GET .*attempt.json")
     time.sleep(1.5)
     assert lease_monitor.signal == WorkerSignal.CONTINUE
     asked.set()
     wait_for(lease_monitor, WorkerSignal.STOP)
-    Attempt.claim(uri)
+    RunLease.claim(uri)
     server.clear()
     wait_for(lease_monitor, WorkerSignal.FENCED)
     lease_monitor.close()
@@ -42,7 +42,7 @@ def test_a_lookout_hears_of_a_stop_while_the_store_fails_and_of_a_newer_attempt_
 def test_looks_that_fail_are_not_tried_again_each(faulty_s3, caplog):
     """The next look is a second away: with eight attempts each, an outage would fill the log."""
     uri, server = faulty_s3
-    lease_monitor = LeaseMonitor(Attempt.claim(uri), lambda: False)
+    lease_monitor = LeaseMonitor(RunLease.claim(uri), lambda: False)
     server.slow_down("(GET|HEAD) .*attempt.json")
     server.requests.clear()
     time.sleep(2.5)
@@ -52,7 +52,7 @@ def test_looks_that_fail_are_not_tried_again_each(faulty_s3, caplog):
 
 
 def test_a_look_that_hangs_hides_no_stop():
-    class Hanging(Attempt):
+    class Hanging(RunLease):
         def is_fenced(self):
             time.sleep(60)
 
@@ -103,7 +103,7 @@ def test_of_several_orders_the_greatest_holds():
 
 @pytest.mark.parametrize("junk", [b"", b"{"])
 def test_a_file_that_cannot_be_read_is_an_error_of_the_store_not_a_fence(tmp_path, junk):
-    attempt = Attempt.claim(str(tmp_path))
+    attempt = RunLease.claim(str(tmp_path))
     storage.write_bytes(str(tmp_path / ".train" / "attempt.json"), junk)
     with pytest.raises(ValueError):
         attempt.is_fenced()
