@@ -119,10 +119,10 @@ def _place_of(row: Mapping[str, Any], where: str, prompts: Sequence[Prompt], rep
     kind = next((name for name in ("id", "prompt") if name in row), None)
     if kind is None:
         raise ValueError(f"{where}: has neither index, id nor prompt")
-    wanted = [place for place, p in enumerate(prompts) if row[kind] == (p.id if kind == "id" else p.text)]
-    if len(wanted) != 1:
-        raise ValueError(f"{where}: {kind}={row[kind]!r} matches {len(wanted)} prompts")
-    return wanted[0], _number(row.get("repeat", 0 if repeats == 1 else None), where, "repeat", repeats)
+    matches = [place for place, p in enumerate(prompts) if row[kind] == (p.id if kind == "id" else p.text)]
+    if len(matches) != 1:
+        raise ValueError(f"{where}: {kind}={row[kind]!r} matches {len(matches)} prompts")
+    return matches[0], _number(row.get("repeat", 0 if repeats == 1 else None), where, "repeat", repeats)
 
 
 def _number(value: Any, where: str, name: str, count: int) -> int:
@@ -207,8 +207,8 @@ def _pairs(pairs: Mapping[str, tuple[int, ...]], prompts: int, repeats: int) -> 
     if max(starts) > 1:
         return None
     places = {name: (pair[0] - starts[0], pair[1] - starts[1]) for name, pair in pairs.items()}
-    wanted = {(prompt, repeat) for prompt in range(prompts) for repeat in range(repeats)}
-    return places if len(places) == len(wanted) and set(places.values()) == wanted else None
+    expected = {(prompt, repeat) for prompt in range(prompts) for repeat in range(repeats)}
+    return places if len(places) == len(expected) and set(places.values()) == expected else None
 
 
 def _all(found: Mapping[str, tuple[int, int] | None]) -> Places | None:

@@ -274,11 +274,12 @@ class DpgScorer(ModelScorer):
 
         def score(images: "Tensor", prompts: "Sequence[Prompt]") -> list[Row]:
             # an image is one crop of the reference's grid of four
-            asked = [(i, q, text) for i, prompt in enumerate(prompts) for q, text in prompt.data["questions"].items()]
+            by_prompt = [prompt.data["questions"] for prompt in prompts]
+            questions = [(i, q, text) for i, own in enumerate(by_prompt) for q, text in own.items()]
             rows: list[Row] = [{"answers": {}} for _ in prompts]
-            places = torch.tensor([i for i, _, _ in asked])
-            answers = metric(images[places], [text for _, _, text in asked])
-            for (i, question, _), yes in zip(asked, answers, strict=True):
+            places = torch.tensor([i for i, _, _ in questions])
+            answers = metric(images[places], [text for _, _, text in questions])
+            for (i, question, _), yes in zip(questions, answers, strict=True):
                 rows[i]["answers"][question] = yes
             return rows
 

@@ -47,8 +47,8 @@ def scorers_of(settings: EvaluateSettings) -> list[str]:
 
 def measures_of(settings: EvaluateSettings) -> list[Measure]:
     """Return the measures whose scorers are in use."""
-    wanted = {"", *scorers_of(settings)}
-    return [measure for measure in suite_of(settings).measures if measure.scorer in wanted]
+    scorers = {"", *scorers_of(settings)}
+    return [measure for measure in suite_of(settings).measures if measure.scorer in scorers]
 
 
 def read_prompts(settings: EvaluateSettings, curated: Artifact | None) -> list[Prompt]:
@@ -61,21 +61,21 @@ def read_prompts(settings: EvaluateSettings, curated: Artifact | None) -> list[P
     Raises:
         ConfigError: there are too few, or not the benchmark's number.
     """
-    suite, wanted = suite_of(settings), settings.prompts.count
+    suite, count = suite_of(settings), settings.prompts.count
     if suite.read is None:
-        found = [prompt for prompt, _ in islice(read_held_out(curated, column_of(suite)), wanted)] if curated else []
+        found = [prompt for prompt, _ in islice(read_held_out(curated, column_of(suite)), count)] if curated else []
     elif suite.file and not settings.prompts.file:
         raise ConfigError(f"prompts.file: missing; {suite.file}")
     else:
         found = suite.read(settings.prompts.file, settings.prompts.column)
-    if suite.prompts and wanted is None and len(found) != suite.prompts:
+    if suite.prompts and count is None and len(found) != suite.prompts:
         raise ConfigError(
             f"prompts.file={settings.prompts.file!r}: has {len(found)} prompts, {settings.suite} has {suite.prompts}; "
             "prompts.count=N takes the first N, which the results note"
         )
-    if not found or (wanted and len(found) < wanted):
-        raise ConfigError(f"prompts.count={wanted}: there are only {len(found)}")
-    return found[:wanted]
+    if not found or (count and len(found) < count):
+        raise ConfigError(f"prompts.count={count}: there are only {len(found)}")
+    return found[:count]
 
 
 def decides(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> dict[str, Any]:

@@ -92,8 +92,8 @@ def self_test(suites: Sequence[str]) -> int:
             value, known = found.get(name, float("nan")), expected.get(name, float("nan"))
             right = abs(value - known) <= TOLERANCE * max(1.0, abs(known))
             wrong += not right
-            wanted = "" if right else f", not {known:.9g}"
-            print(f"{'ok  ' if right else 'FAIL'}  {suite}  {name}  {value:.9g}{wanted}")
+            note = "" if right else f", not {known:.9g}"
+            print(f"{'ok  ' if right else 'FAIL'}  {suite}  {name}  {value:.9g}{note}")
     print(f"{wrong} wrong" if wrong else "all passed")
     return int(wrong > 0)
 
@@ -151,12 +151,12 @@ def _given(count: int, frequency: float) -> dict[str, Any]:
 def _evaluated(prompts: list[Prompt], repeats: int, scores: Mapping[str, Any]) -> Evaluated:
     shots = shots_of(prompts, repeats)
 
-    def drawn(count: int, frequency: float, scores: Mapping[str, Any]) -> _Sampled:
+    def sampled(count: int, frequency: float, scores: Mapping[str, Any]) -> _Sampled:
         images = wave(count, 3 * 24 * 24, frequency).float().view(count, 3, 24, 24)
         return _Sampled(ImageSet("", {}, {}), scores, images)
 
-    made = drawn(len(shots), 0.731, scores)
-    return Evaluated(shots, repeats, made, drawn(REAL, 0.517, _given(REAL, 0.517)), None, NO_INTERVALS)
+    made = sampled(len(shots), 0.731, scores)
+    return Evaluated(shots, repeats, made, sampled(REAL, 0.517, _given(REAL, 0.517)), None, NO_INTERVALS)
 
 
 def _made_up(suite: str) -> Evaluated:
@@ -198,7 +198,7 @@ def _geneval(suite: str) -> Evaluated:
     cat, dog = (10.0, 10.0, 60.0, 60.0, 0.95), (120.0, 10.0, 180.0, 70.0, 0.8)
     faint, other = (10.0, 10.0, 60.0, 60.0, 0.2), (200.0, 200.0, 240.0, 240.0, 0.93)
     one = [{"class": "cat", "count": 1}]
-    asked: dict[str, dict[str, Any]] = {
+    metadata_by_tag: dict[str, dict[str, Any]] = {
         "single_object": {"include": one},
         "two_object": {"include": [*one, {"class": "dog", "count": 1}]},
         "counting": {"include": [{"class": "cat", "count": 2}], "exclude": [{"class": "cat", "count": 3}]},
@@ -216,12 +216,12 @@ def _geneval(suite: str) -> Evaluated:
     ]
     colors = {"cat": "red", "dog": "blue"}
     rows = []
-    for tag, metadata in asked.items():
+    for tag, metadata in metadata_by_tag.items():
         for scene in scenes:
             objects = {name: keep_detections(boxes, tag) for name, boxes in scene.items()}
             correct, _ = judge(metadata, objects, lambda name, box: colors[name])
             rows.append({"correct": correct})
-    prompts = [Prompt(tag, tag, tag, metadata) for tag, metadata in asked.items()]
+    prompts = [Prompt(tag, tag, tag, metadata) for tag, metadata in metadata_by_tag.items()]
     return _evaluated(prompts, len(scenes), {"geneval": _Given(rows)})
 
 

@@ -163,8 +163,8 @@ def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
     needed = {measure.scorer for measure in measures_of(settings) if measure.needs_real}
     scores: dict[str, dict] = {label: {} for label in all_sets}
     for name in scorers_of(settings):
-        asked = all_sets if name in needed else sets
-        for label, found in score(asked, shots, name, getattr(settings.scorers, name), root).items():
+        scored_sets = all_sets if name in needed else sets
+        for label, found in score(scored_sets, shots, name, getattr(settings.scorers, name), root).items():
             scores[label][name] = found
     images = {label: ScoredImages(found, scores[label]) for label, found in all_sets.items()}
     compare = partial(Evaluated, shots, repeats)

@@ -31,12 +31,12 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), factor * statistics.stdev(values) / len(values) ** 0.5
 
 
-def select_by_seed(rows: Sequence[Row], metric: str, **wanted: Any) -> dict[int, float]:
-    """Return {seed: value} of the rows that match all `wanted` columns."""
+def select_by_seed(rows: Sequence[Row], metric: str, **columns: Any) -> dict[int, float]:
+    """Return {seed: value} of the rows that match all given `columns`."""
     return {
         row["seed"]: row["metrics"][metric]
         for row in rows
-        if all(row[name] == value for name, value in wanted.items())
+        if all(row[name] == value for name, value in columns.items())
     }
 
 

@@ -96,10 +96,10 @@ def run_sweep(settings: SweepSettings) -> tuple[str, list[Point], Point]:
         def objective(changes: Mapping[str, Any]) -> float:
             key = json.dumps(changes, sort_keys=True)
             if key not in points:
-                wanted = pin_registered(point_settings(settings, changes), latest=False)
-                outcome = run_step(STEP, wanted, tracker.run_id)
+                evaluation = pin_registered(point_settings(settings, changes), latest=False)
+                outcome = run_step(STEP, evaluation, tracker.run_id)
                 value = outcome.artifact.manifest["metrics"][settings.metric]
-                low = _directions(wanted)[settings.metric.split("/")[1]] == "low"
+                low = _directions(evaluation)[settings.metric.split("/")[1]] == "low"
                 points[key] = Point(changes, outcome, value, value if low else -value)
                 tracker.log_metrics({f"sweep/{settings.metric}": points[key].value}, step=len(points))
             return points[key].cost

@@ -66,6 +66,6 @@ def table(outcomes: dict[str, Outcome]) -> str:
     for name, outcome in outcomes.items():
         metrics = list(outcome.artifact.manifest["metrics"].items())[:3]
         made = ", ".join(f"{k} {v:.4g}" for k, v in metrics)
-        seconds = "stands" if outcome.reused else f"{outcome.seconds:.0f}"
+        seconds = "cached" if outcome.reused else f"{outcome.seconds:.0f}"
         rows.append((name, seconds, made, outcome.artifact.id))
     return aligned(rows)

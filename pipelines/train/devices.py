@@ -76,8 +76,8 @@ def peak_tflops(device_name: str) -> float | None:
 
 def _is_part(name: str, device_name: str) -> bool:
     """Return whether `name` is in `device_name` as whole words, or as in A100-SXM4."""
-    words, wanted = device_name.replace("-", " ").split(), name.split()
-    return any(words[i : i + len(wanted)] == wanted for i in range(len(words)))
+    words, part = device_name.replace("-", " ").split(), name.split()
+    return any(words[i : i + len(part)] == part for i in range(len(words)))
 
 
 def torch_finds_a_gpu() -> bool:

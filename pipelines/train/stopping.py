@@ -16,7 +16,7 @@ def catch_stop_signals() -> Iterator[threading.Event]:
     """
     stop_requested = threading.Event()
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         stop_requested.set()
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # the second one interrupts
@@ -24,7 +24,7 @@ def catch_stop_signals() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stop_requested
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop_requested
     finally:

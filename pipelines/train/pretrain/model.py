@@ -25,16 +25,16 @@ def make_subspace(settings: PretrainSettings, pca: Subspace | None) -> Subspace:
     Raises:
         ValueError: the PCA is missing, or its rank is too small.
     """
-    wanted, patch_dim = settings.subspace, settings.jit.patch_dim
-    rank = _recommended(pca) if wanted.rank == "auto" else wanted.rank
-    origin = {"method": wanted.kind, "rank": rank}
-    if wanted.kind == "random":
-        A = random_basis(patch_dim, rank, wanted.seed)
+    chosen, patch_dim = settings.subspace, settings.jit.patch_dim
+    rank = _recommended(pca) if chosen.rank == "auto" else chosen.rank
+    origin = {"method": chosen.kind, "rank": rank}
+    if chosen.kind == "random":
+        A = random_basis(patch_dim, rank, chosen.seed)
     elif rank in (0, patch_dim):
         A = torch.eye(patch_dim, rank)
     elif pca is None or pca.rank < rank:
-        asked = f"subspace.rank={wanted.rank}" + (f", which is {rank}" if wanted.rank == "auto" else "")
-        raise ValueError(f"{asked}: the basis has rank {pca.rank if pca else 'none'}; see its pca_rank")
+        requested = f"subspace.rank={chosen.rank}" + (f", which is {rank}" if chosen.rank == "auto" else "")
+        raise ValueError(f"{requested}: the basis has rank {pca.rank if pca else 'none'}; see its pca_rank")
     else:
         A, origin = pca.A[:, :rank], {**pca.provenance, **origin}
     return Subspace(A.float().contiguous(), 1.0, LAYOUT, SrgbSpace(), origin)

@@ -96,7 +96,7 @@ def test_a_finetunes_artifact_is_linked_to_its_run_and_its_version(tiny_workflow
 def test_a_name_that_is_not_registered(nightly, tiny_workflow):
     settings = tiny_workflow[0]
     for name in ("nobody@newest", "nobody/3", f"{settings.run.experiment}@best"):
-        with pytest.raises(ConfigError, match=f"registered='{name}': .*say NAME@ALIAS"):
+        with pytest.raises(ConfigError, match=f"registered='{name}': .*give NAME@ALIAS"):
             pin(name, settings.run)
     status, line, err = nightly("registered=nobody@newest")
     assert status == 2 and line == "" and err.count("\n") == 1

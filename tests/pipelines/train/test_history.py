@@ -72,7 +72,7 @@ def test_a_damaged_file_costs_its_steps_and_never_the_checkpoint(tmp_path, caplo
     broken.write_text("{}")
     record = read_record(str(tmp_path), state)
     assert record.steps == [*range(11, 21), 31, 32, 33] and record.skipped == [7]
-    assert "is missing" in caplog.text and "other bytes" in caplog.text
+    assert "is missing" in caplog.text and "damaged" in caplog.text
     assert {number: len(rows["steps"]) for number, rows in record.chunks().items()} == {1: 10, 3: 3}
 
 

@@ -28,7 +28,7 @@ def test_defaults_are_the_papers():
         ({"optim": {"rate": 1}}, "optim.rate"),
         (
             {"optim": {"optimizer": "adam8bit"}, "resources": {"zero_stage": 2}},
-            "^optim.optimizer=adam8bit with resources.zero_stage=2: sharding cuts through.*take zero_stage=0",
+            "^optim.optimizer=adam8bit with resources.zero_stage=2: sharding cuts through.*use zero_stage=0",
         ),
         ({"model": "latent"}, "^model=latent with loss.kind=variance_reduced: .*use loss.kind=flow_matching"),
         ({"export": {"alias": "1st"}}, "export.alias='1st'"),

@@ -28,7 +28,7 @@ def test_subspaces_of_the_family_are_parts_of_one_basis():
     random = made(rank=8, kind="random", seed=3)
     assert random.A.shape == (768, 8) and torch.equal(random.A, made(rank=8, kind="random", seed=3).A)
     assert not torch.equal(random.A, made(rank=8, kind="random", seed=4).A)
-    with pytest.raises(ValueError, match="subspace.rank=33: the basis has 32; see its pca_rank"):
+    with pytest.raises(ValueError, match="subspace.rank=33: the basis has rank 32; see its pca_rank"):
         made(rank=33)
 
 
@@ -42,7 +42,7 @@ def test_the_rank_can_be_what_the_basis_recommends():
     found, pca = made({"recommended_rank": 11})
     assert torch.equal(found.A, pca.A[:, :11])
     assert found.provenance["rank"] == 11 and found.provenance["energy"] == 0.9
-    with pytest.raises(ValueError, match="subspace.rank=auto, which is 40: the basis has 32; see its pca_rank"):
+    with pytest.raises(ValueError, match="subspace.rank=auto, which is 40: the basis has rank 32; see its pca_rank"):
         made({"recommended_rank": 40})
     with pytest.raises(ValueError, match="subspace.rank=auto: the basis recommends no rank; run the basis step again"):
         made({})
