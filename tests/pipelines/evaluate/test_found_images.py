@@ -12,7 +12,7 @@ from pipelines.evaluate.prompts import Prompt, shots_of
 
 @pytest.fixture
 def match(tmp_path):
-    """Call with names, the items' ids and repeats: {(place of the prompt, repeat): name}."""
+    """Return a function of names, the items' IDs and repeats: {(index of the prompt, repeat): name}."""
 
     def make(names, prompts=12, repeats=1, files=None):
         root = str(tmp_path / "images")
@@ -35,7 +35,7 @@ NAMES = ["{}.png", "{:05}.jpg", "a fox {}.webp", "seed42_{}_v2.png", "out/{}.PNG
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_number_is_the_image_of_that_place(match, name, first):
     names = [name.format(i + first) for i in range(12)]
-    assert match(reversed(names)) == {(i, 0): names[i] for i in range(12)}  # 2 is before 10
+    assert match(reversed(names)) == {(i, 0): names[i] for i in range(12)}  # 2 comes before 10
 
 
 def test_running_numbers_count_prompts_and_then_repeats(match):

@@ -32,7 +32,7 @@ def test_indices_count_prompts_times_repeats_and_keys_stay_when_prompts_are_adde
     assert [shot.key for shot in shots_of(prompts[:2], 2)] == [shot.key for shot in shots[:4]]
     assert len({shot.key for shot in shots}) == 6
     other = Prompt("a", "a cat", data={"tag": "colors"})
-    assert shots_of([other], 1)[0].key != shots[0].key  # it is asked for something else
+    assert shots_of([other], 1)[0].key != shots[0].key  # a file for another purpose
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])

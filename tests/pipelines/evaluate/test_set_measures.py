@@ -11,7 +11,7 @@ from pipelines.evaluate.set_measures import FlatGround, SpectrumDistance
 
 
 def spectra_of(side: int):
-    """Images of so many pixels, as far as their spectra are known."""
+    """Return spectra of images with sides of so many pixels."""
     scores = SimpleNamespace(features=lambda name: [torch.rand(4, side // 2)])
     return SimpleNamespace(scores={"spectrum": scores})
 
@@ -23,7 +23,7 @@ def test_spectra_of_other_sizes_are_refused_in_words():
 
 
 def test_grain_is_that_of_emoji_on_plain_grounds_alone():
-    """Two repeats of three prompts; the photograph's noise is left out, and so is a texture without any ground."""
+    """Two repeats of three prompts; the photograph and a texture without a ground are left out."""
     noise = torch.randn(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     levels = torch.tensor([2.0, 4.0, 30.0, 30.0, 6.0, 0.0])
     images = 128 + levels[:, None, None, None] * noise

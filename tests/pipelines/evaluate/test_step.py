@@ -1,4 +1,4 @@
-"""The demo suite on the shipped toy: real Ray, real files, a real MLflow database."""
+"""The demo suite on the shipped toy: real Ray, files and MLflow database."""
 
 import json
 import os
@@ -31,13 +31,13 @@ def run(tree):
 
 
 def made_in(storage, suffixes=(".png", ".parquet")):
-    """{file: when it was written} of all images and scores."""
+    """Return {file: modification time} of all images and scores."""
     folders = [Path(storage) / "pictures", Path(storage) / "scores"]
     return {p: p.stat().st_mtime_ns for f in folders for p in f.rglob("*") if p.suffix in suffixes}
 
 
 def results(outcome):
-    """What must not depend on how it was come by."""
+    """Return the results that must not depend on how they were computed."""
     folder = Path(outcome if isinstance(outcome, str) else outcome.artifact.uri)
     table = json.loads((folder / "table.json").read_text())
     rows = pq.read_table(folder / "scores.parquet").to_pylist()
@@ -74,7 +74,7 @@ def test_the_demo_suite_from_pictures_to_mlflow(demo, local_ray):
     with Image.open(folder / "samples.png") as image_grid:
         assert image_grid.width > 4 * 256 and image_grid.height > 2 * 256
 
-    # More prompts, other intervals: what stands is used again, and only what is new is made.
+    # More prompts, other intervals: cached images and scores are reused, and only missing ones are made.
     before = made_in(storage)
     more = run(demo(prompts={"count": 7}, bootstrap={"set_resamples": 0}))
     after = made_in(storage)
@@ -93,7 +93,7 @@ def test_results_do_not_depend_on_actors_or_batches(demo, local_ray, tmp_path):
     two["scorers"] = {"spectrum": {"resources": {"workers": 2, "batch": 3}}}
     assert results(run(two)) == first  # to the last bit
     table, scores, _ = results(run(demo(run={"storage": str(tmp_path / "c")}, resources={"batch": 3})))
-    # Products of other shapes round otherwise, and now and then a value of 255 falls to the other side.
+    # Products of other shapes round differently, which may change an 8-bit value by one.
     assert [row["value"] for row in table] == pytest.approx([row["value"] for row in first[0]], rel=1e-3)
     assert [row["spectrum/score"] for row in scores] == pytest.approx(
         [row["spectrum/score"] for row in first[1]], rel=1e-3
@@ -122,7 +122,7 @@ def test_killed_in_the_middle_nothing_is_done_twice(demo, local_ray, tmp_path):
     whole = run(tree | {"run": {"storage": str(tmp_path / "whole")}})
     storage = tmp_path / "killed"
     known = {}
-    for suffix in (".png", ".parquet"):  # once while drawing, once while scoring
+    for suffix in (".png", ".parquet"):  # once while sampling, once while scoring
         job = start(config)
         deadline = time.monotonic() + 120
         while len([p for p in made_in(storage) if p.suffix == suffix]) < 5:
@@ -155,7 +155,7 @@ def test_pictures_made_elsewhere(demo, local_ray, tmp_path):
     assert [Path(row["prompt_id"]).name for row in scores[:4]] == ["00000", "00000", "00001", "00001"]
     (power,) = [row["value"] for row in table if row["metric"] == "high_frequency_power"]
     assert power > 2  # noise
-    # Others under the same names are other images, and nothing of the first is taken for theirs.
+    # Other images under the same names do not reuse the cached results of the first.
     (tmp_path / "found" / "004.png").write_bytes((tmp_path / "found" / "000.png").read_bytes())
     changed = results(run(tree))[1]
     assert changed[4]["spectrum/score"] == scores[0]["spectrum/score"] != scores[4]["spectrum/score"]

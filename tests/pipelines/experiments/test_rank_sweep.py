@@ -1,5 +1,4 @@
-"""The rank family from labelled images to figures, on a real Ray: basis in sRGB, trainings, class-conditional
-evaluations; and what is refused before any of it."""
+"""The rank sweep from labeled images to figures, on Ray, and its checks before it starts."""
 
 import json
 from dataclasses import replace
@@ -42,7 +41,7 @@ NETWORK = {
 
 @pytest.fixture(scope="module")
 def family(tiny_workflow, tmp_path_factory):
-    """(settings of a sweep, basis artifact), on the tiny workflow's images."""
+    """Return (settings of a sweep, basis artifact), on the tiny workflow's images."""
     curated = tiny_workflow[2]["curate"].artifact.uri
     run = {"storage": str(tmp_path_factory.mktemp("ranks") / "runs")}
     tree = {

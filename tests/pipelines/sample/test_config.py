@@ -16,7 +16,7 @@ def test_prompts_are_one_many_or_a_file(tmp_path):
     file.write_text("ein Fuchs\n\n  über dem Schnee, im Licht  \n", "utf-8")
     read = settings(prompts=[], prompt_file=str(file))
     assert read.prompts == ["ein Fuchs", "über dem Schnee, im Licht"]
-    # where they were read from is no part of what is made
+    # the file that they were read from does not change the identity
     assert read == settings(prompts=["ein Fuchs", "über dem Schnee, im Licht"])
 
 

@@ -1,4 +1,4 @@
-"""Sampling on the shipped toy, with real Ray and real files."""
+"""Sampling on the shipped toy, with real Ray and files."""
 
 import io
 import json
@@ -67,7 +67,7 @@ def test_settings_of_a_drawing_reach_both_models(sampler):
 
 
 def test_both_models_draw_the_same_thing(sampler):
-    # the finetune keeps the latent model's composition: blurred to patches they resemble each other
+    # the finetune keeps the latent model's composition: patch means are similar
     parameters = SamplingParameters(height=64, width=64, steps=8, guidance=2.0, shift=3.6)
     prompts, seeds = PROMPTS * 2, [0, 1, 2, 3]
     pixel, latent = (getattr(sampler, name)(prompts, seeds, parameters) for name in ("pixel", "latent"))
@@ -111,7 +111,7 @@ def test_pictures_say_how_they_were_made_and_a_killed_run_goes_on(local_ray, sam
     assert image_grid.width > 4 * 256 and image_grid.height > 2 * 256
 
     assert run_step(STEP, settings(tmp_path)).reused
-    # killed before the second chunk was written down
+    # killed before the second item was recorded
     for name in ("manifest.json", ".done/3-4.json", "pixel/00001-5.png"):
         Path(folder, name).unlink()
     kept = {name: Path(folder, name).stat().st_mtime_ns for name in names if "00001-5" not in name}

@@ -1,4 +1,4 @@
-"""Models of every kind draw, alone, from one noise."""
+"""Samplers of all kinds of models, alone and from the same noise."""
 
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_alone_they_draw_what_they_draw_together(load):
 
 
 def test_the_lifted_model_is_the_latent_one_in_its_subspace(load, subspace):
-    """Before training nothing is outside of the subspace: what is drawn is an image made of the basis."""
+    """Before training nothing is outside of the subspace: samples are combinations of the basis."""
     images = load("lifted", adapter=None)(PROMPTS, SEEDS, PARAMETERS)
     assert images.shape == (2, 3, 32, 48) and images.abs().max() <= 1 + 1e-6
     trained = load("trained", adapter=ADAPTER)(PROMPTS, SEEDS, PARAMETERS)

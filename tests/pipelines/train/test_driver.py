@@ -1,4 +1,4 @@
-"""What the driver does while the workers do not train: it says what it waits for, hears signals, and ends in time."""
+"""The driver while the workers do not train: it reports what it waits for, handles signals, and ends in time."""
 
 import sys
 import threading
@@ -20,7 +20,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class MapWorker:
-    """Such as a step that failed once left behind."""
+    """An actor like those that a failed step may leave behind."""
 
     def ping(self):
         return True
@@ -28,7 +28,7 @@ class MapWorker:
 
 @pytest.fixture
 def holder(local_ray):
-    """An actor that holds every processor."""
+    """Start an actor that holds every processor."""
     cpus = local_ray.cluster_resources()["CPU"]
     actor = local_ray.remote(MapWorker).options(num_cpus=cpus).remote()
     assert local_ray.get(actor.ping.remote())
@@ -59,7 +59,7 @@ def test_a_training_without_room_says_what_it_needs_and_who_has_it_and_gives_up(
     assert told.startswith(f"finetune: waiting for room for its workers: {needs}") and f"({cpus:g} CPU)" in told
     assert "\n" not in told
     local_ray.kill(holder)
-    driver.train("finetune", no_task, settings_of(), context, {})  # nothing is left that would take its place
+    driver.train("finetune", no_task, settings_of(), context, {})  # no resources remain in use
 
 
 def test_who_holds_what(holder, local_ray):
@@ -75,7 +75,7 @@ def test_who_holds_what(holder, local_ray):
 
 @pytest.fixture
 def stuck(monkeypatch):
-    """A trainer that neither ends nor hears."""
+    """Return a trainer that neither ends nor reacts."""
     monkeypatch.setattr(driver, "ABANDON_SECONDS", 0.1)
     released = threading.Event()
     yield SimpleNamespace(fit=lambda: released.wait(60))

@@ -1,4 +1,4 @@
-"""The training loop through outages, in this process: a real model, DeepSpeed, S3 and MLflow; only Ray is not here."""
+"""The training loop through outages, in this process: real model, DeepSpeed, S3 and MLflow, but no Ray."""
 
 import json
 import threading
@@ -34,7 +34,7 @@ STEPS, BATCH, SIDE = 12, 4, 32
 
 
 class Batches:
-    """The samples of a step, by its number alone."""
+    """The samples of a step, a function of its number."""
 
     waited = 0.0
     order = SimpleNamespace(steps_per_epoch=lambda batch: 5)
@@ -65,7 +65,7 @@ class Batches:
 
 
 class Signals:
-    """Ray's store between driver and workers, in this process."""
+    """Ray's key-value store between driver and workers, in this process."""
 
     def __init__(self, attempt=""):
         self.asked, self.told = threading.Event(), []
@@ -79,7 +79,7 @@ class Signals:
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    """Call with a folder: trains in it as one attempt, and returns what the loop does, with what it wrote."""
+    """Return a function of a folder that trains in it as one attempt, and returns the loop's result and its files."""
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     monkeypatch.setattr(loop.ray.train, "get_context", lambda: context)
     monkeypatch.setattr(loop.ray.train, "get_preemption_info", lambda: None)
@@ -130,7 +130,7 @@ def record_in(folder) -> Record:
 
 @pytest.fixture
 def plain(train, tmp_path) -> Record:
-    """Of a run that nothing interrupts."""
+    """Return the result of an uninterrupted run."""
     assert train(tmp_path / "plain") == {"ended": "finished", "step": STEPS}
     train.run_id = None
     return record_in(tmp_path / "plain")
@@ -166,7 +166,7 @@ def test_a_checkpoint_with_the_whole_history_inside_is_resumed(train, plain, tmp
     signals, batches, folder = Signals(), Batches(pause=0.1), tmp_path / "old"
     stop_at(signals, batches, 5)
     train(folder, batches, signals)
-    for checkpoint in list_checkpoints(folder_of(str(folder))):  # as it was written before
+    for checkpoint in list_checkpoints(folder_of(str(folder))):  # as an older version wrote it
         state = dict(checkpoint.state)
         record = vars(read_record(str(folder), state))
         del record["skipped_keys"], state["summary"], state["history"]

@@ -13,7 +13,7 @@ def test_a_skipped_step_names_its_pictures_and_too_many_in_a_row_end_the_run(cap
     for step in (1, 2):
         monitor.record_skip(step, [f"key-{i}" for i in range(40)])
     assert "step 1 skipped" in caplog.text and ", ".join(f"key-{i}" for i in range(40)) in caplog.text
-    monitor.record_step(3, 1.0)  # a good step between them
+    monitor.record_step(3, 1.0)  # an applied step between them
     monitor.record_skip(4, ["a"])
     monitor.record_skip(5, ["b"])
     with pytest.raises(GiveUp, match="stopped at step 6: 3 steps in a row"):
@@ -22,7 +22,7 @@ def test_a_skipped_step_names_its_pictures_and_too_many_in_a_row_end_the_run(cap
 
 def test_a_loss_far_above_the_usual_is_a_spike(caplog):
     monitor = StepMonitor(Watch(spike=5))
-    assert not monitor.record_step(0, 1000.0)  # nothing to compare it with yet
+    assert not monitor.record_step(0, 1000.0)  # no median yet
     assert not any(monitor.record_step(step, 1.5) for step in range(1, 50))
     assert not monitor.record_step(50, 7.4)
     assert monitor.record_step(51, 7.6) and "step 51: loss spike: 7.6" in caplog.text

@@ -40,7 +40,7 @@ def test_a_lookout_hears_of_a_stop_while_the_store_fails_and_of_a_newer_attempt_
 
 
 def test_looks_that_fail_are_not_tried_again_each(faulty_s3, caplog):
-    """The next look is a second away: with eight attempts each, an outage would fill the log."""
+    """The next poll is a second away: with eight retries each, an outage would fill the log."""
     uri, server = faulty_s3
     lease_monitor = LeaseMonitor(RunLease.claim(uri), lambda: False)
     server.slow_down("(GET|HEAD) .*attempt.json")
@@ -68,7 +68,7 @@ def test_signals_set_an_event_and_are_what_they_were_afterwards():
             os.kill(os.getpid(), number)
             assert asked.is_set()
     with catch_stop_signals() as asked, pytest.raises(KeyboardInterrupt):
-        for _ in range(2):  # who asks twice is not made to wait
+        for _ in range(2):  # the second Ctrl-C interrupts at once
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before

@@ -1,4 +1,4 @@
-"""Metrics reach a real MLflow server through an outage, and nothing waits for it."""
+"""Metrics reach a real MLflow server through an outage, without delaying the training."""
 
 import json
 import time
@@ -62,7 +62,7 @@ def test_an_outage_delays_nothing_and_loses_no_point(gate, tracker, caplog, monk
             sender.send(lambda tracker: tracker.log_image_at("val/pictures", Image.new("RGB", (8, 8)), 40))
         longest = max(longest, time.monotonic() - before)
         time.sleep(0.02)
-    assert longest < 0.5  # a pause of the machine, no request
+    assert longest < 0.5  # the machine paused, rather than a request
     assert len(sender.unsent()) >= 60
     deadline = time.monotonic() + 30
     while "does not answer" not in caplog.text:
@@ -83,7 +83,7 @@ def test_what_a_server_has_from_an_earlier_attempt_is_not_sent_again(tracker):
     tracker.log_rows([MetricsRow(step, 1000 + step, {"train/loss": 1.0}) for step in range(1, 8)])
     sender = Sender(tracker)
     sender.start([MetricsRow(step, 1000 + step, {"train/loss": 2.0}) for step in range(5, 10)])
-    sender.add(8, {"train/loss": 3.0})  # trained again
+    sender.add(8, {"train/loss": 3.0})  # a repeated step
     sender.add(10, {"train/loss": 3.0})
     assert sender.close(20)
     assert [step for step, _ in points(tracker)] == list(range(1, 11))

@@ -1,4 +1,4 @@
-"""Checkpoints are written in the background; a store that is slow or away delays no step."""
+"""Background upload of checkpoints: a store that is slow or unavailable delays no step."""
 
 import threading
 import time

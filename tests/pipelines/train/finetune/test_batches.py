@@ -1,4 +1,4 @@
-"""On small files of two sizes, as the curate and encode steps write them; latents and text are random numbers."""
+"""Batches from small files of two sizes, as the curate and encode steps write them; latents and text are random."""
 
 import gc
 import random
@@ -59,7 +59,7 @@ def write_curated(file: Path, rows: int, width: int, height: int) -> None:
 
 
 def write_encoded(curated: Path, latents: Path, text: Path) -> None:
-    """Row group by row group; the latents and embeddings are random numbers."""
+    """Write random latents and embeddings, row group by row group."""
     generator = torch.Generator().manual_seed(zlib.crc32(curated.name.encode()))
     schema_of_text = pa.schema([KEY, CAPTION, ragged_field("text", 8)])
     tables: tuple[list, list] = [], []
@@ -110,7 +110,7 @@ def steps(reader: BatchReader, first: int, count: int, micro_batch: int = BATCH)
 
 
 def samples(batches: list[Batch]) -> dict[str, dict[str, torch.Tensor]]:
-    """What belongs to each key that counts, without padding of text."""
+    """Return the data of each key with weight, without padding of text."""
     found = {}
     for batch in batches:
         for i, key in enumerate(batch.keys):
@@ -154,7 +154,7 @@ def test_an_epoch_has_every_picture_once_each_with_what_belongs_to_it(folder):
 
 @pytest.mark.parametrize(("workers", "micro_batch"), [(1, 2), (1, 4), (2, 3), (2, 2), (3, 1), (4, 1), (32, 1)])
 def test_a_global_batch_does_not_depend_on_workers_or_micro_batches(folder, workers, micro_batch):
-    """Of a whole batch and of a bucket's last; nor does the weighted sum of losses."""
+    """A whole batch and the last one of a bucket; the weighted sum of losses is the same too."""
     whole = reader(folder).from_step(0, BATCH)
     parts = [reader(folder, rank, workers).from_step(0, micro_batch) for rank in range(workers)]
     sizes = set()
@@ -273,7 +273,7 @@ def test_embeddings_and_latents_are_asked_for_two_steps_ahead(folder):
 
 
 def damaged(folder: Path, tmp_path: Path, change) -> tuple[Path, int]:
-    """A copy whose third image of a file is changed, and the step that it comes at."""
+    """Return a copy with a changed third image in one file, and the step of that image."""
     for kind in ("latents", "text"):
         (tmp_path / kind).symlink_to(folder / kind)
     (tmp_path / "curated").mkdir()
@@ -307,7 +307,7 @@ def test_a_damaged_picture_is_an_error_at_its_step_that_names_file_and_key(folde
 
 
 def test_what_cannot_be_read_is_raised_at_its_step(folder, tmp_path):
-    """The 48x32 file goes after its footer was read."""
+    """The 48x32 file is deleted after its footer was read."""
     for kind in ("latents", "text"):
         (tmp_path / kind).symlink_to(folder / kind)
     (tmp_path / "curated").mkdir()
@@ -363,7 +363,7 @@ def encode_artifact(folder: Path, text: str = "on_the_fly", latents: str = "on_t
 @pytest.mark.ray
 @pytest.mark.slow
 def test_text_and_latents_on_the_fly_give_the_batches_of_stored_ones_though_actors_die(folder, tiny_base, local_ray):
-    """What is compared with is encoded here, one row at a time: the last bit of bfloat16 may differ."""
+    """The expected values are encoded here, one row at a time: the last bit of bfloat16 may differ."""
     encoded, pool, base = encode_artifact(folder), ModelWorkers(workers=1), str(tiny_base)
     text, latents = EncodedText(base, "cpu", 512), EncodedLatents(base, "cpu")
     here = reader(folder, 1, 2, text, latents).from_step(5, 2)

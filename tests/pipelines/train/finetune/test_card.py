@@ -39,7 +39,7 @@ def test_a_card_says_how_it_was_made_and_how_to_use_it():
         "AsymFlux2KleinPipeline.from_pretrained(",
     ):
         assert part in text
-    assert "/models" not in text  # a place of one machine
+    assert "/models" not in text  # a path of one machine
 
 
 def test_baselines_have_cards_of_their_own():

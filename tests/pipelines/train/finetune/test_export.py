@@ -1,4 +1,4 @@
-"""Adapters from runs that stand only as files: no Ray, no base weights, no network."""
+"""Export of runs that exist only as files: no Ray, no base weights, no network."""
 
 import json
 import runpy
@@ -43,7 +43,7 @@ SIZE = (48, 64)
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """A hub that is asked for is an error."""
+    """Fail on any request to a hub."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     connect = socket.socket.connect
@@ -58,12 +58,12 @@ def no_network(monkeypatch):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """One MLflow store for all tests here: making the tables takes seconds."""
+    """Return one MLflow store for all tests: creating its tables takes seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
 
 
 class Run:
-    """A finetune's inputs, base and folder on disk, and the models it would train."""
+    """A finetune's inputs, base and folder on disk, and its models."""
 
     def __init__(self, folder, make_transformer, store, **changes):
         self.make_transformer = make_transformer
@@ -111,7 +111,7 @@ class Run:
         return {name: p.detach().clone() for name, p in self.model(seed).trainable().items()}
 
     def checkpoint(self, step, attempt="a"):
-        """Its average is that of the model seeded with its step."""
+        """Write a checkpoint whose average is the model seeded with its step."""
         average = self.average(step)
         tensors = {"trainable": {n: 0 * v for n, v in average.items()}, "average": average}
         return write_checkpoint(folder_of(self.folder), tensors, {"step": step}, attempt)
@@ -122,7 +122,7 @@ class Run:
         return finish(self.folder, "finetune", self.id, self.settings, ids, {})
 
     def same(self, adapter, seed):
-        """Whether the adapter is the one that the model with these values saves."""
+        """Return whether the adapter equals the one saved from the model with these values."""
         expected = self.config.parent / f"expected_{seed}"
         save_adapter(self.model(seed), expected, sampling_defaults(self.settings, SIZE))
         return all((Path(adapter) / f.name).read_bytes() == f.read_bytes() for f in expected.iterdir())
@@ -135,7 +135,10 @@ def make_run(tmp_path, tiny_transformer, store):
 
 @pytest.fixture
 def job(monkeypatch, capsys):
-    """`python jobs/export.py ARGUMENTS`: (exit status, last line or None, stderr). Starting Ray is an error."""
+    """Run `python jobs/export.py ARGUMENTS`.
+
+    Returns (exit status, last line or None, stderr). Starting Ray is an error.
+    """
 
     def no_ray(run):
         raise AssertionError("Ray was started")
@@ -270,7 +273,7 @@ def test_model_in_the_registry_is_the_adapter(make_run, tmp_path, monkeypatch):
     tracker = run.start()
     adapter = export_adapter(run.settings, run.subspace, run.average(9), str(tmp_path), SIZE)
     other = f"sqlite:///{tmp_path}/other.db"
-    mlflow.set_tracking_uri(other)  # of the process, and not the run's
+    mlflow.set_tracking_uri(other)  # the process-wide registry, not the run's
     try:
         register(tracker, adapter, run.settings, run.folder, 9)
         assert mlflow.get_tracking_uri() == other and mlflow.active_run() is None
@@ -322,7 +325,7 @@ def test_bad_arguments(make_run, job, tmp_path):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A real MLflow server that keeps the artifacts itself."""
+    """Start an MLflow server that stores artifacts itself."""
     with serve_mlflow(tmp_path_factory.mktemp("server")) as url:
         yield url
 

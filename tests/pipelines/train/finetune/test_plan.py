@@ -38,7 +38,7 @@ KINDS = [("asymflow", "variance_reduced"), *((m, "flow_matching") for m in ("asy
 
 
 def settings_of(model: str = "asymflow", loss_kind: str = "variance_reduced", **sections) -> FinetuneSettings:
-    """The paper's training on 32 GPUs, of inputs that are nowhere, but for what is given."""
+    """Return the paper's training on 32 GPUs with missing inputs, and changes to it."""
     given = {
         "resources": {"workers": 32, "use_gpu": True, "micro_batch": 1, **sections.pop("resources", {})},
         "loss": {"kind": loss_kind, **sections.pop("loss", {})},
@@ -69,7 +69,7 @@ def test_the_papers_run():
         "45% MFU",
     ):
         assert shown in text
-    # twice the base's matrices and the attention of 32 blocks, three times: two forward passes and one backward
+    # base matrices and attention of 32 blocks, as multiply-adds, times three: forward of student and teacher, backward
     estimate = 3 * (2 * 8.1e9 * 4608 + 32 * 4 * 4096 * 4608**2)
     assert metrics["tflop_a_step"] == pytest.approx(256 * estimate / 1e12, rel=0.1)
     assert metrics["seconds_a_step"] == pytest.approx(metrics["tflop_a_step"] / (32 * 989 * 0.45))

@@ -1,4 +1,4 @@
-"""On small files as the curate step writes them; what all readers share is tested with the finetune's."""
+"""Batches from small files as the curate step writes them; common behavior is tested with the finetune's batches."""
 
 import random
 from itertools import islice

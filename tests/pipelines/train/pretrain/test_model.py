@@ -1,4 +1,4 @@
-"""The subspace that is trained in, and what is looked for before anything starts."""
+"""The subspace of a training, and the checks before it starts."""
 
 import pytest
 import torch
