@@ -23,7 +23,7 @@ PAPER = {  # transcribed from the paper independently
 
 @pytest.fixture
 def evaluation(tmp_path):
-    """Return a function of name and rows (model, metric, category, value, low, high, protocol): an artifact's folder."""
+    """Return a function of name and rows (model, metric, category, value, low, high, protocol): a folder."""
 
     def make(name, rows, suite="coco10k", adapter="some/adapter"):
         folder = tmp_path / name
