@@ -41,7 +41,7 @@ class ScoredImages:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class MeasureInput:
     """Input of a measure: one model's images in the order of the shots, and the real ones."""
 
     shots: Sequence[Shot]
@@ -121,7 +121,7 @@ class Measure(Protocol):
         """Return the names of its metrics over all categories."""
         ...
 
-    def rows(self, evaluated: Evaluated) -> list[Row]:
+    def rows(self, evaluated: MeasureInput) -> list[Row]:
         """Return the rows of one model."""
         ...
 
@@ -169,7 +169,7 @@ class Mean(Named):
     needs_real: ClassVar[bool] = False
     better: ClassVar[str] = "high"
 
-    def rows(self, evaluated: Evaluated) -> list[Row]:
+    def rows(self, evaluated: MeasureInput) -> list[Row]:
         """Return the overall row, and with `by_category` a row per category."""
         prompts = evaluated.prompts
         grouped = evaluated.by_prompt(evaluated.made.scores[self.scorer].rows())
@@ -202,7 +202,7 @@ class DpgCategories:
     needs_real: ClassVar[bool] = False
     better: ClassVar[str] = "high"
 
-    def rows(self, evaluated: Evaluated) -> list[Row]:
+    def rows(self, evaluated: MeasureInput) -> list[Row]:
         """Return a row per category and rule."""
         prompts = evaluated.prompts
         grouped = evaluated.by_prompt(evaluated.made.scores[self.scorer].rows())

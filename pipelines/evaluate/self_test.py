@@ -16,7 +16,7 @@ from torch import Tensor
 from asymflow.metrics.geneval import judge, keep_detections
 from pipelines.evaluate.config import Bootstrap
 from pipelines.evaluate.image_sets import ImageSet
-from pipelines.evaluate.measures import Evaluated, ScoredImages
+from pipelines.evaluate.measures import MeasureInput, ScoredImages
 from pipelines.evaluate.prompts import Prompt, read_dpg, shots_of
 from pipelines.evaluate.suites import SUITES
 
@@ -148,7 +148,7 @@ def _given(count: int, frequency: float) -> dict[str, Any]:
     return {**plain, **extracted}
 
 
-def _evaluated(prompts: list[Prompt], repeats: int, scores: Mapping[str, Any]) -> Evaluated:
+def _evaluated(prompts: list[Prompt], repeats: int, scores: Mapping[str, Any]) -> MeasureInput:
     shots = shots_of(prompts, repeats)
 
     def sampled(count: int, frequency: float, scores: Mapping[str, Any]) -> _Sampled:
@@ -156,10 +156,10 @@ def _evaluated(prompts: list[Prompt], repeats: int, scores: Mapping[str, Any]) -
         return _Sampled(ImageSet("", {}, {}), scores, images)
 
     made = sampled(len(shots), 0.731, scores)
-    return Evaluated(shots, repeats, made, sampled(REAL, 0.517, _given(REAL, 0.517)), None, NO_INTERVALS)
+    return MeasureInput(shots, repeats, made, sampled(REAL, 0.517, _given(REAL, 0.517)), None, NO_INTERVALS)
 
 
-def _made_up(suite: str) -> Evaluated:
+def _made_up(suite: str) -> MeasureInput:
     prompts = [Prompt(str(i), f"prompt {i}", "abc"[i * i % 7 % 3]) for i in range(PROMPTS)]
     repeats = min(SUITES[suite].images_per_prompt, 3)
     return _evaluated(prompts, repeats, _given(PROMPTS * repeats, 0.731))
@@ -180,7 +180,7 @@ c,an old map,,2,0,entity,whole,entity - whole (map),Is there a map?
 _ANSWERS = {"a": ("yyyy", "nyyy", "ynyy", "yyny"), "b": ("yyy", "nyy", "yny", "yyy"), "c": ("yn", "yy", "nn", "yn")}
 
 
-def _dpg(suite: str) -> Evaluated:
+def _dpg(suite: str) -> MeasureInput:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "questions.csv"
         file.write_text(_QUESTIONS, "utf-8")
@@ -193,7 +193,7 @@ def _dpg(suite: str) -> Evaluated:
     return _evaluated(prompts, 4, {"dpg": _Given(rows)})
 
 
-def _geneval(suite: str) -> Evaluated:
+def _geneval(suite: str) -> MeasureInput:
     """Return one prompt per task, four images each: right, too few, too many or misplaced, and empty."""
     cat, dog = (10.0, 10.0, 60.0, 60.0, 0.95), (120.0, 10.0, 180.0, 70.0, 0.8)
     faint, other = (10.0, 10.0, 60.0, 60.0, 0.2), (200.0, 200.0, 240.0, 240.0, 0.93)
@@ -225,4 +225,4 @@ def _geneval(suite: str) -> Evaluated:
     return _evaluated(prompts, len(scenes), {"geneval": _Given(rows)})
 
 
-MADE_UP: dict[str, Callable[[str], Evaluated]] = {"dpg": _dpg, "geneval": _geneval}
+MADE_UP: dict[str, Callable[[str], MeasureInput]] = {"dpg": _dpg, "geneval": _geneval}

@@ -25,7 +25,7 @@ from asymflow.metrics.sliced_wasserstein import (
 from asymflow.metrics.spectrum import distance_of_spectra
 from pipelines.core.step import StepFailed
 from pipelines.evaluate import bootstrap
-from pipelines.evaluate.measures import Evaluated, Named, Row, ScoredImages, mean_of
+from pipelines.evaluate.measures import MeasureInput, Named, Row, ScoredImages, mean_of
 from pipelines.toy.data import GROUNDS
 
 _ON_PLAIN_GROUND = re.compile(rf"an emoji of .+ on ({'|'.join(GROUNDS)})")
@@ -42,7 +42,7 @@ class Frechet(Named):
     needs_real: ClassVar[bool] = True
     better: ClassVar[str] = "low"
 
-    def rows(self, evaluated: Evaluated) -> list[Row]:
+    def rows(self, evaluated: MeasureInput) -> list[Row]:
         """Return the distance."""
         scores = evaluated.made.scores[self.scorer]
         real = self._reference(evaluated)
@@ -56,7 +56,7 @@ class Frechet(Named):
         interval = bootstrap.set_interval(again, len(evaluated.shots) // evaluated.repeats, value, evaluated.settings)
         return [evaluated.row(self.metric, value, interval, self.scorer, more={"reference": _hash_of(real)})]
 
-    def _reference(self, evaluated: Evaluated) -> FrechetStatistics:
+    def _reference(self, evaluated: MeasureInput) -> FrechetStatistics:
         given = evaluated.reference and getattr(evaluated.reference, self.feature)
         if given:
             return given
@@ -73,7 +73,7 @@ class InceptionScore(Named):
     needs_real: ClassVar[bool] = False
     better: ClassVar[str] = "high"
 
-    def rows(self, evaluated: Evaluated) -> list[Row]:
+    def rows(self, evaluated: MeasureInput) -> list[Row]:
         """Return the score."""
         mean, spread = inception_score(torch.cat(list(evaluated.made.scores[self.scorer].features("logits"))))
         more = {"splits": 10, "shuffled": True, "interval": "one standard deviation of the splits"}
@@ -90,7 +90,7 @@ class PrecisionRecall:
     needs_real: ClassVar[bool] = True
     better: ClassVar[str] = "high"
 
-    def rows(self, evaluated: Evaluated) -> list[Row]:
+    def rows(self, evaluated: MeasureInput) -> list[Row]:
         """Return precision and recall."""
         real = torch.cat(list(evaluated.real_images("precision").scores[self.scorer].features("pool")))
         made = torch.cat(list(evaluated.made.scores[self.scorer].features("pool")))
@@ -112,7 +112,7 @@ class SlicedWasserstein(Named):
     needs_real: ClassVar[bool] = True
     better: ClassVar[str] = "low"
 
-    def rows(self, evaluated: Evaluated) -> list[Row]:
+    def rows(self, evaluated: MeasureInput) -> list[Row]:
         """Return the distance."""
         real = self._patches(evaluated.real_images(self.metric).tensor)
         images = evaluated.made.tensor
@@ -146,7 +146,7 @@ class SpectrumDistance(Named):
     needs_real: ClassVar[bool] = True
     better: ClassVar[str] = "low"
 
-    def rows(self, evaluated: Evaluated) -> list[Row]:
+    def rows(self, evaluated: MeasureInput) -> list[Row]:
         """Return the distance."""
         real = _radial(evaluated.real_images(self.metric)).mean(0)
         made = _radial(evaluated.made)
@@ -167,7 +167,7 @@ class HighFrequencyPower(Named):
     needs_real: ClassVar[bool] = True
     better: ClassVar[str] = ""
 
-    def rows(self, evaluated: Evaluated) -> list[Row]:
+    def rows(self, evaluated: MeasureInput) -> list[Row]:
         """Return the ratio."""
         real = _column(evaluated.real_images(self.metric), self.scorer).mean()
         made = _column(evaluated.made, self.scorer)
@@ -183,7 +183,7 @@ class FlatGround(Named):
     needs_real: ClassVar[bool] = False
     better: ClassVar[str] = "low"
 
-    def rows(self, evaluated: Evaluated) -> list[Row]:
+    def rows(self, evaluated: MeasureInput) -> list[Row]:
         """Return the mean noise over prompts."""
         places = [i for i, shot in enumerate(evaluated.shots) if _ON_PLAIN_GROUND.fullmatch(shot.prompt.text)]
         if not places:
@@ -205,7 +205,7 @@ class FlatGround(Named):
 
 def _of_repeats(
     measure: SpectrumDistance | HighFrequencyPower,
-    evaluated: Evaluated,
+    evaluated: MeasureInput,
     made: Tensor,
     statistic: Callable[[Tensor], float],
     reference: str,

@@ -22,7 +22,7 @@ from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.found_images import match_images
 from pipelines.evaluate.generate import generate
 from pipelines.evaluate.image_sets import REAL, ImageSet, load_found_images, reference_images, store_images
-from pipelines.evaluate.measures import Evaluated, Row, ScoredImages
+from pipelines.evaluate.measures import MeasureInput, Row, ScoredImages
 from pipelines.evaluate.prompts import Shot, read_held_out, shots_of
 from pipelines.evaluate.score import score
 from pipelines.evaluate.selection import (
@@ -167,7 +167,7 @@ def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
         for label, found in score(scored_sets, shots, name, getattr(settings.scorers, name), root).items():
             scores[label][name] = found
     images = {label: ScoredImages(found, scores[label]) for label, found in all_sets.items()}
-    compare = partial(Evaluated, shots, repeats)
+    compare = partial(MeasureInput, shots, repeats)
     rows: list[Row] = []
     for model in sets:
         evaluated = compare(images[model], images.get(REAL), reference, settings.bootstrap)

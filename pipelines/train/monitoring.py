@@ -71,7 +71,7 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
 
-class Speedometer:
+class StepTimer:
     """Measures the throughput of the last step, over all workers."""
 
     def __init__(self) -> None:

@@ -10,9 +10,9 @@ from pipelines.core import storage
 from pipelines.core.tracking import MetricsRow, Tracker
 from pipelines.train.devices import device_of
 from pipelines.train.metrics_log import Record
-from pipelines.train.monitoring import Speedometer
+from pipelines.train.monitoring import StepTimer
 from pipelines.train.task import Task, Tokens
-from pipelines.train.tracking_sender import Sender
+from pipelines.train.tracking_sender import TrackingSender
 
 
 class TrackingLog:
@@ -23,21 +23,21 @@ class TrackingLog:
 
     def __init__(self, tracker: Tracker, task: Task, workers: int):
         self.task = task
-        self.sender = Sender(tracker)
-        self.speed = Speedometer()
+        self.sender = TrackingSender(tracker)
+        self.timer = StepTimer()
         peak = device_of(task.settings.resources).tflops
         self.flops = 1e12 * peak * workers if peak else None
 
     def start(self, unsent: Iterable[MetricsRow]) -> None:
         """Start sending, with the rows that an earlier attempt could not send; sent steps are not logged twice."""
         self.sender.start(unsent)
-        self.speed.restart()
+        self.timer.restart()
 
     def step(
         self, step: int, record: Record, tokens: Tokens, waited: float, norm: float, skipped: bool, spike: bool
     ) -> None:
         """Log a step's terms, gradient norm, throughput and events."""
-        rates = self.speed.step(self.task.settings.optim.batch, tokens.all, waited)
+        rates = self.timer.step(self.task.settings.optim.batch, tokens.all, waited)
         if self.flops:
             could_do = rates["train/speed/seconds_per_step"] * self.flops
             rates["train/speed/mfu"] = self.task.step_flops(tokens) / could_do
@@ -58,7 +58,7 @@ class TrackingLog:
 
     def pause_ended(self) -> None:
         """Exclude the time since the last step from the next one."""
-        self.speed.restart()
+        self.timer.restart()
 
 
 def unsent_file(folder: str) -> str:

@@ -24,7 +24,7 @@ BATCH, BATCH_SECONDS, MOST_TOGETHER = 20, 10.0, 60
 costs as much as a small step"""
 
 
-class Sender:
+class TrackingSender:
     """A bounded queue of rows and files (images, texts), sent in order; failures are retried with backoff."""
 
     first_wait, longest_wait = 1.0, 30.0

@@ -5,7 +5,7 @@ import torch
 
 from pipelines.core.step import StepFailed
 from pipelines.evaluate.config import Bootstrap
-from pipelines.evaluate.measures import Evaluated
+from pipelines.evaluate.measures import MeasureInput
 from pipelines.evaluate.prompts import Prompt, shots_of
 from pipelines.evaluate.set_measures import FlatGround, SpectrumDistance
 
@@ -31,8 +31,8 @@ def test_grain_is_that_of_emoji_on_plain_grounds_alone():
     texts = ["an emoji of a fox on green", "a photo of grass, wide view", "an emoji of a sock on light blue"]
     shots = shots_of([Prompt(str(i), text) for i, text in enumerate(texts)], 2)
     made = SimpleNamespace(tensor=images.round().clamp(0, 255) / 127.5 - 1)
-    (row,) = FlatGround("flat_ground").rows(Evaluated(shots, 2, made, None, None, Bootstrap()))
+    (row,) = FlatGround("flat_ground").rows(MeasureInput(shots, 2, made, None, None, Bootstrap()))
     assert row["value"] == pytest.approx((3 + 6) / 2, rel=0.05) and row["low"] < row["value"] < row["high"]
     assert (row["prompts"], row["pictures"]) == (2, 3)
     others = shots_of([Prompt(str(i), "a photo of grass") for i in range(3)], 2)
-    assert FlatGround("flat_ground").rows(Evaluated(others, 2, made, None, None, Bootstrap())) == []
+    assert FlatGround("flat_ground").rows(MeasureInput(others, 2, made, None, None, Bootstrap())) == []

@@ -27,7 +27,7 @@ from pipelines.train.pretrain.model import build_model
 from pipelines.train.pretrain.task import PretrainTask, make_objective
 from pipelines.train.run_lease import RunLease
 from pipelines.train.tracking_log import unsent_file
-from pipelines.train.tracking_sender import Sender
+from pipelines.train.tracking_sender import TrackingSender
 
 pytestmark = pytest.mark.usefixtures("alone")
 STEPS, BATCH, SIDE = 12, 4, 32
@@ -84,7 +84,7 @@ def train(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.ray.train, "get_context", lambda: context)
     monkeypatch.setattr(loop.ray.train, "get_preemption_info", lambda: None)
     monkeypatch.setattr("pipelines.train.run_lease._POLL_SECONDS", 0.1)
-    monkeypatch.setattr(Sender, "first_wait", 0.1)
+    monkeypatch.setattr(TrackingSender, "first_wait", 0.1)
     network = {
         "size": "B", "width": 32, "depth": 2, "heads": 2, "bottleneck": 24, "context_from": 1, "context_tokens": 2
     }  # fmt: skip

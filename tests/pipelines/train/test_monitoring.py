@@ -5,7 +5,7 @@ import time
 import pytest
 
 from pipelines.train.config import Watch
-from pipelines.train.monitoring import GiveUp, Speedometer, StepMonitor
+from pipelines.train.monitoring import GiveUp, StepMonitor, StepTimer
 
 
 def test_a_skipped_step_names_its_pictures_and_too_many_in_a_row_end_the_run(caplog):
@@ -41,7 +41,7 @@ def test_one_rank_warns_for_all_and_all_count_alike(caplog):
 
 
 def test_rates_are_of_the_step_and_a_pause_is_no_part_of_it():
-    speed = Speedometer()
+    speed = StepTimer()
     time.sleep(0.3)
     speed.restart()
     time.sleep(0.1)
