@@ -18,11 +18,11 @@ class Channel:
         self.attempt = attempt
         self._stop, self._progress, self._abandoned = (f"{attempt}/{k}" for k in ("stop", "progress", "abandoned"))
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Request that the workers write a checkpoint and end."""
         _internal_kv_put(self._stop, b"1", namespace=_NAMESPACE)
 
-    def is_asked_to_stop(self) -> bool:
+    def is_stop_requested(self) -> bool:
         """Return whether a stop was requested."""
         return bool(_internal_kv_exists(self._stop, namespace=_NAMESPACE))
 

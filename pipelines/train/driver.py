@@ -149,7 +149,7 @@ def _watch(
             if progress is None or stop_requested.is_set():
                 progress = channel.progress() or progress
             if stop_requested.is_set() and not is_stop_sent:
-                channel.ask_to_stop()
+                channel.request_stop()
                 is_stop_sent = True
             if progress is None and now >= report_at:
                 report_at = now + 1

@@ -104,7 +104,7 @@ class Training:
         self.is_stopping = False
         if self.rank == 0:
             self.channel = Channel(self.attempt.name)
-            self.lease_monitor = LeaseMonitor(self.attempt, self.channel.is_asked_to_stop)
+            self.lease_monitor = LeaseMonitor(self.attempt, self.channel.is_stop_requested)
             self.log = TrackingLog(Tracker(**config["tracker"]), self.task, self.workers)
             unsent = self.log.sender.unsent
             self.checkpointer = Checkpointer(self.attempt, settings.checkpoints, self.channel, unsent)

@@ -63,10 +63,10 @@ class LeaseMonitor:
     Each has a thread, so that a file that cannot be read hides no stop request. Failed polls are ignored.
     """
 
-    def __init__(self, attempt: RunLease, is_asked_to_stop: Callable[[], bool]):
+    def __init__(self, attempt: RunLease, is_stop_requested: Callable[[], bool]):
         self.attempt = attempt
         self._asked, self._fenced, self._ended = threading.Event(), threading.Event(), threading.Event()
-        for poll, found in ((is_asked_to_stop, self._asked), (self._is_fenced, self._fenced)):
+        for poll, found in ((is_stop_requested, self._asked), (self._is_fenced, self._fenced)):
             threading.Thread(target=self._poll, args=(poll, found), name="lease-monitor", daemon=True).start()
 
     @property

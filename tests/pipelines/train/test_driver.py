@@ -94,7 +94,7 @@ def test_one_that_is_asked_to_stop_before_it_begins_ends_at_once(stuck, channel)
     asked.set()
     with pytest.raises(StepFailed, match="finetune: stopped before the training started, as requested"):
         driver.fit("finetune", settings_of(), stuck, channel, asked)
-    assert time.monotonic() - started < 10 and channel.is_asked_to_stop()
+    assert time.monotonic() - started < 10 and channel.is_stop_requested()
 
 
 @pytest.mark.parametrize(("good", "told"), [(5, "step 5"), (None, "none")])
@@ -138,9 +138,9 @@ def test_workers_hear_of_a_stop_and_the_driver_of_their_checkpoints(local_ray, c
         from pipelines.train.channel import Channel
 
         channel = Channel(name)
-        before = channel.is_asked_to_stop()
+        before = channel.is_stop_requested()
         channel.report(good=7)
-        while not channel.is_asked_to_stop():
+        while not channel.is_stop_requested():
             time.sleep(0.05)
         return before
 
@@ -148,7 +148,7 @@ def test_workers_hear_of_a_stop_and_the_driver_of_their_checkpoints(local_ray, c
     while channel.progress() is None:
         time.sleep(0.05)
     assert channel.progress() == {"good": 7}
-    channel.ask_to_stop()
+    channel.request_stop()
     assert local_ray.get(working, timeout=30) is False
     channel.clear()
-    assert channel.progress() is None and not channel.is_asked_to_stop()
+    assert channel.progress() is None and not channel.is_stop_requested()

@@ -70,7 +70,7 @@ class Signals:
     def __init__(self, attempt=""):
         self.asked, self.told = threading.Event(), []
 
-    def is_asked_to_stop(self):
+    def is_stop_requested(self):
         return self.asked.is_set()
 
     def report(self, **progress):
