@@ -18,7 +18,7 @@ class Pixels(Settings):
     """Empty: the base's own, which the validated settings contain; 16 if its files do not say"""
     layout: Layout = "channel_first"
     mean: tuple[float, float, float] | None = None
-    """Oklab mean that the basis must have; empty: not checked, the basis has that of its color_stats artifact"""
+    """Oklab mean that the basis must have; empty: that of the color_stats artifact it was made with"""
     std: float | None = Field(None, gt=0)
 
 
