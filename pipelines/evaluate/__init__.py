@@ -1,17 +1,18 @@
-"""Evaluate: draw what a suite asks for, score each picture, and say what the numbers are and what they mean.
+"""Evaluate step: sample a suite's prompts, score each image, and report measures with intervals and protocols.
 
-step.py       the step: its settings are checked, and what is below comes together
-suites.py     the suites, as data: prompts, pictures a prompt, scorers, measures
-prompts.py    the benchmarks' own files of prompts
-subject.py    what is evaluated, and where it came from
-picture_sets.py, generate.py    pictures, every missing one drawn by an actor pool
-scorers.py    what looks at one picture at a time: settings and models
-score.py      scores, every missing one by an actor pool each
-measures.py, set_measures.py    from scores to the numbers of the table; bootstrap.py their intervals
-show.py       pictures of pictures, the table, MLflow
-registry.py   models of MLflow's registry: in, and the scores back
-self_test.py  known answers, before GPU hours are spent
+step.py       the step: checks its settings and combines the modules below
+suites.py     the suites as data: prompts, images per prompt, scorers, measures
+selection.py  suite, models, prompts, scorers and measures of the settings
+prompts.py    prompts from the benchmarks' own files
+subject.py, class_subject.py    the evaluated model and its lineage
+image_sets.py, found_images.py, generate.py    images: found or sampled by an actor pool
+scorers.py    metric models that score single images: settings and loading
+score.py      cached scores, by an actor pool per scorer
+measures.py, set_measures.py    measures from scores; bootstrap.py their intervals
+show.py       image grids, the table, MLflow
+registry.py   MLflow's model registry: fetch adapters, write scores
+self_test.py  test of the measures on known answers
 
-Importing the package loads none of it: the actors that score need no model of pictures, and start in half the time.
+Importing the package loads no module: scoring actors need no generative model, and start in half the time.
 """
 

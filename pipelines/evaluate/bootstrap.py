@@ -1,4 +1,4 @@
-"""Confidence intervals: prompts are drawn again with replacement, each with all its pictures."""
+"""Bootstrap confidence intervals: prompts are resampled with replacement, each with all its images."""
 
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
@@ -10,9 +10,12 @@ from pipelines.evaluate.config import Bootstrap
 Interval = tuple[float, float] | None
 
 
-def of_mean(values: Sequence[float], groups: Sequence[str] | None, settings: Bootstrap) -> Interval:
-    """Of the mean over prompts or, with `groups`, of the unweighted mean of their groups' means, each group drawn from
-    by itself. Percentiles. None where there is nothing to draw from: one prompt, or no resamples asked for."""
+def mean_interval(values: Sequence[float], groups: Sequence[str] | None, settings: Bootstrap) -> Interval:
+    """Return the percentile interval of the mean over prompts.
+
+    With `groups` it is that of the unweighted mean of the groups' means, each group resampled separately. None with one
+    prompt or without resamples.
+    """
     if not settings.resamples or len(values) < 2:
         return None
     generator = np.random.default_rng(settings.seed)
@@ -28,10 +31,16 @@ def of_mean(values: Sequence[float], groups: Sequence[str] | None, settings: Boo
     return float(low), float(high)
 
 
-def of_set(statistic: Callable[[np.ndarray], float], prompts: int, value: float, settings: Bootstrap) -> Interval:
-    """Of a number that belongs to a set of pictures. `statistic` is given how often each prompt is drawn.
+def set_interval(statistic: Callable[[np.ndarray], float], prompts: int, value: float, settings: Bootstrap) -> Interval:
+    """Return the interval of a statistic of a set of images.
 
-    Such distances grow when pictures repeat, so that only their spread is taken from the draws: value +- z times it.
+    Such distances grow when images repeat, so that only their spread is taken from the resamples: value +- z times it.
+
+    Args:
+        statistic: computes the statistic from how often each prompt is drawn.
+        prompts: number of prompts.
+        value: statistic of all prompts.
+        settings: number of resamples, level and seed.
     """
     if settings.set_resamples < 2 or prompts < 2:
         return None

@@ -1,4 +1,4 @@
-"""A class-conditional model that is evaluated: an artifact of the pretrain step, at its end or at a checkpoint."""
+"""Evaluated class-conditional model: an artifact of the pretrain step, finished or at a checkpoint."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from pipelines.train.pretrain.sampler import ClassSampler
 
 @dataclass(frozen=True)
 class ClassModel:
-    """See `pipelines.evaluate.subject.EvaluatedModel`; `trained` is its only model."""
+    """Interface of `pipelines.evaluate.subject.EvaluatedModel`; `trained` is its only model."""
 
     artifact: Artifact
     step: int | None
@@ -29,16 +29,18 @@ class ClassModel:
     lineage: Mapping[str, str] = field(default_factory=dict)
 
     def identity(self, model: str) -> dict[str, str]:
+        """Return what determines the model's images."""
         return {"model": model, **self.parts}
 
-    def painter(self, model: str, device: str) -> ImageSampler:
+    def sampler(self, model: str, device: str) -> ImageSampler:
+        """Return the model's sampler."""
         found = load_pretrained(self.artifact, self.step)
         found.set_precision(default_dtype(device))
         return ClassSampler(found.to(device), device)
 
 
 def read_class_model(pretrained: Artifact, step: int | None) -> ClassModel:
-    """Raises ConfigError where no checkpoint of the step stands."""
+    """Return the model of a pretrain artifact. Raises ConfigError if the step has no checkpoint."""
     settings, files = settings_of(pretrained), pretrained.manifest["files"]
     sampling = settings.validation or Validation()
     height, width = json.loads(storage.read_bytes(pretrained.file(SUMMARY)))["size"]
@@ -55,7 +57,7 @@ def _checkpointed(pretrained: Artifact, step: int) -> str:
     found = {c.step: c.state["files"]["average.safetensors"]["sha256"] for c in checkpoints}
     if step not in found:
         raise ConfigError(
-            f"pretrained_step={step}: no such checkpoint stands; there are {sorted(found) or 'none'}; "
-            "checkpoints.keep_every keeps some for good"
+            f"pretrained_step={step}: no such checkpoint; there are {sorted(found) or 'none'}; "
+            "checkpoints.keep_every keeps some permanently"
         )
     return found[step]

@@ -15,88 +15,91 @@ SuiteName = Literal["demo", "classes", "coco10k", "hpsv3_benchmark", "dpg", "gen
 
 
 class PromptSource(Settings):
+    """File of a suite's prompts."""
+
     file: OptionalUri = ""
     """The benchmark's own file (the suite says which)"""
     column: str = "prompt"
-    """Where the file has several"""
+    """Column of the prompts, for files with columns"""
     count: int | None = Field(None, ge=1)
-    """Only the first of them; the results say so. Empty: all that the benchmark has"""
+    """Use only the first prompts, which the results note. Empty: all of the benchmark"""
 
 
 class Reference(Settings):
-    """Real pictures that Fréchet distances, precision and recall compare with."""
+    """Real images for Fréchet distances, precision and recall."""
 
     source: OptionalUri = ""
-    """A folder of pictures, or an .npz of ADM's with their statistics"""
+    """A folder of images, or an .npz of ADM's with their statistics"""
 
 
 class Bootstrap(Settings):
-    """Confidence intervals: prompts are drawn again, each with all its pictures."""
+    """Confidence intervals: prompts are resampled with replacement, each with all its images."""
 
     resamples: int = Field(1000, ge=0)
-    """For means over pictures; 0: no intervals"""
+    """For means over images; 0: no intervals"""
     set_resamples: int = Field(20, ge=0)
-    """For distances between sets of pictures, which are dearer; their interval is that of a normal distribution"""
+    """For distances between sets of images, which are more expensive; their interval assumes a normal distribution"""
     level: float = Field(0.95, gt=0, lt=1)
     seed: int = 0
 
 
 class Resources(ModelWorkers):
-    """Those that draw the pictures."""
+    """Workers that sample the images."""
 
     workers: int = Field(1, ge=1)
-    """Each holds the model"""
+    """Each loads the model"""
     batch: int = Field(4, ge=1)
-    """Pictures sampled together"""
+    """Images sampled together"""
 
 
 class EvaluateSettings(StepSettings):
+    """Settings of the evaluate step."""
+
     step: ClassVar[str] = "evaluate"
     inputs = {"curated": "curate", "basis": "basis", "finetuned": "finetune", "pretrained": "pretrain"}
     suite: SuiteName = "demo"
-    """What is measured; classes and imagenet50k are of class-conditional models"""
+    """Suite to evaluate; classes and imagenet50k are for class-conditional models"""
     base: OptionalUri = ""
     """Folder of the latent model"""
     adapter: str = ""
-    """What is evaluated: an adapter's folder, s3://... or OWNER/NAME on the hub"""
+    """Evaluated adapter: a folder, s3://... or OWNER/NAME on the hub"""
     finetuned: OptionalUri = ""
     """Or an artifact of the finetune step"""
     pretrained: OptionalUri = ""
-    """Or an artifact of the pretrain step, for suites of classes"""
+    """Or an artifact of the pretrain step, for class-conditional suites"""
     pretrained_step: int | None = Field(None, ge=1)
-    """Its moving average at a checkpoint that stands; empty: at the end"""
+    """Its moving average at a checkpoint; empty: at the end"""
     registered: str = ""
-    """Or NAME@ALIAS of MLflow's model registry"""
+    """Or NAME@ALIAS in MLflow's model registry"""
     pictures: OptionalUri = ""
-    """Or a folder of images made elsewhere, whose names or images.csv tell which is of which prompt"""
+    """Or a folder of images made elsewhere, matched with prompts by file names or images.csv"""
     models: list[Model] | None = Field(None, min_length=1)
-    """trained: what is evaluated; lifted: the same before training; latent: the base it was made from. Empty: as the
-    suite has it"""
+    """trained: the evaluated model; lifted: the same before training; latent: its base. Empty: the suite's default"""
     curated: OptionalUri = ""
-    """Artifact of the curate step: its held-out pictures and captions are the demo suite's"""
+    """Artifact of the curate step, for suites on held-out images and captions"""
     basis: OptionalUri = ""
-    """Artifact of the basis step, for lifted and latent models where no adapter brings its own"""
+    """Artifact of the basis step, for lifted and latent models whose adapter has no subspace"""
     prompts: PromptSource = PromptSource()
     images_per_prompt: int | None = Field(None, ge=1)
-    """Empty: as the benchmark wants it"""
+    """Empty: the benchmark's default"""
     sampling: SamplingParameterSettings = SamplingParameterSettings()
-    """What is left empty is the suite's, or else the model's own"""
+    """Empty values are the suite's, or else the model's defaults"""
     reference: Reference = Reference()
     leave_out: list[str] = []
-    """Scorers of the suite that are not wanted"""
+    """Scorers of the suite to skip"""
     scorers: Scorers = Scorers()
     bootstrap: Bootstrap = Bootstrap()
     shown: int = Field(10, ge=1)
-    """Rows of the pictures of pictures"""
+    """Rows of the image grids"""
     floors: dict[str, float] = {}
-    """MODEL/METRIC: the job's exit status is 1 where a score is below"""
+    """MODEL/METRIC: the job fails with exit status 1 if a score is below"""
     ceilings: dict[str, float] = {}
-    """The same for what should be small"""
+    """The same for scores that should be small"""
     resources: Resources = Resources()
 
     @field_validator("models")
     @classmethod
     def _once(cls, value: list[Any] | None) -> list[Any] | None:
         if value and len(set(value)) != len(value):
-            raise ValueError("one stands there twice")
+            raise ValueError("a model is given twice")
         return value

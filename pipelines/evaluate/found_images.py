@@ -1,8 +1,8 @@
-"""Tell which image of a folder made elsewhere is of which prompt: by a mapping file, or by names that leave no choice.
+"""Match the images of a folder made elsewhere with prompts, by a mapping file or by unambiguous names.
 
 Layouts: a file MAPPING; this project's own names; GenEval's `00003/samples/0001.png`; names of items, as DPG-Bench's
-`ITEM.png` (a grid of four where four are asked for) or `ITEM_1.png`; a number per image, or one per prompt and one per
-repeat. Numbers are compared as numbers: 2 comes before 10.
+`ITEM.png` (a grid of four, for four images per prompt) or `ITEM_1.png`; a number per image, or one per prompt and one
+per repeat. Numbers are compared as numbers: 2 comes before 10.
 """
 
 import re
@@ -19,25 +19,25 @@ from pipelines.evaluate.prompts import Prompt, Shot
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 MAPPING = ("images.csv", "images.jsonl")
 GRID = 4
-"""Images of one DPG-Bench file, two rows of two"""
+"""Images per DPG-Bench file, two rows of two"""
 _GENEVAL = re.compile(r"(\d+)/samples/(\d+)")
 _REPEATED = re.compile(r"(.+)[-_/ ](\d+)")
 Places = dict[str, tuple[int, int]]
-"""{file's name: (place of its prompt, repeat)}"""
+"""{file name: (index of its prompt, repeat)}"""
 
 
 @dataclass(frozen=True)
 class Match:
-    """Which file is of which prompt."""
+    """Files by prompt and repeat."""
 
     files: Mapping[tuple[int, int], str]
-    """{(place of the prompt, repeat): URI}; of a grid, {(place of the prompt, 0): URI}"""
+    """{(index of the prompt, repeat): URI}; of a grid, {(index of the prompt, 0): URI}"""
     grids: bool = False
-    """Whether a file holds GRID images"""
+    """Whether each file holds GRID images"""
 
 
 def image_files(uri: str) -> list[str]:
-    """URIs of the images below a folder, sorted."""
+    """Return the URIs of the images below a folder, sorted."""
     return [file for file in storage.list_files(uri) if PurePosixPath(file).suffix.lower() in ENDINGS]
 
 
@@ -45,7 +45,8 @@ def match_images(uri: str, shots: Sequence[Shot], repeats: int) -> Match:
     """Match the images below a folder with the shots of a suite.
 
     Raises:
-        ConfigError: another number of images, names that leave a choice, or a layout's own record that says otherwise.
+        ConfigError: the number of images differs, names are ambiguous, or a layout's own metadata contradicts the
+            match.
     """
     prompts = [shot.prompt for shot in shots[::repeats]]
     start = len(storage.absolute(uri)) + 1
@@ -55,11 +56,11 @@ def match_images(uri: str, shots: Sequence[Shot], repeats: int) -> Match:
         return _matched(uri, files, _by_mapping(storage.join(uri, mapping[0]), prompts, repeats), len(shots))
     names = {str(PurePosixPath(name).with_suffix("")): name for name in files}
     if len(names) != len(files):
-        raise ConfigError(f"pictures={uri!r}: two images differ in nothing but their ending; leave one of them")
+        raise ConfigError(f"pictures={uri!r}: two images differ only in their suffix; keep one of them")
     if len(files) == len(prompts) and repeats == GRID and (places := _by_item(names, prompts, 1)):
         return Match({place: files[names[name]] for name, place in places.items()}, grids=True)
     if len(files) != len(shots):
-        raise ConfigError(f"pictures={uri!r}: there are {len(files)} pictures, the suite asks for {len(shots)}")
+        raise ConfigError(f"pictures={uri!r}: there are {len(files)} images, the suite needs {len(shots)}")
     ways: list[Callable[[], Places | None]] = [
         lambda: _by_key(names, shots, repeats),
         lambda: _by_geneval(uri, names, prompts, repeats),
@@ -70,28 +71,28 @@ def match_images(uri: str, shots: Sequence[Shot], repeats: int) -> Match:
         if places := way():
             return _matched(uri, files, {names[name]: place for name, place in places.items()}, len(shots))
     raise ConfigError(
-        f"pictures={uri!r}: names such as {min(names)!r} do not tell which image is of which prompt; number them "
-        f"0 to {len(shots) - 1}, name them PROMPT-REPEAT, or write {MAPPING[0]} there, with the columns file and index"
+        f"pictures={uri!r}: names such as {min(names)!r} do not identify the prompts; number the images "
+        f"0 to {len(shots) - 1}, name them PROMPT-REPEAT, or add {MAPPING[0]} with the columns file and index"
     )
 
 
 def _matched(uri: str, files: Mapping[str, str], places: Places, count: int) -> Match:
     unknown = sorted(places.keys() - files.keys())
     if unknown:
-        raise ConfigError(f"pictures={uri!r}: {unknown[0]!r} stands in the mapping, and no such image is there")
+        raise ConfigError(f"pictures={uri!r}: {unknown[0]!r} is in the mapping, but not in the folder")
     found = {place: files[name] for name, place in places.items()}
     if not len(found) == len(places) == count:
-        raise ConfigError(f"pictures={uri!r}: {len(found)} of {count} images have a place of their own")
+        raise ConfigError(f"pictures={uri!r}: {len(found)} of {count} images are matched with a prompt and repeat")
     return Match(found)
 
 
 def _is_overview(name: str) -> bool:
-    """GenEval writes a grid.png beside each folder of samples."""
+    """Return whether a file is the grid.png that GenEval writes beside each folder of samples."""
     return re.fullmatch(r"\d+/grid\.png", name) is not None
 
 
 def _by_mapping(file: str, prompts: Sequence[Prompt], repeats: int) -> Places:
-    """Rows {file, index}, {file, id, repeat} or {file, prompt, repeat}."""
+    """Return the places from rows {file, index}, {file, id, repeat} or {file, prompt, repeat}."""
     places: Places = {}
     try:
         for line, row in _rows(file):
@@ -99,7 +100,7 @@ def _by_mapping(file: str, prompts: Sequence[Prompt], repeats: int) -> Places:
             if not isinstance(row, Mapping) or not isinstance(row.get("file"), str):
                 raise ValueError(f"{where}: has no file")
             if row["file"] in places:
-                raise ValueError(f"{where}: {row['file']!r} stands there twice")
+                raise ValueError(f"{where}: {row['file']!r} is given twice")
             places[row["file"]] = _place_of(row, where, prompts, repeats)
     except ValueError as error:
         raise ConfigError(f"pictures: {error}") from None
@@ -118,10 +119,10 @@ def _place_of(row: Mapping[str, Any], where: str, prompts: Sequence[Prompt], rep
     kind = next((name for name in ("id", "prompt") if name in row), None)
     if kind is None:
         raise ValueError(f"{where}: has neither index, id nor prompt")
-    wanted = [place for place, p in enumerate(prompts) if row[kind] == (p.id if kind == "id" else p.text)]
-    if len(wanted) != 1:
-        raise ValueError(f"{where}: {kind}={row[kind]!r} is that of {len(wanted)} prompts")
-    return wanted[0], _number(row.get("repeat", 0 if repeats == 1 else None), where, "repeat", repeats)
+    matches = [place for place, p in enumerate(prompts) if row[kind] == (p.id if kind == "id" else p.text)]
+    if len(matches) != 1:
+        raise ValueError(f"{where}: {kind}={row[kind]!r} matches {len(matches)} prompts")
+    return matches[0], _number(row.get("repeat", 0 if repeats == 1 else None), where, "repeat", repeats)
 
 
 def _number(value: Any, where: str, name: str, count: int) -> int:
@@ -131,7 +132,7 @@ def _number(value: Any, where: str, name: str, count: int) -> int:
 
 
 def _by_key(names: Mapping[str, str], shots: Sequence[Shot], repeats: int) -> Places | None:
-    """This project's own names, which hold the prompt's digest."""
+    """Return the places from this project's own names, which hold the prompt's digest."""
     known = {shot.key: (shot.index // repeats, shot.index % repeats) for shot in shots}
     found = {name: known.get(name.rpartition("/")[2]) for name in names}
     return _all(found)
@@ -150,7 +151,7 @@ def _by_geneval(uri: str, names: Mapping[str, str], prompts: Sequence[Prompt], r
             text = said[0].get("prompt") if len(said) == 1 and isinstance(said[0], Mapping) else None
             if text != prompts[int(folder)].text:
                 raise ConfigError(
-                    f"pictures={uri!r}: {folder}/metadata.jsonl is of {text!r}, and prompt {int(folder)} of the suite "
+                    f"pictures={uri!r}: {folder}/metadata.jsonl has {text!r}, but prompt {int(folder)} of the suite "
                     f"is {prompts[int(folder)].text!r}"
                 )
     pairs = {name: tuple(map(int, name.split("/samples/"))) for name in names}
@@ -158,10 +159,10 @@ def _by_geneval(uri: str, names: Mapping[str, str], prompts: Sequence[Prompt], r
 
 
 def _by_item(names: Mapping[str, str], prompts: Sequence[Prompt], repeats: int) -> Places | None:
-    """Items' names, with a repeat behind them where there are several images of each."""
+    """Return the places from items' names, followed by a repeat if there are several images per prompt."""
     place_of = {prompt.id: place for place, prompt in enumerate(prompts)}
     if all(name.isdecimal() for name in place_of):
-        return None  # they are numbers of prompts
+        return None  # IDs are the prompts' numbers
     found: dict[str, tuple[int, int] | None] = {}
     for name in names:
         item, repeat = name, 0
@@ -179,7 +180,7 @@ def _by_item(names: Mapping[str, str], prompts: Sequence[Prompt], repeats: int) 
 
 
 def _by_numbers(names: Sequence[str], prompts: int, repeats: int) -> Places | None:
-    """Names that differ in a number alone, or in one number per prompt and one per repeat."""
+    """Return the places from names that differ only in a number, or in one per prompt and one per repeat."""
     if len(names) == 1:
         return {names[0]: (0, 0)}
     parts = [re.split(r"(\d+)", name) for name in names]
@@ -201,13 +202,13 @@ def _by_numbers(names: Sequence[str], prompts: int, repeats: int) -> Places | No
 
 
 def _pairs(pairs: Mapping[str, tuple[int, ...]], prompts: int, repeats: int) -> Places | None:
-    """The pairs counted from 0, where each of (prompt, repeat) is there once."""
+    """Return the pairs counted from 0, if each (prompt, repeat) occurs once."""
     starts = [min(pair[axis] for pair in pairs.values()) for axis in (0, 1)]
     if max(starts) > 1:
         return None
     places = {name: (pair[0] - starts[0], pair[1] - starts[1]) for name, pair in pairs.items()}
-    wanted = {(prompt, repeat) for prompt in range(prompts) for repeat in range(repeats)}
-    return places if len(places) == len(wanted) and set(places.values()) == wanted else None
+    expected = {(prompt, repeat) for prompt in range(prompts) for repeat in range(repeats)}
+    return places if len(places) == len(expected) and set(places.values()) == expected else None
 
 
 def _all(found: Mapping[str, tuple[int, int] | None]) -> Places | None:

@@ -1,7 +1,7 @@
-"""Pictures of the models: every missing one is drawn, once, by a pool of actors.
+"""Cached images: missing ones are sampled by a pool of actors.
 
-They lie in STORAGE/pictures/ID, where ID is a hash of all that decides them; a picture's name is its seed and its
-prompt's hash. So evaluations with more prompts, other scorers or another suite find what stands.
+They are in STORAGE/pictures/ID, where ID is a hash of everything that determines them; an image's name is its seed and
+its prompt's hash. So evaluations with more prompts, other scorers or another suite reuse them.
 """
 
 import json
@@ -26,25 +26,27 @@ from pipelines.viz.image_grid import to_pil_images
 
 
 class Generator:
-    """Draws a batch: JSON [model, folder, [[seed, prompt, key], ...]]. One model at a time is held."""
+    """Samples a batch: JSON [model, folder, [[seed, prompt, key], ...]]. One model at a time is loaded."""
 
-    def __init__(self, subject: EvaluatedModel | ClassModel, drawing: SamplingParameters, device: str):
-        self.subject, self.drawing, self.device = subject, drawing, device
+    def __init__(self, subject: EvaluatedModel | ClassModel, parameters: SamplingParameters, device: str):
+        self.subject, self.parameters, self.device = subject, parameters, device
         self.loaded: tuple[str, ImageSampler | None] = ("", None)
 
-    def painter(self, model: str) -> ImageSampler:
+    def sampler(self, model: str) -> ImageSampler:
+        """Return the sampler of a model, loaded if it is not the present one."""
         if self.loaded[0] != model:
-            self.loaded = ("", None)  # the one before goes first
-            self.loaded = (model, self.subject.painter(model, self.device))
+            self.loaded = ("", None)  # release the previous model first
+            self.loaded = (model, self.subject.sampler(model, self.device))
         return cast(ImageSampler, self.loaded[1])
 
     def __call__(self, item: str) -> dict[str, Any]:
+        """Sample and write the images of a batch."""
         model, folder, batch = json.loads(item)
-        paint = self.painter(model)
-        images = paint([prompt for _, prompt, _ in batch], [seed for seed, _, _ in batch], self.drawing)
+        sample = self.sampler(model)
+        images = sample([prompt for _, prompt, _ in batch], [seed for seed, _, _ in batch], self.parameters)
         for image, (seed, prompt, key) in zip(images, batch, strict=True):
             if not torch.isfinite(image).all():
-                raise ValueError(f"the model's picture of {prompt!r}, seed {seed}, holds NaN or infinite values")
+                raise ValueError(f"the sampled image of {prompt!r}, seed {seed}, has NaN or infinite values")
             storage.write_bytes(storage.join(folder, f"{key}.png"), encode_png(to_pil_images(image[None])[0]))
         return {}
 
@@ -52,27 +54,36 @@ class Generator:
 def generate(
     subject: EvaluatedModel | ClassModel,
     models: Sequence[str],
-    drawing: SamplingParameters,
+    parameters: SamplingParameters,
     shots: Sequence[Shot],
     root: str,
     resources: Any,
 ) -> dict[str, ImageSet]:
-    """One picture a shot of each model. `root` is the storage; `resources` have workers and a batch.
+    """Return one image per shot of each model.
 
-    Raises ItemsFailed where some could not be drawn.
+    Args:
+        subject: the evaluated model.
+        models: its models to sample from.
+        parameters: sampling parameters.
+        shots: images to sample.
+        root: the storage.
+        resources: workers and batch size.
+
+    Raises:
+        ItemsFailed: images could not be sampled.
     """
     sets, items = {}, {}
     for model in models:
-        protocol = {**subject.identity(model), "drawing": asdict(drawing), "noise": "torch cpu generator of the seed"}
-        protocol["precision"] = resources.precision
+        protocol = {**subject.identity(model), "drawing": asdict(parameters)}
+        protocol |= {"noise": "torch cpu generator of the seed", "precision": resources.precision}
         folder = storage.join(root, "pictures", fingerprint(protocol))
         storage.write_bytes(storage.join(folder, "protocol.json"), json.dumps(protocol, indent=1).encode())
         files = {shot.key: storage.join(folder, f"{shot.key}.png") for shot in shots}
         sets[model] = ImageSet(fingerprint(protocol), files, protocol)
-        standing = keys_in(folder)
-        missing = [[shot.index, shot.prompt.text, shot.key] for shot in shots if shot.key not in standing]
+        cached = keys_in(folder)
+        missing = [[shot.index, shot.prompt.text, shot.key] for shot in shots if shot.key not in cached]
         for batch in in_batches(missing, resources.batch):
             items[f"{model} {batch[0][2]}"] = json.dumps([model, folder, batch])
-    make_worker = partial(Generator, subject, drawing, resources.device)
-    do_items(items, make_worker, resources, "draw", unit="batch")
+    make_worker = partial(Generator, subject, parameters, resources.device)
+    do_items(items, make_worker, resources, "sample", unit="batch")
     return sets

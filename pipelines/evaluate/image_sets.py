@@ -1,4 +1,4 @@
-"""Pictures by the names that they are known by, drawn here or found elsewhere."""
+"""Sets of images, sampled here or found elsewhere."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from pipelines.evaluate.prompts import Shot
 
 T = TypeVar("T")
 REAL = "real"
-"""The name of the set that models' pictures are compared with"""
+"""Name of the set of real images"""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Pictures, and by what they are known."""
+    """Images by key, with the protocol that identifies them."""
 
     id: str
     files: Mapping[str, str]
@@ -32,27 +32,29 @@ class ImageSet:
 
 
 def keys_in(folder: str) -> set[str]:
+    """Return the keys of the images in a folder."""
     return {PurePosixPath(uri).stem for uri in storage.list_files(folder, ".png")}
 
 
 def in_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Return the items in batches of `size`."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def store_images(encoded: Iterable[bytes], protocol: Mapping[str, Any], count: int, root: str) -> ImageSet:
-    """Real pictures, which lie in other files, as files of their own; `encoded` is read only where some are missing."""
+    """Return real images, each stored as a PNG; `encoded` is read only if some are missing."""
     folder = storage.join(root, "pictures", fingerprint(protocol))
     files = {f"{i:06}": storage.join(folder, f"{i:06}.png") for i in range(count)}
-    standing = keys_in(folder)
-    if not files.keys() <= standing:
+    cached = keys_in(folder)
+    if not files.keys() <= cached:
         for (key, uri), data in zip(files.items(), encoded, strict=True):
-            if key not in standing:
+            if key not in cached:
                 storage.write_bytes(uri, encode_png(decode_image(data)))
     return ImageSet(fingerprint(protocol), files, protocol)
 
 
-def found_pictures(uri: str, shots: Sequence[Shot], repeats: int, root: str) -> ImageSet:
-    """Match images from elsewhere with the shots; those in grids are cut and stored. Raises ConfigError."""
+def load_found_images(uri: str, shots: Sequence[Shot], repeats: int, root: str) -> ImageSet:
+    """Match images from elsewhere with the shots; grids are split and stored. Raises ConfigError."""
     match = match_images(uri, shots, repeats)
     start = len(storage.absolute(uri)) + 1
     places = {str(place): file[start:] for place, file in sorted(match.files.items())}
@@ -63,35 +65,35 @@ def found_pictures(uri: str, shots: Sequence[Shot], repeats: int, root: str) -> 
     protocol["cut"] = "2x2"
     folder = storage.join(root, "pictures", fingerprint(protocol))
     files = {shot.key: storage.join(folder, f"{shot.key}.png") for shot in shots}
-    standing = keys_in(folder)
+    cached = keys_in(folder)
     for (place, _), grid in match.files.items():
         own = shots[place * repeats : (place + 1) * repeats]
-        if not {shot.key for shot in own} <= standing:
+        if not {shot.key for shot in own} <= cached:
             for shot, part in zip(own, _cut(grid), strict=True):
                 storage.write_bytes(files[shot.key], encode_png(part))
     return ImageSet(fingerprint(protocol), files, protocol)
 
 
 def _cut(uri: str) -> list[Image.Image]:
-    """The four images of a grid, row by row. Raises ConfigError for one that does not divide."""
+    """Return the four images of a grid, row by row. Raises ConfigError for one that does not divide."""
     grid = decode_image(storage.read_bytes(uri))
     width, height = grid.width // 2, grid.height // 2
     if grid.width % 2 or grid.height % 2:
-        raise ConfigError(f"pictures: {uri} of {grid.width}x{grid.height} is no grid of two by two images")
+        raise ConfigError(f"pictures: {uri} of {grid.width}x{grid.height} is not a grid of two by two images")
     corners = [(x, y) for y in (0, height) for x in (0, width)]
     return [grid.crop((x, y, x + width, y + height)) for x, y in corners]
 
 
 def reference_images(uri: str) -> ImageSet:
-    """Real ones of any number and size. Raises ConfigError where there are none."""
+    """Return a folder's images, of any number and size. Raises ConfigError if there are none."""
     files = image_files(uri)
     if not files:
-        raise ConfigError(f"reference.source={uri!r}: there are no pictures")
+        raise ConfigError(f"reference.source={uri!r}: contains no images")
     protocol = {"reference": storage.fingerprint(uri)}
     return ImageSet(fingerprint(protocol), {f"{i:06}": file for i, file in enumerate(files)}, protocol)
 
 
-def load_picture(uri: str) -> Tensor:
-    """uint8 (3, H, W). Raises BadImage."""
+def load_image(uri: str) -> Tensor:
+    """Return an image as uint8 (3, H, W). Raises BadImage."""
     pixels = to_array(decode_image(storage.read_bytes(uri)))
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Prompts of the suites, and the pictures that are asked for each: read from the benchmarks' own files."""
+"""Prompts of the suites from the benchmarks' own files, and the images per prompt."""
 
 import hashlib
 import json
@@ -24,37 +24,41 @@ HPSV3_CATEGORIES = 12
 
 @dataclass(frozen=True)
 class Prompt:
+    """A prompt of a suite."""
+
     id: str
     text: str
     category: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
-    """What a scorer needs to know besides the text"""
+    """Additional data for a scorer"""
 
     @cached_property
     def digest(self) -> str:
+        """Return a hash of the content."""
         content = json.dumps([self.text, self.data], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:10]
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture that is asked for; its index counts prompts x repeats, and is the seed of its noise."""
+    """One image to sample; its index counts prompts x repeats, and is the seed of its noise."""
 
     index: int
     prompt: Prompt
 
     @property
     def key(self) -> str:
-        """Of the picture and its scores, which stay those of this prompt wherever it stands in a file later on."""
+        """Return the key of the image and its scores, which holds the prompt's digest."""
         return f"{self.index:06}-{self.prompt.digest}"
 
 
 def shots_of(prompts: list[Prompt], repeats: int) -> list[Shot]:
+    """Return the shots of the prompts, `repeats` for each."""
     return [Shot(i * repeats + r, prompt) for i, prompt in enumerate(prompts) for r in range(repeats)]
 
 
 Reader = Callable[[str, str], list[Prompt]]
-"""(URI, name of the column where there are some) -> prompts. Raises ConfigError for a file that is unsound"""
+"""Reads prompts from (URI, name of the column, if any). Raises ConfigError for a malformed file"""
 
 
 def read_captions(uri: str, column: str) -> list[Prompt]:
@@ -64,11 +68,11 @@ def read_captions(uri: str, column: str) -> list[Prompt]:
 
 
 def read_hpsv3(uri: str, column: str) -> list[Prompt]:
-    """The folder of `benchmark_<Category>.json`, twelve lists of {caption, category, image_file}."""
+    """Read a folder of `benchmark_<Category>.json`, twelve lists of {caption, category, image_file}."""
     files = [f for f in storage.list_files(uri, ".json") if PurePosixPath(f).name.startswith("benchmark_")]
     if len(files) != HPSV3_CATEGORIES:
         raise ConfigError(
-            f"prompts.file={uri!r}: has {len(files)} files benchmark_<Category>.json, needed are {HPSV3_CATEGORIES} "
+            f"prompts.file={uri!r}: has {len(files)} files benchmark_<Category>.json, not {HPSV3_CATEGORIES} "
             "(the folder `benchmark` of MizzenAI/HPDv3)"
         )
     prompts = []
@@ -81,7 +85,7 @@ def read_hpsv3(uri: str, column: str) -> list[Prompt]:
 
 
 def read_geneval(uri: str, column: str) -> list[Prompt]:
-    """`metadata.jsonl`, each line with tag, include, exclude (or not) and prompt."""
+    """Read `metadata.jsonl`, each line with tag, include, prompt and optionally exclude."""
     prompts = []
     with _as_config_error(uri):
         for line, row in parse_json_lines(read_text(uri), uri):
@@ -95,7 +99,7 @@ def read_geneval(uri: str, column: str) -> list[Prompt]:
 
 
 def read_dpg(uri: str, column: str) -> list[Prompt]:
-    """The CSV of questions, several rows a prompt."""
+    """Read the CSV of questions, several rows per prompt."""
     with _as_config_error(uri):
         items = dpg.parse_questions(read_text(uri), uri)
     prompts = []
@@ -107,7 +111,7 @@ def read_dpg(uri: str, column: str) -> list[Prompt]:
 
 
 def read_held_out(curated: Artifact, column: str = "caption") -> Iterator[tuple[Prompt, bytes]]:
-    """Captions (or labels) of held-out pictures, and the encoded pictures."""
+    """Yield captions (or labels) of held-out images, and the encoded images."""
     numbers = count()
     for file in curated.files("held_out", ".parquet"):
         for rows in read_rows(file, [column, "image"]):
@@ -116,7 +120,7 @@ def read_held_out(curated: Artifact, column: str = "caption") -> Iterator[tuple[
 
 
 def read_labels(uri: str, column: str) -> list[Prompt]:
-    """Each of the thousand ImageNet classes; there is nothing to be read."""
+    """Return the thousand ImageNet classes as prompts; no file is read."""
     return [Prompt(f"{label:03}", str(label), str(label), {"label": label}) for label in range(1000)]
 
 

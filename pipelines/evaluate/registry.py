@@ -1,4 +1,4 @@
-"""MLflow's model registry: the adapter that a name's alias points to, and its scores, written beside it."""
+"""MLflow's model registry: the adapter that a name's alias points to, and its scores as tags."""
 
 import tempfile
 from collections.abc import Mapping
@@ -22,14 +22,21 @@ FOLDER = "registered"
 
 
 def pin(name: str, run: RunSettings) -> str:
-    """NAME/VERSION of NAME@ALIAS, which may point elsewhere tomorrow. Raises ConfigError where there is none."""
+    """Return NAME/VERSION of NAME@ALIAS, as an alias may move. Raises ConfigError if there is none."""
     version = _find(name, run)
     return f"{version.name}/{version.version}"
 
 
 def fetch(name: str, run: RunSettings) -> tuple[str, dict[str, str]]:
-    """The adapter of NAME/VERSION or NAME@ALIAS, put into the storage where every node can read it, and where it came
-    from. Raises ConfigError where there is none."""
+    """Return a registered adapter, copied into the storage where every node can read it, and its lineage.
+
+    Args:
+        name: NAME/VERSION or NAME@ALIAS.
+        run: settings with storage and tracking URI.
+
+    Raises:
+        ConfigError: there is no such version, or it holds no adapter.
+    """
     uri, version = tracking_uri(run), _find(name, run)
     folder = storage.join(storage.absolute(run.storage), FOLDER, version.name, str(version.version))
     if not storage.exists(storage.join(folder, CONFIG)):
@@ -44,7 +51,7 @@ def fetch(name: str, run: RunSettings) -> tuple[str, dict[str, str]]:
 
 
 def lineage_of(finetuned: Artifact, run: RunSettings) -> dict[str, str]:
-    """Where a finetune's adapter came from: as its registered version has it, or without one its run alone."""
+    """Return the lineage of a finetune's adapter: of its registered version, or else of its run alone."""
     uri, made_by = tracking_uri(run), read_run(finetuned.uri)
     versions = MlflowClient(uri, uri).search_model_versions(f"run_id = '{made_by}'") if made_by else []
     own = [version for version in versions if version.tags.get("artifact") == finetuned.uri]
@@ -69,12 +76,12 @@ def _find(name: str, run: RunSettings) -> ModelVersion:
     except (MlflowException, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"registered={name!r}: {reason}; say NAME@ALIAS (a finetune's is EXPERIMENT@newest) or NAME/VERSION"
+            f"registered={name!r}: {reason}; give NAME@ALIAS (a finetune's is EXPERIMENT@newest) or NAME/VERSION"
         ) from None
 
 
 def link(tracker: Tracker, lineage: Mapping[str, str], suite: str, metrics: Mapping[str, float]) -> None:
-    """Tags of the evaluation's run say what it is of; the registered version's say how it did."""
+    """Tag the evaluation's run with the lineage, and the registered version with its scores."""
     client = tracker.client
     for key, value in lineage.items():
         if value:
@@ -85,5 +92,5 @@ def link(tracker: Tracker, lineage: Mapping[str, str], suite: str, metrics: Mapp
         registry = MlflowClient(tracker.uri, tracker.uri)
         name, version = lineage["registered"].rsplit("/", 1)
         own = {metric: number for metric, number in metrics.items() if metric.startswith("trained/")}
-        for metric, number in own.items():  # the other models are not of this version
+        for metric, number in own.items():  # scores of the other models are not the version's
             registry.set_model_version_tag(name, version, f"{suite}/{metric}", f"{number:.6g}")

@@ -1,6 +1,6 @@
-"""Scores: every missing one is made, once, by a pool of actors for each scorer.
+"""Cached scores: missing ones are computed by a pool of actors per scorer.
 
-A batch's rows are a parquet file in STORAGE/scores/PICTURES/SCORER, two hashes of all that decides them.
+A batch's rows are a parquet file in STORAGE/scores/PICTURES/SCORER, two hashes of everything that determines them.
 """
 
 import hashlib
@@ -18,30 +18,31 @@ from torch import Tensor
 from asymflow.metrics.protocol import Protocol, fingerprint
 from pipelines.core import storage
 from pipelines.core.map_items import do_items
-from pipelines.evaluate.image_sets import ImageSet, in_batches, load_picture
+from pipelines.evaluate.image_sets import ImageSet, in_batches, load_image
 from pipelines.evaluate.prompts import Prompt, Shot
 from pipelines.evaluate.scorers import Row, Scorer
 
 PROTOCOL = "protocol.json"
 _AT_ONCE = 512
-"""Features that are handed on together; also the order of summation, which so depends on nothing else"""
+"""Features per chunk, which also fixes the order of summation"""
 _OPEN = 8
 """Files of features held in memory"""
 
 
-class ScoresDiffer(ValueError):
-    """Scores stand that were made under another protocol than is used now; the message says where."""
+class ProtocolMismatch(ValueError):
+    """Cached scores were made under another protocol than is used now; the message names their folder."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Those of one scorer for one set of pictures, in the order of `keys`."""
+    """Scores of one set of images by one scorer, in the order of `keys`."""
 
     folder: str
     keys: Sequence[str]
 
     @cached_property
     def protocol(self) -> Protocol:
+        """Return the protocol that the scores were made under."""
         return json.loads(storage.read_bytes(storage.join(self.folder, PROTOCOL)))
 
     @cached_property
@@ -49,12 +50,12 @@ class Scores:
         return storage.list_files(self.folder, ".parquet")
 
     def rows(self) -> list[Row]:
-        """Without features; what was no plain value is JSON."""
+        """Return the rows without features; values other than numbers and texts are JSON."""
         found = {row["key"]: row for file in self._files for row in _plain(file)}
         return [found[key] for key in self.keys]
 
     def features(self, name: str) -> Iterator[Tensor]:
-        """(N, ...), some hundred pictures at a time: no more than that is ever held."""
+        """Yield (N, ...) features in chunks of some hundred images, to limit memory."""
         places = {key: (file, i) for file in self._files for i, key in enumerate(_keys(file))}
         part = lru_cache(_OPEN)(partial(_features, name=name))
         for keys in in_batches(list(self.keys), _AT_ONCE):
@@ -62,17 +63,18 @@ class Scores:
 
 
 class ScoreWorker:
-    """Scores a batch: JSON [folder, [[key, URI, place of its prompt], ...]]."""
+    """Scores a batch: JSON [folder, [[key, URI, index of its prompt], ...]]."""
 
     def __init__(self, scorer: Scorer, prompts: Sequence[Prompt], folders: Sequence[str]):
         self.prompts = prompts
         self.score, protocol = scorer.load(scorer.resources.device)
         for folder in folders:
-            _note(protocol, folder)
+            _write_protocol(protocol, folder)
 
     def __call__(self, item: str) -> dict[str, Any]:
+        """Score a batch, by groups of equal image size, and write its rows."""
         folder, batch = json.loads(item)
-        images = [load_picture(uri) for _, uri, _ in batch]
+        images = [load_image(uri) for _, uri, _ in batch]
         prompts = [self.prompts[place] for _, _, place in batch]
         rows: dict[int, Row] = {}
         sizes = dict.fromkeys(image.shape for image in images)
@@ -87,10 +89,17 @@ class ScoreWorker:
 def score(
     sets: Mapping[str, ImageSet], shots: Sequence[Shot], name: str, scorer: Scorer, root: str
 ) -> dict[str, Scores]:
-    """The scores of each set, {its name: ...}; pictures that belong to no shot have an empty prompt.
+    """Return the scores of each set by its name; images that belong to no shot have an empty prompt.
+
+    Args:
+        sets: image sets by name.
+        shots: shots of the suite.
+        name: name of the scorer.
+        scorer: its settings.
+        root: the storage.
 
     Raises:
-        ItemsFailed: some pictures could not be scored, or what stands was scored otherwise (ScoresDiffer).
+        ItemsFailed: images could not be scored, or cached scores have another protocol (ProtocolMismatch).
     """
     identity = fingerprint({"scorer": name, **scorer.identity()})
     folders = {label: storage.join(root, "scores", found.id, f"{name}-{identity}") for label, found in sets.items()}
@@ -99,8 +108,8 @@ def score(
     places = {shot.key: place_of[shot.prompt.digest] for shot in shots}
     items = {}
     for label, found in sets.items():
-        standing = {key for file in storage.list_files(folders[label], ".parquet") for key in _keys(file)}
-        missing = [[key, uri, places.get(key, 0)] for key, uri in found.files.items() if key not in standing]
+        cached = {key for file in storage.list_files(folders[label], ".parquet") for key in _keys(file)}
+        missing = [[key, uri, places.get(key, 0)] for key, uri in found.files.items() if key not in cached]
         for batch in in_batches(missing, scorer.resources.batch):
             items[f"{label} {batch[0][0]}"] = json.dumps([folders[label], batch])
     make_worker = partial(ScoreWorker, scorer, prompts, list(folders.values()))
@@ -108,17 +117,17 @@ def score(
     return {label: Scores(folders[label], list(found.files)) for label, found in sets.items()}
 
 
-def _note(protocol: Protocol, folder: str) -> None:
-    """Beside the scores, once. Raises ScoresDiffer."""
+def _write_protocol(protocol: Protocol, folder: str) -> None:
+    """Write the protocol beside the scores, once. Raises ProtocolMismatch if another one is there."""
     uri = storage.join(folder, PROTOCOL)
     if not storage.exists(uri):
         storage.write_bytes(uri, json.dumps(protocol, indent=1).encode())
     elif (known := json.loads(storage.read_bytes(uri))) != json.loads(json.dumps(protocol)):
-        raise ScoresDiffer(f"the scores in {folder} are of the protocol {known}, not {protocol}: move that folder away")
+        raise ProtocolMismatch(f"the scores in {folder} have the protocol {known}, not {protocol}: move it away")
 
 
 def _write(folder: str, rows: Sequence[Row]) -> None:
-    """A file of its own for each batch, named by its keys: a batch that is done again takes the same place."""
+    """Write a file per batch, named by its keys: a repeated batch replaces its file."""
     keys = [row["key"] for row in rows]
     columns: dict[str, Any] = {}
     for column in rows[0]:

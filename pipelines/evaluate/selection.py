@@ -1,4 +1,4 @@
-"""Select suite, models, prompts, scorers and measures by the settings; and what decides an evaluation's result."""
+"""Suite, models, prompts, scorers and measures of the settings; and what else determines the result."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,57 +17,73 @@ from pipelines.evaluate.prompts import Prompt, read_held_out
 from pipelines.evaluate.suites import SUITES, Suite
 
 ADAPTER = "adapter"
-"""In a finetune's artifact"""
+"""Folder in a finetune's artifact"""
 
 
 def suite_of(settings: EvaluateSettings) -> Suite:
+    """Return the suite."""
     return SUITES[settings.suite]
 
 
 def column_of(suite: Suite) -> str:
-    """Of held-out pictures: what their models are told."""
+    """Return the column of held-out rows that holds the suite's prompts."""
     return "label" if suite.by_class else "caption"
 
 
 def models_of(settings: EvaluateSettings) -> list[Model]:
+    """Return the evaluated models."""
     return ["trained"] if settings.pictures else settings.models or list(suite_of(settings).models)
 
 
 def repeats_of(settings: EvaluateSettings) -> int:
+    """Return the images per prompt."""
     return settings.images_per_prompt or suite_of(settings).images_per_prompt
 
 
 def scorers_of(settings: EvaluateSettings) -> list[str]:
+    """Return the names of the scorers in use."""
     return [name for name in suite_of(settings).scorers if name not in settings.leave_out]
 
 
 def measures_of(settings: EvaluateSettings) -> list[Measure]:
-    wanted = {"", *scorers_of(settings)}
-    return [measure for measure in suite_of(settings).measures if measure.scorer in wanted]
+    """Return the measures whose scorers are in use."""
+    scorers = {"", *scorers_of(settings)}
+    return [measure for measure in suite_of(settings).measures if measure.scorer in scorers]
 
 
 def read_prompts(settings: EvaluateSettings, curated: Artifact | None) -> list[Prompt]:
-    """Those that are asked for. Raises ConfigError where there are fewer, or other than the benchmark's own number."""
-    suite, wanted = suite_of(settings), settings.prompts.count
+    """Return the prompts to evaluate.
+
+    Args:
+        settings: settings of the evaluation.
+        curated: artifact with held-out captions, for suites that use them.
+
+    Raises:
+        ConfigError: there are too few, or not the benchmark's number.
+    """
+    suite, count = suite_of(settings), settings.prompts.count
     if suite.read is None:
-        found = [prompt for prompt, _ in islice(read_held_out(curated, column_of(suite)), wanted)] if curated else []
+        found = [prompt for prompt, _ in islice(read_held_out(curated, column_of(suite)), count)] if curated else []
     elif suite.file and not settings.prompts.file:
         raise ConfigError(f"prompts.file: missing; {suite.file}")
     else:
         found = suite.read(settings.prompts.file, settings.prompts.column)
-    if suite.prompts and wanted is None and len(found) != suite.prompts:
+    if suite.prompts and count is None and len(found) != suite.prompts:
         raise ConfigError(
             f"prompts.file={settings.prompts.file!r}: has {len(found)} prompts, {settings.suite} has {suite.prompts}; "
-            "prompts.count=N takes the first N, and the results say so"
+            "prompts.count=N takes the first N, which the results note"
         )
-    if not found or (wanted and len(found) < wanted):
-        raise ConfigError(f"prompts.count={wanted}: there are only {len(found)}")
-    return found[:wanted]
+    if not found or (count and len(found) < count):
+        raise ConfigError(f"prompts.count={count}: there are only {len(found)}")
+    return found[:count]
 
 
 def decides(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
-    """The precision of the pictures, the scorers that are used, by their models' content, and what an artifact's ID
-    does not tell of the model in it: which checkpoint, and how it wants to be sampled."""
+    """Return what else determines the result.
+
+    These are the precision of sampling, the scorers in use by their models' content, and, for artifacts whose ID does
+    not tell, the checkpoint and the sampling defaults of the model.
+    """
     found: dict[str, Any] = {} if settings.pictures else {"resources.precision": settings.resources.precision}
     if pretrained := inputs.get("pretrained"):
         subject = read_class_model(pretrained, settings.pretrained_step)
@@ -76,6 +92,6 @@ def decides(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> dict[
         files = finetuned.manifest["files"]
         found["finetuned"] = files.get(f"{ADAPTER}/{WEIGHTS}", {}).get("sha256", "")
     if settings.suite in SUITES:
-        with suppress(MissingWeights):  # `check` says which
+        with suppress(MissingWeights):  # `check` reports them
             found["scorers"] = {name: getattr(settings.scorers, name).identity() for name in scorers_of(settings)}
     return found

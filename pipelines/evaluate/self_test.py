@@ -1,6 +1,7 @@
-"""Known answers: made-up detections, answers, scores and features go through a suite's own rules, and what comes out is
-compared with what is written down here. It shows that an installation computes what this project's tests checked,
-before GPU hours are spent; it needs no model."""
+"""Self-test: synthetic detections, answers, scores and features with known results for each suite's measures.
+
+It shows that an installation computes the same as this project's tests, before GPU hours are spent; it needs no model.
+"""
 
 import json
 import tempfile
@@ -15,12 +16,12 @@ from torch import Tensor
 from asymflow.metrics.geneval import judge, keep_detections
 from pipelines.evaluate.config import Bootstrap
 from pipelines.evaluate.image_sets import ImageSet
-from pipelines.evaluate.measures import Evaluated, Pictures
+from pipelines.evaluate.measures import MeasureInput, ScoredImages
 from pipelines.evaluate.prompts import Prompt, read_dpg, shots_of
 from pipelines.evaluate.suites import SUITES
 
 TOLERANCE = 1e-6
-"""Relative: that of float32 sums in another order"""
+"""Relative tolerance, for float32 sums in another order"""
 PROMPTS, REAL = 40, 60
 NO_INTERVALS = Bootstrap(resamples=0, set_resamples=0)
 
@@ -83,7 +84,7 @@ EXPECTED: dict[str, dict[str, float]] = {
 
 
 def self_test(suites: Sequence[str]) -> int:
-    """Print a line for each number. Exit status: 0 where all are as they should be, else 1."""
+    """Print a line per number. Returns the exit status: 0 if all are as expected, else 1."""
     wrong = 0
     for suite in suites:
         found, expected = run(suite), EXPECTED[suite]
@@ -91,14 +92,14 @@ def self_test(suites: Sequence[str]) -> int:
             value, known = found.get(name, float("nan")), expected.get(name, float("nan"))
             right = abs(value - known) <= TOLERANCE * max(1.0, abs(known))
             wrong += not right
-            wanted = "" if right else f", not {known:.9g}"
-            print(f"{'ok  ' if right else 'FAIL'}  {suite}  {name}  {value:.9g}{wanted}")
-    print(f"{wrong} wrong" if wrong else "all as they should be")
+            note = "" if right else f", not {known:.9g}"
+            print(f"{'ok  ' if right else 'FAIL'}  {suite}  {name}  {value:.9g}{note}")
+    print(f"{wrong} wrong" if wrong else "all passed")
     return int(wrong > 0)
 
 
 def run(suite: str) -> dict[str, float]:
-    """{metric or metric/category: value} of the suite's measures for the made-up scores."""
+    """Return {metric or metric/category: value} of the suite's measures for the synthetic scores."""
     evaluated = MADE_UP.get(suite, _made_up)(suite)
     rows = [row for measure in SUITES[suite].measures for row in measure.rows(evaluated)]
     return {"/".join(filter(None, (row["metric"], row["category"]))): row["value"] for row in rows}
@@ -106,7 +107,7 @@ def run(suite: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Given:
-    """As `Scores`, but out of nothing."""
+    """Synthetic `Scores`."""
 
     plain: Sequence[dict[str, Any]] = ()
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -120,7 +121,7 @@ class _Given:
 
 
 @dataclass(frozen=True)
-class _Sampled(Pictures):
+class _Sampled(ScoredImages):
     images: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
@@ -129,13 +130,13 @@ class _Sampled(Pictures):
 
 
 def wave(count: int, width: int, frequency: float) -> Tensor:
-    """(count, width) float64 numbers in [-1, 1] without any order that shows, the same on every machine."""
+    """Return (count, width) float64 numbers in [-1, 1] without visible order, the same on every machine."""
     places = torch.arange(count * width, dtype=torch.float64).view(count, width)
     return torch.sin(places.square() * 1e-3 * frequency + places * frequency)
 
 
 def _given(count: int, frequency: float) -> dict[str, Any]:
-    """What any scorer might have made of pictures."""
+    """Return synthetic outputs of all scorers."""
     values = wave(count, 40, frequency)
     spectra = torch.exp(values[:, :9])
     scorers = ("hps_v3", "hps_v2", "vqa_score", "clip_score", "spectrum")
@@ -147,18 +148,18 @@ def _given(count: int, frequency: float) -> dict[str, Any]:
     return {**plain, **extracted}
 
 
-def _evaluated(prompts: list[Prompt], repeats: int, scores: Mapping[str, Any]) -> Evaluated:
+def _evaluated(prompts: list[Prompt], repeats: int, scores: Mapping[str, Any]) -> MeasureInput:
     shots = shots_of(prompts, repeats)
 
-    def drawn(count: int, frequency: float, scores: Mapping[str, Any]) -> _Sampled:
+    def sampled(count: int, frequency: float, scores: Mapping[str, Any]) -> _Sampled:
         images = wave(count, 3 * 24 * 24, frequency).float().view(count, 3, 24, 24)
         return _Sampled(ImageSet("", {}, {}), scores, images)
 
-    made = drawn(len(shots), 0.731, scores)
-    return Evaluated(shots, repeats, made, drawn(REAL, 0.517, _given(REAL, 0.517)), None, NO_INTERVALS)
+    made = sampled(len(shots), 0.731, scores)
+    return MeasureInput(shots, repeats, made, sampled(REAL, 0.517, _given(REAL, 0.517)), None, NO_INTERVALS)
 
 
-def _made_up(suite: str) -> Evaluated:
+def _made_up(suite: str) -> MeasureInput:
     prompts = [Prompt(str(i), f"prompt {i}", "abc"[i * i % 7 % 3]) for i in range(PROMPTS)]
     repeats = min(SUITES[suite].images_per_prompt, 3)
     return _evaluated(prompts, repeats, _given(PROMPTS * repeats, 0.731))
@@ -179,7 +180,7 @@ c,an old map,,2,0,entity,whole,entity - whole (map),Is there a map?
 _ANSWERS = {"a": ("yyyy", "nyyy", "ynyy", "yyny"), "b": ("yyy", "nyy", "yny", "yyy"), "c": ("yn", "yy", "nn", "yn")}
 
 
-def _dpg(suite: str) -> Evaluated:
+def _dpg(suite: str) -> MeasureInput:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "questions.csv"
         file.write_text(_QUESTIONS, "utf-8")
@@ -192,12 +193,12 @@ def _dpg(suite: str) -> Evaluated:
     return _evaluated(prompts, 4, {"dpg": _Given(rows)})
 
 
-def _geneval(suite: str) -> Evaluated:
-    """One prompt a task, four pictures each: right, too few, too many or in the wrong place, and nothing at all."""
+def _geneval(suite: str) -> MeasureInput:
+    """Return one prompt per task, four images each: right, too few, too many or misplaced, and empty."""
     cat, dog = (10.0, 10.0, 60.0, 60.0, 0.95), (120.0, 10.0, 180.0, 70.0, 0.8)
     faint, other = (10.0, 10.0, 60.0, 60.0, 0.2), (200.0, 200.0, 240.0, 240.0, 0.93)
     one = [{"class": "cat", "count": 1}]
-    asked: dict[str, dict[str, Any]] = {
+    metadata_by_tag: dict[str, dict[str, Any]] = {
         "single_object": {"include": one},
         "two_object": {"include": [*one, {"class": "dog", "count": 1}]},
         "counting": {"include": [{"class": "cat", "count": 2}], "exclude": [{"class": "cat", "count": 3}]},
@@ -215,13 +216,13 @@ def _geneval(suite: str) -> Evaluated:
     ]
     colors = {"cat": "red", "dog": "blue"}
     rows = []
-    for tag, metadata in asked.items():
+    for tag, metadata in metadata_by_tag.items():
         for scene in scenes:
             objects = {name: keep_detections(boxes, tag) for name, boxes in scene.items()}
             correct, _ = judge(metadata, objects, lambda name, box: colors[name])
             rows.append({"correct": correct})
-    prompts = [Prompt(tag, tag, tag, metadata) for tag, metadata in asked.items()]
+    prompts = [Prompt(tag, tag, tag, metadata) for tag, metadata in metadata_by_tag.items()]
     return _evaluated(prompts, len(scenes), {"geneval": _Given(rows)})
 
 
-MADE_UP: dict[str, Callable[[str], Evaluated]] = {"dpg": _dpg, "geneval": _geneval}
+MADE_UP: dict[str, Callable[[str], MeasureInput]] = {"dpg": _dpg, "geneval": _geneval}

@@ -1,4 +1,4 @@
-"""The results of an evaluation, for people and for programs: table, scores of each picture, pictures of pictures."""
+"""Report of an evaluation: table, scores per image, image grids, and MLflow."""
 
 import io
 import json
@@ -17,17 +17,17 @@ from pipelines.core.text_table import aligned
 from pipelines.data.images import decode_image
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.image_sets import REAL
-from pipelines.evaluate.measures import Pictures, Row
+from pipelines.evaluate.measures import Row, ScoredImages
 from pipelines.evaluate.prompts import Shot
 from pipelines.evaluate.suites import SUITES
-from pipelines.viz.image_grid import beside, side_by_side, thumbnail
+from pipelines.viz.image_grid import join_horizontally, side_by_side, thumbnail
 
 SCORES, TABLE, PROTOCOLS = "scores.parquet", "table.json", "protocols.json"
 COLUMNS = ("model", "metric", "category", "value", "low", "high", "better", "prompts", "pictures", "fingerprint")
 
 
 def group_of(settings: EvaluateSettings) -> str:
-    """What the names of its numbers begin with in MLflow."""
+    """Return the prefix of the metrics' names in MLflow."""
     return f"eval/{settings.suite}"
 
 
@@ -35,7 +35,7 @@ def report(
     settings: EvaluateSettings,
     context: Context,
     shots: Sequence[Shot],
-    pictures: Mapping[str, Pictures],
+    images: Mapping[str, ScoredImages],
     rows: Sequence[Row],
 ) -> None:
     """Write all results into the artifact, and log them to MLflow."""
@@ -43,19 +43,19 @@ def report(
     protocols = {fingerprint(row["protocol"]): row["protocol"] for row in rows}
     table = [{**row, "fingerprint": fingerprint(row["protocol"])} for row in rows]
     table = [{name: row[name] for name in COLUMNS} for row in table]
-    made = {label: {"id": found.set.id, **found.set.protocol} for label, found in pictures.items()}
+    made = {label: {"id": found.set.id, **found.set.protocol} for label, found in images.items()}
     _write_json(context.file(TABLE), table)
     _write_json(context.file(PROTOCOLS), {"numbers": protocols, "pictures": made})
     tracker.log_table("table", {name: [row[name] for row in table] for name in COLUMNS})
-    own = {label: found for label, found in pictures.items() if label != REAL}
+    own = {label: found for label, found in images.items() if label != REAL}
     storage.write_file(context.file(SCORES), lambda local: pq.write_table(_scores(shots, own), local))
     for name in (SCORES, PROTOCOLS):
         tracker.log_file(context.file(name))
-    for name, sheet in _sheets(settings, shots, pictures, own):
+    for name, image_grid in _image_grids(settings, shots, images, own):
         buffer = io.BytesIO()
-        sheet.save(buffer, "PNG")
+        image_grid.save(buffer, "PNG")
         storage.write_bytes(context.file(f"{name}.png"), buffer.getvalue())
-        tracker.log_picture(name, sheet)
+        tracker.log_picture(name, image_grid)
     group = group_of(settings)
     by_category = {
         f"{group}/{row['model']}/{row['metric']}/{row['category']}": row["value"] for row in rows if row["category"]
@@ -63,15 +63,15 @@ def report(
     tracker.log_metrics({re.sub(r"[^\w\-./ ]", "_", name): value for name, value in by_category.items()})
 
 
-def _scores(shots: Sequence[Shot], own: Mapping[str, Pictures]) -> pa.Table:
-    """A row each picture: what it is of, and what each scorer made of it."""
+def _scores(shots: Sequence[Shot], own: Mapping[str, ScoredImages]) -> pa.Table:
+    """Return a table with a row per image: its prompt, and its scores."""
     found: list[dict[str, Any]] = []
-    for model, pictures in own.items():
-        scored = {name: scores.rows() for name, scores in pictures.scores.items()}
+    for model, images in own.items():
+        scored = {name: scores.rows() for name, scores in images.scores.items()}
         for i, shot in enumerate(shots):
             row = {
                 "model": model, "index": shot.index, "prompt_id": shot.prompt.id, "prompt": shot.prompt.text,
-                "category": shot.prompt.category, "picture": pictures.set.files[shot.key],
+                "category": shot.prompt.category, "picture": images.set.files[shot.key],
             }  # fmt: skip
             for name, rows in scored.items():
                 row |= {f"{name}/{column}": value for column, value in rows[i].items() if column != "key"}
@@ -79,16 +79,19 @@ def _scores(shots: Sequence[Shot], own: Mapping[str, Pictures]) -> pa.Table:
     return pa.Table.from_pylist(found)
 
 
-def _sheets(
-    settings: EvaluateSettings, shots: Sequence[Shot], pictures: Mapping[str, Pictures], own: Mapping[str, Pictures]
+def _image_grids(
+    settings: EvaluateSettings,
+    shots: Sequence[Shot],
+    images: Mapping[str, ScoredImages],
+    own: Mapping[str, ScoredImages],
 ) -> Iterable[tuple[str, Image.Image]]:
-    """The first prompts, with all models side by side; then what each scorer likes best, and least."""
+    """Yield image grids by name: the first prompts for all models, then the best and worst images per scorer."""
     repeats = next((i for i, shot in enumerate(shots) if shot.prompt is not shots[0].prompt), len(shots))
     first = list(range(0, len(shots), repeats))[: settings.shown]
-    paired = SUITES[settings.suite].read is None  # real picture i is prompt i's; others stand for no prompt
-    shown = [label for label in sorted(pictures, key=lambda label: label in own) if label in own or paired]
+    paired = SUITES[settings.suite].read is None  # real image i belongs to prompt i; other reference images to none
+    shown = [label for label in sorted(images, key=lambda label: label in own) if label in own or paired]
     places = {label: first if label in own else range(len(first)) for label in shown}
-    columns = {label: _read(pictures[label], places[label]) for label in places}
+    columns = {label: _read(images[label], places[label]) for label in places}
     yield "samples", side_by_side(columns, [shots[i].prompt.text for i in first], scale=1)
     for model, found in own.items():
         for name, scores in found.scores.items():
@@ -101,11 +104,11 @@ def _sheets(
             for title, picked in (("most", ranked[:count]), ("least", ranked[::-1][:count])):
                 captions = [f"{rows[i]['score']:.4g}  {shots[i].prompt.text}" for i in picked]
                 parts.append(side_by_side({f"{name}: {title}": _read(found, picked)}, captions, scale=1))
-            yield f"{model}_{name}", beside(*parts)
+            yield f"{model}_{name}", join_horizontally(*parts)
 
 
-def _read(pictures: Pictures, places: Iterable[int]) -> list[Image.Image]:
-    files = list(pictures.set.files.values())
+def _read(images: ScoredImages, places: Iterable[int]) -> list[Image.Image]:
+    files = list(images.set.files.values())
     return [thumbnail(decode_image(storage.read_bytes(files[i]))) for i in places]
 
 
@@ -114,7 +117,7 @@ def _write_json(uri: str, content: Any) -> None:
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """For a terminal."""
+    """Return the table for a terminal."""
     lines: list[Sequence[str]] = [("model", "metric", "category", "value", "interval", "pictures", "protocol")]
     for row in rows:
         interval = "" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"

@@ -1,4 +1,4 @@
-"""The step: settings in, pictures drawn and scored, numbers out."""
+"""Evaluate step: sample images, score them, and compute the measures."""
 
 import json
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ from pipelines.evaluate.class_subject import ClassModel, read_class_model, setti
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.found_images import match_images
 from pipelines.evaluate.generate import generate
-from pipelines.evaluate.image_sets import REAL, ImageSet, found_pictures, reference_images, store_images
-from pipelines.evaluate.measures import Evaluated, Pictures, Row
+from pipelines.evaluate.image_sets import REAL, ImageSet, load_found_images, reference_images, store_images
+from pipelines.evaluate.measures import MeasureInput, Row, ScoredImages
 from pipelines.evaluate.prompts import Shot, read_held_out, shots_of
 from pipelines.evaluate.score import score
 from pipelines.evaluate.selection import (
@@ -45,31 +45,32 @@ _SOURCES = ("adapter", "finetuned", "pretrained", "registered", "pictures")
 
 
 def check(settings: EvaluateSettings) -> None:
+    """Check models, images, scorers and thresholds before Ray starts. Raises ConfigError."""
     suite = suite_of(settings)
     sources = [name for name in _SOURCES if getattr(settings, name)]
     if len(sources) > 1:
-        raise ConfigError(f"{' and '.join(sources)}: more than one of them says what is evaluated; leave one")
+        raise ConfigError(f"{' and '.join(sources)}: only one of them may be given")
     if suite.by_class and not (settings.pretrained or settings.pictures):
         raise ConfigError(
-            f"pretrained: missing; {settings.suite} is of models that are told a class: an artifact of the pretrain "
-            "step, or a folder of pictures in `pictures`"
+            f"pretrained: missing; {settings.suite} is for class-conditional models; give an artifact of the pretrain "
+            "step, or a folder of images in `pictures`"
         )
     if settings.pretrained and not suite.by_class:
-        raise ConfigError(f"pretrained={settings.pretrained!r}: is told a class, and {settings.suite} has prompts")
+        raise ConfigError(f"pretrained={settings.pretrained!r}: is class-conditional, but {settings.suite} has prompts")
     if settings.pictures:
         if settings.models not in (None, ["trained"]):
-            raise ConfigError(f"models={settings.models}: pictures from elsewhere have no other models beside them")
+            raise ConfigError(f"models={settings.models}: `pictures` allows only trained")
     elif settings.pretrained:
         if settings.models not in (None, ["trained"]):
-            raise ConfigError(f"models={settings.models}: a model from scratch has no other models beside it")
+            raise ConfigError(f"models={settings.models}: `pretrained` allows only trained")
     elif not settings.base:
         raise ConfigError("base: missing; the folder of the latent model")
     elif "trained" not in models_of(settings) or settings.finetuned or settings.registered:
         check_base(settings.base, ("transformer",), images="latent" in models_of(settings), text=True)
     else:
         check_model(settings.base, settings.adapter, latent=models_of(settings) != ["trained"])
-    drawn = settings.base and not (settings.pictures or settings.pretrained)
-    if drawn and (side := read_patch_size(settings.base)):
+    is_sampled = settings.base and not (settings.pictures or settings.pretrained)
+    if is_sampled and (side := read_patch_size(settings.base)):
         settings.sampling.check_size(side, "sampling.")
     unknown = sorted(set(settings.leave_out) - set(suite.scorers))
     if unknown:
@@ -87,16 +88,17 @@ def check(settings: EvaluateSettings) -> None:
     for section in ("floors", "ceilings"):
         for name in getattr(settings, section):
             if name not in metrics:
-                raise ConfigError(f"{section}.{name}: no such score; there will be {', '.join(metrics)}")
+                raise ConfigError(f"{section}.{name}: no such score; there are {', '.join(metrics)}")
     if any(measure.needs_real for measure in measures_of(settings)) and suite.read and not settings.reference.source:
-        raise ConfigError("reference.source: missing; a folder of real pictures, or an .npz with their statistics")
+        raise ConfigError("reference.source: missing; a folder of real images, or an .npz with their statistics")
     if settings.reference.source and not settings.reference.source.endswith(".npz"):
         reference_images(settings.reference.source)
 
 
 def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> None:
+    """Check prompts, image sizes and the basis against the input artifacts. Raises ConfigError."""
     if not suite_of(settings).read and "curated" not in inputs:
-        raise ConfigError(f"curated: missing; the captions and pictures of {settings.suite} are held out there")
+        raise ConfigError(f"curated: missing; {settings.suite} uses its held-out captions and images")
     prompts = read_prompts(settings, inputs.get("curated"))
     if "pretrained" in inputs:
         read_class_model(inputs["pretrained"], settings.pretrained_step)
@@ -108,8 +110,13 @@ def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> 
 
 
 def pin_registered(settings: EvaluateSettings, latest: bool) -> EvaluateSettings:
-    """The version that the registry's alias points to now, in place of the alias. Raises ConfigError."""
-    from pipelines.evaluate.registry import pin  # MLflow: in the driver alone
+    """Return the settings with the registry's alias replaced by its present version. Raises ConfigError.
+
+    Args:
+        settings: settings of the evaluation.
+        latest: whether `registered` defaults to EXPERIMENT@newest.
+    """
+    from pipelines.evaluate.registry import pin  # MLflow: imported in the driver alone
 
     name = settings.registered or (f"{settings.run.experiment}@newest" if latest else "")
     if not name:
@@ -120,74 +127,75 @@ def pin_registered(settings: EvaluateSettings, latest: bool) -> EvaluateSettings
 
 
 def shown(settings: EvaluateSettings) -> dict[str, Any]:
-    """All but the settings of scorers that the suite does without."""
+    """Return the settings to log: without scorers that the suite does not use."""
     tree = settings.model_dump(mode="json")
     return tree | {"scorers": {name: tree["scorers"][name] for name in scorers_of(settings)}}
 
 
 def tell(outcome: Outcome) -> str:
-    """The table of a finished evaluation."""
+    """Return the table of a finished evaluation."""
     return table_of(json.loads(storage.read_bytes(outcome.artifact.file(TABLE))))
 
 
 def hold_limits(settings: EvaluateSettings, outcome: Outcome) -> None:
-    """Raises StepFailed, with all scores that are outside their limits."""
+    """Raise StepFailed if scores are below `floors` or above `ceilings`."""
     metrics = outcome.artifact.manifest["metrics"]
     if missing := sorted({*settings.floors, *settings.ceilings} - metrics.keys()):
-        raise StepFailed(f"{settings.suite}: {', '.join(missing)}: none of these prompts has such a score")
-    low = [f"{k} is {metrics[k]:.4g}, its floor {v:g}" for k, v in settings.floors.items() if metrics[k] < v]
-    high = [f"{k} is {metrics[k]:.4g}, its ceiling {v:g}" for k, v in settings.ceilings.items() if metrics[k] > v]
+        raise StepFailed(f"{settings.suite}: {', '.join(missing)}: these prompts have no such score")
+    low = [f"{k} is {metrics[k]:.4g}, below its floor {v:g}" for k, v in settings.floors.items() if metrics[k] < v]
+    high = [f"{k} is {metrics[k]:.4g}, above its ceiling {v:g}" for k, v in settings.ceilings.items() if metrics[k] > v]
     if low or high:
         raise StepFailed(f"{settings.suite}: {'; '.join(low + high)}")
 
 
 def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
-    from pipelines.evaluate.registry import link  # MLflow: in the driver alone
+    """Sample and score what is not cached, compute the measures, report them, and link them to the registry."""
+    from pipelines.evaluate.registry import link  # MLflow: imported in the driver alone
 
     root = storage.absolute(settings.run.storage)
     prompts = read_prompts(settings, context.inputs.get("curated"))
     repeats = repeats_of(settings)
     shots = shots_of(prompts, repeats)
     subject = find_evaluated_model(settings, context) if not settings.pictures else None
-    sets = draw(settings, subject, shots, root)
+    sets = sample_images(settings, subject, shots, root)
     reference, real = find_real(settings, context, len(prompts), root)
-    everything = {**sets, **({REAL: real} if real else {})}
+    all_sets = {**sets, **({REAL: real} if real else {})}
     needed = {measure.scorer for measure in measures_of(settings) if measure.needs_real}
-    scores: dict[str, dict] = {label: {} for label in everything}
+    scores: dict[str, dict] = {label: {} for label in all_sets}
     for name in scorers_of(settings):
-        asked = everything if name in needed else sets
-        for label, found in score(asked, shots, name, getattr(settings.scorers, name), root).items():
+        scored_sets = all_sets if name in needed else sets
+        for label, found in score(scored_sets, shots, name, getattr(settings.scorers, name), root).items():
             scores[label][name] = found
-    pictures = {label: Pictures(found, scores[label]) for label, found in everything.items()}
-    compare = partial(Evaluated, shots, repeats)
+    images = {label: ScoredImages(found, scores[label]) for label, found in all_sets.items()}
+    compare = partial(MeasureInput, shots, repeats)
     rows: list[Row] = []
     for model in sets:
-        evaluated = compare(pictures[model], pictures.get(REAL), reference, settings.bootstrap)
+        evaluated = compare(images[model], images.get(REAL), reference, settings.bootstrap)
         rows += [
             {"model": model, "better": measure.better, **row}
             for measure in measures_of(settings)
             for row in measure.rows(evaluated)
         ]
-    report(settings, context, shots, pictures, rows)
+    report(settings, context, shots, images, rows)
     metrics = {f"{row['model']}/{row['metric']}": row["value"] for row in rows if not row["category"]}
     link(context.tracker, subject.lineage if subject else {}, settings.suite, metrics)
     return metrics
 
 
-def draw(
+def sample_images(
     settings: EvaluateSettings, subject: EvaluatedModel | ClassModel | None, shots: list[Shot], root: str
 ) -> dict[str, ImageSet]:
-    """The pictures of each model."""
+    """Return the images of each model, sampled unless cached or given."""
     if subject is None:
-        return {"trained": found_pictures(settings.pictures, shots, repeats_of(settings), root)}
+        return {"trained": load_found_images(settings.pictures, shots, repeats_of(settings), root)}
     given = settings.sampling.model_dump(exclude_defaults=True)
-    sampling = settings.sampling.model_copy(update={**suite_of(settings).drawing, **given})
-    drawing = sampling.drawing(subject.defaults)
-    return generate(subject, models_of(settings), drawing, shots, root, settings.resources)
+    sampling = settings.sampling.model_copy(update={**suite_of(settings).sampling, **given})
+    parameters = sampling.resolve(subject.defaults)
+    return generate(subject, models_of(settings), parameters, shots, root, settings.resources)
 
 
 def find_evaluated_model(settings: EvaluateSettings, context: Context) -> EvaluatedModel | ClassModel:
-    """The adapter or the model of the settings, wherever they say that it is."""
+    """Return the model of the settings: from an adapter, an artifact or the registry."""
     from pipelines.evaluate.registry import fetch, lineage_of
 
     if pretrained := context.inputs.get("pretrained"):
@@ -207,7 +215,7 @@ def find_evaluated_model(settings: EvaluateSettings, context: Context) -> Evalua
 def find_real(
     settings: EvaluateSettings, context: Context, count: int, root: str
 ) -> tuple[Reference | None, ImageSet | None]:
-    """What the pictures are compared with: the statistics that were given, and real pictures."""
+    """Return the reference of distances: statistics given as numbers, and real images."""
     if suite_of(settings).read is None:
         curated = context.inputs["curated"]
         column = column_of(suite_of(settings))

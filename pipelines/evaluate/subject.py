@@ -1,4 +1,4 @@
-"""What is evaluated: an adapter, wherever it is, with its base; and what it came from."""
+"""The evaluated model: an adapter with its base, and its lineage."""
 
 import hashlib
 from collections.abc import Mapping
@@ -22,26 +22,27 @@ from pipelines.sample.sampler import ImageSampler, adapter_files, load_sampler, 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """One adapter on its base, and the models that come with it."""
+    """One adapter on its base, with the untrained and the latent model."""
 
     base: str
     adapter: str
     """Folder, S3 URI or repository that every node can read; empty: a merged pipeline, or no trained model"""
     subspace: str
-    """URI of a file, channel first, of the pixel model's subspace; empty: none is known"""
+    """URI of the pixel model's subspace, channel first; empty: unknown"""
     defaults: SamplingDefaults
     parts: Mapping[str, str] = field(default_factory=dict)
-    """What it is made of, by content: base, adapter, subspace; and how its prompts are padded"""
+    """Content hashes of base, adapter and subspace, and the padding of prompts"""
     lineage: Mapping[str, str] = field(default_factory=dict)
-    """Where it came from, for MLflow's tags"""
+    """Origin of the adapter, for MLflow's tags"""
 
     def identity(self, model: str) -> dict[str, str]:
-        """What decides a model's pictures, and no more: latent models of two adapters are one."""
+        """Return what determines a model's images: latent models of two adapters have the same identity."""
         shared = ("base", "subspace", "text_padding")
         needed = (*shared, "adapter") if model == "trained" else shared
         return {"model": model, **{name: self.parts[name] for name in needed if name in self.parts}}
 
-    def painter(self, model: str, device: str) -> ImageSampler:
+    def sampler(self, model: str, device: str) -> ImageSampler:
+        """Return the sampler of a model."""
         subspace = storage.read_file(self.subspace, Subspace.load) if self.subspace else None
         with adapter_files(self.adapter if model == "trained" else "") as folder:
             return load_sampler(model, self.base, folder, subspace, self.defaults, device)
@@ -50,8 +51,18 @@ class EvaluatedModel:
 def read_evaluated_model(
     base: str, adapter: str, basis: Artifact | None, lineage: Mapping[str, str], folder_for_subspace: str
 ) -> EvaluatedModel:
-    """The subspace is written into a folder that every node can read. Raises ConfigError for files that are missing or
-    unsound."""
+    """Return the evaluated model of an adapter; its subspace is written to a folder that every node can read.
+
+    Args:
+        base: folder of the latent model.
+        adapter: folder, S3 URI or repository; empty for none.
+        basis: basis artifact, for models whose adapter has no subspace.
+        lineage: origin of the adapter.
+        folder_for_subspace: folder of the subspace's file.
+
+    Raises:
+        ConfigError: files are missing or damaged.
+    """
     try:
         with adapter_files(adapter) as folder:
             subspace = None if basis is None else in_layout(load_subspace(basis), LAYOUT)
@@ -77,8 +88,10 @@ def read_evaluated_model(
 
 
 def _pipeline_defaults(base: str) -> SamplingDefaults:
-    """A merged pipeline's own: its transformer's, unless its model_index.json says otherwise; the released model's for
-    what both leave out."""
+    """Return a merged pipeline's default sampling parameters.
+
+    They are its transformer's, overridden by its model_index.json; the released model's where both have none.
+    """
     index = read_json_object(Path(base) / "model_index.json")
     own = read_json_object(Path(base) / "transformer" / "config.json").get("sampling") or {}
     given = {name: value for name, value in index.items() if value is not None}

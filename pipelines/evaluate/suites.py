@@ -1,4 +1,4 @@
-"""The suites, each as data: prompts, pictures a prompt, size, scorers, and what becomes of the scores."""
+"""The suites as data: prompts, images per prompt, sampling parameters, scorers and measures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,34 +18,36 @@ from pipelines.evaluate.set_measures import (
 )
 
 KLEIN = {"height": 1024, "width": 1024, "steps": 32, "guidance": 4.0}
-"""How text-to-image benchmarks are sampled for the paper; noise, APG and the clamp are the defaults anyway"""
+"""Sampling parameters of text-to-image benchmarks in the paper; noise, APG and clamping are the defaults"""
 
 JIT = {"steps": 50, "solver": "heun", "orthogonal": False, "clamp": False, "shift": 1.0, "sigma_floor": 0.04}
-"""How class-conditional models are sampled (App. B.1)"""
+"""Sampling parameters of class-conditional models (App. B.1)"""
 
 
 @dataclass(frozen=True)
 class Suite:
+    """A benchmark."""
+
     about: str
     read: Reader | None
-    """None: the prompts are the held-out captions of a curate artifact, whose pictures are the reference"""
+    """None: the prompts are the held-out captions of a curate artifact, whose images are the reference"""
     file: str
-    """What `prompts.file` has to be; empty: none is needed"""
+    """Description of `prompts.file`; empty: none is needed"""
     prompts: int | None
-    """How many the benchmark has"""
+    """Number of prompts of the benchmark"""
     images_per_prompt: int
     scorers: tuple[str, ...]
     measures: tuple[Measure, ...]
-    drawing: Mapping[str, Any] = field(default_factory=dict)
-    """Of `sampling`, unless the settings say otherwise"""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Defaults of `sampling`"""
     models: tuple[Model, ...] = ("trained",)
     by_class: bool = False
-    """Its models are told a class, not a text"""
+    """Whether its models are class-conditional"""
 
 
 SUITES: dict[str, Suite] = {
     "demo": Suite(
-        about="distances to held-out real pictures, and the grain on plain grounds",
+        about="distances to held-out real images, and the noise on plain grounds",
         read=None,
         file="",
         prompts=None,
@@ -62,7 +64,7 @@ SUITES: dict[str, Suite] = {
         models=("latent", "lifted", "trained"),
     ),
     "classes": Suite(
-        about="distances of a class-conditional model's pictures to held-out real ones of the same classes",
+        about="distances of a class-conditional model's images to held-out real ones of the same classes",
         read=None,
         file="",
         prompts=None,
@@ -74,7 +76,7 @@ SUITES: dict[str, Suite] = {
             SlicedWasserstein("sliced_wasserstein_high_pass", high_pass=True),
             SpectrumDistance("spectrum"),
         ),
-        drawing=JIT,
+        sampling=JIT,
         by_class=True,
     ),
     "coco10k": Suite(
@@ -92,7 +94,7 @@ SUITES: dict[str, Suite] = {
             Frechet("fid", "inception"),
             Frechet("pfid", "inception_crop"),
         ),
-        drawing=KLEIN,
+        sampling=KLEIN,
     ),
     "hpsv3_benchmark": Suite(
         about="HPSv3's benchmark: the unweighted mean of twelve categories (Table 4)",
@@ -102,30 +104,30 @@ SUITES: dict[str, Suite] = {
         images_per_prompt=1,
         scorers=("hps_v3",),
         measures=(Mean("hpsv3", "hps_v3", by_category=True),),
-        drawing=KLEIN,
+        sampling=KLEIN,
     ),
     "dpg": Suite(
-        about="DPG-Bench: long prompts, asked after by yes/no questions (Table 4)",
+        about="DPG-Bench: long prompts, checked by yes/no questions (Table 4)",
         read=read_dpg,
         file="dpg_bench.csv of ELLA",
         prompts=1065,
         images_per_prompt=4,
         scorers=("dpg",),
         measures=(Mean("dpg", "dpg", value=dpg_score, scale=100), DpgCategories("dpg")),
-        drawing=KLEIN,
+        sampling=KLEIN,
     ),
     "geneval": Suite(
-        about="GenEval: objects, counts, colours and positions, with a detector of transformers (Table 4)",
+        about="GenEval: objects, counts, colors and positions, with a detector of transformers (Table 4)",
         read=read_geneval,
         file="evaluation_metadata.jsonl (metadata.jsonl) of GenEval",
         prompts=553,
         images_per_prompt=4,
         scorers=("geneval",),
         measures=(Mean("geneval-hf", "geneval", column="correct", by_category=True),),
-        drawing=KLEIN,
+        sampling=KLEIN,
     ),
     "imagenet50k": Suite(
-        about="50,000 class-conditional pictures of 256 x 256 by ADM's protocol",
+        about="50,000 class-conditional images of 256 x 256 by ADM's protocol",
         read=read_labels,
         file="",
         prompts=1000,
@@ -137,7 +139,7 @@ SUITES: dict[str, Suite] = {
             InceptionScore("inception_score", "inception_as_is"),
             PrecisionRecall("inception_as_is"),
         ),
-        drawing={**JIT, "height": 256, "width": 256, "guidance": 2.3, "guidance_interval": (0.0, 0.88)},
+        sampling={**JIT, "height": 256, "width": 256, "guidance": 2.3, "guidance_interval": (0.0, 0.88)},
         by_class=True,
     ),
 }

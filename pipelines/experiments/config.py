@@ -1,4 +1,4 @@
-"""Settings of what runs many steps: the workflow, sweeps, and the rank sweep. They hold those of the steps."""
+"""Settings of experiments over many steps: workflow, sweeps, rank sweep and time to quality."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
@@ -18,7 +18,7 @@ from pipelines.train.pretrain.config import PretrainSettings, Repa
 
 
 class WorkflowSettings(Settings):
-    """One section a step, holding that step's settings but for `run`, `base` and its inputs, which are filled in."""
+    """One section per step, with its settings except `run`, `base` and its inputs, which are filled in."""
 
     step: ClassVar[str] = "workflow"
     name: str = "workflow"
@@ -27,9 +27,9 @@ class WorkflowSettings(Settings):
     """Folder of the latent model, a diffusers pipeline"""
     curate: Annotated[dict[str, Any], Holds(CurateSettings)] = Field(default_factory=dict)
     caption: Annotated[dict[str, Any] | None, Holds(CaptionSettings)] = None
-    """Left out unless given: the captions of the crawl are kept"""
+    """Skipped unless given: the images keep the captions of the shards"""
     color_stats: Annotated[dict[str, Any] | None, Holds(ColorStatsSettings)] = Field(default_factory=dict)
-    """null leaves it out, for a basis whose space is not measured by it"""
+    """null skips it, for a basis whose color space is not measured"""
     basis: Annotated[dict[str, Any], Holds(BasisSettings)] = Field(default_factory=dict)
     encode: Annotated[dict[str, Any], Holds(EncodeSettings)] = Field(default_factory=dict)
     finetune: Annotated[dict[str, Any], Holds(FinetuneSettings)] = Field(default_factory=dict)
@@ -37,15 +37,18 @@ class WorkflowSettings(Settings):
 
 
 class Search(Settings):
-    """Guidance by scale and interval, from coarse to fine: first a grid with wide steps, then from its best point to
-    better neighbours, with steps halved whenever none is left."""
+    """Coarse-to-fine search of the guidance's scale and interval.
+
+    A grid with wide steps is followed by moves from its best point to better neighbors; steps are halved if there is
+    none.
+    """
 
     scale: tuple[float, float] = (1.0, 4.0)
-    """Lowest and highest"""
+    """Minimum and maximum"""
     low: tuple[float, float] = (0.0, 0.4)
-    """Lower end of the interval, lowest and highest"""
+    """Lower end of the interval, minimum and maximum"""
     high: tuple[float, float] = (0.6, 1.0)
-    """Upper end of the interval"""
+    """Upper end of the interval, minimum and maximum"""
     coarse: int = Field(8, ge=1)
     """First step, in units of 0.1 of scale and 0.02 of noise level"""
 
@@ -61,16 +64,18 @@ class Search(Settings):
 
 
 class SweepSettings(Settings):
+    """Settings of a sweep of evaluations."""
+
     step: ClassVar[str] = "sweep"
     run: RunSettings = RunSettings()
     evaluate: Annotated[dict[str, Any], Holds(EvaluateSettings)]
-    """Settings of the evaluation, but for `run`"""
+    """Settings of the evaluation, except `run`"""
     metric: str
-    """MODEL/METRIC that decides which point is best"""
+    """MODEL/METRIC that determines the best point"""
     grid: dict[str, list[Any]] = {}
     """{dotted.key of the evaluation: its values}: every combination is evaluated"""
     search: Search | None = None
-    """Or the search for guidance"""
+    """Or a search for the best guidance"""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "SweepSettings":
@@ -83,14 +88,14 @@ class SweepSettings(Settings):
 
 
 class Repas(Settings):
-    """The representation alignment, beside the same ranks without."""
+    """Representation alignment (REPA), compared with the same ranks without."""
 
     ranks: list[int] = Field([8], min_length=1)
     settings: Repa
 
 
 class Curve(Settings):
-    """Figure 6: earlier checkpoints, which `pretrain.checkpoints.keep_every` keeps."""
+    """Figure 6: earlier checkpoints, which `pretrain.checkpoints.keep_every` must keep."""
 
     ranks: list[int] = [0, 8]
     steps: list[int] = Field([], min_length=0)
@@ -102,27 +107,29 @@ class Floors(Settings):
     ranks: list[int] = [0, 8]
     floors: list[float] = [0.04, 0.0]
     changes: dict[str, Any] = {}
-    """{dotted.key: value} of the evaluation, for all of them"""
+    """{dotted.key: value} of the evaluation, for all floors"""
 
 
 class RankSweepSettings(Settings):
+    """Settings of the rank sweep (Sec. 6.1)."""
+
     step: ClassVar[str] = "rank_sweep"
     run: RunSettings = RunSettings()
     pretrain: Annotated[dict[str, Any], Holds(PretrainSettings)]
-    """Settings of the training, but for `run`, `seed` and `subspace`"""
+    """Settings of the training, except `run`, `seed` and `subspace`"""
     evaluate: Annotated[dict[str, Any], Holds(EvaluateSettings)]
-    """Settings of the evaluation, but for `run` and `pretrained`"""
+    """Settings of the evaluation, except `run` and `pretrained`"""
     metric: str = "frechet"
-    """That is drawn; of the suite's"""
+    """Metric of the suite to plot"""
     ranks: list[int] = Field([0, 2, 4, 8, 16, 32, 768], min_length=1)
     random_ranks: list[int] = [8]
-    """Of random subspaces"""
+    """Ranks of random subspaces"""
     repa: Repas | None = None
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     floors: Floors = Floors()
     curve: Curve = Curve()
     guidance: dict[int, tuple[float, float, float]] = {}
-    """{rank: scale, and both ends of the interval} where they are not the evaluation's (Table 5)"""
+    """{rank: scale, and both ends of the interval} if they differ from the evaluation's (Table 5)"""
     random_guidance: dict[int, tuple[float, float, float]] = {}
     """The same for random subspaces"""
 
@@ -135,12 +142,14 @@ class RankSweepSettings(Settings):
 
 
 class TimeToQualitySettings(Settings):
+    """Settings of the time-to-quality experiment."""
+
     step: ClassVar[str] = "time_to_quality"
     run: RunSettings = RunSettings()
     finetuned: dict[str, Uri] = Field(min_length=1)
-    """{label: artifact of the finetune step}; `checkpoints.keep_every` keeps what is evaluated"""
+    """{label: artifact of the finetune step}; `checkpoints.keep_every` keeps the checkpoints to evaluate"""
     evaluate: Annotated[dict[str, Any], Holds(EvaluateSettings)]
-    """Settings of the evaluations, but for `run`, `adapter` and `models`; `base` is by default the finetune's"""
+    """Settings of the evaluations, except `run`, `adapter` and `models`; `base` defaults to the finetune's"""
     metrics: list[str] = Field(
         ["sliced_wasserstein", "sliced_wasserstein_high_pass", "spectrum", "imagenet_frechet"], min_length=1
     )
@@ -155,13 +164,13 @@ SETTINGS: dict[str, type[Settings]] = {
         TimeToQualitySettings, DemoPageSettings, DemoDataSettings, ToyBaseSettings, ToyEncoderSettings,
     )
 }  # fmt: skip
-"""By step: of every job that reads a configuration file"""
+"""By step: all jobs that read a configuration file"""
 WORKFLOW = ("curate", "caption", "color_stats", "basis", "encode", "finetune", "evaluate")
-"""The workflow's steps, in their order"""
+"""The workflow's steps in order"""
 
 
 def sections_of(settings: WorkflowSettings) -> list[str]:
-    """Return the steps that have a section, in their order."""
+    """Return the steps that have a section, in order."""
     return [step for step in WORKFLOW if getattr(settings, step) is not None]
 
 
@@ -176,7 +185,7 @@ def fill_section(step: str, settings: WorkflowSettings, made: Mapping[str, str])
 
 
 def fill_all(settings: WorkflowSettings) -> dict[str, Any]:
-    """Return every section, validated, its inputs not made yet. Raises ConfigError."""
+    """Return every section, validated, with placeholders for its inputs. Raises ConfigError."""
     filled: dict[str, Any] = {}
     for step in sections_of(settings):
         filled[step] = fill_section(step, settings, dict.fromkeys(filled, "not made yet"))

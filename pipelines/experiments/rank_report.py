@@ -1,4 +1,4 @@
-"""What a sweep over ranks shows: the paper's Figures 5 and 6 and Table 1, and which of its claims held."""
+"""Report of a rank sweep: the paper's Figures 5 and 6 and Table 1, and verdicts on its claims."""
 
 import json
 import statistics
@@ -21,30 +21,33 @@ LEVEL = 0.95
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half the width of its confidence interval) over seeds, by Student's t; the half is infinite for one."""
+    """Return the mean and half the width of its confidence interval over seeds, by Student's t.
+
+    The half width is infinite for one value.
+    """
     if len(values) < 2:
         return values[0], float("inf")
     factor = float(student.ppf((1 + LEVEL) / 2, len(values) - 1))
     return statistics.fmean(values), factor * statistics.stdev(values) / len(values) ** 0.5
 
 
-def of_seeds(rows: Sequence[Row], metric: str, **wanted: Any) -> dict[int, float]:
-    """{seed: value} of the rows that have all that is wanted."""
+def select_by_seed(rows: Sequence[Row], metric: str, **columns: Any) -> dict[int, float]:
+    """Return {seed: value} of the rows that match all given `columns`."""
     return {
         row["seed"]: row["metrics"][metric]
         for row in rows
-        if all(row[name] == value for name, value in wanted.items())
+        if all(row[name] == value for name, value in columns.items())
     }
 
 
 def difference(a: dict[int, float], b: dict[int, float]) -> tuple[float, float] | None:
-    """Of a to b, seed by seed: (mean, half its interval). None without a common seed."""
+    """Return the mean of a - b over common seeds, and half its interval. None without a common seed."""
     common = sorted(a.keys() & b.keys())
     return interval([a[seed] - b[seed] for seed in common]) if common else None
 
 
 def verdict(found: tuple[float, float]) -> str:
-    """Of a difference that should be below zero."""
+    """Return the verdict on a difference that the paper claims to be below zero."""
     mean, half = found
     if mean + half < 0:
         return "held"
@@ -52,11 +55,20 @@ def verdict(found: tuple[float, float]) -> str:
 
 
 def claims(rows: Sequence[Row], metric: str, small: int = 8) -> list[dict[str, Any]]:
-    """Each of the paper's claims on ranks: what was compared, the difference where below zero is the claim, and the
-    verdict. Lower is better."""
+    """Compare the paper's claims on ranks with the rows; lower metrics are better.
+
+    Args:
+        rows: rows of the sweep.
+        metric: metric to compare.
+        small: the claimed best rank.
+
+    Returns:
+        For each claim the compared difference, which is below zero if the claim holds, its half interval and the
+            verdict.
+    """
 
     def end(rank: int, kind: str = "pca") -> dict[int, float]:
-        return of_seeds(rows, metric, figure="rank", rank=rank, kind=kind)
+        return select_by_seed(rows, metric, figure="rank", rank=rank, kind=kind)
 
     largest = max((row["rank"] for row in rows), default=0)
     below_full = max((row["rank"] for row in rows if row["kind"] == "pca" and row["rank"] < largest), default=0)
@@ -77,7 +89,7 @@ def claims(rows: Sequence[Row], metric: str, small: int = 8) -> list[dict[str, A
     )
     steps = sorted({row["step"] for row in rows if row["figure"] == "curve"})
     for step in steps:
-        curve = [of_seeds(rows, metric, figure="curve", rank=rank, step=step) for rank in (small, 0)]
+        curve = [select_by_seed(rows, metric, figure="curve", rank=rank, step=step) for rank in (small, 0)]
         compared[f"r = {small} is ahead of r = 0 at step {step}"] = difference(*curve)
     return [
         {"claim": claim, "difference": found[0], "half_interval": found[1], "verdict": verdict(found)}
@@ -87,8 +99,11 @@ def claims(rows: Sequence[Row], metric: str, small: int = 8) -> list[dict[str, A
 
 
 def share_of_steps(rows: Sequence[Row], metric: str, rank: int) -> dict[int, float]:
-    """{seed: steps that the rank needs for where r = 0 ends, over those of r = 0}; where it does not get there, the
-    inverse of what r = 0 needs for where the rank ends. Between evaluated steps the metric is taken as straight."""
+    """Return {seed: steps that the rank needs to reach the end of r = 0, divided by the steps of r = 0}.
+
+    If the rank does not reach it, the share is the inverse of what r = 0 needs to reach the end of the rank. The metric
+    is interpolated linearly between evaluated steps.
+    """
     curves = {r: _curves(rows, metric, r) for r in (0, rank)}
     shares = {}
     for seed in sorted(curves[0].keys() & curves[rank].keys()):
@@ -102,7 +117,7 @@ def share_of_steps(rows: Sequence[Row], metric: str, rank: int) -> dict[int, flo
 
 
 def _curves(rows: Sequence[Row], metric: str, rank: int) -> dict[int, list[tuple[int, float]]]:
-    """{seed: [(step, value)] in order} of a rank's training."""
+    """Return {seed: [(step, value)] in order} of a rank's training."""
     found: dict[int, list[tuple[int, float]]] = {}
     for row in rows:
         if row["kind"] == "pca" and row["rank"] == rank and row["figure"] in ("curve", "rank"):
@@ -111,7 +126,7 @@ def _curves(rows: Sequence[Row], metric: str, rank: int) -> dict[int, list[tuple
 
 
 def _first_step(curve: Sequence[tuple[int, float]], value: float) -> float:
-    """Where the curve first comes down to a value that its end reaches; its first point at the earliest."""
+    """Return where the curve first falls to a value that its end reaches; at least its first step."""
     before: tuple[int, float] | None = None
     for step, here in curve:
         if here <= value:
@@ -121,22 +136,22 @@ def _first_step(curve: Sequence[tuple[int, float]], value: float) -> float:
 
 
 def _loss_of_floor(rows: Sequence[Row], metric: str, rank: int) -> dict[int, float]:
-    """{seed: how much worse it is with no floor than with the highest}"""
+    """Return {seed: metric with the lowest floor minus that with the highest}."""
     floors = sorted({row["floor"] for row in rows if row["figure"] == "floor"})
     if not floors:
         return {}
-    low, high = (of_seeds(rows, metric, figure="floor", rank=rank, floor=f) for f in (floors[0], floors[-1]))
+    low, high = (select_by_seed(rows, metric, figure="floor", rank=rank, floor=f) for f in (floors[0], floors[-1]))
     return {seed: low[seed] - high[seed] for seed in low.keys() & high.keys()}
 
 
 def rank_figure(rows: Sequence[Row], metric: str) -> "Figure":
-    """The paper's Figure 5: the metric by rank, with every seed; random subspaces and REPA beside."""
+    """Plot the paper's Figure 5: the metric by rank with every seed, random subspaces and REPA."""
     figure = new_figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     ranks = sorted({row["rank"] for row in rows})
     places = {rank: i for i, rank in enumerate(ranks)}
     for kind, marker, shift in (("pca", "o", 0.0), ("random", "s", 0.12), ("repa", "^", -0.12)):
-        mine = [(r, of_seeds(rows, metric, figure="rank", rank=r, kind=kind)) for r in ranks]
+        mine = [(r, select_by_seed(rows, metric, figure="rank", rank=r, kind=kind)) for r in ranks]
         mine = [(r, values) for r, values in mine if values]
         if not mine:
             continue
@@ -144,23 +159,23 @@ def rank_figure(rows: Sequence[Row], metric: str) -> "Figure":
         means, halves = zip(*(interval(list(values.values())) for _, values in mine), strict=True)
         finite = [half if half < float("inf") else 0.0 for half in halves]
         style = "-" if kind == "pca" else ""
-        drawn = axes.errorbar(x, means, yerr=finite, fmt=marker + style, capsize=3, label=kind)
+        bars = axes.errorbar(x, means, yerr=finite, fmt=marker + style, capsize=3, label=kind)
         for place, (_, values) in zip(x, mine, strict=True):
-            axes.plot([place] * len(values), list(values.values()), ".", alpha=0.4, color=drawn[0].get_color())
-    axes.set_yscale("log")  # full rank may be ten times as far as all others
+            axes.plot([place] * len(values), list(values.values()), ".", alpha=0.4, color=bars[0].get_color())
+    axes.set_yscale("log")  # full rank may be ten times as large as all others
     axes.set(xlabel="rank r", ylabel=metric, xticks=range(len(ranks)), xticklabels=[str(r) for r in ranks])
     axes.legend()
     return figure
 
 
 def curve_figure(rows: Sequence[Row], metric: str) -> "Figure":
-    """The paper's Figure 6: the metric by step, its mean and interval over seeds."""
+    """Plot the paper's Figure 6: the metric by step, its mean and interval over seeds."""
     figure = new_figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     for rank in sorted({row["rank"] for row in rows if row["figure"] == "curve"}):
         mine = [r for r in rows if r["rank"] == rank and r["kind"] == "pca" and r["figure"] in ("curve", "rank")]
         steps = sorted({row["step"] for row in mine})
-        points = [interval(list(of_seeds(mine, metric, step=step).values())) for step in steps]
+        points = [interval(list(select_by_seed(mine, metric, step=step).values())) for step in steps]
         halves = [half if half < float("inf") else 0.0 for _, half in points]
         axes.errorbar(steps, [mean for mean, _ in points], yerr=halves, marker="o", capsize=3, label=f"r = {rank}")
     axes.set(xlabel="step", ylabel=metric)
@@ -169,7 +184,7 @@ def curve_figure(rows: Sequence[Row], metric: str) -> "Figure":
 
 
 def family_table(rows: Sequence[Row]) -> list[list[str]]:
-    """Lines for people, the first with titles: every member's measures, means and half intervals over seeds."""
+    """Return the table of variants: means and half intervals over seeds; the first line has the titles."""
     metrics = list(rows[0]["metrics"])
     lines = [["", "seeds", "loss", *metrics]]
     for name in dict.fromkeys(row["name"] for row in rows):
@@ -181,7 +196,7 @@ def family_table(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def floor_table(rows: Sequence[Row]) -> list[list[str]]:
-    """The paper's Table 1; only its titles where no floors were evaluated."""
+    """Return the paper's Table 1; only its titles if no floors were evaluated."""
     metrics = list(rows[0]["metrics"])
     lines = [["", "floor of sigma", *metrics]]
     mine = [row for row in rows if row["figure"] == "floor"]
@@ -192,12 +207,16 @@ def floor_table(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def by_loss(rows: Sequence[Row]) -> list[Row]:
-    """The ends of training, measured by its flow matching loss: recovered velocities, the same for all ranks."""
+    """Return rows of finished trainings with the flow matching loss of recovered velocities as their metric.
+
+    That loss is comparable across ranks.
+    """
     ends = (row for row in rows if row["figure"] == "rank" and row["loss"] is not None)
     return [{**row, "metrics": {"loss": row["loss"]}} for row in ends]
 
 
 def claim_table(found: Sequence[dict[str, Any]], metric: str) -> list[list[str]]:
+    """Return the table of claims; the first line has the titles."""
     lines = [[c["claim"], f"{c['difference']:.4g} ± {c['half_interval']:.2g}", c["verdict"]] for c in found]
     return [["claim", f"difference of {metric}", "verdict"], *lines]
 
@@ -208,12 +227,13 @@ def _shown(values: Sequence[float]) -> str:
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Return a table as Markdown."""
     head, *rest = lines
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rest))
 
 
-def draw_family(rows: Sequence[Row], metric: str, tracker: "Tracker", folder: str) -> None:
-    """Figures and tables, in MLflow and as files of the folder."""
+def log_report(rows: Sequence[Row], metric: str, tracker: "Tracker", folder: str) -> None:
+    """Log figures and tables to MLflow, and write them to the folder."""
     found = claims(rows, metric)
     tables = {"family": family_table(rows), "floors": floor_table(rows)}
     tables["claims"] = claim_table(found, metric)

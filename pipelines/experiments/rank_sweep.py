@@ -1,7 +1,7 @@
-"""The rank family (Sec. 6.1): one training from scratch for each rank and seed, all alike but for the subspace, each
-evaluated at its end, and some at other floors of sigma and at earlier checkpoints.
+"""The rank sweep (Sec. 6.1): one training from scratch per rank and seed, equal but for the subspace.
 
-Every training and evaluation is a step like any other: a sweep that is killed, or asked for more, finds what stands.
+Each is evaluated at its end, some also at other floors of sigma and at earlier checkpoints. Trainings and evaluations
+are ordinary steps: a sweep that is restarted or extended reuses their artifacts.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.step import STEP as EVALUATE
 from pipelines.evaluate.step import measures_of
 from pipelines.experiments.config import RankSweepSettings
-from pipelines.experiments.rank_report import Row, draw_family
+from pipelines.experiments.rank_report import Row, log_report
 from pipelines.train.pretrain.config import PretrainSettings
 from pipelines.train.pretrain.step import STEP as PRETRAIN
 
@@ -26,7 +26,7 @@ TRAINED = "trained"
 
 @dataclass(frozen=True)
 class Variant:
-    """A member of the family."""
+    """A rank and kind of subspace."""
 
     rank: int
     kind: str = "pca"
@@ -35,10 +35,12 @@ class Variant:
 
     @property
     def name(self) -> str:
+        """Return the name in tables."""
         return f"r={self.rank}" + ("" if self.kind == "pca" else f" {self.kind}")
 
 
 def variants_of(settings: RankSweepSettings) -> list[Variant]:
+    """Return the variants of a sweep."""
     found = [Variant(r, "pca", {"subspace.rank": r}) for r in settings.ranks]
     found += [
         Variant(r, "random", {"subspace.rank": r, "subspace.kind": "random"}) for r in settings.random_ranks
@@ -50,7 +52,7 @@ def variants_of(settings: RankSweepSettings) -> list[Variant]:
 
 
 def training_of(settings: RankSweepSettings, variant: Variant, seed: int) -> PretrainSettings:
-    """Raises ConfigError."""
+    """Return the training of a variant and seed. Raises ConfigError."""
     changes = {**variant.changes, "seed": seed}
     if variant.kind == "random":
         changes["subspace.seed"] = seed
@@ -60,7 +62,15 @@ def training_of(settings: RankSweepSettings, variant: Variant, seed: int) -> Pre
 def evaluation_of(
     settings: RankSweepSettings, variant: Variant, pretrained: str, step: int | None, changes: Mapping[str, Any]
 ) -> EvaluateSettings:
-    """Raises ConfigError."""
+    """Return an evaluation of a trained variant. Raises ConfigError.
+
+    Args:
+        settings: settings of the sweep.
+        variant: the variant.
+        pretrained: URI of its artifact.
+        step: checkpoint; None for the end.
+        changes: {dotted.key: value} of the evaluation.
+    """
     changes = {"pretrained": pretrained, "pretrained_step": step, **changes}
     guidance = settings.random_guidance if variant.kind == "random" else settings.guidance
     if variant.rank in guidance:
@@ -77,7 +87,7 @@ def _changed(settings: RankSweepSettings, tree: Mapping[str, Any], changes: Mapp
 
 
 def check(settings: RankSweepSettings) -> None:
-    """All trainings, before any begins. Raises ConfigError."""
+    """Check all trainings and the evaluation before the first one runs. Raises ConfigError."""
     for variant in variants_of(settings):
         found = training_of(settings, variant, settings.seeds[0])
         try:
@@ -93,7 +103,7 @@ def check(settings: RankSweepSettings) -> None:
 
 
 def points_of(settings: RankSweepSettings, variant: Variant) -> Iterator[tuple[str, int | None, dict[str, Any]]]:
-    """(figure it is for, checkpoint or the end, changes) of a trained variant's evaluations."""
+    """Yield (figure it belongs to, checkpoint or None, changes) of a trained variant's evaluations."""
     yield "rank", None, {}
     if variant.kind == "pca" and variant.rank in settings.curve.ranks:
         for step in settings.curve.steps:
@@ -104,7 +114,10 @@ def points_of(settings: RankSweepSettings, variant: Variant) -> Iterator[tuple[s
 
 
 def run_rank_sweep(settings: RankSweepSettings) -> tuple[str, str, list[Row]]:
-    """(folder, parent run's ID, rows). Seeds are the outer loop: what stands when it is stopped can be compared."""
+    """Run the sweep. Returns the folder, the parent run's ID and the rows.
+
+    Seeds are the outer loop: an interrupted sweep has comparable results.
+    """
     from pipelines.core.preflight import check_places, check_work
     from pipelines.core.tracking import open_run_of
 
@@ -126,7 +139,7 @@ def run_rank_sweep(settings: RankSweepSettings) -> tuple[str, str, list[Row]]:
                     rows.append(_row(variant, seed, figure, step, changes, trained, found))
                 storage.write_bytes(storage.join(folder, "rows.json"), json.dumps(rows, indent=1).encode())
                 tracker.log_metrics({f"rank_sweep/{settings.metric}": rows[-1]["metrics"][settings.metric]}, len(rows))
-        draw_family(rows, settings.metric, tracker, folder)
+        log_report(rows, settings.metric, tracker, folder)
     return folder, tracker.run_id, rows
 
 

@@ -1,4 +1,4 @@
-"""One page, whole in itself, that compares evaluations: tables with intervals, pictures, and what each number means."""
+"""A self-contained HTML page that compares evaluations: tables with intervals, image grids and protocols."""
 
 import base64
 import io
@@ -47,7 +47,7 @@ TABLE_4 = (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the page needs of one artifact."""
+    """Data of one evaluate artifact."""
 
     label: str
     artifact: Artifact
@@ -56,21 +56,27 @@ class Evaluation:
 
     @property
     def suite(self) -> str:
+        """Return the name of the suite."""
         return self.artifact.manifest["config"]["suite"]
 
     @property
     def models(self) -> list[str]:
+        """Return the evaluated models."""
         return list(dict.fromkeys(row["model"] for row in self.rows))
 
-    def sheets(self) -> dict[str, str]:
-        """{name: data URI} of its pictures of pictures."""
+    def image_grids(self) -> dict[str, str]:
+        """Return {name: data URI} of its image grids."""
         names = sorted(name for name in self.artifact.manifest["files"] if name.endswith(".png"))
         names.sort(key=lambda name: name != "samples.png")
         return {name.removesuffix(".png"): _data_uri(self.artifact.file(name)) for name in names}
 
 
 def read_evaluation(source: str, tracking_uri: str) -> Evaluation:
-    """LABEL=SOURCE or SOURCE: an artifact of the evaluate step, or the ID of its MLflow run. Raises ConfigError."""
+    """Return the evaluation of LABEL=SOURCE or SOURCE: an evaluate artifact, or the ID of its MLflow run.
+
+    Raises:
+        ConfigError: there is no such artifact or run.
+    """
     label, separator, uri = source.rpartition("=")
     if len(uri) == 32 and not {*uri} - {*"0123456789abcdef"}:
         uri = _artifact_of_run(uri, tracking_uri)
@@ -87,14 +93,14 @@ def _artifact_of_run(run_id: str, tracking_uri: str) -> str:
     from pipelines.core.preflight import quickly
 
     if has_secret(tracking_uri):
-        raise ConfigError("--tracking-uri: holds a password or a token; credentials come from the environment alone")
+        raise ConfigError("--tracking-uri: contains a password or a token; set credentials in the environment")
     try:
         with quickly():
             tags = MlflowClient(tracking_uri or None).get_run(run_id).data.tags
     except MlflowException as error:
         raise ConfigError(f"{run_id}: {str(error).splitlines()[0]} (which MLflow? --tracking-uri URI)") from None
     if "artifact" not in tags:
-        raise ConfigError(f"{run_id}: that run finished no evaluation")
+        raise ConfigError(f"{run_id}: the run did not finish an evaluation")
     return tags["artifact"]
 
 
@@ -106,7 +112,7 @@ class _Cell:
     fingerprint: str
     best: bool = False
     left: float = 0.0
-    """Of the bar of its interval, in percent of the row's range"""
+    """Position of the interval's bar, in percent of the row's range"""
     width: float = 0.0
 
 
@@ -118,7 +124,10 @@ class _Line:
 
 
 def compare(evaluations: Sequence[Evaluation]) -> dict[str, tuple[list[str], list[_Line], list[_Line]]]:
-    """{suite: (columns, lines of whole scores, lines of categories)}: a line a metric, a cell an evaluation's model."""
+    """Return {suite: (columns, lines of overall scores, lines of categories)}.
+
+    A line is a metric, a column a model of an evaluation.
+    """
     suites: dict[str, tuple[list[str], list[_Line], list[_Line]]] = {}
     for suite in dict.fromkeys(e.suite for e in evaluations):
         own = [(e, model) for e in evaluations if e.suite == suite for model in e.models]
@@ -154,7 +163,7 @@ def _line(key: tuple[str, str], own: Sequence[tuple[Evaluation, str]]) -> _Line:
 
 
 def render(evaluations: Sequence[Evaluation]) -> str:
-    """The page's HTML; it refers to nothing outside itself."""
+    """Return the page's HTML, which refers to no other files."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("pipelines.experiments").joinpath("report.html.jinja").read_text("utf-8"))
     return template.render(
@@ -165,6 +174,6 @@ def render(evaluations: Sequence[Evaluation]) -> str:
 
 def _data_uri(uri: str) -> str:
     buffer = io.BytesIO()
-    with Image.open(io.BytesIO(storage.read_bytes(uri))) as picture:
-        picture.convert("RGB").save(buffer, "WEBP", quality=85)
+    with Image.open(io.BytesIO(storage.read_bytes(uri))) as image:
+        image.convert("RGB").save(buffer, "WEBP", quality=85)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,7 +1,7 @@
-"""Sweeps: one evaluation many times, over a grid of its settings or in a search for the best guidance.
+"""Sweeps: many evaluations over a grid of settings, or in a search for the best guidance.
 
-Every point is an evaluation like any other, with its own artifact and run: a sweep that is killed, extended or repeated
-finds the points that stand, and any other sweep does too.
+Every point is an ordinary evaluation with its own artifact and run: a sweep that is restarted, extended or repeated
+reuses the cached points, also of other sweeps.
 """
 
 import hashlib
@@ -24,13 +24,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCALE_UNITS, INTERVAL_UNITS = 10, 50
-"""The guidance search's steps are 0.1 of scale and 0.02 of noise level, counted in whole numbers (App. B.1)"""
+"""Units of the guidance search, 0.1 of scale and 0.02 of noise level, as integers (App. B.1)"""
 _LABEL = 16
 GUIDANCE, INTERVAL = "sampling.guidance", "sampling.guidance_interval"
 
 
 @dataclass(frozen=True)
 class Point:
+    """An evaluated point of a sweep."""
+
     changes: Mapping[str, Any]
     """{dotted.key: value}"""
     outcome: Outcome
@@ -40,7 +42,7 @@ class Point:
 
 
 def point_settings(settings: SweepSettings, changes: Mapping[str, Any]) -> EvaluateSettings:
-    """Raises ConfigError, with the setting's place in the sweep."""
+    """Return the settings of a point. Raises ConfigError."""
     tree = json.loads(json.dumps({**settings.evaluate, "run": settings.run.model_dump()}))
     for key, value in changes.items():
         set_at(tree, key, value)
@@ -52,16 +54,17 @@ def point_settings(settings: SweepSettings, changes: Mapping[str, Any]) -> Evalu
 
 
 def _directions(settings: EvaluateSettings) -> dict[str, str]:
-    """{metric: which of it is better}, for those that have a better."""
+    """Return {metric: "low" or "high"} for metrics with a better direction."""
     return {name: measure.better for measure in measures_of(settings) if measure.better for name in measure.names}
 
 
 def grid_of(settings: SweepSettings) -> list[dict[str, Any]]:
+    """Return the changes of every point of the grid."""
     return [dict(zip(settings.grid, values, strict=True)) for values in product(*settings.grid.values())]
 
 
 def check(settings: SweepSettings) -> None:
-    """Every point of a grid, or a search's first, before any is evaluated. Raises ConfigError."""
+    """Check every point of a grid, or a search's first ones, before any is evaluated. Raises ConfigError."""
     firsts = grid_of(settings) if settings.search is None else [_changes(c) for c in _corners(settings.search)]
     for changes in firsts:
         try:
@@ -73,7 +76,10 @@ def check(settings: SweepSettings) -> None:
 
 
 def run_sweep(settings: SweepSettings) -> tuple[str, list[Point], Point]:
-    """The parent run's ID, all points in the order they were asked for, and the best. Raises as a step does."""
+    """Run the sweep. Returns the parent run's ID, all points in evaluation order, and the best.
+
+    Raises as a step does.
+    """
     from pipelines.core.preflight import check_places, check_work
     from pipelines.core.tracking import open_run_of
 
@@ -90,10 +96,10 @@ def run_sweep(settings: SweepSettings) -> tuple[str, list[Point], Point]:
         def objective(changes: Mapping[str, Any]) -> float:
             key = json.dumps(changes, sort_keys=True)
             if key not in points:
-                wanted = pin_registered(point_settings(settings, changes), latest=False)
-                outcome = run_step(STEP, wanted, tracker.run_id)
+                evaluation = pin_registered(point_settings(settings, changes), latest=False)
+                outcome = run_step(STEP, evaluation, tracker.run_id)
                 value = outcome.artifact.manifest["metrics"][settings.metric]
-                low = _directions(wanted)[settings.metric.split("/")[1]] == "low"
+                low = _directions(evaluation)[settings.metric.split("/")[1]] == "low"
                 points[key] = Point(changes, outcome, value, value if low else -value)
                 tracker.log_metrics({f"sweep/{settings.metric}": points[key].value}, step=len(points))
             return points[key].cost
@@ -118,7 +124,7 @@ Coordinates = tuple[int, int, int]
 
 
 def coarse_to_fine(objective: Callable[[Coordinates], float], search: Search) -> Coordinates:
-    """Where the objective is lowest, as far as a search tells that only ever goes downhill; see `Search`."""
+    """Return the local minimum of the objective that a descent on a refined grid finds; see `Search`."""
     bounds, stride = _bounds(search), search.coarse
     axes = [sorted({*range(low, high + 1, stride), high}) for low, high in bounds]
     best = min((c for c in product(*axes) if _sound(c)), key=objective)
@@ -159,7 +165,7 @@ def _changes(place: Coordinates) -> dict[str, Any]:
 
 
 def rows_of(settings: SweepSettings, points: Sequence[Point]) -> list[dict[str, Any]]:
-    """The best first."""
+    """Return the points as rows, the best first."""
     ranked = sorted(points, key=lambda point: point.cost)
     places = [{"artifact": point.outcome.artifact.uri, "run": point.outcome.mlflow_run} for point in ranked]
     return [{**p.changes, settings.metric: p.value, **place} for p, place in zip(ranked, places, strict=True)]
@@ -170,7 +176,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """For a terminal."""
+    """Return the table for a terminal."""
     shown = [name for name in rows[0] if name != "run"]
     lines = [shown]
     lines += [[f"{row[n]:.5g}" if isinstance(row[n], float) else str(row[n]) for n in shown] for row in rows]
@@ -178,13 +184,13 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def sweep_figure(metric: str, points: Sequence[Point]) -> "Figure":
-    """The metric by each setting that was varied; those that are no numbers stand in their order."""
+    """Plot the metric by each varied setting; values other than numbers are categories in order."""
     keys = list(points[0].changes)
     figure = new_figure(figsize=(4 * len(keys), 3.2), layout="constrained")
     for axes, key in zip(figure.subplots(1, len(keys), sharey=True, squeeze=False)[0], keys, strict=True):
         values = [point.changes[key] for point in points]
         numeric = all(isinstance(value, int | float) for value in values)
-        labels = [str(value)[-_LABEL:] for value in values]  # of a path the end tells it from others
+        labels = [str(value)[-_LABEL:] for value in values]  # the end of a path identifies it
         axes.plot(values if numeric else labels, [point.value for point in points], "o")
         axes.set(xlabel=key)
         if not numeric:

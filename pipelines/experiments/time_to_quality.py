@@ -1,7 +1,7 @@
-"""Time to quality: the step and the minutes of training from which a pixel model is nearer to real images than the
-latent model that it came from, for each of some finetunes, by evaluations of their checkpoints.
+"""Time to quality: steps and minutes of training after which a pixel model surpasses its latent base.
 
-Every evaluation is one like any other, with its own artifact and run: what is up to date is not done again.
+A model surpasses its base when it is nearer to real images, in evaluations of its checkpoints. These are ordinary
+evaluations with artifacts and runs of their own: cached ones are reused.
 """
 
 import hashlib
@@ -26,26 +26,26 @@ from pipelines.experiments.config import TimeToQualitySettings
 from pipelines.train.checkpoint import folder_of, list_checkpoints
 from pipelines.train.ema import read_average
 from pipelines.train.finetune.config import FinetuneSettings
-from pipelines.train.finetune.export import FOLDER, export_adapter, picture_size
+from pipelines.train.finetune.export import FOLDER, export_adapter, image_size
 from pipelines.viz.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SECONDS = "train/speed/seconds_per_step"
-"""The finetune's metric: without validation images and checkpoints"""
+"""The finetune's metric: excludes validation images and checkpoints"""
 Row = dict[str, Any]
 
 
 class Passing(NamedTuple):
-    """Steps of the first checkpoint below a limit, and of the first from which on all are; None where there is none."""
+    """Step of the first checkpoint below a limit, and of the first after which all are; None if there is none."""
 
     first: int | None
     lasting: int | None
 
 
 def passing(steps: Sequence[int], distances: Sequence[float], limit: float) -> Passing:
-    """Return where distances of checkpoints, in the order of their steps, fall below a limit."""
+    """Return where the distances of checkpoints, in the order of their steps, fall below a limit."""
     below = [distance < limit for distance in distances]
     first = steps[below.index(True)] if any(below) else None
     lasting = None
@@ -57,30 +57,30 @@ def passing(steps: Sequence[int], distances: Sequence[float], limit: float) -> P
 
 
 def training_minutes(finetuned: Artifact, run: RunSettings, steps: Sequence[int]) -> list[float | None]:
-    """Return the minutes of training up to each step by the finetune's MLflow run; None where that is not known."""
+    """Return the minutes of training up to each step from the finetune's MLflow run; None if unknown."""
     uri, made_by = tracking_uri(run), read_run(finetuned.uri)
     try:
         history = MlflowClient(uri, uri).get_metric_history(made_by, SECONDS) if made_by else []
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        history = []  # it was made under another server
+        history = []  # the finetune used another server
     seconds = {metric.step: metric.value for metric in history}
 
     def until(step: int) -> float | None:
         known = [value for at, value in seconds.items() if at <= step]
-        return step * sum(known) / len(known) / 60 if known else None  # steps that a lost server missed cost as much
+        return step * sum(known) / len(known) / 60 if known else None  # steps without a metric are assumed average
 
     return [until(step) for step in steps]
 
 
 def export_checkpoints(finetuned: Artifact, root: str) -> dict[int, str]:
-    """Write the adapters of all checkpoints that a finetune has, and of its end: {step: folder}."""
+    """Export the adapters of all checkpoints of a finetune, and of its end: {step: folder}."""
     settings = FinetuneSettings.model_validate(finetuned.manifest["config"])
     end = settings.optim.steps
     folders = {end: finetuned.file(FOLDER)}
     subspace = load_subspace(load_artifact(settings.basis, "basis"))
-    size = picture_size(load_artifact(settings.curated, "curate"))
+    size = image_size(load_artifact(settings.curated, "curate"))
     for step in (checkpoint.step for checkpoint in list_checkpoints(folder_of(finetuned.uri))):
         if step == end:
             continue
@@ -92,13 +92,13 @@ def export_checkpoints(finetuned: Artifact, root: str) -> dict[int, str]:
 
 
 def evaluation_of(settings: TimeToQualitySettings, base: str, adapter: str) -> EvaluateSettings:
-    """Return the settings of one checkpoint's evaluation, beside the latent model. Raises ConfigError."""
+    """Return the settings of one checkpoint's evaluation, with the latent model. Raises ConfigError."""
     filled = {"base": base, **settings.evaluate, "run": settings.run.model_dump(), "adapter": adapter}
     return validate(EvaluateSettings, {**filled, "models": ["latent", "trained"]}, "evaluate")
 
 
 def find_finetunes(settings: TimeToQualitySettings) -> dict[str, Artifact]:
-    """Return the finetunes by their labels, after a look at all that would fail later. Raises ConfigError."""
+    """Return the finetunes by label, after checking them and the metrics. Raises ConfigError."""
     found = {}
     for label, uri in settings.finetuned.items():
         try:
@@ -106,7 +106,7 @@ def find_finetunes(settings: TimeToQualitySettings) -> dict[str, Artifact]:
         except MissingArtifact as error:
             raise ConfigError(f"finetuned.{label}: {error}") from None
         if (kind := found[label].manifest["config"]["model"]) != "asymflow":
-            raise ConfigError(f"finetuned.{label}: is of model={kind}; only pixel models pass their latent one")
+            raise ConfigError(f"finetuned.{label}: has model={kind}; only model=asymflow can be compared")
         base = found[label].manifest["config"]["base"]
         evaluation = evaluation_of(settings, base, found[label].file(FOLDER))
         STEP.check(evaluation)
@@ -117,8 +117,10 @@ def find_finetunes(settings: TimeToQualitySettings) -> dict[str, Artifact]:
 
 
 def run_time_to_quality(settings: TimeToQualitySettings) -> tuple[str, str, list[Row]]:
-    """Evaluate the checkpoints of all finetunes; return the folder, the parent run's ID and the rows. Raises as a step
-    does."""
+    """Evaluate the checkpoints of all finetunes. Returns the folder, the parent run's ID and the rows.
+
+    Raises as a step does.
+    """
     from pipelines.core.preflight import check_places, check_work
     from pipelines.core.tracking import open_run_of
 
@@ -146,7 +148,7 @@ def run_time_to_quality(settings: TimeToQualitySettings) -> tuple[str, str, list
 def rows_of(
     label: str, metrics: Sequence[str], found: Mapping[int, Mapping[str, float]], minutes: Sequence[float | None]
 ) -> list[Row]:
-    """Return a row for each metric, from the numbers of each checkpoint's evaluation."""
+    """Return a row per metric from the numbers of each checkpoint's evaluation."""
     steps, rows = list(found), []
     at = dict(zip(steps, minutes, strict=True))
     for metric in metrics:
@@ -162,7 +164,7 @@ def rows_of(
 
 
 def quality_table(rows: Sequence[Row]) -> list[Sequence[str]]:
-    """For a terminal."""
+    """Return the table for a terminal."""
     lines: list[Sequence[str]] = [
         ("finetune", "metric", "latent", "trained at the end", "passes at step", "minutes", "for good", "minutes")
     ]
@@ -177,7 +179,7 @@ def quality_table(rows: Sequence[Row]) -> list[Sequence[str]]:
 
 
 def quality_figure(rows: Sequence[Row]) -> "Figure":
-    """Plot each distance over training, a line for each finetune, and the latent model's."""
+    """Plot each distance over training, one line per finetune, and the latent model's."""
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     timed = all(minute is not None for row in rows for minute in row["minutes"])
     figure = new_figure(figsize=(4 * len(metrics), 3.4), layout="constrained")

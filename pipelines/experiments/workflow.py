@@ -1,6 +1,6 @@
-"""The workflow: every step in order, each with the artifacts of those before it, under one MLflow run.
+"""The workflow: every step in order, with the artifacts of earlier steps as inputs, under one MLflow run.
 
-That is all there is to it: a step whose artifact stands is not run again.
+Steps whose artifacts are up to date are skipped.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ STEPS: dict[str, Step] = {
 
 
 def step_settings(step: Step, settings: WorkflowSettings, made: dict[str, str]) -> Any:
-    """A step's settings, with the artifacts made so far as inputs. Raises ConfigError."""
+    """Return a step's settings, with the artifacts made so far as inputs. Raises ConfigError."""
     return fill_section(step.name, settings, made)
 
 
 def check_all(settings: WorkflowSettings) -> None:
-    """Validate every section, and look for what it needs from outside, before the first step runs."""
+    """Validate every section, and check its external requirements, before the first step runs. Raises ConfigError."""
     for name, filled in fill_all(settings).items():
         try:
             STEPS[name].check(filled)
@@ -42,7 +42,7 @@ def check_all(settings: WorkflowSettings) -> None:
 
 
 def run_workflow(settings: WorkflowSettings) -> tuple[str, dict[str, Outcome]]:
-    """Run what has no artifact yet; returns the parent run's ID and each step's outcome."""
+    """Run the steps that have no artifact yet. Returns the parent run's ID and each step's outcome."""
     check_places(settings.run)
     check_all(settings)
     check_work(settings.run)
@@ -61,11 +61,11 @@ def run_workflow(settings: WorkflowSettings) -> tuple[str, dict[str, Outcome]]:
 
 
 def table(outcomes: dict[str, Outcome]) -> str:
-    """What each step made, and how long it took."""
+    """Return a table of each step's artifact and duration."""
     rows: list[tuple[str, ...]] = [("step", "seconds", "made", "artifact")]
     for name, outcome in outcomes.items():
         metrics = list(outcome.artifact.manifest["metrics"].items())[:3]
         made = ", ".join(f"{k} {v:.4g}" for k, v in metrics)
-        seconds = "stands" if outcome.reused else f"{outcome.seconds:.0f}"
+        seconds = "cached" if outcome.reused else f"{outcome.seconds:.0f}"
         rows.append((name, seconds, made, outcome.artifact.id))
     return aligned(rows)

@@ -1,1 +1,1 @@
-"""Sample: pictures from prompts and seeds, each a PNG that says how it was made, and one picture of all."""
+"""Sample step: images from prompts and seeds, each a PNG with its metadata, and an image grid."""

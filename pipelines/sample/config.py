@@ -11,36 +11,39 @@ from pipelines.sample.parameters import SamplingParameterSettings
 
 
 class Provenance(Settings):
+    """Statement about an image's origin."""
+
     mark: bool = True
-    """Say inside each PNG, as IPTC asks for, that a trained model made it"""
+    """Write into each PNG, in IPTC's terms, that a trained model generated it"""
 
 
 class Safety(Settings):
-    """A classifier of finished pictures; what it flags is painted over in black, counted, and kept nowhere."""
+    """A classifier of sampled images; flagged images are replaced by black ones, counted, and not stored."""
 
     classifier: str = ""
-    """Folder of a transformers image classifier; empty: none, since none is small enough to come with this"""
+    """Folder of a transformers image classifier; empty: none, as none is small enough to be included"""
     label: str = "nsfw"
-    """Of the classifier: what is not wanted"""
+    """Label of the classifier that is not allowed"""
     threshold: float = Field(0.5, ge=0, le=1)
-    """Probability of the label from which on a picture is flagged"""
+    """Probability of the label from which on an image is flagged"""
 
 
 class DemoPageSettings(Settings):
-    """A page in the browser to try a pixel model on."""
+    """Web page to try a pixel model."""
 
     step: ClassVar[str] = "demo_ui"
     base: Uri = "models/toy_klein"
     """Folder of the latent model, or of a merged pipeline"""
     adapter: str = Field("", validate_default=False)
-    """The pixel model's: a folder, or OWNER/NAME on the hub; empty: the toy's on the toy, and none on another base"""
+    """The pixel model's: a folder, or OWNER/NAME on the hub; empty: the toy's for the toy base, none for another
+    base"""
     device: Literal["cpu", "cuda"] = "cpu"
     host: str = "127.0.0.1"
-    """Address to listen on; the default is reached from this machine only, and there is no login"""
+    """Address to listen on; the default is reachable from this machine only, as there is no login"""
     port: int = Field(7860, ge=0, le=65535)
-    """0: any free one"""
+    """0: any free port"""
     allowed_hosts: list[str] = []
-    """Other names that the page is called by"""
+    """Other host names of the page"""
     safety: Safety = Safety()
 
     @model_validator(mode="before")
@@ -52,30 +55,34 @@ class DemoPageSettings(Settings):
 
 
 class Resources(ModelWorkers):
+    """Workers that sample the images."""
+
     workers: int = Field(1, ge=1)
-    """Each holds the model"""
+    """Each loads the model"""
     batch: int = Field(4, ge=1)
-    """Pictures sampled together"""
+    """Images sampled together"""
 
 
 class SampleSettings(StepSettings, SamplingParameterSettings):
+    """Settings of the sample step."""
+
     step: ClassVar[str] = "sample"
     base: Uri
     """Folder of the latent model, or of a merged pipeline"""
     adapter: str = ""
-    """The pixel model's: a folder, s3://... or OWNER/NAME on the hub; empty: the base is merged already"""
+    """The pixel model's: a folder, s3://... or OWNER/NAME on the hub; empty: the base is merged"""
     prompts: list[str] = Field([], validate_default=False)
-    """One or a list"""
+    """One prompt or a list"""
     prompt_file: str = ""
     """Instead of prompts: a .txt with one per line, or a .csv, .tsv, .json, .jsonl or .parquet"""
     prompt_column: str = added("prompt")
-    """Where the file has several"""
+    """Column of the prompts, for files with columns"""
     seeds: list[int] = Field([0], min_length=1)
-    """A picture a prompt and seed"""
+    """One image per prompt and seed"""
     latent: bool = False
-    """Beside each picture that of the latent model, from the same noise"""
+    """Also sample the latent model, from the same noise"""
     shown: int = Field(8, ge=1)
-    """Rows of the picture of all"""
+    """Rows of the image grid"""
     provenance: Provenance = Provenance()
     safety: Safety = Safety()
     resources: Resources = Resources()
@@ -83,7 +90,7 @@ class SampleSettings(StepSettings, SamplingParameterSettings):
     @model_validator(mode="before")
     @classmethod
     def _read_prompts(cls, tree: Any) -> Any:
-        """The prompts themselves decide what is made, wherever they were read from."""
+        """Read the prompt file: the prompts themselves determine the artifact's ID."""
         if not isinstance(tree, dict) or not tree.get("prompt_file"):
             return tree
         if tree.get("prompts"):
@@ -115,9 +122,9 @@ class SampleSettings(StepSettings, SamplingParameterSettings):
         if not self.prompts:
             raise ValueError("prompts: missing; give prompts='a red fox', prompts='[one, another]' or prompt_file=FILE")
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds={self.seeds}: one stands there twice")
+            raise ValueError(f"seeds={self.seeds}: a seed is given twice")
         return self
 
     def pairs(self) -> Sequence[tuple[int, int]]:
-        """(place of the prompt, seed) of every picture, in order."""
+        """Return (index of the prompt, seed) of every image, in order."""
         return [(place, seed) for place in range(len(self.prompts)) for seed in self.seeds]

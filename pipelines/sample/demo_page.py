@@ -1,4 +1,4 @@
-"""A page to try a pixel model on: a prompt's picture, beside that of the latent model it was made from."""
+"""Demo page: sample from a pixel model and its latent base in the browser."""
 
 import os
 import socket
@@ -15,19 +15,19 @@ import torch
 from pipelines.core.config import ConfigError, validate
 from pipelines.sample.config import Safety, SampleSettings
 from pipelines.sample.metadata import encode_with_metadata
-from pipelines.sample.page_guard import Busy, Guard, Turns, names_of
+from pipelines.sample.page_guard import Busy, FairQueue, Guard, names_of
 from pipelines.sample.safety import SafetyFilter, check_safety
 from pipelines.sample.sampler import PipelineSampler
-from pipelines.sample.step import check, check_model, made_from, models_of
+from pipelines.sample.step import check, check_model, metadata_of, models_of
 from pipelines.viz.image_grid import to_pil_images
 
 TITLES = {"latent": "Latent base", "pixel": "Pixel model"}
-_ABOUT = "# AsymFlow\nThe pixel model draws the picture itself, without an autoencoder."
-_BESIDE = " Beside it, from the same noise, is the picture of the latent base that it was made from."
+_ABOUT = "# AsymFlow\nThe pixel model generates the image directly, without an autoencoder."
+_BESIDE = " The image beside it is its latent base's, from the same noise."
 _SMALL = 256
 MAX_PROMPT = 2000
-"""Characters; of 512 tokens, the most that the model reads, hardly a prompt has more"""
-# Pictures fill their square frame, small ones in whole pixels instead of a blur.
+"""Characters; a prompt of 512 tokens, the model's maximum, hardly has more"""
+# Images fill their square frame; small ones are scaled by nearest neighbor.
 _CSS = """
 #latent, #pixel {{ aspect-ratio: 1; max-height: 75vh }}
 #latent img, #pixel img {{ width: 100%; height: 100%; object-fit: contain; image-rendering: {rendering} }}
@@ -46,9 +46,20 @@ def open_page(
     port: int = 0,
     allowed_hosts: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Serve the page, and give its address; port 0 is any free one. `allowed_hosts`: other names that it is called by.
+    """Serve the page, and yield its address.
 
-    Raises ConfigError, as far as it can before a model is loaded, and OSError for files that cannot be read.
+    Args:
+        base: folder of the latent model or a merged pipeline.
+        adapter: folder or repository of the adapter; empty for a merged pipeline.
+        device: device of the models.
+        safety: safety classifier.
+        host: address to listen on.
+        port: port; 0 for any free one.
+        allowed_hosts: other host names of the page.
+
+    Raises:
+        ConfigError: the settings are unsound, as far as known before a model is loaded.
+        OSError: files cannot be read.
     """
     safety = safety or Safety()
     check_model(base, adapter, latent=bool(adapter))
@@ -57,9 +68,9 @@ def open_page(
         raise ConfigError(f"device={device!r}: PyTorch finds no GPU here")
     port = _free_port(host, port)
     with tempfile.TemporaryDirectory(prefix="asymflow-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "served")  # so that no picture outlives the page
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "served")  # deleted with the page
         direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
-        # Gradio asks the page whether it is up, and no proxy may answer for it.
+        # Gradio's own request to the page must not go through a proxy.
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{direct},127.0.0.1,localhost,{host}"
         gradio = _gradio()
         from starlette.middleware import Middleware  # comes with Gradio
@@ -69,11 +80,11 @@ def open_page(
         except ValueError as error:
             raise ConfigError(f"base={base!r}, adapter={adapter!r}: {error}") from error
         page = build_page(gradio, artist)
-        small = max(artist.painter.defaults.height, artist.painter.defaults.width) <= _SMALL
+        small = max(artist.sampler.defaults.height, artist.sampler.defaults.width) <= _SMALL
         _, url, _ = page.launch(
             server_name=host,
             server_port=port,
-            # The system's fonts: of its own bold one Gradio ships only a few letters.
+            # System fonts: Gradio's own bold font has only a few letters.
             app_kwargs={"middleware": [Middleware(Guard, names=names_of(host, allowed_hosts))]},
             theme=gradio.themes.Default(font=("system-ui", "sans-serif"), font_mono=("monospace",)),
             css=_CSS.format(rendering="pixelated" if small else "auto"),
@@ -92,54 +103,64 @@ def open_page(
 
 
 class Artist:
-    """Draws what a form asks for. The pictures are files, which Gradio serves as they are; what is no file it encodes
-    itself, without what the picture says about itself."""
+    """Samples the images of a form.
 
-    def __init__(self, painter: PipelineSampler, safety: SafetyFilter, folder: Path):
-        self.painter, self.safety, self.folder = painter, safety, folder
+    Images are files, which Gradio serves unchanged; other images it would encode itself, without their metadata.
+    """
+
+    def __init__(self, sampler: PipelineSampler, safety: SafetyFilter, folder: Path):
+        self.sampler, self.safety, self.folder = sampler, safety, folder
 
     def read(self, prompt: str, seed: int, **form: Any) -> SampleSettings:
-        """Raises ConfigError: a browser keeps to the form's limits, others need not."""
+        """Return the validated settings of a form. Raises ConfigError: requests need not keep to the form's limits."""
         if not prompt.strip():
-            raise ConfigError("prompt: missing; say what to draw")
+            raise ConfigError("prompt: missing; describe an image")
         for name, text in {"prompt": prompt, "negative_prompt": form.get("negative_prompt") or ""}.items():
             if len(text) > MAX_PROMPT:
                 raise ConfigError(f"{name}: has {len(text)} characters; at most {MAX_PROMPT} are allowed")
-        source = {"base": self.painter.base, "adapter": self.painter.adapter}
+        source = {"base": self.sampler.base, "adapter": self.sampler.adapter}
         settings = validate(SampleSettings, {**source, "prompts": prompt, "seeds": [seed], **form})
-        drawing = settings.drawing(self.painter.defaults)
-        for name, (low, high) in limits_of(self.painter).items():
-            if not low <= getattr(drawing, name) <= high:
-                raise ConfigError(f"{name}={getattr(drawing, name)}: must be from {low} to {high}")
+        parameters = settings.resolve(self.sampler.defaults)
+        for name, (low, high) in limits_of(self.sampler).items():
+            if not low <= getattr(parameters, name) <= high:
+                raise ConfigError(f"{name}={getattr(parameters, name)}: must be from {low} to {high}")
         check(settings)
         return settings
 
     def draw(
         self, settings: SampleSettings, progress: Callable[[str, int], None]
     ) -> tuple[dict[str, Path], dict[str, Any]]:
-        """The PNG of each model, and what they were made from; `progress(model, steps done)` is told of each step."""
-        prompts, seeds, drawing = settings.prompts, settings.seeds, settings.drawing(self.painter.defaults)
-        about = made_from(self.painter, prompts[0], seeds[0], drawing)
+        """Sample an image per model.
+
+        Args:
+            settings: validated form.
+            progress: called with (model, finished steps) after each step.
+
+        Returns:
+            The PNG files by model, and their metadata with timings.
+        """
+        prompts, seeds, parameters = settings.prompts, settings.seeds, settings.resolve(self.sampler.defaults)
+        metadata = metadata_of(self.sampler, prompts[0], seeds[0], parameters)
         files, seconds, flagged = {}, {}, {}
         for model in models_of(settings):
             progress(model, 0)
             if model == "latent":
-                _ = self.painter.latent  # loaded before the clock starts
+                _ = self.sampler.latent  # loaded before the clock starts
             start = time.perf_counter()
-            images = getattr(self.painter, model)(
-                prompts, seeds, drawing, lambda step, model=model: progress(model, step + 1)
+            images = getattr(self.sampler, model)(
+                prompts, seeds, parameters, lambda step, model=model: progress(model, step + 1)
             )
             seconds[model] = round(time.perf_counter() - start, 2)
-            (picture,), (flagged[model],) = self.safety(to_pil_images(images))
-            files[model] = self.folder / f"{model}-{seeds[0]}-{uuid4().hex}.png"  # Gradio reads it after this returns
-            row = {"model": model, "flagged": flagged[model], **about}
-            files[model].write_bytes(encode_with_metadata(picture, row, mark=settings.provenance.mark))
-        return files, {"seconds": seconds, "flagged": flagged, **about}
+            (image,), (flagged[model],) = self.safety(to_pil_images(images))
+            files[model] = self.folder / f"{model}-{seeds[0]}-{uuid4().hex}.png"  # Gradio reads it later
+            row = {"model": model, "flagged": flagged[model], **metadata}
+            files[model].write_bytes(encode_with_metadata(image, row, mark=settings.provenance.mark))
+        return files, {"seconds": seconds, "flagged": flagged, **metadata}
 
 
-def limits_of(painter: PipelineSampler) -> dict[str, tuple[float, float]]:
-    """(lowest, highest) of what decides how long an image takes, by the names of `SamplingParameters`."""
-    defaults, side = painter.defaults, painter.pipeline.patch_size
+def limits_of(sampler: PipelineSampler) -> dict[str, tuple[float, float]]:
+    """Return (minimum, maximum) of the parameters that determine the sampling time."""
+    defaults, side = sampler.defaults, sampler.pipeline.patch_size
     return {
         "steps": (1, 2 * defaults.num_inference_steps),
         "guidance": (1, max(10, defaults.guidance_scale)),
@@ -149,11 +170,11 @@ def limits_of(painter: PipelineSampler) -> dict[str, tuple[float, float]]:
 
 
 def build_page(gradio: Any, artist: Artist) -> Any:
-    """The gradio.Blocks."""
-    defaults, beside = artist.painter.defaults, bool(artist.painter.adapter)
-    models, side = ("latent", "pixel") if beside else ("pixel",), artist.painter.pipeline.patch_size
+    """Return the page as gradio.Blocks."""
+    defaults, beside = artist.sampler.defaults, bool(artist.sampler.adapter)
+    models, side = ("latent", "pixel") if beside else ("pixel",), artist.sampler.pipeline.patch_size
 
-    turns, limits = Turns(), limits_of(artist.painter)
+    queue, limits = FairQueue(), limits_of(artist.sampler)
 
     def slider(name: str, value: float, step: float) -> Any:
         low, high = limits[name]
@@ -177,18 +198,18 @@ def build_page(gradio: Any, artist: Artist) -> Any:
                     "height": slider("height", defaults.height, side),
                 }
                 if beside:
-                    form["latent"] = gradio.Checkbox(True, label="Draw the latent base's picture too", elem_id="beside")
-                button = gradio.Button("Draw", variant="primary", elem_id="draw")
+                    form["latent"] = gradio.Checkbox(True, label="Also sample the latent base", elem_id="beside")
+                button = gradio.Button("Generate", variant="primary", elem_id="draw")
             with gradio.Column(scale=5):
                 with gradio.Row():
-                    pictures = {
+                    image_boxes = {
                         model: gradio.Image(
                             label=TITLES[model], format="png", interactive=False, buttons=["download"], elem_id=model
                         )
                         for model in models
                     }
                 timing = gradio.Markdown(elem_id="timing")
-                with gradio.Accordion("Made from", open=False):
+                with gradio.Accordion("Metadata", open=False):
                     details = gradio.JSON(show_label=False, elem_id="details")
 
         def draw(
@@ -200,35 +221,35 @@ def build_page(gradio: Any, artist: Artist) -> Any:
                 settings = artist.read(**{name: values[field] for name, field in form.items()})
             except ConfigError as error:
                 raise gradio.Error(str(error), print_exception=False) from None
-            total = settings.drawing(defaults).steps
+            total = settings.resolve(defaults).steps
 
-            def tell(model: str, done: int) -> None:
-                if not page.is_running:  # closed, and its process could not end before this does
+            def report(model: str, done: int) -> None:
+                if not page.is_running:  # closed: the process cannot exit before this ends
                     raise gradio.Error("the page was closed", print_exception=False)
                 progress((done, total), desc=TITLES[model])
 
             try:
-                with turns.take(request.client.host if request.client else "", lambda: page.is_running):
-                    files, about = artist.draw(settings, tell)
+                with queue.take(request.client.host if request.client else "", lambda: page.is_running):
+                    files, metadata = artist.draw(settings, report)
             except Busy as error:
                 raise gradio.Error(str(error), print_exception=False) from None
             shown = {
-                picture: gradio.update(value=files.get(model), visible=model in files)
-                for model, picture in pictures.items()
+                box: gradio.update(value=files.get(model), visible=model in files)
+                for model, box in image_boxes.items()
             }
-            return {**shown, timing: _timing(about), details: about}
+            return {**shown, timing: _timing(metadata), details: metadata}
 
         triggers = [button.click, form["prompt"].submit]
-        outputs = [*pictures.values(), timing, details]
-        waiting = turns.waiting + 1  # one at a time, but in turns of our own
+        outputs = [*image_boxes.values(), timing, details]
+        waiting = queue.waiting + 1  # `FairQueue` serializes the requests
         gradio.on(triggers, draw, set(form.values()), outputs, concurrency_limit=waiting, show_progress_on=timing)
-    page.queue(max_size=2 * turns.waiting)
+    page.queue(max_size=2 * queue.waiting)
     return page
 
 
-def _timing(about: dict[str, Any]) -> str:
-    notes = {model: ", painted over: the safety classifier flagged it" * bad for model, bad in about["flagged"].items()}
-    return "; ".join(f"{TITLES[model]}: {seconds} s{notes[model]}" for model, seconds in about["seconds"].items())
+def _timing(metadata: dict[str, Any]) -> str:
+    notes = {model: ", black: flagged by the safety classifier" * bad for model, bad in metadata["flagged"].items()}
+    return "; ".join(f"{TITLES[model]}: {seconds} s{notes[model]}" for model, seconds in metadata["seconds"].items())
 
 
 def _free_port(host: str, port: int) -> int:
@@ -238,12 +259,12 @@ def _free_port(host: str, port: int) -> int:
             probe.bind((host, port))
             return probe.getsockname()[1]
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"host={host!r}, port={port}: cannot be listened on: {error}") from None
+        raise ConfigError(f"host={host!r}, port={port}: cannot listen: {error}") from None
 
 
 def _gradio() -> Any:
     try:
-        import gradio  # here, since it is an extra, and reads its folder from the environment when it is imported
+        import gradio  # optional, and reads its folder from the environment at import
     except ModuleNotFoundError:
         raise ConfigError("the page needs Gradio: pip install 'asymflow[ui]'") from None
     return gradio

@@ -1,7 +1,7 @@
-"""Who may ask the demo page for what: its own visitors, for an image, in turns.
+"""Access control of the demo page: only its own visitors, and one image at a time.
 
-A browser lets any web site send requests to a page on this machine, or, by changing its own name's address, read the
-answers. Gradio serves more than this page uses: uploads, recordings, calls past its queue.
+A browser lets any web site send requests to a page on this machine, or, by DNS rebinding, read the responses. Gradio
+serves more routes than this page uses: uploads, recordings, calls that bypass its queue.
 """
 
 import socket
@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 import psutil
 
 MAX_BODY = 64 << 10
-"""Bytes of a request"""
+"""Maximum bytes of a request"""
 _POSTS = ("/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset")
 _ALL_INTERFACES = ("0.0.0.0", "::", "")
 _LOOK_SECONDS = 1.0
 
 
 def names_of(host: str, others: Sequence[str] = ()) -> frozenset[str]:
-    """Return the names and addresses by which a page served at `host` may be called, without ports."""
+    """Return the host names and addresses of a page served at `host`, without ports."""
     names = {"localhost", "127.0.0.1", "::1", host, *others}
     if host in _ALL_INTERFACES:
         addresses = [a.address for found in psutil.net_if_addrs().values() for a in found]
@@ -31,13 +31,14 @@ def names_of(host: str, others: Sequence[str] = ()) -> frozenset[str]:
 
 
 class Guard:
-    """ASGI middleware: refuses other hosts, requests that another site sends, and what the page does not use."""
+    """ASGI middleware: rejects other host names, cross-site requests, and routes that the page does not use."""
 
     def __init__(self, app: Any, names: frozenset[str]):
         self.app, self.names = app, names
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "websocket":  # the page has none
+        """Handle a request, or respond with the reason for its rejection."""
+        if scope["type"] == "websocket":  # the page uses none
             await send({"type": "websocket.close", "code": 1008})
             return
         refusal = self._refusal(scope) if scope["type"] == "http" else None
@@ -50,11 +51,11 @@ class Guard:
         await send({"type": "http.response.body", "body": f"{reason}\n".encode()})
 
     def _refusal(self, scope: Any) -> tuple[int, str] | None:
-        """(HTTP status, reason) of a request that is not let through."""
+        """Return (HTTP status, reason) of a request to reject; None to accept it."""
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
         if _name(host) not in self.names:
-            return 421, "this page is served under another name; see allowed_hosts"
+            return 421, "unknown host name; see allowed_hosts"
         if scope["method"] in ("GET", "HEAD"):
             return None
         _, _, origin = headers.get("origin", f"http://{host}").partition("://")
@@ -69,7 +70,7 @@ class Guard:
 
 
 def _name(host: str) -> str:
-    """Of a Host header, without its port."""
+    """Return the host name of a Host header, without its port."""
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:
@@ -77,11 +78,11 @@ def _name(host: str) -> str:
 
 
 class Busy(Exception):
-    """Too many requests wait; the message says so to the visitor."""
+    """Too many requests are waiting; the message is shown to the visitor."""
 
 
-class Turns:
-    """One request at a time; clients that wait take turns, however many requests each of them has sent."""
+class FairQueue:
+    """A fair queue: one request at a time, round-robin over clients, however many requests each has sent."""
 
     def __init__(self, waiting: int = 16, waiting_per_client: int = 3):
         self.waiting, self.waiting_per_client = waiting, waiting_per_client
@@ -91,7 +92,7 @@ class Turns:
 
     @contextmanager
     def take(self, client: str, is_open: Callable[[], bool] = lambda: True) -> Iterator[None]:
-        """Wait for a turn. Raises Busy where too many wait already, or once `is_open()` is false."""
+        """Wait for a turn. Raises Busy if too many requests wait, or once `is_open()` is false."""
         ticket = object()
         with self._changed:
             own = self._queues.setdefault(client, deque())

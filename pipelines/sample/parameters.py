@@ -1,4 +1,4 @@
-"""How pictures are drawn: the settings, and what they come to for one model."""
+"""Sampling parameters: the settings, and their resolved values for one model."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SamplingParameters:
-    """How to sample, every choice made."""
+    """Resolved sampling parameters."""
 
     height: int
     width: int
@@ -23,42 +23,44 @@ class SamplingParameters:
     guidance: float
     shift: float
     latent_shift: float | None = None
-    """Of the latent model; None: such that its noise levels are the pixel model's"""
+    """Of the latent model; None: its noise levels match the pixel model's"""
     negative_prompt: str = ""
     interval: tuple[float, float] = (0.0, 1.0)
     orthogonal: bool = True
     clamp: bool = True
     solver: str = "unipc"
     sigma_floor: float | None = None
-    """Of class-conditional models; None: the model's own"""
+    """Of class-conditional models; None: the model's default"""
 
     def noise(self, seeds: list[int]) -> "Tensor":
-        """(B, 3, H, W): a seed's is that of torch's own generator, whatever it is drawn with."""
-        import torch  # settings are read without it
+        """Return noise (B, 3, H, W), from a CPU generator per seed, whatever the device of the model."""
+        import torch  # settings are read without torch
 
         shape = (3, self.height, self.width)
         return torch.stack([torch.randn(shape, generator=torch.Generator("cpu").manual_seed(s)) for s in seeds])
 
 
 class SamplingParameterSettings(Settings):
+    """Sampling parameters; empty ones are the model's defaults."""
+
     negative_prompt: str = ""
     height: int | None = Field(None, ge=1)
-    """Empty, here and below: as the model wants it"""
+    """Empty, here and below: the model's default"""
     width: int | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=1)
     guidance: float | None = Field(None, ge=1)
     shift: float | None = Field(None, gt=0)
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Noise levels, within [0, 1], at which there is guidance"""
+    """Noise levels with guidance, within [0, 1]"""
     orthogonal: bool = True
-    """APG: no guidance along the denoised picture"""
+    """Adaptive projected guidance (APG): no guidance along the denoised image"""
     clamp: bool = True
-    """Move each denoised picture into the colours that a screen can show"""
+    """Clamp each denoised image to the sRGB gamut"""
     solver: Literal["unipc", "euler", "heun"] = "unipc"
     latent_shift: float | None = Field(None, gt=0)
-    """Of the latent model; empty: such that its noise levels are the pixel model's"""
+    """Of the latent model; empty: its noise levels match the pixel model's"""
     sigma_floor: float | None = Field(None, ge=0)
-    """Of sigma where it divides the answer of a class-conditional model; empty: as the model wants it"""
+    """Floor of sigma in the division of a class-conditional model's output; empty: the model's default"""
 
     @field_validator("guidance_interval")
     @classmethod
@@ -68,13 +70,14 @@ class SamplingParameterSettings(Settings):
         return value
 
     def check_size(self, patch_size: int, section: str = "") -> None:
-        """Raises ConfigError."""
+        """Check that height and width are multiples of the patch size. Raises ConfigError."""
         for name in ("height", "width"):
             side = getattr(self, name)
             if side is not None and side % patch_size:
                 raise ConfigError(f"{section}{name}={side}: must be a multiple of {patch_size}, the side of a patch")
 
-    def drawing(self, defaults: "SamplingDefaults") -> SamplingParameters:
+    def resolve(self, defaults: "SamplingDefaults") -> SamplingParameters:
+        """Return the parameters with a model's defaults filled in."""
         height, width = self.height or defaults.height, self.width or defaults.width
         return SamplingParameters(
             height=height,

@@ -1,4 +1,4 @@
-"""A classifier looks at finished pictures; what it flags is painted over."""
+"""Safety filter: a classifier of sampled images; flagged images are replaced by black ones."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,10 @@ from pipelines.sample.config import Safety
 
 
 class SafetyFilter:
-    """Raises ConfigError for a folder that holds no classifier, or a label that it does not know."""
+    """Classifies images, if the settings name a classifier.
+
+    Raises ConfigError for a folder without a classifier, or a label that it does not have.
+    """
 
     def __init__(self, settings: Safety, device: str):
         self.threshold, self.device = settings.threshold, device
@@ -25,23 +28,23 @@ class SafetyFilter:
         self.label = self.model.config.label2id[settings.label]
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], list[bool]]:
-        """The pictures with the flagged ones black, and which were flagged."""
+    def __call__(self, images: Sequence[Image.Image]) -> tuple[list[Image.Image], list[bool]]:
+        """Return the images with flagged ones black, and which were flagged."""
         if self.model is None or self.processor is None:
-            return list(pictures), [False] * len(pictures)
-        inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.device)
+            return list(images), [False] * len(images)
+        inputs = self.processor(images=list(images), return_tensors="pt").to(self.device)
         flagged = (self.model(**inputs).logits.softmax(-1)[:, self.label] >= self.threshold).tolist()
-        black = [Image.new("RGB", p.size) if bad else p for p, bad in zip(pictures, flagged, strict=True)]
+        black = [Image.new("RGB", p.size) if is_flagged else p for p, is_flagged in zip(images, flagged, strict=True)]
         return black, flagged
 
 
 def check_safety(settings: Safety) -> None:
-    """Before anything starts. Raises ConfigError."""
+    """Check classifier and label without loading the model. Raises ConfigError."""
     if not settings.classifier:
         return
     config = Path(settings.classifier) / "config.json"
     if not config.is_file():
-        raise ConfigError(f"safety.classifier={settings.classifier!r}: no folder of a transformers image classifier")
+        raise ConfigError(f"safety.classifier={settings.classifier!r}: not a folder of a transformers image classifier")
     labels = read_json_setting(config, f"safety.classifier={settings.classifier!r}").get("label2id", {})
     if settings.label not in labels:
-        raise ConfigError(f"safety.label={settings.label!r}: the classifier knows {', '.join(labels) or 'no labels'}")
+        raise ConfigError(f"safety.label={settings.label!r}: the classifier has {', '.join(labels) or 'no labels'}")

@@ -1,4 +1,4 @@
-"""Pictures from prompts and seeds, by a model of any kind: pixel or latent, finetuned, untrained or as it was."""
+"""Samplers: images from prompts and seeds, by pixel or latent models, finetuned or untrained."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,55 +28,58 @@ from asymflow.subspace import Subspace
 from pipelines.core import storage
 from pipelines.sample.parameters import SamplingParameters
 
-disable_progress_bar()  # of loading
+disable_progress_bar()  # of model loading
 OnStep = Callable[[int], None]
-"""Told of each step, 0 .. steps - 1, once it is done"""
+"""Called after each step with its index, 0 .. steps - 1"""
 Encode = Callable[[Sequence[str]], list[Tensor]]
-"""Prompts to embeddings (T_i, E)"""
+"""Encodes prompts to embeddings (T_i, E)"""
 
 
 class ImageSampler(Protocol):
-    """(B, 3, H, W) sRGB in [-1, 1]: one picture a prompt, from the noise of its seed."""
+    """Samples one image per prompt, from the noise of its seed: (B, 3, H, W) sRGB in [-1, 1]."""
 
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = ...
-    ) -> Tensor: ...
+        self, prompts: Sequence[str], seeds: Sequence[int], parameters: SamplingParameters, on_step: OnStep = ...
+    ) -> Tensor:
+        """Return the images of the prompts, from the noise of their seeds."""
+        ...
 
 
 def _ignore(step: int) -> None: ...
 
 
 class PixelSampler:
-    """By our pipeline."""
+    """Samples by the project's diffusers pipeline."""
 
     def __init__(self, pipeline: Any):
         self.pipeline = pipeline
         pipeline.set_progress_bar_config(disable=True)
 
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = _ignore
+        self, prompts: Sequence[str], seeds: Sequence[int], parameters: SamplingParameters, on_step: OnStep = _ignore
     ) -> Tensor:
-        self.pipeline.scheduler = SCHEDULERS[drawing.solver]()
+        """Return images; see `ImageSampler`."""
+        self.pipeline.scheduler = SCHEDULERS[parameters.solver]()
         images = self.pipeline(
             list(prompts),
-            height=drawing.height,
-            width=drawing.width,
-            num_inference_steps=drawing.steps,
-            guidance_scale=drawing.guidance,
-            negative_prompt=drawing.negative_prompt,
-            latents=drawing.noise(list(seeds)),
+            height=parameters.height,
+            width=parameters.width,
+            num_inference_steps=parameters.steps,
+            guidance_scale=parameters.guidance,
+            negative_prompt=parameters.negative_prompt,
+            latents=parameters.noise(list(seeds)),
             output_type="pt",
-            shift=drawing.shift,
-            guidance_interval=drawing.interval,
-            orthogonal_guidance=drawing.orthogonal,
-            clamp_to_gamut=drawing.clamp,
+            shift=parameters.shift,
+            guidance_interval=parameters.interval,
+            orthogonal_guidance=parameters.orthogonal,
+            clamp_to_gamut=parameters.clamp,
             callback_on_step_end=lambda pipeline, step, *_: on_step(step),
         ).images
         return 2 * images.float().cpu() - 1
 
 
 class LatentSampler:
-    """By a model that samples latent tokens, from the projection of the same noise; its pictures are decoded."""
+    """Samples latent tokens from the projection of the same noise, and decodes them."""
 
     def __init__(
         self, predict_on: Callable[[tuple[int, int]], Predict], decoder: ImageEncoder, encode: Encode,
@@ -87,47 +90,48 @@ class LatentSampler:
 
     @torch.no_grad()
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = _ignore
+        self, prompts: Sequence[str], seeds: Sequence[int], parameters: SamplingParameters, on_step: OnStep = _ignore
     ) -> Tensor:
-        grid = (drawing.height // self.patch_size, drawing.width // self.patch_size)
-        velocity = _guided(self.predict_on(grid), self.encode, prompts, drawing)
-        noise = patchify(drawing.noise(list(seeds)).to(self.A.device), self.patch_size) @ self.A
-        shift = drawing.latent_shift or drawing.shift / self.s
-        solve = SOLVERS[drawing.solver]
-        z_0 = solve(velocity, noise, drawing.steps, shift, callback=lambda step, z_t: on_step(step))
+        """Return images; see `ImageSampler`."""
+        grid = (parameters.height // self.patch_size, parameters.width // self.patch_size)
+        velocity = _guided(self.predict_on(grid), self.encode, prompts, parameters)
+        noise = patchify(parameters.noise(list(seeds)).to(self.A.device), self.patch_size) @ self.A
+        shift = parameters.latent_shift or parameters.shift / self.s
+        solve = SOLVERS[parameters.solver]
+        z_0 = solve(velocity, noise, parameters.steps, shift, callback=lambda step, z_t: on_step(step))
         return self.decoder.decode(z_0, grid).float().cpu()
 
 
 class DdtSampler:
-    """By the DDT baseline."""
+    """Samples by the DDT baseline."""
 
     def __init__(self, model: DdtFlux2, encode: Encode):
         self.model, self.encode = model, encode
 
     @torch.no_grad()
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], drawing: SamplingParameters, on_step: OnStep = _ignore
+        self, prompts: Sequence[str], seeds: Sequence[int], parameters: SamplingParameters, on_step: OnStep = _ignore
     ) -> Tensor:
+        """Return images; see `ImageSampler`."""
         space = self.model.subspace.space
-        velocity = _guided(self.model, self.encode, prompts, drawing)
-        noise = drawing.noise(list(seeds)).to(self.model.A.device)
-        clamp = space.clamp_to_gamut if drawing.clamp else None
-        solve = SOLVERS[drawing.solver]
-        x_0 = solve(velocity, noise, drawing.steps, drawing.shift, clamp, lambda step, x_t: on_step(step))
+        velocity = _guided(self.model, self.encode, prompts, parameters)
+        noise = parameters.noise(list(seeds)).to(self.model.A.device)
+        clamp = space.clamp_to_gamut if parameters.clamp else None
+        solve = SOLVERS[parameters.solver]
+        x_0 = solve(velocity, noise, parameters.steps, parameters.shift, clamp, lambda step, x_t: on_step(step))
         return space.decode(x_0).float().cpu()
 
 
-def _guided(predict: Predict, encode: Encode, prompts: Sequence[str], drawing: SamplingParameters):
-    texts = encode([*prompts, drawing.negative_prompt])
-    guidance = Guidance(drawing.guidance, drawing.orthogonal, drawing.interval)
+def _guided(predict: Predict, encode: Encode, prompts: Sequence[str], parameters: SamplingParameters):
+    texts = encode([*prompts, parameters.negative_prompt])
+    guidance = Guidance(parameters.guidance, parameters.orthogonal, parameters.interval)
     return text_guided(predict, texts[:-1], texts[-1], guidance)
 
 
 class PipelineSampler:
-    """Holds the pixel model of an adapter on its base, or a merged pipeline without an adapter; and, once it is asked
-    for, the latent model.
+    """Samplers of an adapter's pixel model (or a merged pipeline) and, loaded on first use, of its latent base.
 
-    `base` is a local folder, `adapter` a folder, S3 URI or repository, or empty. On a GPU all is in bfloat16.
+    `base` is a local folder, `adapter` a folder, S3 URI or repository, or empty. On a GPU all weights are bfloat16.
     """
 
     def __init__(self, base: str, adapter: str = "", device: str = "cpu"):
@@ -140,11 +144,12 @@ class PipelineSampler:
 
     @property
     def defaults(self) -> SamplingDefaults:
+        """Return the model's default sampling parameters."""
         return self.pipeline.defaults
 
     @cached_property
     def latent(self) -> LatentSampler:
-        """Loaded when it is first asked for."""
+        """Return the sampler of the latent base, loaded on first use."""
         transformer, pixels = load_transformer(self.base, self.device), self.pipeline.transformer
         A, s, size = pixels.proj_buffer, float(pixels.scale_buffer), pixels.config.patch_size
         decoder = load_decoder(self.base, self.device)
@@ -154,11 +159,19 @@ class PipelineSampler:
 def load_sampler(
     model: str, base: str, adapter: Path | None, subspace: Subspace | None, defaults: SamplingDefaults, device: str
 ) -> ImageSampler:
-    """One model alone: `trained` is the adapter's on its base, `lifted` the untrained pixel model of a subspace, and
-    `latent` the base. `subspace` (channel first) is not needed where the adapter has its own, but for `trained`.
+    """Return the sampler of one model.
+
+    Args:
+        model: `trained` is the adapter on its base, `lifted` the untrained pixel model of a subspace, `latent` the
+            base.
+        base: folder of the latent model.
+        adapter: folder of the adapter, for `trained`.
+        subspace: channel first; not needed for `trained` if the adapter has its own.
+        defaults: default sampling parameters.
+        device: device of the model.
 
     Raises:
-        ValueError: files that are missing or do not fit.
+        ValueError: files are missing or do not fit.
     """
     dtype = default_dtype(device)
     if model == "trained" and (adapter is None or kind_of(read_adapter(adapter)[1]) == "asymflow"):
@@ -166,7 +179,7 @@ def load_sampler(
         return PixelSampler(pipeline.to(device))
     if model == "lifted":
         pipeline = AsymFlux2KleinPipeline.from_pretrained(base, subspace=subspace, dtype=dtype)
-        pipeline.defaults = defaults  # of how prompts are padded; the rest is the drawing's
+        pipeline.defaults = defaults  # for the padding of prompts; the rest is in the sampling parameters
         return PixelSampler(pipeline.to(device))
     text: Any = Flux2KleinPipeline.from_pretrained(base, vae=None, transformer=None, dtype=dtype).to(device)
     encode = partial(encode_prompts, text.text_encoder, text.tokenizer, padding=defaults.text_padding)
@@ -181,14 +194,14 @@ def load_sampler(
             return partial(found, grid=grid)
 
     if subspace is None:
-        raise ValueError("a latent model is given the pixel model's noise, which needs a subspace: give a basis")
+        raise ValueError("a latent model is sampled from projected pixel noise, which needs a subspace: give a basis")
     A = subspace.A.float().to(device)
     return LatentSampler(predict_on, load_decoder(base, device), encode, A, float(subspace.s), subspace.patch_size)
 
 
 @contextmanager
 def adapter_files(adapter: str) -> Iterator[Path | None]:
-    """A local folder of the adapter at a path, S3 URI or in a repository; None for the empty name."""
+    """Yield a local folder of the adapter at a path, S3 URI or in a repository; None for an empty name."""
     if adapter.startswith("s3://"):
         with storage.local_folder(adapter) as folder:
             yield folder
@@ -197,17 +210,19 @@ def adapter_files(adapter: str) -> Iterator[Path | None]:
 
 
 def load_transformer(base: str, device: str) -> Flux2Transformer2DModel:
+    """Return the base's transformer in evaluation mode."""
     dtype = default_dtype(device)
     transformer: Any = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer", dtype=dtype)
     return transformer.to(device).eval()
 
 
 def load_decoder(base: str, device: str) -> ImageEncoder:
+    """Return the base's image encoder and decoder."""
     return family_of(base).load_image_encoder(base, device, default_dtype(device))
 
 
 def weights_sha256(adapter: Path) -> str:
-    """Of the adapter's tensors."""
-    read_defaults(adapter)  # which says what is missing
+    """Return the SHA-256 of the adapter's tensors."""
+    read_defaults(adapter)  # raises an error that names missing files
     path = next(path for path in (adapter / WEIGHTS, adapter / COMFYUI) if path.is_file())
     return sha256_of(path)

@@ -1,4 +1,4 @@
-"""Sample: pictures from prompts and seeds, each a PNG that says how it was made, and one picture of all."""
+"""Sample step: images from prompts and seeds, each a PNG with its metadata, and an image grid."""
 
 import io
 import json
@@ -27,6 +27,7 @@ from pipelines.viz.image_grid import side_by_side, thumbnail, to_pil_images
 
 
 def check(settings: SampleSettings) -> None:
+    """Check models, image size and safety classifier before Ray starts. Raises ConfigError."""
     check_model(settings.base, settings.adapter, settings.latent)
     if side := read_patch_size(settings.base):
         settings.check_size(side)
@@ -34,7 +35,7 @@ def check(settings: SampleSettings) -> None:
 
 
 def check_model(base: str, adapter: str, latent: bool) -> None:
-    """Raises ConfigError unless they can be sampled with, as far as can be told without loading them."""
+    """Check that a model can be sampled from, as far as possible without loading it. Raises ConfigError."""
     if adapter:
         check_base(base, ("transformer",), images=latent, text=True)
         if not (adapter.startswith("s3://") or Path(adapter).is_dir() or is_repository(adapter)):
@@ -44,15 +45,15 @@ def check_model(base: str, adapter: str, latent: bool) -> None:
     index = Path(base) / "model_index.json"
     kind = read_json_setting(index, f"base={base!r}").get("_class_name") if index.is_file() else None
     if kind != AsymFlux2KleinPipeline.__name__:
-        raise ConfigError(f"adapter: missing, and base={base!r} is no pixel model merged by jobs/export.py")
+        raise ConfigError(f"adapter: missing, and base={base!r} is not a pixel model merged by jobs/export.py")
     if latent:
-        raise ConfigError("latent=True: a merged model has no latent one beside it; give base and adapter")
+        raise ConfigError("latent=True: a merged model has no latent base; give base and adapter")
 
 
 def check_hub(adapter: str) -> None:
-    """Raise ConfigError where an adapter is neither a folder nor on S3 nor a repository that the hub or its cache has.
+    """Check that an adapter is a folder, on S3, or a repository that the hub or its cache has. Raises ConfigError.
 
-    A path that is relative to another directory looks like the name of one.
+    A relative path of another directory looks like a repository's name.
     """
     if adapter.startswith("s3://") or Path(adapter).is_dir():
         return
@@ -63,74 +64,81 @@ def check_hub(adapter: str) -> None:
         raise ConfigError(f"adapter={adapter!r}: {where}: {error}") from None
 
 
-class Sampler:
-    """Draws the pictures of one item, [start, stop) of all pairs of prompt and seed; see `map_items`."""
+class SampleWorker:
+    """Samples the images of one item, the range [start, stop) of all pairs of prompt and seed; see `map_items`."""
 
     def __init__(self, settings: SampleSettings, folder: str):
         self.settings, self.folder = settings, folder
-        self.painter = PipelineSampler(settings.base, settings.adapter, settings.resources.device)
+        self.sampler = PipelineSampler(settings.base, settings.adapter, settings.resources.device)
         self.filter = SafetyFilter(settings.safety, settings.resources.device)
 
     def __call__(self, item: str) -> dict[str, Any]:
+        """Sample, filter and write the images of an item. Returns their rows of `samples.json`."""
         start, stop = json.loads(item)
         pairs = self.settings.pairs()[start:stop]
         prompts, seeds = [self.settings.prompts[place] for place, _ in pairs], [seed for _, seed in pairs]
-        drawing = self.settings.drawing(self.painter.defaults)
+        parameters = self.settings.resolve(self.sampler.defaults)
         rows: list[dict[str, Any]] = []
         for model in models_of(self.settings):
-            images = getattr(self.painter, model)(prompts, seeds, drawing)
-            pictures, flagged = self.filter(to_pil_images(images))
-            for (place, seed), picture, bad in zip(pairs, pictures, flagged, strict=True):
+            images = getattr(self.sampler, model)(prompts, seeds, parameters)
+            filtered, flagged = self.filter(to_pil_images(images))
+            for (place, seed), image, is_flagged in zip(pairs, filtered, flagged, strict=True):
                 row = {
                     "file": file_of(model, place, seed),
                     "model": model,
-                    "flagged": bad,
-                    **made_from(self.painter, self.settings.prompts[place], seed, drawing),
+                    "flagged": is_flagged,
+                    **metadata_of(self.sampler, self.settings.prompts[place], seed, parameters),
                 }
-                png = encode_with_metadata(picture, row, self.settings.provenance.mark)
+                png = encode_with_metadata(image, row, self.settings.provenance.mark)
                 storage.write_bytes(storage.join(self.folder, row["file"]), png)
                 rows.append(row)
         return {"rows": rows}
 
 
-def made_from(painter: PipelineSampler, prompt: str, seed: int, drawing: SamplingParameters) -> dict[str, Any]:
-    """What has to be known to draw a picture again."""
-    source = {"base": Path(painter.base).name, "adapter_sha256": painter.adapter_sha256}
-    return {"prompt": prompt, "seed": seed, **source, **asdict(drawing)}
+def metadata_of(sampler: PipelineSampler, prompt: str, seed: int, parameters: SamplingParameters) -> dict[str, Any]:
+    """Return the metadata with which an image can be sampled again."""
+    source = {"base": Path(sampler.base).name, "adapter_sha256": sampler.adapter_sha256}
+    return {"prompt": prompt, "seed": seed, **source, **asdict(parameters)}
 
 
 def models_of(settings: SampleSettings) -> tuple[str, ...]:
+    """Return the models to sample from."""
     return ("latent", "pixel") if settings.latent else ("pixel",)
 
 
 def file_of(model: str, place: int, seed: int) -> str:
+    """Return the file of an image."""
     return f"{model}/{place:05}-{seed}.png"
 
 
 def build(settings: SampleSettings, context: Context) -> dict[str, float]:
+    """Sample all images with a pool of actors, and write `samples.json` and the image grid."""
     count, size = len(settings.pairs()), settings.resources.batch
     spans = [(start, min(start + size, count)) for start in range(0, count, size)]
     items = {f"{start}-{stop}": json.dumps([start, stop]) for start, stop in spans}
-    make_worker = partial(Sampler, with_absolute_paths(settings), context.folder)
+    make_worker = partial(SampleWorker, with_absolute_paths(settings), context.folder)
     summaries = map_items(items, make_worker, context.folder, settings.resources)
     rows = [row for summary in summaries for row in summary["rows"]]
     storage.write_bytes(context.file("samples.json"), json.dumps(rows, indent=1, ensure_ascii=False).encode())
-    sheet = sheet_of(settings, context)
+    image_grid = image_grid_of(settings, context)
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
+    image_grid.save(buffer, "PNG")
     storage.write_bytes(context.file("samples.png"), buffer.getvalue())
-    context.tracker.log_picture("samples", sheet)
+    context.tracker.log_picture("samples", image_grid)
     return {"pictures": len(rows), "flagged": sum(row["flagged"] for row in rows)}
 
 
 def with_absolute_paths(settings: SampleSettings) -> SampleSettings:
-    """Workers have other working directories. A repository's name stays one."""
+    """Return the settings with absolute paths: workers have other working directories.
+
+    The name of a repository stays as it is.
+    """
     folders = {"base": settings.base, "adapter": settings.adapter}
     return settings.model_copy(update={k: storage.absolute(v) for k, v in folders.items() if Path(v).is_dir() and v})
 
 
-def sheet_of(settings: SampleSettings, context: Context) -> Image.Image:
-    """The first prompts, one a row, with their seeds side by side."""
+def image_grid_of(settings: SampleSettings, context: Context) -> Image.Image:
+    """Return an image grid of the first prompts, one per row, with their seeds side by side."""
     places = list(islice(range(len(settings.prompts)), settings.shown))
     columns: dict[str, Sequence[Image.Image]] = {
         f"{model}, seed {seed}": [_read(context, file_of(model, place, seed)) for place in places]
@@ -141,8 +149,8 @@ def sheet_of(settings: SampleSettings, context: Context) -> Image.Image:
 
 
 def _read(context: Context, name: str) -> Image.Image:
-    with Image.open(io.BytesIO(storage.read_bytes(context.file(name)))) as picture:
-        return thumbnail(picture.convert("RGB"))
+    with Image.open(io.BytesIO(storage.read_bytes(context.file(name)))) as image:
+        return thumbnail(image.convert("RGB"))
 
 
 STEP = Step(

@@ -1,9 +1,12 @@
-"""Training on Ray Train and DeepSpeed, whatever is trained: `finetune` and `pretrain` each bring a task.
+"""Training on Ray Train and DeepSpeed; `finetune` and `pretrain` each provide a task.
 
-task.py       what a task brings: model, loss, batches, moving average, validation
-driver.py     the job's side: workers started, told to stop, their end made readable
-loop.py       what each worker runs; engine.py DeepSpeed around the loss; state.py what is gathered from it
-order.py, rows.py    which pictures a step takes, and reading them; reader.py batches in the background
-checkpoint.py, record.py, attempt.py    what stands when a run is killed, and who may write it
-log.py, watch.py, devices.py    what MLflow is told, what is watched, and on what it runs
+task.py       interface of a task: model, loss, batches, moving average, validation
+driver.py     driver side: starts the workers, forwards stop requests, reports how the run ended
+worker_setup.py, channel.py, stopping.py    worker set-up, messages through Ray's store, stop signals
+loop.py       training loop of each worker; engine.py wraps the loss in DeepSpeed; state.py gathers its state
+sample_order.py, row_groups.py, data_loader.py    sample order, reading row groups, prefetched batches
+checkpoint.py, checkpointing.py, uploader.py, ema.py    checkpoints: format, policy, background upload, averages
+metrics_log.py, history.py    metrics by step, and the files that keep them beside the checkpoints
+run_lease.py, monitoring.py, devices.py    which attempt may write, watchdog and speed, number types and GPUs
+tracking_log.py, tracking_sender.py    metrics and images sent to MLflow
 """

@@ -1,7 +1,8 @@
-"""Checkpoints in the storage: folders of safetensors whose `state.json`, written last, makes them one.
+"""Checkpoint format: folders of safetensors, complete once `state.json` is written, which is last.
 
-Nothing here depends on the number of workers or on a ZeRO stage: tensors are whole and have names. `state.json` has
-each file's size and SHA-256; a checkpoint that does not match is passed over for the one before it, and never deleted.
+Checkpoints do not depend on the number of workers or on the ZeRO stage: tensors are whole and have names. `state.json`
+has each file's size and SHA-256; a checkpoint that does not match is skipped in favor of the one before it, and never
+deleted.
 """
 
 import hashlib
@@ -24,36 +25,37 @@ STATE = "state.json"
 _CHUNK = 1 << 22
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
-"""{file: {name: tensor}}: `trainable`, `average`, and one file for each part of the optimizer's state"""
+"""{file: {name: tensor}}: `trainable`, `average`, and one file per part of the optimizer's state"""
 
 
 class DamagedCheckpoint(ValueError):
-    """A file of a checkpoint is missing or has other bytes than were written."""
+    """A file of a checkpoint is missing or damaged."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A finished checkpoint: its folder and what `state.json` says, the `step` among it."""
+    """A complete checkpoint: its folder and the content of `state.json`."""
 
     uri: str
     state: dict[str, Any]
 
     @property
     def step(self) -> int:
+        """Return the step of the checkpoint."""
         return self.state["step"]
 
     @property
     def names(self) -> list[str]:
-        """Files of tensors, without their ending."""
+        """Return the names of the tensor files, without suffix."""
         return [file.removesuffix(".safetensors") for file in self.state["files"]]
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """One file's tensors. Raises DamagedCheckpoint."""
+        """Return one file's tensors. Raises DamagedCheckpoint."""
         file = f"{name}.safetensors"
 
         def load(path: Path) -> dict[str, Tensor]:
             if _describe(path) != self.state["files"][file]:
-                raise DamagedCheckpoint(f"{self.uri}/{file} has other bytes than were written")
+                raise DamagedCheckpoint(f"{self.uri}/{file} is damaged (SHA-256 or size differs)")
             return load_file(path)
 
         try:
@@ -63,28 +65,40 @@ class Checkpoint:
 
 
 def folder_of(artifact: str) -> str:
-    """Where the checkpoints of a finetune artifact lie, finished or not."""
+    """Return the folder of an artifact's checkpoints; the artifact need not be complete."""
     return storage.join(artifact, ".train", "checkpoints")
 
 
 def list_checkpoints(folder: str) -> list[Checkpoint]:
-    """All finished ones, the oldest first."""
+    """Return all complete checkpoints, the oldest first."""
     files = storage.list_files(folder, f"/{STATE}")
     return [Checkpoint(file.removesuffix(f"/{STATE}"), json.loads(storage.read_bytes(file))) for file in files]
 
 
 def load_newest(folder: str, names: list[str] | None = None) -> tuple[Checkpoint, dict[str, dict[str, Tensor]]] | None:
-    """The newest whole checkpoint and its tensors (all files, or those named); None where there is none."""
+    """Return the newest undamaged checkpoint and its tensors; None if there is none.
+
+    Args:
+        folder: folder of the checkpoints.
+        names: files to read; None for all.
+    """
     for checkpoint in reversed(list_checkpoints(folder)):
         try:
             return checkpoint, {name: checkpoint.read(name) for name in names or checkpoint.names}
         except DamagedCheckpoint as error:
-            LOGGER.warning("%s; going on from the checkpoint before it", error)
+            LOGGER.warning("%s; using the checkpoint before it", error)
     return None
 
 
 def write_checkpoint(folder: str, tensors: Tensors, state: dict[str, Any], attempt: str) -> Checkpoint:
-    """`state` is JSON with the `step`. Attempts write beside each other, never into each other's files."""
+    """Write a checkpoint. Attempts write to separate folders.
+
+    Args:
+        folder: folder of the checkpoints.
+        tensors: tensors by file.
+        state: JSON with the `step`.
+        attempt: name of the attempt.
+    """
     uri = storage.join(folder, f"{state['step']:08}-{attempt}")
     files = {}
     with TemporaryDirectory() as scratch:
@@ -100,9 +114,14 @@ def write_checkpoint(folder: str, tensors: Tensors, state: dict[str, Any], attem
 
 
 def prune(folder: str, settings: Checkpoints) -> list[Checkpoint]:
-    """Delete all but the last `keep_last` and those at multiples of `keep_every`; and what was never finished, by a
-    store that failed or an attempt that was lost. Only the newest attempt may, with nothing being written. Returns the
-    checkpoints that are kept."""
+    """Delete all but the last `keep_last` checkpoints and those at multiples of `keep_every`.
+
+    Incomplete checkpoints of failed writes or lost attempts are deleted too. Only the newest attempt may call this,
+    while nothing is being written.
+
+    Returns:
+        The checkpoints that are kept.
+    """
     finished = list_checkpoints(folder)
     old = [c.uri for c in finished[: -settings.keep_last] if not settings.keep_every or c.step % settings.keep_every]
     begun = {file.rpartition("/")[0] for file in storage.list_files(folder)}

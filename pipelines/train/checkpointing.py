@@ -1,4 +1,4 @@
-"""What rank 0 keeps of a run: its checkpoints with their history, and the metrics that MLflow has not got yet."""
+"""Write a run's checkpoints with their history and unsent metrics, on rank 0."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -13,8 +13,8 @@ from pipelines.train.checkpoint import Tensors, folder_of, prune, write_checkpoi
 from pipelines.train.config import Checkpoints
 from pipelines.train.history import HistoryWriter, prune_history, read_record
 from pipelines.train.metrics_log import Record
-from pipelines.train.run_lease import Attempt
-from pipelines.train.state import on_cpu
+from pipelines.train.run_lease import RunLease
+from pipelines.train.state import copy_to_cpu
 from pipelines.train.tracking_log import write_unsent
 from pipelines.train.uploader import Uploader
 
@@ -22,43 +22,43 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Checkpointer:
-    """Writes checkpoints of one attempt in the background, and tells the driver of the last good one."""
+    """Writes checkpoints of one attempt in the background, and reports the last complete one to the driver."""
 
     def __init__(
-        self, attempt: Attempt, settings: Checkpoints, channel: Channel, unsent: Callable[[], Iterable[MetricsRow]]
+        self, attempt: RunLease, settings: Checkpoints, channel: Channel, unsent: Callable[[], Iterable[MetricsRow]]
     ):
         self.attempt, self.settings, self.channel, self.unsent = attempt, settings, channel, unsent
         self.uploader = Uploader(self._write)
         self.history = HistoryWriter(attempt.folder, attempt.name)
 
     def resume(self, state: Mapping[str, Any]) -> Record:
-        """Take up a checkpoint's history; returns it."""
+        """Continue a checkpoint's history; returns its metrics log."""
         self.history = HistoryWriter(self.attempt.folder, self.attempt.name, state.get("history", []))
         self.uploader.good = state["step"]
         return read_record(self.attempt.folder, state)
 
     def submit(self, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], record: Record) -> None:
-        """Write a checkpoint next: copies of `tensors`, `state` with its `step`, and the history so far."""
-        copies = {name: on_cpu(part) for name, part in tensors.items()}
+        """Schedule a checkpoint of `tensors` (copied), `state` with its `step`, and the metrics so far."""
+        copies = {name: copy_to_cpu(part) for name, part in tensors.items()}
         chunks = record.chunks(self.history.full)
         self.uploader.submit(copies, {**state, "summary": record.summary(), "chunks": chunks})
 
     def end(self) -> dict[str, Any]:
-        """Return {"good": step of the last complete checkpoint or None, "reason": why the last one is not}."""
+        """Return {"good": step of the last complete checkpoint or None, "reason": why the last one failed}."""
         return {"good": self.uploader.good, "reason": self.uploader.reason}
 
     def _write(self, tensors: Tensors, state: dict[str, Any]) -> None:
-        """In the uploader's thread."""
+        """Write a checkpoint, in the uploader's thread."""
         if self.attempt.is_fenced():
-            raise RuntimeError("a newer attempt at this run has taken over")
+            raise RuntimeError("a newer attempt of this run has taken over")
         write_unsent(self.attempt.folder, self.unsent())
         state["history"] = self.history.write(state.pop("chunks"))
         write_checkpoint(folder_of(self.attempt.folder), tensors, state, self.attempt.name)
-        self.uploader.good = state["step"]  # now, whatever becomes of the older ones
+        self.uploader.good = state["step"]  # before pruning, which may fail
         self.channel.report(good=state["step"])
         try:
-            with s3.single_attempts():  # the next checkpoint is the next attempt
+            with s3.single_attempts():  # retried with the next checkpoint
                 kept = prune(folder_of(self.attempt.folder), self.settings)
                 prune_history(self.attempt.folder, [checkpoint.state for checkpoint in kept])
-        except (OSError, storage.StorageError) as error:  # the checkpoint is complete; the next one deletes them
+        except (OSError, storage.StorageError) as error:  # the checkpoint is complete; pruning is retried with the next
             LOGGER.warning("old checkpoints could not be deleted: %s", error)

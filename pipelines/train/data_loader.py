@@ -1,8 +1,8 @@
-"""A worker's batches: its share of each step's pictures, decoded, with what belongs to them and their noise.
+"""Data loader of a worker: prefetched batches of decoded images, their latents or labels, and their noise.
 
-All of it is a pure function of the seed and the step: a run that was stopped goes on with the very sample it would have
-had next. It is made in the background: row groups are read several steps ahead, what other processes are to make is
-asked for two steps ahead, and the batches of the next step are put together while the present one is trained on.
+Batches are a pure function of the seed and the step: a resumed run continues with the same samples. Row groups are read
+several steps ahead, requests to other processes are made two steps ahead, and the batches of the next step are
+assembled while the present one is trained on.
 """
 
 import time
@@ -21,29 +21,29 @@ from torch import Tensor
 
 from asymflow.samplers import noise_for
 from pipelines.data.images import BadImage, decode_image, to_array
-from pipelines.train.row_groups import ReadAhead
+from pipelines.train.row_groups import RowGroupPrefetcher
 from pipelines.train.sample_order import Place, SampleOrder, Share, share_of, slots_per_worker
 from pipelines.train.task import Batch
 
 Column = Callable[[str], list]
-"""The values that a share's rows have in a column"""
+"""Returns the values of a share's rows in a column"""
 
 
 class Common(NamedTuple):
-    """What every batch has; see `Batch`, whose `sigma` is made of `normal`."""
+    """Fields of every batch; see `Batch`, whose `sigma` is computed from `normal`."""
 
     images: Tensor
     noise: Tensor
     normal: Tensor
-    """(B,) of the normal distribution"""
+    """(B,) from the standard normal distribution"""
     weight: Tensor
     keys: list[str]
     key_sums: Tensor
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A share whose rows are read, not decoded, and what was asked for it."""
+class PendingShare:
+    """A share whose rows are read but not decoded, with its pending requests."""
 
     share: Share
     keys: list[str]
@@ -52,42 +52,55 @@ class Asked:
 
 
 class BatchReader(ABC):
-    """A worker's batches from a step on; a subclass says what they hold besides pictures and noise."""
+    """Loads a worker's batches; a subclass adds their fields besides images and noise."""
 
     columns: Sequence[str] = ()
-    """That are read besides the pictures"""
-    draws = 0
-    """Normal values a sample besides its noise and its noise level"""
+    """Columns read besides the images"""
+    normals_per_sample = 0
+    """Normal values per sample besides its noise and its noise level"""
     waited = 0.0
-    """Seconds that the last batches were waited for"""
+    """Seconds spent waiting for the last batches"""
 
     def __init__(self, order: SampleOrder, batch: int, rank: int, workers: int, ahead: int = 8):
-        """`ahead`: steps whose row groups are read early."""
+        """Prepare a loader.
+
+        Args:
+            order: sample order.
+            batch: global batch size.
+            rank: this worker.
+            workers: number of workers.
+            ahead: steps whose row groups are prefetched.
+        """
         self.order, self.batch, self.rank, self.workers, self.ahead = order, batch, rank, workers, ahead
 
     @abstractmethod
-    def ask(self, column: Column) -> Any:
-        """Begin what a share needs besides; it is given to `share` two steps later."""
+    def request(self, column: Column) -> Any:
+        """Start what a share needs besides its rows; the result is passed to `batch_maker` two steps later."""
 
     @abstractmethod
-    def share(self, asked: Any, drawn: Tensor) -> Callable[[list[int], Common], Batch]:
-        """What makes a batch of some of the share's places; `drawn` (places, draws) are its normal values."""
+    def batch_maker(self, pending: Any, normals: Tensor) -> Callable[[list[int], Common], Batch]:
+        """Return a function that builds a batch from some of the share's places.
+
+        Args:
+            pending: result of `request`.
+            normals: (places, normals_per_sample) normal values.
+        """
 
     def from_step(self, step: int, micro_batch: int) -> Iterator[list[Batch]]:
-        """For each step, counted from 0, its micro-batches: this worker's share of the global batch.
+        """Yield for each step, counted from 0, its micro-batches: this worker's share of the global batch.
 
-        What goes wrong in the background is raised at the step it belongs to. The background ends with the iterator.
+        Exceptions of the background thread are raised at the step they belong to. The thread ends with the iterator.
         """
         slots = slots_per_worker(self.batch, self.workers, micro_batch)
         shares = (self._share(s, slots) for s in count(step))
-        rows = ReadAhead(shares, ("image", *self.columns), self.ahead)
-        background = ThreadPoolExecutor(1, "batches", initializer=use_one_processor)
+        rows = RowGroupPrefetcher(shares, ("image", *self.columns), self.ahead)
+        background = ThreadPoolExecutor(1, "batches", initializer=limit_to_one_processor)
         try:
-            asked = deque(background.submit(self._ask, rows) for _ in range(2))
-            made = background.submit(self._make, asked.popleft(), micro_batch)
+            pending = deque(background.submit(self._read_share, rows) for _ in range(2))
+            made = background.submit(self._make, pending.popleft(), micro_batch)
             while True:
-                asked.append(background.submit(self._ask, rows))
-                ready, made = made, background.submit(self._make, asked.popleft(), micro_batch)
+                pending.append(background.submit(self._read_share, rows))
+                ready, made = made, background.submit(self._make, pending.popleft(), micro_batch)
                 started = time.monotonic()
                 batches = ready.result()
                 self.waited = time.monotonic() - started
@@ -99,20 +112,20 @@ class BatchReader(ABC):
     def _share(self, step: int, slots: int) -> Share:
         return share_of(self.order.batch_at(step, self.batch), self.rank, self.workers, slots)
 
-    def _ask(self, rows: ReadAhead) -> Asked:
+    def _read_share(self, rows: RowGroupPrefetcher) -> PendingShare:
         share, read = rows.take()
 
         def column(name: str) -> list:
             return [columns[name][place.row] for place, columns in zip(share.places, read, strict=True)]
 
-        return Asked(share, column("key"), column("image"), self.ask(column))
+        return PendingShare(share, column("key"), column("image"), self.request(column))
 
-    def _make(self, asking: Future[Asked], micro_batch: int) -> list[Batch]:
-        asked = asking.result()
-        share, keys = asked.share, asked.keys
-        pixels = [decode(*item) for item in zip(asked.images, share.places, keys, strict=True)]
-        drawn = [self._draw(place.number, pixels[0].shape) for place in share.places]
-        make = self.share(asked.rest, torch.stack([values[1:] for _, values in drawn]))
+    def _make(self, reading: Future[PendingShare], micro_batch: int) -> list[Batch]:
+        pending = reading.result()
+        share, keys = pending.share, pending.keys
+        pixels = [decode(*item) for item in zip(pending.images, share.places, keys, strict=True)]
+        noise_and_normals = [self._noise_of(place.number, pixels[0].shape) for place in share.places]
+        make = self.batch_maker(pending.rest, torch.stack([values[1:] for _, values in noise_and_normals]))
         sums, slots = [zlib.crc32(key.encode()) for key in keys], share.fill()
         weight = share.slots * self.workers / self.batch
 
@@ -120,8 +133,8 @@ class BatchReader(ABC):
             chosen, real = [i for i, _ in part], torch.tensor([counts for _, counts in part])
             common = Common(
                 images=torch.stack([pixels[i] for i in chosen]).float() / 127.5 - 1,
-                noise=torch.stack([drawn[i][0] for i in chosen]),
-                normal=torch.stack([drawn[i][1][0] for i in chosen]),
+                noise=torch.stack([noise_and_normals[i][0] for i in chosen]),
+                normal=torch.stack([noise_and_normals[i][1][0] for i in chosen]),
                 weight=weight * real.float(),
                 keys=[keys[i] for i in chosen],
                 key_sums=torch.tensor([sums[i] for i in chosen], dtype=torch.float64) * real,
@@ -130,31 +143,35 @@ class BatchReader(ABC):
 
         return [micro(slots[i : i + micro_batch]) for i in range(0, share.slots, micro_batch)]
 
-    def _draw(self, number: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """A sample's noise, and its normal values: that of the noise level and the `draws`."""
-        first = 1 + self.draws
+    def _noise_of(self, number: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """Return a sample's noise, and its normal values: the noise level's and `normals_per_sample` more."""
+        first = 1 + self.normals_per_sample
         values = noise_for(self.order.seed, number, (first + shape.numel(),))
         return values[first:].view(shape), values[:first]
 
 
-def chance(normal: Tensor) -> Tensor:
-    """Normal values as even ones in [0, 1]."""
+def to_uniform(normal: Tensor) -> Tensor:
+    """Return normal values mapped to the uniform distribution on [0, 1]."""
     return 0.5 * (1 + torch.erf(normal / 2**0.5))
 
 
 def decode(image: bytes, place: Place, key: str) -> Tensor:
-    """(3, H, W) uint8. Raises ValueError for damaged pictures and those of another size than their bucket's."""
+    """Return an image as (3, H, W) uint8.
+
+    Raises:
+        ValueError: the image is damaged, or its size is not its bucket's.
+    """
     width, height = place.group.size
     try:
         pixels = to_array(decode_image(image))
     except BadImage as error:
-        raise ValueError(f"{place.group.curated}: the picture of {key!r} is damaged ({error}); curate again") from None
+        raise ValueError(f"{place.group.curated}: the image of {key!r} is damaged ({error}); curate again") from None
     if pixels.shape != (height, width, 3):
-        found = f"{pixels.shape[1]}x{pixels.shape[0]}, its row says {width}x{height}"
-        raise ValueError(f"{place.group.curated}: the picture of {key!r} is {found}; curate again")
+        found = f"{pixels.shape[1]}x{pixels.shape[0]}, not {width}x{height} as in its row"
+        raise ValueError(f"{place.group.curated}: the image of {key!r} is {found}; curate again")
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def use_one_processor() -> None:
-    """In a background thread: parallel loops there would take the processors from the training's."""
+def limit_to_one_processor() -> None:
+    """Limit a background thread to one processor, so that the training keeps the others."""
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What a worker trains on: the number type, and what its GPU can do, for the share of it that is used."""
+"""Number types and GPU peaks, for precision and model FLOPs utilization."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,22 +9,22 @@ if TYPE_CHECKING:
     import torch
 
 BYTES = {"bfloat16": 2, "float32": 4}
-"""Of a number, by the name of its type"""
+"""Bytes per number, by the name of its type"""
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-"""Of GPUs: natively, under WSL, and AMD's"""
+"""Device files of GPUs: NVIDIA natively, under WSL, and AMD"""
 
 
 def precision(resources: Resources) -> "torch.dtype":
-    """Return the number type of the frozen base and of the products."""
+    """Return the number type of the frozen base and of matrix products."""
     import torch  # a --dry-run does without
 
     return getattr(torch, precision_name(resources))
 
 
 def precision_name(resources: Resources) -> str:
-    """Return the same in words, for plans and for a step's identity.
+    """Return the name of the number type, for plans and for a step's identity.
 
-    Processors without bfloat16 products emulate them, hundreds of times slower.
+    Processors without native bfloat16 emulate it, hundreds of times slower.
     """
     if resources.precision == "auto":
         return "bfloat16" if resources.use_gpu else "float32"
@@ -32,16 +32,16 @@ def precision_name(resources: Resources) -> str:
 
 
 class Device(NamedTuple):
-    """What one worker runs on."""
+    """The hardware of one worker."""
 
     name: str
     tflops: float | None
-    """Peak of bfloat16 products without sparsity, summed in float32; None where it is not known"""
+    """Peak of dense bfloat16 products with float32 accumulation; None if unknown"""
     gib: float | None = None
-    """Memory"""
+    """Memory in GiB"""
 
 
-GPUS = (  # by a part of their name in torch.cuda.get_device_name; peaks of their makers' data sheets
+GPUS = (  # by a part of torch.cuda.get_device_name; peaks from the vendors' data sheets
     Device("GB200", 2500),
     Device("B200", 2250),
     Device("H200 NVL", 835),
@@ -70,25 +70,25 @@ PLANNED_FOR = Device("an H100, as no GPU is here", 989, 79.6)
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """Dense bfloat16 peak of a GPU by its name, in TFLOP/s; None for one that is not in the table."""
+    """Return the dense bfloat16 peak of a GPU by its name, in TFLOP/s; None if it is not in the table."""
     return next((device.tflops for device in GPUS if _is_part(device.name, device_name)), None)
 
 
 def _is_part(name: str, device_name: str) -> bool:
-    """Whole words, or such as A100-SXM4."""
-    words, wanted = device_name.replace("-", " ").split(), name.split()
-    return any(words[i : i + len(wanted)] == wanted for i in range(len(words)))
+    """Return whether `name` is in `device_name` as whole words, or as in A100-SXM4."""
+    words, part = device_name.replace("-", " ").split(), name.split()
+    return any(words[i : i + len(part)] == part for i in range(len(words)))
 
 
 def torch_finds_a_gpu() -> bool:
     """Return whether torch can use a GPU of this machine."""
-    import torch  # a second and a half, which a machine without a GPU's driver need not wait
+    import torch  # takes 1.5 s, which machines without a GPU driver save
 
     return torch.cuda.is_available()
 
 
 def device_of(resources: Resources) -> Device:
-    """This machine's GPU; where it has none, an H100 stands for those of the cluster."""
+    """Return this machine's GPU; without one, an H100 as the assumed GPU of the cluster."""
     known = resources.peak_tflops
     if not resources.use_gpu:
         return Device("this CPU", known)

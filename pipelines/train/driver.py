@@ -1,4 +1,4 @@
-"""The job's side of a training: workers are started from the newest checkpoint on, and their end is made readable."""
+"""Driver side of a training: start the workers from the newest checkpoint, and report how the run ended."""
 
 import logging
 import math
@@ -22,23 +22,30 @@ from pipelines.core.step import Context, StepFailed
 from pipelines.train.channel import Channel
 from pipelines.train.config import TrainSettings
 from pipelines.train.metrics_log import Record
-from pipelines.train.run_lease import Attempt
-from pipelines.train.stopping import describe_resume, noting_signals
+from pipelines.train.run_lease import RunLease
+from pipelines.train.stopping import catch_stop_signals, describe_resume
 from pipelines.train.task import MakeTask
 from pipelines.train.tracking_log import send_unsent
-from pipelines.train.worker_setup import ControllerGuard, NoRoom, StoppableTorch
+from pipelines.train.worker_setup import ControllerGuard, InsufficientResources, StoppableTorch
 from pipelines.viz.figures import curves_figure
 
 LOGGER = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 REPORT_SECONDS = 20.0
-"""A training that has not begun by then says what it waits for"""
+"""A training that has not started after this time reports what it waits for"""
 ABANDON_SECONDS = 15.0
-"""How long the workers of a training that is not waited for any more may take to end"""
+"""Time for the workers of an abandoned training to end"""
 
 
 def check_processors(settings: TrainSettings, besides: int = 0) -> None:
-    """A local Ray would wait for ever for processors that the machine does not have. `besides`: those of encoders."""
+    """Raise ConfigError if a local Ray has fewer processors than the training needs.
+
+    A local Ray would wait forever for processors that the machine does not have.
+
+    Args:
+        settings: settings of the training.
+        besides: processors of the encoders beside the training.
+    """
     if settings.run.ray_address or os.environ.get("RAY_ADDRESS"):
         return
     resources, found = settings.resources, len(os.sched_getaffinity(0))
@@ -46,7 +53,7 @@ def check_processors(settings: TrainSettings, besides: int = 0) -> None:
     if needed > found:
         raise ConfigError(
             f"resources: workers x cpus_per_worker ({resources.workers} x {resources.cpus_per_worker}) and {besides} "
-            f"encoders need {needed} processors, this machine has {found}; ask for fewer, or join a cluster"
+            f"encoders need {needed} processors, this machine has {found}; request fewer, or join a cluster"
         )
 
 
@@ -54,16 +61,16 @@ def train(step: str, task: MakeTask, settings: TrainSettings, context: Context, 
     """Train from the newest checkpoint to the end.
 
     Args:
-        step: the step's name.
-        task: the class that each worker makes its task of, with `data` and the settings.
-        settings: the step's.
-        context: the artifact that is made, and its inputs.
-        data: what the task needs besides, plain data and actors.
+        step: name of the step.
+        task: task class, instantiated by each worker with `data` and the settings.
+        settings: settings of the step.
+        context: the artifact to build, and its inputs.
+        data: what else the task needs: plain data and actors.
 
     Raises:
-        StepFailed: the training did not come to its end.
+        StepFailed: the training did not finish.
     """
-    attempt = Attempt.claim(context.folder)
+    attempt = RunLease.claim(context.folder)
     config = {
         **data,
         "step": step,
@@ -74,11 +81,11 @@ def train(step: str, task: MakeTask, settings: TrainSettings, context: Context, 
         "on_terminal": on_terminal(),
     }
     channel = Channel(attempt.name)
-    with noting_signals() as asked:
+    with catch_stop_signals() as stop_requested:
         try:
-            ended = fit(step, settings, make_trainer(task, settings, config), channel, asked)
+            ended = fit(step, settings, make_trainer(task, settings, config), channel, stop_requested)
         except TrainingFailedError as error:
-            if isinstance(getattr(error, "controller_failure", None), NoRoom):
+            if isinstance(getattr(error, "controller_failure", None), InsufficientResources):
                 limit = settings.resources.wait_minutes
                 raise StepFailed(
                     f"{step}: gave up after {limit:g} minutes (resources.wait_minutes): {describe_shortage(settings)}"
@@ -91,21 +98,22 @@ def train(step: str, task: MakeTask, settings: TrainSettings, context: Context, 
                 channel.clear()
     match ended.get("ended"):
         case "stopped":
-            raise StepFailed(f"{step}: stopped at step {ended['step']}, as asked; {describe_resume(ended)}")
+            raise StepFailed(f"{step}: stopped at step {ended['step']}, as requested; {describe_resume(ended)}")
         case "fenced":
-            raise StepFailed(f"{step}: stopped at step {ended['step']}: a newer attempt at this run has taken over")
+            raise StepFailed(f"{step}: stopped at step {ended['step']}: a newer attempt of this run has taken over")
         case "gave up":
             raise StepFailed(f"{step}: {ended['message']}")
 
 
 def fit(
-    step: str, settings: TrainSettings, trainer: TorchTrainer, channel: Channel, asked: threading.Event
+    step: str, settings: TrainSettings, trainer: TorchTrainer, channel: Channel, stop_requested: threading.Event
 ) -> dict[str, Any]:
-    """Train in a thread of its own, and return what the workers' loop returns. This thread hears signals meanwhile,
-    passes them on, and says why a training does not begin.
+    """Train in a thread, and return the result of the workers' loop.
+
+    The calling thread handles signals meanwhile, forwards stop requests, and reports why a training does not start.
 
     Raises:
-        StepFailed: the training was asked to stop and has not begun, or does not end in time.
+        StepFailed: the training was stopped before it started, or did not end in time.
     """
     fitting: Future[Any] = Future()
 
@@ -117,7 +125,7 @@ def fit(
 
     threading.Thread(target=run, name="fit", daemon=True).start()
     try:
-        _watch(step, settings, fitting, channel, asked)
+        _watch(step, settings, fitting, channel, stop_requested)
     finally:
         if not fitting.done():  # workers hold nothing after their step, however it ended
             with suppress(Exception):  # Ray's head may be what failed
@@ -126,60 +134,65 @@ def fit(
     return fitting.result().return_value or {}
 
 
-def _watch(step: str, settings: TrainSettings, fitting: Future[Any], channel: Channel, asked: threading.Event) -> None:
-    """Return when the training has ended. Raises StepFailed, as `fit`."""
-    report_at, stop_by, told = time.monotonic() + REPORT_SECONDS, math.inf, False
+def _watch(
+    step: str, settings: TrainSettings, fitting: Future[Any], channel: Channel, stop_requested: threading.Event
+) -> None:
+    """Wait until the training has ended. Raises StepFailed as `fit` does."""
+    report_at, stop_by, is_stop_sent = time.monotonic() + REPORT_SECONDS, math.inf, False
     progress: dict[str, Any] | None = None
     while not wait([fitting], POLL_SECONDS).done:
         now = time.monotonic()
-        if asked.is_set() and stop_by == math.inf:
-            LOGGER.warning("asked to stop: writing a checkpoint first, for %g minutes", settings.watch.stop_minutes)
+        if stop_requested.is_set() and stop_by == math.inf:
+            LOGGER.warning("stop requested: writing a checkpoint within %g minutes", settings.watch.stop_minutes)
             stop_by = now + 60 * settings.watch.stop_minutes
         try:
-            if progress is None or asked.is_set():
+            if progress is None or stop_requested.is_set():
                 progress = channel.progress() or progress
-            if asked.is_set() and not told:
-                channel.ask_to_stop()
-                told = True
+            if stop_requested.is_set() and not is_stop_sent:
+                channel.request_stop()
+                is_stop_sent = True
             if progress is None and now >= report_at:
                 report_at = now + 1
                 if is_waiting(settings.resources.workers, bundle_of(settings)):
                     report_at = now + 10 * REPORT_SECONDS
                     LOGGER.warning("%s: waiting for room for its workers: %s", step, describe_shortage(settings))
-        except Exception as error:  # Ray's head does not answer: the next round asks again, or `fit` fails
+        except Exception as error:  # Ray's head does not answer: retried in the next round, or `fit` fails
             LOGGER.debug("Ray does not answer: %s", error)
         if stop_by < math.inf and progress is None:
-            raise StepFailed(f"{step}: stopped before the training began, as asked; the same command begins again")
+            raise StepFailed(f"{step}: stopped before the training started, as requested; run the same command again")
         if now > stop_by:
             good = (progress or {}).get("good")
             raise StepFailed(
                 f"{step}: did not stop within {settings.watch.stop_minutes:g} minutes (watch.stop_minutes) and was "
-                f"ended; the last good checkpoint is {'none' if good is None else f'that of step {good}'}"
+                f"ended; last complete checkpoint: {'none' if good is None else f'step {good}'}"
             )
 
 
 def describe_shortage(settings: TrainSettings) -> str:
-    """Say what the workers need, what is free, and who holds the rest."""
+    """Describe what the workers need, what is free, and what uses the rest."""
     workers = settings.resources.workers
     return describe_waiting({name: workers * amount for name, amount in bundle_of(settings).items()})
 
 
 def bundle_of(settings: TrainSettings) -> dict[str, float]:
-    """Return what one worker takes."""
+    """Return the resources of one worker, {resource: amount}."""
     resources = settings.resources
     return {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
 
 
 def _cause(error: BaseException) -> str:
-    """The last line of what a worker raised."""
+    """Return the last line of a worker's exception."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     return str(next(iter(failures.values()))).strip().splitlines()[-1]
 
 
 def train_function(task: MakeTask) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Return what each worker runs. A function inside a function is sent by value, and only workers unpack it: neither
-    the driver nor Ray's controller has to import DeepSpeed, which takes seconds and prints to stdout. The class goes
-    with it, by reference: in the config, which the controller unpacks, it would make it import the model."""
+    """Return the function that each worker runs.
+
+    A nested function is pickled by value and unpickled by the workers alone: neither the driver nor Ray's controller
+    has to import DeepSpeed, which takes seconds and prints to stdout. The task class is captured by reference; in the
+    config, which the controller unpickles, it would make the controller import the model.
+    """
 
     def train(config: dict[str, Any]) -> dict[str, Any]:
         from pipelines.train.loop import train_loop
@@ -190,8 +203,9 @@ def train_function(task: MakeTask) -> Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def make_trainer(task: MakeTask, settings: TrainSettings, config: dict[str, Any]) -> TorchTrainer:
+    """Return Ray Train's trainer for a task. `config` is passed to each worker."""
     resources = settings.resources
-    # how often Ray Train looks whether the wait is over; its own default
+    # interval at which Ray Train checks whether the wait is over; 60 is its default
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(60.0, 60 * resources.wait_minutes))
     return TorchTrainer(
         train_function(task),  # type: ignore[arg-type]  # Ray passes on what it returns, and its annotation forgets that
@@ -202,7 +216,7 @@ def make_trainer(task: MakeTask, settings: TrainSettings, config: dict[str, Any]
             use_gpu=resources.use_gpu,
             resources_per_worker=bundle_of(settings),
         ),
-        # Ray's own state of an attempt; checkpoints are ours, and know nothing of it
+        # Ray's own state of an attempt; our checkpoints do not depend on it
         run_config=ray.train.RunConfig(
             name=config["attempt"],
             storage_path=storage.join(config["folder"], ".train", "ray"),
@@ -212,15 +226,20 @@ def make_trainer(task: MakeTask, settings: TrainSettings, config: dict[str, Any]
     )
 
 
-def draw(record: Record, context: Context) -> dict[str, tuple[list[float], list[float]]]:
-    """Loss curves by step, and each term by noise level; returns the latter. What MLflow missed while it was away is
-    sent first."""
+def log_curves(record: Record, context: Context) -> dict[str, tuple[list[float], list[float]]]:
+    """Log loss curves by step, and each term by noise level. Returns the latter.
+
+    Metrics that MLflow missed while it was unavailable are sent first.
+
+    Returns:
+        {term: (centers of the noise-level bins, means)}.
+    """
     send_unsent(context.tracker, context.folder)
     curves = {name: values for name, values in record.curves.items() if name not in ("sigma", "omega")}
     context.tracker.log_figure("curves", curves_figure(record.steps, curves, "step"))
     by_sigma = {name: record.means_by_sigma(name) for name in curves}
-    centres = record.means_by_sigma("sigma")[0]
-    figure = curves_figure(centres, {name: means for name, (_, means) in by_sigma.items()}, "sigma")
+    centers = record.means_by_sigma("sigma")[0]
+    figure = curves_figure(centers, {name: means for name, (_, means) in by_sigma.items()}, "sigma")
     context.tracker.log_figure("by_noise_level", figure)
     for name, (places, means) in by_sigma.items():
         for place, mean in zip(places, means, strict=True):
@@ -229,7 +248,7 @@ def draw(record: Record, context: Context) -> dict[str, tuple[list[float], list[
 
 
 def last_means(record: Record) -> dict[str, float]:
-    """Each term over the last hundred steps that were taken, and how many were."""
+    """Return each term's mean over the last hundred steps that were not skipped, and the numbers of steps."""
     skipped = set(record.skipped)
     taken = [i for i, step in enumerate(record.steps) if step not in skipped][-100:]
     means = {name: sum(c[i] for i in taken) / len(taken) for name, c in record.curves.items() if taken}

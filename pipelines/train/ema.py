@@ -1,4 +1,4 @@
-"""The moving average of a training, finished or not."""
+"""Read the moving average of a training from its artifact or a checkpoint."""
 
 from typing import NamedTuple
 
@@ -12,21 +12,25 @@ from pipelines.train.metrics_log import AVERAGE
 
 
 class Average(NamedTuple):
-    """Named as the model's `trainable()`."""
+    """A moving average, named like the model's `trainable()`."""
 
     step: int
     values: dict[str, Tensor]
     final: bool
-    """Of the finished artifact"""
+    """Whether it is from the finished artifact"""
 
 
 def read_average(artifact: str, step: int | None = None, made_by: str = "finetune") -> Average:
-    """That of the training in the folder `artifact`, at `step`: the finished one's, else a checkpoint's. Without `step`
-    the last that stands.
+    """Return the moving average of the training in the folder `artifact`.
+
+    Args:
+        artifact: folder of the training's artifact, finished or not.
+        step: optimizer step; None for the newest.
+        made_by: name of the step that trains.
 
     Raises:
         MissingArtifact: there is no such checkpoint.
-        DamagedCheckpoint: the one of `step` has other bytes than were written.
+        DamagedCheckpoint: the checkpoint of `step` is damaged.
     """
     if storage.exists(storage.join(artifact, MANIFEST)):
         finished = load_artifact(artifact, made_by)
@@ -36,7 +40,7 @@ def read_average(artifact: str, step: int | None = None, made_by: str = "finetun
     if step is None:
         newest = load_newest(folder_of(artifact), ["average"])
         if newest is None:
-            raise MissingArtifact(f"no whole checkpoint stands yet in {artifact}: wait for one, or run the {made_by}")
+            raise MissingArtifact(f"{artifact} has no complete checkpoint yet: wait for one, or run the {made_by}")
         return Average(newest[0].step, newest[1]["average"], final=False)
     checkpoints = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(folder_of(artifact))}
     if step not in checkpoints:

@@ -1,7 +1,7 @@
-"""The optimizer, and DeepSpeed around the objective.
+"""The optimizer, and the DeepSpeed engine around the objective.
 
-What is trained is float32 whatever the base's precision, so that DeepSpeed sees a float32 model with a frozen part: its
-ZeRO stages shard, and nothing is cast.
+Trained parameters are float32 whatever the base's precision, so that DeepSpeed sees a float32 model with a frozen part:
+its ZeRO stages shard, and nothing is cast.
 """
 
 import logging
@@ -23,8 +23,10 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Unsharded:
-    """What ZeRO's optimizers do themselves, for one that DeepSpeed leaves alone: clip, and skip a step whose gradient
-    is not finite. Gradients are the same on every worker, so all decide alike."""
+    """Clip gradients and skip steps without a finite gradient, as ZeRO's optimizers do.
+
+    For ZeRO stage 0, where DeepSpeed does neither. Gradients are the same on every worker, so all decide alike.
+    """
 
     param_groups: list[dict[str, Any]]
     clip_grad: float
@@ -32,6 +34,7 @@ class Unsharded:
     _global_grad_norm = 0.0
 
     def step(self, closure=None):
+        """Clip the gradients, and apply the step if they are finite."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         self._global_grad_norm = float(clip_grad_norm_(parameters, self.clip_grad))
         self.overflow = not math.isfinite(self._global_grad_norm)
@@ -39,34 +42,35 @@ class Unsharded:
 
 
 class UnshardedAdam(Unsharded, AdamW):
-    """torch's, in float32."""
+    """torch's AdamW, in float32."""
 
 
 def make_optimizer(groups: list[dict[str, Any]], optim: Optim, zero_stage: int) -> Optimizer:
-    """Adam with decoupled weight decay. At stage 0 DeepSpeed leaves clipping and skipping to it."""
+    """Return Adam with decoupled weight decay; at stage 0 the optimizer itself clips and skips."""
     options: dict[str, Any] = {"betas": optim.betas, "weight_decay": optim.weight_decay}
     if zero_stage:
         return AdamW(groups, **options)
     optimizer: Any
     if optim.optimizer == "adam8bit":
         if "bitsandbytes.optim" not in sys.modules:
-            sys.modules.pop("bitsandbytes", None)  # hidden so far, see `pipelines`
+            sys.modules.pop("bitsandbytes", None)  # hidden until now, see `pipelines`
         from bitsandbytes.optim import AdamW8bit  # loads CUDA's libraries
 
         kind = type("UnshardedAdam8bit", (Unsharded, AdamW8bit), {})
         optimizer = kind(groups, **options)
     else:
         optimizer = UnshardedAdam(groups, **options)
-    optimizer.clip_grad = limit_of(optim)  # as ZeRO's optimizers call it
+    optimizer.clip_grad = max_gradient_norm(optim)  # the name that ZeRO's optimizers use
     return optimizer
 
 
 def deepspeed_config(settings: TrainSettings, micro_batch: int, accumulation: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration."""
     stage = settings.resources.zero_stage
     return {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": limit_of(settings.optim) if stage else 0.0,
+        "gradient_clipping": max_gradient_norm(settings.optim) if stage else 0.0,
         "zero_optimization": {"stage": stage, "overlap_comm": settings.resources.use_gpu},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -77,12 +81,15 @@ def deepspeed_config(settings: TrainSettings, micro_batch: int, accumulation: in
 def make_engine(
     objective: nn.Module, groups: list[dict[str, Any]], settings: TrainSettings, micro_batch: int, accumulation: int
 ) -> tuple[Any, Optimizer]:
-    """DeepSpeed's engine, and the optimizer inside it, whose rates may be set. torch.distributed must be set up."""
+    """Return DeepSpeed's engine, and the optimizer inside it, whose learning rates may be set.
+
+    torch.distributed must be initialized.
+    """
     optimizer = make_optimizer(groups, settings.optim, settings.resources.zero_stage)
     trained: list[nn.Parameter] = [p for group in groups for p in group["params"]]
-    # DeepSpeed would wait for it for ever, without a word. Young ones may be held on another node with the same home.
+    # DeepSpeed would wait for a stale lock forever. Newer ones may be held on another node with the same home.
     for lock in remove_stale_locks(extensions_folder(), older_than=BUILD_SECONDS):
-        LOGGER.warning("removed %s: a build that was killed had left it", lock)
+        LOGGER.warning("removed %s: stale lock of a killed build", lock)
     engine, *_ = deepspeed.initialize(
         model=objective,
         optimizer=optimizer,
@@ -92,10 +99,10 @@ def make_engine(
     return engine, optimizer
 
 
-def open_optimizer(engine: Any, optimizer: Optimizer, batch: Batch) -> None:
-    """Take one step of zero length on blank pictures, so that the optimizer's state exists and can be set.
+def create_optimizer_state(engine: Any, optimizer: Optimizer, batch: Batch) -> None:
+    """Take one step of zero length on blank images, so that the optimizer's state exists and can be set.
 
-    DeepSpeed makes that state at the first step; zero gradients and a zero rate leave the values as they are.
+    DeepSpeed creates that state at the first step; zero gradients and a zero rate leave the values unchanged.
     """
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -107,7 +114,7 @@ def open_optimizer(engine: Any, optimizer: Optimizer, batch: Batch) -> None:
 
 
 def set_learning_rates(optimizer: Optimizer, step: int, optim: Optim) -> None:
-    """Set warm-up, peak, and a cool-down where there is one: a function of the step, counted from 1, alone."""
+    """Set the learning rates: warm-up, peak and cool-down, by the step alone, counted from 1."""
     rising, start = 1.0, optim.warmup_ratio
     if optim.warmup_steps and start is None:
         rising = step / optim.warmup_steps
@@ -119,18 +126,19 @@ def set_learning_rates(optimizer: Optimizer, step: int, optim: Optim) -> None:
 
 
 def set_clip(engine: Any, step: int, optim: Optim) -> None:
-    """The gradient norm's limit, which holds from `optim.clip_from` on, as the released weights were trained."""
-    engine.optimizer.clip_grad = limit_of(optim) if step >= optim.clip_from else math.inf
+    """Set the gradient norm's limit, which applies from `optim.clip_from` on, as the released weights were trained."""
+    engine.optimizer.clip_grad = max_gradient_norm(optim) if step >= optim.clip_from else math.inf
 
 
-def limit_of(optim: Optim) -> float:
+def max_gradient_norm(optim: Optim) -> float:
+    """Return the maximum gradient norm; infinity without clipping."""
     return optim.clip or math.inf
 
 
 def backward_and_step(engine: Any, micro_batches: list[Batch]) -> list[dict[str, torch.Tensor]]:
-    """One optimizer step. Returns each micro-batch's terms, tensors (B,) on the engine's device.
+    """Run one optimizer step. Returns each micro-batch's terms, tensors (B,) on the engine's device.
 
-    A loss that is not finite makes the whole gradient so, on every worker, and the step is skipped: `was_skipped`.
+    A loss that is not finite makes the gradients NaN on every worker, and the step is skipped: `was_skipped`.
     """
     collected = []
     for micro_batch in micro_batches:
@@ -145,9 +153,10 @@ def backward_and_step(engine: Any, micro_batches: list[Batch]) -> list[dict[str,
 
 
 def was_skipped(engine: Any) -> bool:
+    """Return whether the last step was skipped."""
     return bool(engine.optimizer.overflow)
 
 
 def gradient_norm(engine: Any) -> float:
-    """Of the last step, before clipping."""
+    """Return the last step's gradient norm before clipping."""
     return float(engine.get_global_grad_norm() or 0.0)

@@ -1,7 +1,7 @@
-"""The history of a training beside its checkpoints: files of CHUNK steps, of which only the last one changes.
+"""Training history beside the checkpoints, in files of CHUNK steps, of which only the last one changes.
 
-`state.json` lists them with their checksums. So a checkpoint's state stays small however long the run, and to write one
-costs what the last steps cost.
+`state.json` lists the files with their checksums. So a checkpoint's state stays small however long the run is, and
+writing one costs only the newest steps.
 """
 
 import hashlib
@@ -15,29 +15,29 @@ from pipelines.train.metrics_log import CHUNK, Record
 
 LOGGER = logging.getLogger(__name__)
 Entry = dict[str, Any]
-"""{"number", "file", "sha256"} of one file"""
+"""{"number", "file", "full", "sha256"} of one file"""
 
 
 def history_folder(folder: str) -> str:
-    """`folder` is the artifact's."""
+    """Return the history's folder below the artifact's `folder`."""
     return storage.join(folder, ".train", "history")
 
 
 class HistoryWriter:
-    """Writes an attempt's chunks; those that are full once."""
+    """Writes the history of an attempt; full chunks are written once."""
 
     def __init__(self, folder: str, attempt: str, written: Iterable[Entry] = ()):
-        """`written` are the entries of the checkpoint that the run resumes from."""
+        """Continue from `written`, the entries of the checkpoint that the run resumes from."""
         self.folder, self.attempt = history_folder(folder), attempt
         self._full = {entry["number"]: entry for entry in written if entry["full"]}
 
     @property
     def full(self) -> frozenset[int]:
-        """Numbers of the chunks that need not be written again."""
+        """Return the numbers of the chunks that need not be written again."""
         return frozenset(self._full)
 
     def write(self, chunks: Mapping[int, dict[str, Any]]) -> list[Entry]:
-        """Write what `Record.chunks` gave; returns the entries of all chunks so far."""
+        """Write the output of `Record.chunks`. Returns the entries of all chunks so far."""
         entries = dict(self._full)
         for number, rows in chunks.items():
             last = rows["steps"][-1]
@@ -54,14 +54,16 @@ class HistoryWriter:
 
 
 def summary_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a state tells of the history without its files; see `Record.summary`."""
+    """Return the part of a state's history that needs no files; see `Record.summary`."""
     return Record.from_json(state["record"]).summary() if "record" in state else state["summary"]
 
 
 def read_record(folder: str, state: Mapping[str, Any]) -> Record:
-    """Return the record of a checkpoint by its state. A file that is missing or damaged costs its part of the history,
-    with a warning, and never the checkpoint."""
-    if "record" in state:  # checkpoints were written so before the history had files of its own
+    """Return the metrics log of a checkpoint from its state.
+
+    A history file that is missing or damaged loses its steps, with a warning, and never the checkpoint.
+    """
+    if "record" in state:  # format of checkpoints before the history had its own files
         return Record.from_json(state["record"])
     chunks = []
     for entry in state["history"]:
@@ -69,17 +71,17 @@ def read_record(folder: str, state: Mapping[str, Any]) -> Record:
         try:
             data = storage.read_bytes(uri)
         except FileNotFoundError:
-            LOGGER.warning("%s is missing: the curves have no steps from there", uri)
+            LOGGER.warning("%s is missing: its steps are left out of the curves", uri)
             continue
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            LOGGER.warning("%s has other bytes than were written: the curves have no steps from there", uri)
+            LOGGER.warning("%s is damaged (SHA-256 differs): its steps are left out of the curves", uri)
             continue
         chunks.append(json.loads(data))
-    return Record.of_parts(state["summary"], chunks)
+    return Record.from_parts(state["summary"], chunks)
 
 
 def prune_history(folder: str, states: Iterable[Mapping[str, Any]]) -> None:
-    """Delete the files that no state lists."""
+    """Delete the history files that no state lists."""
     listed = {entry["file"] for state in states for entry in state.get("history", [])}
     for uri in storage.list_files(history_folder(folder)):
         if uri.rpartition("/")[2] not in listed:

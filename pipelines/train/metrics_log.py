@@ -1,4 +1,4 @@
-"""The history of a training: each step's loss and terms, and the same by noise level. And the names of its files."""
+"""Metrics log of a training: each step's loss and terms, and their means by noise level."""
 
 import json
 from collections.abc import Collection, Iterable
@@ -10,7 +10,7 @@ from torch import Tensor
 TRAINABLE, AVERAGE, RECORD = "trainable.safetensors", "average.safetensors", "record.json"
 BINS = 10
 CHUNK = 10_000
-"""Steps of the history that a checkpoint keeps in one file"""
+"""Steps per file of the history"""
 
 
 class Record:
@@ -22,15 +22,20 @@ class Record:
         self.by_sigma: dict[str, list[float]] = {}
         self.counts = [0] * BINS
         self.key_sums: list[int] = []
-        """By step the sum of the CRC-32 of its pictures' keys: what was trained on, to be compared"""
+        """By step the sum of the CRC-32 of its images' keys, to compare which samples were trained on"""
         self.skipped: list[int] = []
-        """Steps whose loss or gradient was not finite; they have no place in the curves' means by noise level"""
+        """Steps whose loss or gradient was not finite; left out of the means by noise level"""
         self.skipped_keys: dict[str, list[str]] = {}
-        """By skipped step the keys of its samples"""
+        """Keys of the samples by skipped step"""
 
     def add(self, step: int, terms: dict[str, Tensor], skipped: bool = False) -> None:
-        """`terms` are (B,) over the global batch, `sigma`, `weight` and `key_sums` among them; those of weight 0 only
-        fill the batch."""
+        """Add a step.
+
+        Args:
+            step: optimizer step.
+            terms: (B,) over the global batch, including `sigma`, `weight` and `key_sums`; weight 0 is padding.
+            skipped: whether the step was skipped.
+        """
         real = terms["weight"] > 0
         values = {name: v[real].double() for name, v in terms.items() if name not in ("weight", "key_sums")}
         self.steps.append(step)
@@ -48,25 +53,26 @@ class Record:
             self.by_sigma[name] = [a + b for a, b in zip(self.by_sigma.get(name, [0.0] * BINS), sums, strict=True)]
 
     def last(self) -> dict[str, float]:
+        """Return the last step's terms."""
         return {name: values[-1] for name, values in self.curves.items()}
 
     def means_by_sigma(self, name: str) -> tuple[list[float], list[float]]:
-        """Centres of the noise-level bins that were seen, and the term's mean in each."""
+        """Return the centers of the non-empty noise-level bins, and the term's mean in each."""
         seen = [i for i in range(BINS) if self.counts[i]]
         return [(i + 0.5) / BINS for i in seen], [self.by_sigma[name][i] / self.counts[i] for i in seen]
 
     def summary(self) -> dict[str, Any]:
-        """Return what does not grow with the steps: a checkpoint's state holds it."""
+        """Return the part that does not grow with the steps, for a checkpoint's state."""
         return {"by_sigma": dict(self.by_sigma), "counts": list(self.counts), "skipped": list(self.skipped)}
 
     def chunks(self, known: Collection[int] = ()) -> dict[int, dict[str, Any]]:
-        """Return the history by step in pieces of CHUNK steps, {number: columns}, but for the `known` ones."""
+        """Return the history in chunks of CHUNK steps, {number: columns}, except the `known` ones."""
         found = {}
         start = 0
         while start < len(self.steps):
             number = (self.steps[start] - 1) // CHUNK
             end = min(start + CHUNK, len(self.steps))
-            while (self.steps[end - 1] - 1) // CHUNK != number:  # steps are missing: a file of them was damaged
+            while (self.steps[end - 1] - 1) // CHUNK != number:  # steps are missing: their file was damaged
                 end -= 1
             if number not in known:
                 found[number] = self._rows(start, end)
@@ -83,8 +89,8 @@ class Record:
         }
 
     @classmethod
-    def of_parts(cls, summary: dict[str, Any], chunks: Iterable[dict[str, Any]]) -> "Record":
-        """Return the record of a checkpoint, of its `summary` and its `chunks` in order."""
+    def from_parts(cls, summary: dict[str, Any], chunks: Iterable[dict[str, Any]]) -> "Record":
+        """Return the log of a checkpoint from its `summary` and its `chunks` in order."""
         record = cls()
         vars(record).update(summary)
         for chunk in chunks:
@@ -96,10 +102,12 @@ class Record:
         return record
 
     def to_json(self) -> str:
+        """Return the log as JSON."""
         return json.dumps(vars(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
+        """Return the log that `to_json` wrote."""
         record = cls()
         vars(record).update(json.loads(text))
         return record

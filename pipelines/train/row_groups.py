@@ -17,13 +17,19 @@ _READERS = 4  # row groups read at once
 _FOOTERS = 16  # footers read at once
 
 Rows = dict[str, Any]
-"""The columns of a row group, by name"""
+"""Columns of a row group, by name"""
 
 
 def list_row_groups(curated: list[str], latents: list[str], text: list[str]) -> list[RowGroup]:
-    """The row groups of lists of files that match row for row; `latents` is empty where none are stored.
+    """Return the row groups of files that match row by row.
 
-    Raises ValueError where they do not match, or where a row group has pictures of several sizes.
+    Args:
+        curated: files of the curate step.
+        latents: files of latents; empty if none are stored.
+        text: files of text embeddings or captions.
+
+    Raises:
+        ValueError: the files do not match, or a row group has images of several sizes.
     """
     files = list(zip(curated, latents or [""] * len(curated), text, strict=True))
     with ThreadPoolExecutor(_FOOTERS) as pool:
@@ -34,12 +40,12 @@ def _groups_of(curated: str, latents: str, text: str) -> list[RowGroup]:
     groups = _rows_and_sizes(curated)
     rows, others = [n for n, _ in groups], [file for file in (latents, text) if file]
     if any(rows_by_group(file) != rows for file in others):
-        raise ValueError(f"{', '.join([curated, *others])} have other rows: encode the curated artifact again")
+        raise ValueError(f"{', '.join([curated, *others])} do not have the same rows; encode curated again")
     return [RowGroup(curated, latents, text, i, n, size) for i, (n, size) in enumerate(groups)]
 
 
 def _rows_and_sizes(uri: str) -> list[tuple[int, tuple[int, int]]]:
-    """(rows, (width, height)) of each row group of a curated file, as its footer has them."""
+    """Return (rows, (width, height)) of each row group of a curated file, from its footer."""
     with storage.open_file(uri) as source:
         metadata = pq.read_metadata(source)
     found = []
@@ -48,18 +54,18 @@ def _rows_and_sizes(uri: str) -> list[tuple[int, tuple[int, int]]]:
         columns = {c.path_in_schema: c.statistics for c in map(group.column, range(group.num_columns))}
         width, height = columns.get("width"), columns.get("height")
         if not (width and height and width.has_min_max and height.has_min_max):
-            raise ValueError(f"{uri}: its footer does not tell the pictures' sizes; curate again")
+            raise ValueError(f"{uri}: its footer has no image sizes; curate again")
         if (width.min, height.min) != (width.max, height.max):
-            raise ValueError(f"{uri}: row group {i} has pictures of several sizes, a batch has one; curate again")
+            raise ValueError(f"{uri}: row group {i} has images of several sizes, a batch has one; curate again")
         found.append((group.num_rows, (width.min, height.min)))
     return found
 
 
-class ReadAhead:
-    """The rows of one share after the other, while those of the next shares are being read.
+class RowGroupPrefetcher:
+    """Prefetches the row groups of the next shares.
 
-    A row group is kept as long as its window lasts: a worker holds its part of one window a bucket, and of the next
-    ones where they are near. One thread may call `take`, any one `close`.
+    A row group is kept until its window ends: a worker holds its part of one window per bucket, and of the next ones if
+    they are near. One thread may call `take`, any thread `close`.
     """
 
     def __init__(self, shares: Iterator[Share], columns: Sequence[str], ahead: int):
@@ -69,27 +75,30 @@ class ReadAhead:
         self.pool = ThreadPoolExecutor(_READERS, thread_name_prefix="rows")
 
     def take(self) -> tuple[Share, list[Rows]]:
-        """The next share, and for each of its places the columns of its row group. Raises what reading them raised."""
+        """Return the next share, and for each of its places the columns of its row group.
+
+        Raises the exception of a failed read.
+        """
         while len(self.upcoming) <= self.ahead:
             self.upcoming.append(next(self.shares))
-            self._want(self.upcoming[-1].places)
+            self._request(self.upcoming[-1].places)
         share = self.upcoming.popleft()
         rows = [self.groups[place.group][1].result() for place in share.places]
         self._drop_before(share.places)
         return share, rows
 
     def close(self) -> None:
-        """What has not begun to be read will not be."""
+        """Cancel reads that have not started."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def _want(self, places: list[Place]) -> None:
+    def _request(self, places: list[Place]) -> None:
         for group, window in {place.group: place.window for place in places}.items():
             known = self.groups.get(group)
             reading = known[1] if known else self.pool.submit(read_columns, group, self.columns)
             self.groups[group] = window, reading
 
     def _drop_before(self, places: list[Place]) -> None:
-        """Drop the bucket's groups whose windows are over."""
+        """Drop the bucket's groups whose windows have ended."""
         size, first = places[0].group.size, min(place.window for place in places)
         over = [group for group, (window, _) in self.groups.items() if group.size == size and window < first]
         for group in over:
@@ -97,15 +106,18 @@ class ReadAhead:
 
 
 def read_columns(group: RowGroup, columns: Sequence[str]) -> Rows:
-    """`key` and other columns of a row group, each from the file that has it. Raises ValueError where one is missing,
-    or where the files' rows are not the same."""
+    """Return `key` and other columns of a row group, each from its file.
+
+    Raises:
+        ValueError: a column is missing, or the files' rows differ.
+    """
     rows: Rows = {}
     for file, names in groupby(sorted(columns, key=group.file_of), group.file_of):
-        wanted = ["key", *names]
-        read = read_group(file, group.group, wanted) if file else {}
-        if missing := [name for name in wanted if name not in read]:
+        columns_of_file = ["key", *names]
+        read = read_group(file, group.group, columns_of_file) if file else {}
+        if missing := [name for name in columns_of_file if name not in read]:
             raise ValueError(f"{file or group.curated}: no {missing[-1]} stored; encode the curated artifact with them")
         if read["key"] != rows.setdefault("key", read["key"]):
-            raise ValueError(f"{file}: its rows are not those of {group.curated}; encode the curated artifact again")
+            raise ValueError(f"{file}: its rows differ from {group.curated}; encode the curated artifact again")
         rows |= read
     return rows

@@ -1,8 +1,8 @@
-"""Who may write a run, by one small file beside its checkpoints, and whether it was asked to stop.
+"""Run lease: a small file beside the checkpoints that decides which attempt may write; and stop requests.
 
-A run is started again under the same name while an older try at it may still be alive somewhere (a lost node, a second
-job submitted by mistake, a retry by the cluster). The newest try claims the file; an older one that finds it claimed
-stops, and writes nothing more.
+A run may be started again under the same name while an older attempt is still alive somewhere (a lost node, a second
+job submitted by mistake, a retry by the cluster). The newest attempt claims the file; an older one that finds it
+claimed stops, and writes nothing more.
 """
 
 import json
@@ -17,39 +17,39 @@ from uuid import uuid4
 from pipelines.core import s3, storage
 
 LOGGER = logging.getLogger(__name__)
-_LOOK_EVERY = 1.0  # seconds
+_POLL_SECONDS = 1.0  # seconds
 
 
-class Order(IntEnum):
-    """What workers are to do after a step; of several, the greatest."""
+class WorkerSignal(IntEnum):
+    """Signal to all workers after a step; of several, the greatest wins."""
 
-    GO_ON = 0
-    ASK = 1
-    """Ask Ray whether a node is about to be taken away"""
+    CONTINUE = 0
+    CHECK_PREEMPTION = 1
+    """Check with Ray whether a node is about to be preempted"""
     STOP = 2
-    """Write a checkpoint and end: the job was asked to"""
-    LEAVE = 3
-    """Write a checkpoint and fail: this worker's process was asked to end, Ray starts another"""
+    """Write a checkpoint and end: the job was stopped"""
+    RESTART = 3
+    """Write a checkpoint and fail: this worker's process was terminated, Ray starts another"""
     FENCED = 4
     """End and write nothing: a newer attempt runs"""
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One try at the run whose artifact lies in `folder`."""
+class RunLease:
+    """One attempt of the run whose artifact is in `folder`."""
 
     folder: str
     name: str
 
     @classmethod
-    def claim(cls, folder: str) -> "Attempt":
-        """Become the newest."""
+    def claim(cls, folder: str) -> "RunLease":
+        """Create an attempt, and make it the newest."""
         attempt = cls(folder, uuid4().hex[:8])
         storage.write_bytes(attempt._file, json.dumps({"attempt": attempt.name}).encode())
         return attempt
 
     def is_fenced(self) -> bool:
-        """Whether a newer attempt took over."""
+        """Return whether a newer attempt has taken over."""
         return json.loads(storage.read_bytes(self._file))["attempt"] != self.name
 
     @property
@@ -57,44 +57,46 @@ class Attempt:
         return storage.join(self.folder, ".train", "attempt.json")
 
 
-class Lookout:
-    """Looks every second whether the run was asked to stop, by Ray's own store, and whether a newer attempt runs, by
-    the file. Each has a thread, so that a file that cannot be read hides no stop; what does not answer changes nothing.
+class LeaseMonitor:
+    """Polls every second for a stop request, in Ray's store, and for a newer attempt, in the lease file.
+
+    Each has a thread, so that a file that cannot be read hides no stop request. Failed polls are ignored.
     """
 
-    def __init__(self, attempt: Attempt, is_asked_to_stop: Callable[[], bool]):
+    def __init__(self, attempt: RunLease, is_stop_requested: Callable[[], bool]):
         self.attempt = attempt
         self._asked, self._fenced, self._ended = threading.Event(), threading.Event(), threading.Event()
-        for look, found in ((is_asked_to_stop, self._asked), (self._is_fenced, self._fenced)):
-            threading.Thread(target=self._look, args=(look, found), name="lookout", daemon=True).start()
+        for poll, found in ((is_stop_requested, self._asked), (self._is_fenced, self._fenced)):
+            threading.Thread(target=self._poll, args=(poll, found), name="lease-monitor", daemon=True).start()
 
     @property
-    def order(self) -> Order:
-        """GO_ON, STOP or FENCED."""
+    def signal(self) -> WorkerSignal:
+        """Return CONTINUE, STOP or FENCED."""
         if self._fenced.is_set():
-            return Order.FENCED
-        return Order.STOP if self._asked.is_set() else Order.GO_ON
+            return WorkerSignal.FENCED
+        return WorkerSignal.STOP if self._asked.is_set() else WorkerSignal.CONTINUE
 
     def _is_fenced(self) -> bool:
-        with s3.single_attempts():  # the next look is the next attempt
+        with s3.single_attempts():  # retried at the next poll
             return self.attempt.is_fenced()
 
-    def _look(self, look: Callable[[], bool], found: threading.Event) -> None:
-        while not self._ended.wait(_LOOK_EVERY) and not found.is_set():
+    def _poll(self, poll: Callable[[], bool], found: threading.Event) -> None:
+        while not self._ended.wait(_POLL_SECONDS) and not found.is_set():
             try:
-                if look():
+                if poll():
                     found.set()
-            except Exception as error:  # of any kind: a look that fails is repeated
-                LOGGER.debug("not known now: %s", error)
+            except Exception as error:  # of any kind: a failed poll is repeated
+                LOGGER.debug("poll failed: %s", error)
 
     def close(self) -> None:
+        """End the threads."""
         self._ended.set()
 
 
 TERMINATED = threading.Event()
-"""Set in a worker whose process was sent SIGTERM"""
+"""Set in a worker whose process received SIGTERM"""
 
 
 def note_sigterm() -> None:
-    """In a worker's main thread: SIGTERM is noted for the training's thread, instead of ending the process at once."""
+    """Replace SIGTERM's handler by one that sets TERMINATED; call it in a worker's main thread."""
     signal.signal(signal.SIGTERM, lambda number, frame: TERMINATED.set())

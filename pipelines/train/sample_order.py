@@ -1,13 +1,13 @@
-"""Which pictures a step trains on: a pure function of the seed, the epoch and the step, and of the size of a batch.
+"""Sample order: which images a step trains on, a pure function of seed, epoch, step and batch size.
 
-An epoch is a list of batches. A batch holds pictures of one bucket, that is of one size: N rows of a bucket make
-ceil(N / batch) batches, of which the last may be smaller, so that an epoch holds every row exactly once. The batches of
-all buckets are mixed. To reach any step costs some shuffles of lists, however long the run, and no reading.
+An epoch is a list of batches. A batch holds images of one bucket, that is of one size: N rows of a bucket make ceil(N /
+batch) batches, of which the last may be smaller, so that an epoch holds every row exactly once. The batches of all
+buckets are mixed. Seeking to a step costs a few shuffles of lists, however long the run, and no reading.
 
-The row groups of a bucket are shuffled each epoch and taken in windows. A window is read column by column, a row of
-each of its groups and then the next of each, so that a batch has a few rows of every group. What a global batch holds
-does not depend on the number of workers; but each takes the rows of its own groups of the window as far as its slots
-allow, and so reads its part of the window and little more.
+The row groups of a bucket are shuffled each epoch and split into windows. A window is read column by column, a row of
+each of its groups and then the next of each, so that a batch has a few rows of every group. The content of a global
+batch does not depend on the number of workers; but each worker takes the rows of its own groups of the window as far as
+its slots allow, so that it reads its part of the window and little more.
 """
 
 import random
@@ -24,41 +24,52 @@ class RowGroup:
 
     curated: str
     latents: str
-    """Empty where the latents are encoded on the fly"""
+    """Empty if the latents are encoded on the fly"""
     text: str
     group: int
     rows: int
     size: tuple[int, int]
-    """(width, height) of its pictures, its bucket"""
+    """(width, height) of its images, its bucket"""
 
     def file_of(self, column: str) -> str:
-        """The file with a column; empty where there is none."""
+        """Return the file that has a column; empty if no file has it."""
         elsewhere = {"latents": self.latents, "caption": self.text, "text": self.text}
         return elsewhere.get(column, self.curated)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sample lies."""
+    """Location of a sample."""
 
     number: int
-    """epoch * rows + a number of its own within the epoch: with the seed it decides the sample's noise"""
+    """epoch * rows + the sample's number within the epoch: with the seed it determines the sample's noise"""
     group: RowGroup
     row: int
     window: tuple[int, int]
-    """(epoch, window of the bucket): a bucket's windows follow each other"""
+    """(epoch, window of the bucket); the windows of a bucket are ordered"""
     position: int
-    """Of the group in its window"""
+    """Index of the group in its window"""
 
 
 class SampleOrder:
-    """Step -> the places of its global batch. Steps count from 0."""
+    """Maps a step, counted from 0, to the places of its global batch."""
 
     def __init__(self, groups: list[RowGroup], seed: int, window: int):
-        """`window`: row groups that are shuffled together. The order follows from their places in the list, not from
-        their files' names: the same pictures elsewhere, the same run. Raises ValueError without a group."""
+        """Prepare the order of row groups.
+
+        The order depends on the groups' indices in the list, not on their files' names: the same data in another
+        storage gives the same run.
+
+        Args:
+            groups: row groups to train on.
+            seed: seed of all shuffles.
+            window: row groups that are shuffled together.
+
+        Raises:
+            ValueError: there are no groups.
+        """
         if not groups:
-            raise ValueError("no row groups to train on: curate pictures for training first")
+            raise ValueError("no row groups to train on: curate images for training first")
         self.seed, self.window = seed, window
         buckets: dict[tuple[int, int], list[RowGroup]] = {}
         for group in groups:
@@ -71,10 +82,11 @@ class SampleOrder:
         self._places = lru_cache(2 * len(self.buckets))(self._make_places)
 
     def steps_per_epoch(self, batch: int) -> int:
+        """Return the number of batches in an epoch."""
         return sum(-(-rows // batch) for rows in self.rows_of)
 
     def batch_at(self, step: int, batch: int) -> list[Place]:
-        """At most `batch` places, of one bucket."""
+        """Return at most `batch` places, of one bucket."""
         epoch, index = divmod(step, self.steps_per_epoch(batch))
         bucket, turn = self._plan(epoch, batch)[index]
         first, last = turn * batch, min((turn + 1) * batch, self.rows_of[bucket])
@@ -86,7 +98,7 @@ class SampleOrder:
         return places
 
     def _make_plan(self, epoch: int, batch: int) -> list[tuple[int, int]]:
-        """The batches of an epoch: (bucket, which of the bucket's)."""
+        """Return the batches of an epoch: (bucket, index among the bucket's batches)."""
         order = [bucket for bucket, rows in enumerate(self.rows_of) for _ in range(-(-rows // batch))]
         self._random(epoch).shuffle(order)
         seen: Counter[int] = Counter()
@@ -97,7 +109,7 @@ class SampleOrder:
         return plan
 
     def _make_windows(self, epoch: int, bucket: int) -> tuple[list[list[RowGroup]], list[int]]:
-        """The windows of a bucket, and the rows before each."""
+        """Return the windows of a bucket, and the number of rows before each."""
         groups = list(self.buckets[bucket])
         self._random(epoch, bucket).shuffle(groups)
         windows = [groups[i : i + self.window] for i in range(0, len(groups), self.window)]
@@ -105,7 +117,7 @@ class SampleOrder:
         return windows, list(accumulate(sizes, initial=0))[:-1]
 
     def _make_places(self, epoch: int, bucket: int, index: int) -> list[Place]:
-        """The rows of a window, in order."""
+        """Return the places of a window, in order."""
         windows, starts = self._windows(epoch, bucket)
         window, generator = windows[index], self._random(epoch, bucket, index)
         by_group = [[(position, group, row) for row in range(group.rows)] for position, group in enumerate(window)]
@@ -124,28 +136,34 @@ class SampleOrder:
 
 @dataclass(frozen=True)
 class Share:
-    """A worker's part of a global batch. It has more slots than places where the batch does not divide, or is the last
-    of its bucket: they repeat the places, and count nothing."""
+    """A worker's part of a global batch.
+
+    It has more slots than places if the batch does not divide evenly, or is the last of its bucket: padding slots
+    repeat the places with weight 0.
+    """
 
     places: list[Place]
     real: int
-    """How many places count: all, or none where other workers have the whole batch"""
+    """Number of places that count: all, or 0 if other workers have the whole batch"""
     slots: int
 
     def fill(self) -> list[tuple[int, bool]]:
-        """For each slot which of the places it holds, and whether it counts."""
+        """Return for each slot the index of its place, and whether it counts."""
         return [(slot % len(self.places), slot < self.real) for slot in range(self.slots)]
 
 
 def slots_per_worker(batch: int, workers: int, micro_batch: int) -> int:
-    """Pictures that each worker works on in a step: its share, rounded up to whole micro-batches."""
+    """Return the images per worker and step: its share, rounded up to whole micro-batches."""
     share = -(-batch // workers)
     return -(-share // micro_batch) * micro_batch
 
 
 def share_of(places: list[Place], rank: int, workers: int, slots: int) -> Share:
-    """A worker's part of a batch: by turns the groups of a window belong to one worker each, and what is too much for
-    one, rows of few groups, goes to those that have slots left."""
+    """Return a worker's share of a batch.
+
+    The groups of a window are assigned to workers round-robin; rows beyond a worker's slots go to workers with free
+    slots.
+    """
     shares: list[list[Place]] = [[] for _ in range(workers)]
     left_over = deque[Place]()
     for place in sorted(places, key=lambda place: place.position):

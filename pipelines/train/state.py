@@ -1,4 +1,4 @@
-"""What a training needs to go on, gathered whole from the engine: any number of workers and any ZeRO stage can take it.
+"""Training state, gathered whole from the engine, independent of the number of workers and the ZeRO stage.
 
 The trainable state is small (353M numbers for the 9B model); DeepSpeed's own checkpoints can only be read by as many
 ranks as wrote them. Every method here is a collective call.
@@ -23,22 +23,22 @@ from torch import Tensor, nn
 from pipelines.train.checkpoint import Tensors
 
 ADAM = ("exp_avg", "exp_avg_sq")
-_CONSTANT = ("step", "qmap1", "qmap2")  # the code books of an 8-bit optimizer are always the same
+_CONSTANT = ("step", "qmap1", "qmap2")  # the codebooks of an 8-bit optimizer are constant
 
 
 class TrainableState:
-    """The engine's trainable values and their optimizer's state, by name, whatever the ZeRO stage."""
+    """The engine's trainable values and their optimizer state, by name, for any ZeRO stage."""
 
     def __init__(self, engine: Any, parameters: dict[str, nn.Parameter]):
         self.engine, self.parameters = engine, parameters
         self.sharded = engine.zero_optimization()
 
     def values(self) -> dict[str, Tensor]:
-        """Float32 values; not copies where every worker holds them whole."""
+        """Return the float32 values; not copies where every worker holds them whole."""
         return {name: self._get(p).detach() for name, p in self.parameters.items()}
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """The optimizer's state: {kind: {name: tensor}}, the kinds as the optimizer has them."""
+        """Return the optimizer's state: {kind: {name: tensor}}, with the optimizer's own names of kinds."""
         if self.sharded:
             self._link_moments()
             return {
@@ -51,9 +51,13 @@ class TrainableState:
         return found
 
     def restore(self, tensors: Tensors | None, applied: int) -> None:
-        """Set values and optimizer state from rank 0's `tensors`, after `applied` optimizer steps.
+        """Set values and optimizer state from rank 0's tensors.
 
-        The optimizer's state must exist: take one step of zero length first. Other ranks give None.
+        The optimizer's state must exist: take one step of zero length first.
+
+        Args:
+            tensors: rank 0's tensors; None on other ranks.
+            applied: optimizer steps applied so far.
         """
         for name, p in self.parameters.items():
             value = self._from_first(tensors, "trainable", name, p)
@@ -75,12 +79,12 @@ class TrainableState:
                 state["step"] = torch.full_like(state["step"], applied) if is_tensor else applied
 
     def average_from(self, tensors: Tensors | None) -> dict[str, Tensor]:
-        """Rank 0's moving average, for all."""
+        """Return rank 0's moving average, on all ranks."""
         return {name: self._from_first(tensors, "average", name, p) for name, p in self.parameters.items()}
 
     @contextmanager
     def swapped(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, the model computes with other values; afterwards with its own again, bit by bit."""
+        """Swap in other values within the context; afterwards the own values are restored bit by bit."""
         kept = {name: value.clone() for name, value in self.values().items()}
         try:
             for name, p in self.parameters.items():
@@ -91,12 +95,12 @@ class TrainableState:
                 self._write(p, kept[name])
 
     def _write(self, p: nn.Parameter, value: Tensor) -> None:
-        """The values that are computed with. ZeRO refreshes them only after a step."""
+        """Set the values used in computations, which ZeRO refreshes only after a step."""
         with deepspeed.zero.GatheredParameters([p], modifier_rank=0, enabled=_partitioned(p)):
             p.data.copy_(value)
 
     def _unsharded(self) -> Iterator[tuple[str, str, Tensor]]:
-        """(name, kind, tensor) of the optimizer's own state."""
+        """Yield (name, kind, tensor) of the optimizer's own state."""
         for name, p in self.parameters.items():
             for kind, value in self.engine.optimizer.state[p].items():
                 if isinstance(value, Tensor) and kind not in _CONSTANT:
@@ -106,8 +110,10 @@ class TrainableState:
         return self.engine.optimizer.optimizer if self.sharded else self.engine.optimizer
 
     def _link_moments(self) -> None:
-        """ZeRO-1 and 2 link parameters to their moments after the first group's first step, and find none yet for the
-        groups after it (DeepSpeed 0.19): link them again."""
+        """Link parameters to their moments again.
+
+        ZeRO-1 and 2 link them after the first group's first step, and find none yet for later groups (DeepSpeed 0.19).
+        """
         sharded = self.engine.optimizer
         for group, flat in zip(
             getattr(sharded, "bit16_groups", []), getattr(sharded, "single_partition_of_fp32_groups", []), strict=True
@@ -118,7 +124,7 @@ class TrainableState:
         return safe_get_full_fp32_param(p) if _partitioned(p) else p.data
 
     def _from_first(self, tensors: Tensors | None, kind: str, name: str, like: Tensor) -> Tensor:
-        """A tensor of rank 0's, of the shape and type of `like`, on every rank's device."""
+        """Return rank 0's tensor, in the shape and type of `like`, on every rank's device."""
         shape = _full_shape(like)
         if tensors is None:
             received = torch.empty(shape, dtype=like.dtype, device=self.engine.device)
@@ -138,6 +144,6 @@ def _partitioned(p: Tensor) -> bool:
     return hasattr(p, "ds_id")
 
 
-def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that no later step changes."""
+def copy_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies on the CPU that no later step changes."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}

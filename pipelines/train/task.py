@@ -1,4 +1,4 @@
-"""What a kind of training brings to the loop; each worker makes its own."""
+"""Interface of a task: what the training loop trains. Each worker makes its own."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,19 +14,19 @@ from pipelines.train.sample_order import SampleOrder
 
 
 class Tokens(NamedTuple):
-    """Of a batch."""
+    """Token counts of a batch."""
 
     all: int
-    """Real ones, of all pictures"""
+    """Tokens of all images, without padding"""
     image: int
-    """Of one picture"""
+    """Image tokens per image"""
     text: int = 0
-    """Of one picture, padding included: they are computed"""
+    """Text tokens per image, including padding, which is computed"""
 
 
 @dataclass
 class Batch:
-    """A micro-batch of a worker: B pictures of one size. Some may be there only to fill it; their weight is 0."""
+    """A worker's micro-batch: B images of one size. Some may be padding; their weight is 0."""
 
     images: Tensor
     """(B, 3, H, W) sRGB in [-1, 1]"""
@@ -35,71 +35,79 @@ class Batch:
     sigma: Tensor
     """(B,)"""
     weight: Tensor
-    """(B,); the mean of weight x loss over all that the workers hold in a step is the sum of its pictures' losses over
-    the batch size: every picture weighs the same, also in a bucket's last batch"""
+    """(B,); the mean of weight x loss over all slots of a step is the sum of its images' losses over the batch size:
+    every image has the same weight, also in a bucket's last batch"""
     keys: list[str]
     key_sums: Tensor
-    """(B,) float64, CRC-32 of the key, 0 for what fills the batch; their sum tells what was trained on"""
+    """(B,) float64, CRC-32 of the key, 0 for padding; their sum identifies the samples of a step"""
 
     @property
     def tokens(self) -> Tokens:
+        """Return the token counts."""
         raise NotImplementedError
 
     def inputs(self) -> dict[str, Tensor]:
-        """Return what the objective is called with, by name. Subclasses add theirs."""
+        """Return the objective's arguments by name. Subclasses add theirs."""
         return {"images": self.images, "noise": self.noise, "sigma": self.sigma, "weight": self.weight}
 
     def to(self, device: torch.device) -> Self:
+        """Return the batch with its tensors on a device."""
         tensors: dict[str, Any] = {name: v for name, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 class Reader(Protocol):
-    """A worker's batches: a pure function of the seed and the step, made in the background."""
+    """A worker's data loader: batches are a pure function of the seed and the step, and are prefetched."""
 
     waited: float
-    """Seconds that the last batches were waited for"""
+    """Seconds spent waiting for the last batches"""
     order: SampleOrder
 
     def from_step(self, step: int, micro_batch: int) -> Iterator[list[Any]]:
-        """For each step, counted from 0, its micro-batches: this worker's share of the global batch."""
+        """Yield for each step, counted from 0, its micro-batches: this worker's share of the global batch."""
         ...
 
 
 class Task(Protocol):
-    """What is trained, on what, and how it is looked at. A model has `trainable()`: its parameters by name."""
+    """Model, objective, data and validation of a training. The model has `trainable()`: its parameters by name."""
 
     model: Any
 
     @property
-    def settings(self) -> TrainSettings: ...
+    def settings(self) -> TrainSettings:
+        """Return the settings of the step."""
+        ...
 
     @property
     def objective(self) -> nn.Module:
-        """A batch's `inputs` in, (loss, terms by image) out: what DeepSpeed wraps."""
+        """Return the module that DeepSpeed wraps: a batch's `inputs` to (loss, terms by image)."""
         ...
 
     @property
-    def reader(self) -> Reader: ...
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """For the optimizer; `peak` is a group's learning rate."""
+    def reader(self) -> Reader:
+        """Return this worker's data loader."""
         ...
 
-    def moving_average(self, values: Mapping[str, Tensor]) -> MovingAverage: ...
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter groups; `peak` is a group's learning rate."""
+        ...
 
-    def blank_batch(self, pictures: int) -> Any:
-        """The smallest that every part of the loss takes."""
+    def moving_average(self, values: Mapping[str, Tensor]) -> MovingAverage:
+        """Return a moving average that starts from the trainable values."""
+        ...
+
+    def blank_batch(self, count: int) -> Any:
+        """Return a batch of the smallest images that every part of the loss accepts."""
         ...
 
     def step_flops(self, tokens: Tokens) -> float:
-        """What the method asks for in a step on pictures of this size."""
+        """Return the model FLOPs of a step on images of this size."""
         ...
 
-    def draw(self, device: torch.device) -> Image.Image:
-        """Pictures of the weights that the model has now: a collective call, the same on every rank."""
+    def sample_images(self, device: torch.device) -> Image.Image:
+        """Return a grid of images sampled with the model's present weights; a collective call on all ranks."""
         ...
 
 
 MakeTask = Callable[[dict[str, Any], int, int], Task]
-"""(config, rank, workers): a task's class"""
+"""Class of a task, called with (config, rank, workers)"""

@@ -1,4 +1,4 @@
-"""What rank 0 logs to MLflow: metrics by step, images, and the keys of skipped samples."""
+"""MLflow logging of rank 0: metrics by step, images, and the keys of skipped samples."""
 
 import json
 from collections.abc import Iterable
@@ -10,31 +10,34 @@ from pipelines.core import storage
 from pipelines.core.tracking import MetricsRow, Tracker
 from pipelines.train.devices import device_of
 from pipelines.train.metrics_log import Record
-from pipelines.train.monitoring import Speedometer
+from pipelines.train.monitoring import StepTimer
 from pipelines.train.task import Task, Tokens
-from pipelines.train.tracking_sender import Sender
+from pipelines.train.tracking_sender import TrackingSender
 
 
-class Log:
-    """Metrics by step: `train/` the loss and its terms, `train/speed/` rates and waits; images by step. Nothing here
-    waits for the server."""
+class TrackingLog:
+    """Logs metrics by step (`train/` the loss and its terms, `train/speed/` throughput) and images by step.
+
+    No call waits for the server.
+    """
 
     def __init__(self, tracker: Tracker, task: Task, workers: int):
         self.task = task
-        self.sender = Sender(tracker)
-        self.speed = Speedometer()
+        self.sender = TrackingSender(tracker)
+        self.timer = StepTimer()
         peak = device_of(task.settings.resources).tflops
         self.flops = 1e12 * peak * workers if peak else None
 
     def start(self, unsent: Iterable[MetricsRow]) -> None:
-        """Begin with what an earlier attempt could not send; steps that it did send are not logged twice."""
+        """Start sending, with the rows that an earlier attempt could not send; sent steps are not logged twice."""
         self.sender.start(unsent)
-        self.speed.restart()
+        self.timer.restart()
 
     def step(
         self, step: int, record: Record, tokens: Tokens, waited: float, norm: float, skipped: bool, spike: bool
     ) -> None:
-        rates = self.speed.step(self.task.settings.optim.batch, tokens.all, waited)
+        """Log a step's terms, gradient norm, throughput and events."""
+        rates = self.timer.step(self.task.settings.optim.batch, tokens.all, waited)
         if self.flops:
             could_do = rates["train/speed/seconds_per_step"] * self.flops
             rates["train/speed/mfu"] = self.task.step_flops(tokens) / could_do
@@ -45,36 +48,38 @@ class Log:
         self.sender.add(step, {**terms, "train/gradient_norm": norm, **rates, **events})
 
     def skipped_keys(self, step: int, keys: list[str]) -> None:
-        """Keep the keys of a skipped step's samples as a file of the run."""
+        """Log the keys of a skipped step's samples as a file of the run."""
         text = "".join(f"{key}\n" for key in keys)
         self.sender.send(lambda tracker: tracker.log_text(text, f"skipped/step-{step:08}.txt"))
 
-    def picture(self, name: str, image: Image.Image, step: int) -> None:
+    def image(self, name: str, image: Image.Image, step: int) -> None:
+        """Log an image at a step."""
         self.sender.send(lambda tracker: tracker.log_image_at(name, image, step))
 
     def pause_ended(self) -> None:
-        """What was done between two steps is not part of the next one's time."""
-        self.speed.restart()
+        """Exclude the time since the last step from the next one."""
+        self.timer.restart()
 
 
 def unsent_file(folder: str) -> str:
-    """Where a run's unsent metrics lie: written with each checkpoint, so that they outlive the workers."""
+    """Return the file of a run's unsent metrics, written with each checkpoint to survive the workers."""
     return storage.join(folder, ".train", "unsent.json")
 
 
 def write_unsent(folder: str, rows: Iterable[MetricsRow]) -> None:
+    """Write the rows that were not sent."""
     storage.write_bytes(unsent_file(folder), json.dumps([list(row) for row in rows]).encode())
 
 
 def read_unsent(folder: str) -> list[MetricsRow]:
-    """Return the rows that the last attempt may not have sent; none where it kept none."""
+    """Return the rows that the last attempt may not have sent."""
     with suppress(FileNotFoundError):
         return [MetricsRow(*row) for row in json.loads(storage.read_bytes(unsent_file(folder)))]
     return []
 
 
 def send_unsent(tracker: Tracker, folder: str) -> None:
-    """Send what a finished training could not, but for what the server has."""
+    """Send the rows of a finished training that the server does not have."""
     if rows := read_unsent(folder):
         last = tracker.last_step("train/loss")
         tracker.log_rows(row for row in rows if row.step > last)

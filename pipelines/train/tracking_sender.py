@@ -1,4 +1,4 @@
-"""Sends a training's metrics and images to MLflow from a thread of its own: training never waits for the server."""
+"""Send metrics and images to MLflow from a thread, so that training never waits for the server."""
 
 import logging
 import os
@@ -16,15 +16,16 @@ from pipelines.core.tracking import MetricsRow, Tracker
 LOGGER = logging.getLogger(__name__)
 TRACKING_FAILURES = (MlflowException, RequestException, SQLAlchemyError, OSError)
 REQUEST_SECONDS = 10
-"""A server that does not answer a request within this time is asked again later"""
+"""Timeout of a request, after which it is retried with backoff"""
 MOST_ROWS, MOST_FILES = 20_000, 64
-"""Kept while the server is away: beyond them the oldest are lost"""
+"""Limits of the queue while the server is unavailable; beyond them the oldest entries are dropped"""
 BATCH, BATCH_SECONDS, MOST_TOGETHER = 20, 10.0, 60
-"""Optimizer steps that are sent together, since a request costs as much as a small step; sooner where steps are slow"""
+"""Optimizer steps per request, seconds until a smaller batch is sent, and the most steps of one request: a request
+costs as much as a small step"""
 
 
-class Sender:
-    """A bounded queue of rows and files (images, texts), sent in order; what fails is sent again after longer waits."""
+class TrackingSender:
+    """A bounded queue of rows and files (images, texts), sent in order; failures are retried with backoff."""
 
     first_wait, longest_wait = 1.0, 30.0
 
@@ -42,8 +43,11 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
 
     def start(self, unsent: Iterable[MetricsRow] = ()) -> None:
-        """Start sending. `unsent` are rows that an earlier attempt could not send; what the server has is not sent
-        again."""
+        """Start sending.
+
+        Args:
+            unsent: rows that an earlier attempt could not send; those that the server has are skipped.
+        """
         for name, seconds in (("TIMEOUT", REQUEST_SECONDS), ("MAX_RETRIES", 0)):
             os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", str(seconds))
         self._rows.extend(unsent)
@@ -51,7 +55,7 @@ class Sender:
         self._thread.start()
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """Send a step's metrics, unless an earlier attempt left those of that step."""
+        """Queue a step's metrics, unless an earlier attempt left those of that step."""
         if step <= self._known:
             return
         with self._changed:
@@ -59,14 +63,14 @@ class Sender:
                 self._rows.popleft()
                 self.lost += 1
                 if self.lost == 1:
-                    LOGGER.warning("MLflow has been away for %d steps: the oldest are lost from here on", MOST_ROWS)
+                    LOGGER.warning("MLflow has been unavailable for %d steps: dropping the oldest metrics", MOST_ROWS)
             if not self._rows:
                 self._since = time.monotonic()
             self._rows.append(MetricsRow(step, time.time_ns() // 1_000_000, values))
             self._changed.notify()
 
     def send(self, call: Callable[[Tracker], None]) -> None:
-        """Let `call` write a file of the run; it is called again until it succeeds."""
+        """Queue a file: `call` writes it, and is retried until it succeeds."""
         with self._changed:
             self._files.append(call)
             self._changed.notify()
@@ -77,7 +81,7 @@ class Sender:
             return list(self._rows)
 
     def close(self, seconds: float) -> bool:
-        """Send the rest, for at most so many seconds; whether everything was sent."""
+        """Send the rest within `seconds`. Returns whether everything was sent."""
         self._closing.set()
         with self._changed:
             self._changed.notify()
@@ -100,7 +104,7 @@ class Sender:
             if self._try(self._send_rows) & self._try(self._send_file):
                 wait = self.first_wait
                 continue
-            if self._closing.wait(wait):  # new rows do not wake it: a server that is away would be asked at every step
+            if self._closing.wait(wait):  # new rows do not end the backoff, else a request per step
                 time.sleep(self.first_wait)
             wait = min(2 * wait, self.longest_wait)
 
@@ -118,7 +122,7 @@ class Sender:
             if not self._failing:
                 self._failing = True
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                LOGGER.warning("MLflow does not answer, training goes on, what it misses is sent later: %s", reason)
+                LOGGER.warning("MLflow does not answer; training continues and unsent metrics are retried: %s", reason)
             return False
         return True
 
@@ -126,9 +130,9 @@ class Sender:
         rows = self.unsent()
         if not rows:
             return
-        if self._last is None:  # an earlier attempt may have logged steps that are now trained again
+        if self._last is None:  # an earlier attempt may have logged steps that are now repeated
             self._last = self.tracker.last_step("train/loss")
-        # whole steps: the last one that the server has must be complete
+        # all metrics of a step in one request: the server's last step must be complete
         for i in range(0, len(rows), MOST_TOGETHER):
             part = rows[i : i + MOST_TOGETHER]
             self._send_part([row for row in part if row.step > self._last])
@@ -147,7 +151,7 @@ class Sender:
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
-            LOGGER.warning("MLflow refuses the metrics of %d steps, which are dropped: %s", len(rows), error)
+            LOGGER.warning("MLflow rejected the metrics of %d steps, which are dropped: %s", len(rows), error)
 
     def _send_file(self) -> None:
         with self._changed:

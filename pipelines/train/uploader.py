@@ -1,4 +1,4 @@
-"""Writes checkpoints in the background. A store that is slow or away delays no optimizer step."""
+"""Write checkpoints in the background. A store that is slow or unavailable delays no optimizer step."""
 
 import logging
 import threading
@@ -10,20 +10,22 @@ from pipelines.train.checkpoint import Tensors
 
 LOGGER = logging.getLogger(__name__)
 PATIENCE = 1.0
-"""Seconds that a checkpoint which is being written may hold up the next one"""
+"""Seconds that a pending write may delay the next checkpoint"""
 
 
 class Uploader:
-    """Writes one checkpoint at a time in a thread of its own, and keeps one waiting: the newest. One that cannot be
-    written is given up with a warning: training goes on, and the next has all that it had."""
+    """Writes one checkpoint at a time in a thread, and keeps the newest one waiting.
+
+    A failed write is dropped with a warning: training continues, and the next checkpoint contains everything.
+    """
 
     def __init__(self, write: Callable[[Tensors, dict[str, Any]], None], good: int | None = None):
-        """`good` is the step of the checkpoint that the run resumed from."""
+        """Start from `good`, the step of the checkpoint that the run resumed from."""
         self.good = good
-        """Step of the last checkpoint that is complete"""
+        """Step of the last complete checkpoint"""
         self.failed = 0
         self.reason = ""
-        """Why the last one was not written; empty where it was"""
+        """Why the last write failed; empty if it succeeded"""
         self._write = write
         self._changed = threading.Condition()
         self._next: tuple[Tensors, dict[str, Any]] | None = None
@@ -32,8 +34,11 @@ class Uploader:
         self._thread: threading.Thread | None = None
 
     def submit(self, tensors: Tensors, state: dict[str, Any]) -> None:
-        """Write a checkpoint next. `tensors` must not change any more. Waits for the one before for a moment, so that
-        at most one copy is in memory; where the store does not keep up, a waiting one is replaced."""
+        """Schedule a checkpoint. `tensors` must not change any more.
+
+        Waits briefly for a pending write, so that at most one copy is in memory. If the store does not keep up, a
+        waiting checkpoint is replaced.
+        """
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
             self._thread.start()
@@ -48,8 +53,15 @@ class Uploader:
             self._changed.notify_all()
 
     def wait(self, seconds: float = threading.TIMEOUT_MAX, meanwhile: Callable[[], Any] = lambda: None) -> bool:
-        """Wait until nothing is being written, while `meanwhile`, called every second, does not return False; whether
-        the last one was written."""
+        """Wait until nothing is being written.
+
+        Args:
+            seconds: limit of the wait.
+            meanwhile: called every second; False ends the wait.
+
+        Returns:
+            Whether the last checkpoint was written.
+        """
         deadline = time.monotonic() + seconds
         with self._changed:
             while not self._is_idle() and (left := deadline - time.monotonic()) > 0 and meanwhile() is not False:
@@ -73,9 +85,9 @@ class Uploader:
             reason = ""
             try:
                 self._write(tensors, state)
-            except Exception as error:  # of any kind: training goes on
+            except Exception as error:  # of any kind: training continues
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                LOGGER.warning("the checkpoint of step %d is not written, training goes on: %s", state["step"], reason)
+                LOGGER.warning("the checkpoint of step %d failed, training continues: %s", state["step"], reason)
             del tensors
             with self._changed:
                 self.reason = reason

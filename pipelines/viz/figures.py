@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 
 def new_figure(**options: Any) -> "Figure":
-    from matplotlib.figure import Figure  # the driver alone draws, and workers import the steps too
+    """Return an empty matplotlib figure."""
+    from matplotlib.figure import Figure  # imported here: only the driver plots, but workers import the steps
 
     return Figure(**options)
 
 
 def basis_tiles(A: Tensor, patch_size: int, layout: str, space: Space, columns: int = 16) -> Image.Image:
-    """Each basis vector as a patch, drawn around the mean colour and scaled to be seen."""
+    """Return each basis vector as a patch around the mean color, scaled to be visible."""
     vectors = A.mT.float()[:, None, :]
     patches = unpatchify(vectors, patch_size, patch_size, patch_size, layout=layout)
     patches = 2.0 * patches / patches.abs().amax((1, 2, 3), keepdim=True)
@@ -30,8 +31,13 @@ def basis_tiles(A: Tensor, patch_size: int, layout: str, space: Space, columns: 
 
 
 def spectrum_figure(gram: Tensor, bases: Mapping[str, Tensor], share: float) -> "Figure":
-    """Plot the eigenvalues of the patch Gram matrix with the energy along the columns of each basis; beside them the
-    energy that a PCA captures by its rank, and the rank that captures a share of it."""
+    """Plot the spectrum of the patch Gram matrix, and the energy captured by a PCA by rank.
+
+    Args:
+        gram: (D, D) Gram matrix of patches.
+        bases: bases by name; the energy along their columns is plotted too.
+        share: share of the energy, whose smallest rank is marked.
+    """
     eigenvalues = torch.linalg.eigvalsh(gram.double()).flip(0).clamp_min(1e-12)
     figure = new_figure(figsize=(11, 4), layout="constrained")
     axes, right = figure.subplots(1, 2)
@@ -52,18 +58,18 @@ def spectrum_figure(gram: Tensor, bases: Mapping[str, Tensor], share: float) -> 
 
 
 def convergence_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> "Figure":
-    """What is still missing of each basis's space, by the number of patches it was computed from."""
+    """Plot 1 - overlap with the basis of all data, by the number of patches."""
     figure = new_figure(figsize=(6, 4))
     axes = figure.subplots()
     for name in names:
         axes.loglog([row["patches"] for row in rows], [max(1 - row[name], 1e-12) for row in rows], "o-", label=name)
-    axes.set(xlabel="patches", ylabel="1 - overlap with the whole data's", title="Convergence of the bases")
+    axes.set(xlabel="patches", ylabel="1 - overlap with the basis of all data", title="Convergence of the bases")
     axes.legend()
     return figure
 
 
 def histogram_figure(edges: Sequence[Sequence[float]], counts: Tensor, names: Sequence[str]) -> "Figure":
-    """One panel a channel of counts (C, bins)."""
+    """Plot one panel per channel of counts (C, bins)."""
     figure = new_figure(figsize=(9, 2.8), layout="constrained")
     for axes, name, edge, count in zip(figure.subplots(1, len(names)), names, edges, counts, strict=True):
         axes.stairs(count / count.sum(), edge, fill=True)
@@ -74,7 +80,7 @@ def histogram_figure(edges: Sequence[Sequence[float]], counts: Tensor, names: Se
 def curves_figure(
     x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str, log: bool = False
 ) -> "Figure":
-    """One panel a curve, over a shared axis."""
+    """Plot one panel per curve, over a shared x axis."""
     figure = new_figure(figsize=(6, 2.2 * len(curves)), layout="constrained")
     panels = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, y) in zip(panels, curves.items(), strict=True):

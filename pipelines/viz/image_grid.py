@@ -1,4 +1,4 @@
-"""Pictures for people: grids with captions, and figures."""
+"""Image grids with captions."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,59 +8,59 @@ from torch import Tensor
 
 
 def to_pil_images(images: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) sRGB in [-1, 1] -> PIL pictures."""
+    """Return (B, 3, H, W) sRGB in [-1, 1] as PIL images."""
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(p) for p in pixels]
 
 
-def grid_of(pictures: Sequence[Image.Image], columns: int, scale: int = 1, gap: int = 2) -> Image.Image:
-    """Pictures of one size row by row on white; `scale` enlarges by whole pixels."""
-    width, height = pictures[0].width * scale, pictures[0].height * scale
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
-    for i, picture in enumerate(pictures):
+def grid_of(images: Sequence[Image.Image], columns: int, scale: int = 1, gap: int = 2) -> Image.Image:
+    """Return images of one size in a grid on white; `scale` enlarges by whole pixels."""
+    width, height = images[0].width * scale, images[0].height * scale
+    rows = -(-len(images) // columns)
+    canvas = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
+    for i, image in enumerate(images):
         row, column = divmod(i, columns)
         place = (gap + column * (width + gap), gap + row * (height + gap))
-        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), place)
-    return sheet
+        canvas.paste(image.resize((width, height), Image.Resampling.NEAREST), place)
+    return canvas
 
 
 def side_by_side(
     columns: Mapping[str, Sequence[Image.Image]], captions: Sequence[str], scale: int = 2
 ) -> Image.Image:
-    """One row a caption, one titled column a source."""
+    """Return an image grid with one row per caption and one titled column per source."""
     names = list(columns)
     flat = [columns[name][row] for row in range(len(captions)) for name in names]
     grid = grid_of(flat, columns=len(names), scale=scale)
     cell = grid.width // len(names)
     text_width = 260
-    sheet = Image.new("RGB", (grid.width + text_width, grid.height + 20), "white")
-    sheet.paste(grid, (0, 20))
-    draw = ImageDraw.Draw(sheet)
+    canvas = Image.new("RGB", (grid.width + text_width, grid.height + 20), "white")
+    canvas.paste(grid, (0, 20))
+    draw = ImageDraw.Draw(canvas)
     for i, name in enumerate(names):
         draw.text((i * cell + 4, 4), name, fill="black")
     row_height = grid.height / len(captions)
     for i, caption in enumerate(captions):
         draw.multiline_text((grid.width + 8, 20 + i * row_height + 8), _wrap(caption, 40), fill="black")
-    return sheet
+    return canvas
 
 
-def thumbnail(picture: Image.Image, side: int = 256) -> Image.Image:
-    """Large ones made smaller, small ones larger by whole pixels."""
-    factor = side // max(picture.size)
+def thumbnail(image: Image.Image, side: int = 256) -> Image.Image:
+    """Return an image reduced to `side` pixels, or enlarged by whole pixels up to it."""
+    factor = side // max(image.size)
     if factor:
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    small = picture.copy()
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    small = image.copy()
     small.thumbnail((side, side))
     return small
 
 
-def beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two pictures on white, left and right."""
-    sheet = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
-    sheet.paste(left, (0, 0))
-    sheet.paste(right, (left.width, 0))
-    return sheet
+def join_horizontally(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Return two images side by side, on white."""
+    canvas = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
+    canvas.paste(left, (0, 0))
+    canvas.paste(right, (left.width, 0))
+    return canvas
 
 
 def _wrap(text: str, width: int) -> str:

@@ -128,18 +128,18 @@ def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_pictures)
         wait_for(lambda: head.jobs.get_job_status("first") == JobStatus.STOPPED)
         (stopped, folder) = newest_checkpoint(runs)
         jobs.said.append(head.jobs.get_job_logs("first"))
-        assert f"stopped at step {stopped}, as asked; the checkpoint of step {stopped} is complete" in jobs.said[-1]
+        assert f"stopped at step {stopped}, as requested; the checkpoint of step {stopped} is complete" in jobs.said[-1]
         jobs.start(head, "second", command)
         wait_for_checkpoint(head, "second", runs, stopped + 1)
         jobs.said.append(head.jobs.get_job_logs("second"))
-        assert f"going on from step {stopped}" in jobs.said[-1]
+        assert f"resuming from step {stopped}" in jobs.said[-1]
         jobs.listen(head)
         head.kill()
     stood, _ = newest_checkpoint(runs)
     assert stopped < stood < STEPS and not storage.exists(f"{folder}/manifest.json")
     with ray_head(site.environment) as head:
         finetuned = jobs.submit(head, "finetune", "toy_klein", *settings)
-        assert finetuned == folder and f"going on from step {stood}" in jobs.said[-1]
+        assert finetuned == folder and f"resuming from step {stood}" in jobs.said[-1]
         sampling = ("prompts.count=4", "images_per_prompt=1", "sampling.steps=2", "models=[trained, lifted]")
         evaluated = jobs.submit(
             head, "evaluate", "evaluate_toy", "adapter=", f"finetuned={finetuned}", f"curated={curated}",

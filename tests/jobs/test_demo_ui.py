@@ -212,13 +212,13 @@ def test_a_person_at_the_command_line(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["base=absent"], "no pixel model merged by jobs/export.py"),
+        (["base=absent"], "not a pixel model merged by jobs/export.py"),
         ([f"base={BASE}"], "adapter: missing"),
         (["base=absent", f"adapter={ADAPTER}"], "base='absent': no such folder"),
         (["adapter=./absent"], "adapter='./absent': no such folder"),
         (["safety.classifier=absent"], "safety.classifier='absent'"),
         (["device=cuda"], "device='cuda': PyTorch finds no GPU"),
-        (["host=192.0.2.1"], "host='192.0.2.1', port=7860: cannot be listened on"),
+        (["host=192.0.2.1"], "host='192.0.2.1', port=7860: cannot listen"),
         (["port=99999"], "port=99999: input should be less than or equal to 65535"),
         (["--port", "0"], "--port: settings are written key=value, like port=VALUE"),
     ],
@@ -239,7 +239,7 @@ def test_a_port_that_is_taken(run):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         status, _, err = run(f"port={port}")
-    assert status == 2 and err.startswith(f"error: host='127.0.0.1', port={port}: cannot be listened on")
+    assert status == 2 and err.startswith(f"error: host='127.0.0.1', port={port}: cannot listen")
 
 
 @pytest.fixture

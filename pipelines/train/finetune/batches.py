@@ -1,4 +1,4 @@
-"""Batches of the finetune: pictures with their latents and the embeddings of their captions."""
+"""Batches of the finetune: images with their latents and the embeddings of their captions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +11,15 @@ from asymflow.schedule import shift_sigma
 from pipelines.data.embeddings import Promise, Source
 from pipelines.train import data_loader as reader
 from pipelines.train import task
-from pipelines.train.data_loader import Column, Common, chance
+from pipelines.train.data_loader import Column, Common, to_uniform
 from pipelines.train.sample_order import SampleOrder
 from pipelines.train.task import Tokens
 
 
 @dataclass
 class Batch(task.Batch):
+    """A micro-batch with latents and text embeddings."""
+
     z_0: Tensor
     """(B, N, d) latent tokens"""
     text: Tensor
@@ -27,16 +29,18 @@ class Batch(task.Batch):
 
     @property
     def tokens(self) -> Tokens:
-        pictures, image = self.z_0.shape[:2]
-        return Tokens(int(self.text_mask.sum()) + pictures * image, image, self.text.shape[1])
+        """Return the token counts."""
+        count, image = self.z_0.shape[:2]
+        return Tokens(int(self.text_mask.sum()) + count * image, image, self.text.shape[1])
 
     def inputs(self) -> dict[str, Tensor]:
+        """Return the objective's arguments by name."""
         return {**super().inputs(), "z_0": self.z_0, "text": self.text, "text_mask": self.text_mask}
 
 
 @dataclass(frozen=True)
 class NoiseSettings:
-    """Law of the noise levels, and the share of captions dropped."""
+    """Distribution of the noise levels, and the share of captions dropped."""
 
     mean: float
     std: float
@@ -45,7 +49,9 @@ class NoiseSettings:
 
 
 class BatchReader(reader.BatchReader):
-    draws = 1  # whether the caption is dropped
+    """Loads batches with latents and text embeddings."""
+
+    normals_per_sample = 1  # whether the caption is dropped
 
     def __init__(
         self,
@@ -63,13 +69,15 @@ class BatchReader(reader.BatchReader):
         self.text, self.latents, self.unconditional, self.noise = text, latents, unconditional, noise
         self.columns = (latents.column, text.column)
 
-    def ask(self, column: Column) -> tuple[Promise, Promise]:
-        # text even where it will be dropped: to know that takes the whole noise
+    def request(self, column: Column) -> tuple[Promise, Promise]:
+        """Request the latents and text embeddings of a share."""
+        # dropped captions too: which they are is known only once the noise is generated
         return self.latents.ask(column(self.latents.column)), self.text.ask(column(self.text.column))
 
-    def share(self, asked: tuple[Promise, Promise], drawn: Tensor) -> Callable[[list[int], Common], Batch]:
-        latents, text = (promise() for promise in asked)
-        dropped = chance(drawn[:, 0]) < self.noise.caption_dropout
+    def batch_maker(self, pending: tuple[Promise, Promise], normals: Tensor) -> Callable[[list[int], Common], Batch]:
+        """Return a function that builds a batch from some of the share's places."""
+        latents, text = (promise() for promise in pending)
+        dropped = to_uniform(normals[:, 0]) < self.noise.caption_dropout
         chosen_text = zip(text, dropped, strict=True)
         given = [(self.unconditional if drop else embedding).float() for embedding, drop in chosen_text]
 

@@ -1,4 +1,4 @@
-"""The model card of a finetune's adapter: in the adapter's folder, and with its version in MLflow's registry."""
+"""Model card of a finetune's adapter, for the adapter's folder and MLflow's model registry."""
 
 from pathlib import Path
 
@@ -17,14 +17,20 @@ _KINDS = {
 
 
 def model_card(settings: FinetuneSettings, subspace: Subspace | None, defaults: SamplingDefaults) -> str:
-    """Markdown, with the header that model hubs read. `subspace` is None for a model without one."""
+    """Return the card as Markdown, with the header of model hubs.
+
+    Args:
+        settings: settings of the finetune.
+        subspace: subspace of the model, None if it has none.
+        defaults: default sampling parameters.
+    """
     base = Path(settings.base).name
     header = {
         "base_model": base, "library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": ["asymflow", "lora"]
     }  # fmt: skip
     optim, time, loss, lora = settings.optim, settings.time, settings.loss, settings.lora
     rows = {
-        "base": f"`{base}`, whose licence governs this adapter too",
+        "base": f"`{base}`, whose license also covers this adapter",
         "trained values": f"LoRA of rank {lora.rank}, first and last layers" if lora else "first and last layers",
         "steps, batch": f"{optim.steps}, {optim.batch}",
         "learning rate": f"{optim.lr:g}" + (f", last layer {optim.lr_proj_out:g}" if optim.lr_proj_out else ""),
@@ -36,7 +42,7 @@ def model_card(settings: FinetuneSettings, subspace: Subspace | None, defaults: 
     if subspace is not None:
         rank, scale = subspace.A.shape[1], subspace.s
         rows["basis"] = f"rank {rank} of {subspace.A.shape[0]}, scale {scale:.6g}, patches {subspace.layout}"
-        rows["colour space"] = f"Oklab, mean {_numbers(subspace.oklab.mean)}, std {subspace.oklab.std:.6g}"
+        rows["color space"] = f"Oklab, mean {_numbers(subspace.oklab.mean)}, std {subspace.oklab.std:.6g}"
     rows["sampling"] = (
         f"{defaults.width} x {defaults.height}, {defaults.num_inference_steps} steps, guidance "
         f"{defaults.guidance_scale:g}, shift {defaults.shift:g}"
@@ -48,7 +54,7 @@ def model_card(settings: FinetuneSettings, subspace: Subspace | None, defaults: 
 
 
 def without_header(card: str) -> str:
-    """For places that show Markdown as it is."""
+    """Return the card without its header, for places that show Markdown as it is."""
     return card.split("---\n", 2)[2].lstrip()
 
 
@@ -56,7 +62,7 @@ def _usage(settings: FinetuneSettings) -> str:
     if settings.model != "asymflow":
         return ""
     return (
-        "\n## To draw with it\n\n"
+        "\n## Usage\n\n"
         "    from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline\n\n"
         '    pipeline = AsymFlux2KleinPipeline.from_pretrained("FOLDER OF THE BASE", adapter="THIS FOLDER")\n'
         '    pipeline("a red fox in the snow").images[0].save("fox.png")\n'
@@ -68,8 +74,8 @@ def _loss(settings: FinetuneSettings) -> str:
     if loss.kind == "flow_matching":
         return "flow matching"
     fading = f", kappa {loss.kappa:g}" if loss.kappa is not None else ""
-    judged = f", LPIPS ({loss.perceptual.net}) times {loss.perceptual.weight:g}" if loss.perceptual else ""
-    return f"variance-reduced by {loss.granularity}{fading}{judged}"
+    perceptual = f", LPIPS ({loss.perceptual.net}) times {loss.perceptual.weight:g}" if loss.perceptual else ""
+    return f"variance-reduced by {loss.granularity}{fading}{perceptual}"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

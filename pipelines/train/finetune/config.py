@@ -1,4 +1,4 @@
-"""Settings of the finetune. The defaults are the paper's (Table 6 and appendices A.4, B.2)."""
+"""Settings of the finetune. The defaults are the paper's (Table 6, App. A.4 and B.2)."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -12,17 +12,19 @@ from pipelines.train import config as train
 
 
 class Pixels(Settings):
-    """What the basis must have been made for."""
+    """Requirements on the basis."""
 
     patch_size: int = Field(None, ge=1)  # type: ignore[assignment]
-    """Empty: the base's own, which stands here once the settings are read; 16 where its files do not tell"""
+    """Empty: the base's own, which the validated settings contain; 16 if its files do not say"""
     layout: Layout = "channel_first"
     mean: tuple[float, float, float] | None = None
-    """Oklab mean the basis must have; empty: that of the color_stats artifact the basis was made with"""
+    """Oklab mean that the basis must have; empty: that of the color_stats artifact it was made with"""
     std: float | None = Field(None, gt=0)
 
 
 class Lora(Settings):
+    """Low-rank adapters of the transformer."""
+
     rank: int = Field(256, ge=1)
     alpha: int | None = None
     """Empty: equal to the rank, so that the adapter's scale is 1"""
@@ -35,12 +37,14 @@ class Ddt(Settings):
     blocks: int = Field(2, ge=1)
     heads: int = Field(32, ge=1)
     head_width: int = Field(192, ge=8, multiple_of=8)
-    """Values a head"""
+    """Dimensions per attention head"""
 
 
 class Optim(train.Optim):
+    """Optimizer settings of the finetune."""
+
     lr_proj_out: float | None = Field(1e-3, gt=0)
-    """Rate of proj_out; empty: the same as the others'"""
+    """Learning rate of proj_out; empty: lr"""
 
 
 class Time(Settings):
@@ -52,7 +56,7 @@ class Time(Settings):
 
 
 class Perceptual(Settings):
-    """LPIPS on the decoded pictures. `weights: published` are lpips' own, on torchvision's VGG."""
+    """LPIPS on the decoded images. `weights: published` are lpips' own, on torchvision's VGG."""
 
     net: Literal["vgg", "alex", "squeeze", "efficientnet"] = "vgg"
     """efficientnet has no linear layers; its published weights are a package, not a download"""
@@ -63,44 +67,50 @@ class Perceptual(Settings):
 
 
 class Loss(Settings):
+    """Training loss (Eq. 19 to 22)."""
+
     kind: Literal["variance_reduced", "flow_matching"] = "variance_reduced"
     granularity: Literal["patch", "patch_channel"] = "patch"
-    """One lambda a patch (the paper) or a patch and colour channel (the released code)"""
+    """One lambda per patch (the paper), or per patch and color channel (the released code)"""
     kappa: float | None = 0.3
-    """Fading of Eq. 21; empty: none"""
+    """kappa of the fading in Eq. 21; empty: no fading"""
     perceptual: Perceptual | None = Perceptual()
     """Empty: no perceptual term"""
     loss_scale: float = Field(1.0, gt=0)
     sigma_floor: float = Field(5e-2, gt=0)
     """Floor of sigma in the weight 1 / sigma^2"""
     caption_dropout: float = Field(0.1, ge=0, le=1)
-    """Share of captions replaced by the empty one, so that guidance keeps working"""
+    """Share of captions replaced by the empty one, as classifier-free guidance requires"""
 
 
 class Ema(Settings):
+    """Moving average of the trained weights."""
+
     gamma: float = Field(7.0, gt=0)
     start_step: int = Field(100, ge=1)
 
 
 class TextEncoders(ModelWorkers):
-    """Actors beside the training's workers that encode captions a step ahead, where the encode step left it to them."""
+    """Actors that encode captions during training, one step ahead, if the encode step stored no embeddings."""
 
     workers: int = Field(1, ge=1)
 
 
 class ImageEncoders(ModelWorkers):
-    """The same for pictures, where the encode step left the latents to them."""
+    """Actors that encode images during training, if the encode step stored no latents."""
 
     workers: int = Field(1, ge=1)
 
 
 class Resources(train.Resources):
+    """Hardware of the training and of its encoders."""
+
     text_encoders: TextEncoders = TextEncoders()
     image_encoders: ImageEncoders = ImageEncoders()
 
 
 class Validation(Settings):
-    """Pictures of the moving average, and the base's beside them, of the first held-out captions."""
+    """Images of the moving average beside the base's, for the first held-out captions."""
 
     every: int = Field(250, ge=1)
     pictures: int = Field(8, ge=1)
@@ -117,17 +127,21 @@ ExportDtype = Literal["bfloat16", "float16", "float32"]
 
 
 class Export(Settings):
+    """Registration of the exported adapter in MLflow's model registry."""
+
     model_name: str = ""
     """Name in MLflow's model registry; empty: the experiment's"""
     alias: str = Field("newest", pattern=r"^[a-zA-Z][\w-]*$")
-    """Points to the version that this run registers"""
+    """Alias set to the version that this run registers"""
 
 
 class FinetuneSettings(train.TrainSettings):
+    """Settings of the finetune step."""
+
     step: ClassVar[str] = "finetune"
     inputs = {"curated": "curate", "encoded": "encode", "basis": "basis"}
     curated: Uri
-    """Artifact of the curate step: the pictures"""
+    """Artifact of the curate step: the images"""
     encoded: Uri
     """Artifact of the encode step: their latents and text embeddings"""
     basis: Uri
@@ -135,11 +149,11 @@ class FinetuneSettings(train.TrainSettings):
     base: Uri
     """Folder of the latent model, a diffusers pipeline; its `transformer` is trained"""
     text_padding: Literal["none", "max_length"] = added("none")
-    """How `encoded` must have been made: none, or max_length with padding that the model sees, as the released model
-    was trained. Samplers of the exported adapter pad alike"""
+    """How `encoded` must have been made: none, or max_length with padding that the model attends to, as the released
+    model was trained. Samplers of the exported adapter use the same padding"""
     model: Literal["asymflow", "latent", "ddt"] = "asymflow"
-    """asymflow: the paper's. Baselines: latent trains the latent model on the same data, ddt predicts u from pixels by
-    a decoder head"""
+    """asymflow: the paper's model. Baselines: latent finetunes the latent model on the same data, ddt predicts u from
+    pixels by a decoder head"""
     pixels: Pixels = Pixels()
     lora: Lora | None = Lora()
     ddt: Ddt = Ddt()
@@ -148,14 +162,14 @@ class FinetuneSettings(train.TrainSettings):
     loss: Loss = Loss()
     ema: Ema = Ema()
     validation: Validation | None = Validation()
-    """Empty: none"""
+    """Empty: no validation"""
     export: Export = Export()
     resources: Resources = Resources()
 
     @model_validator(mode="before")
     @classmethod
     def _follow_base(cls, tree: Any) -> Any:
-        """Set the patch size that is left to the base: identities and manifests hold the number."""
+        """Fill in the base's patch size if none is given: identities and manifests contain the number."""
         if not isinstance(tree, Mapping) or not isinstance(tree.get("base"), str):
             return tree
         pixels = tree.get("pixels", {})
@@ -170,13 +184,14 @@ class FinetuneSettings(train.TrainSettings):
 
     @property
     def validates_every(self) -> int | None:
+        """Return the steps between validations; None without validation."""
         return self.validation.every if self.validation else None
 
     @model_validator(mode="after")
     def _sound(self) -> "FinetuneSettings":
         if self.model != "asymflow" and self.loss.kind == "variance_reduced":
             raise ValueError(
-                f"model={self.model} with loss.kind=variance_reduced: the frozen low-rank model is AsymFlow's own "
-                "initialization; take loss.kind=flow_matching"
+                f"model={self.model} with loss.kind=variance_reduced: only AsymFlow's initialization has the frozen "
+                "low-rank model; use loss.kind=flow_matching"
             )
         return self

@@ -1,6 +1,6 @@
-"""Adapter files from a finetune's moving average, in the released format, and their place in MLflow's model registry.
+"""Export a finetune's moving average in the released format, and register it in MLflow's model registry.
 
-Neither loads the base's weights nor needs Ray: a run that is still training can be exported from its checkpoints.
+The base's weights and Ray are not needed: a run that is still training can be exported from its checkpoints.
 """
 
 import re
@@ -37,9 +37,9 @@ from pipelines.train.finetune.export_formats import convert as convert
 
 FOLDER = "adapter"
 ERRORS = (ConfigError, MissingArtifact, storage.StorageError, MlflowException, ValueError, OSError)
-"""What an export raises: all readable in one line"""
+"""Exceptions of an export; their messages are one readable line"""
 _ABOUT = (
-    "Adapters that AsymFlow trained; each version's card says how. An alias points to the newest (`newest`, unless "
+    "Adapters that AsymFlow trained; see each version's card. An alias points to the newest (`newest`, unless "
     "`export.alias` names another), and evaluations write their scores to a version as tags, `SUITE/trained/METRIC`."
 )
 _NEEDED = ("diffusers", "peft", "safetensors", "torch", "transformers")
@@ -47,16 +47,16 @@ _RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
 
 
 def check_export(settings: FinetuneSettings) -> None:
-    """Names that MLflow would refuse after days of training. Raises ConfigError."""
+    """Check names that MLflow would refuse after days of training. Raises ConfigError."""
     name, alias = model_name(settings), settings.export.alias
     if set("/:") & set(name):
         raise ConfigError(f"export.model_name={name!r}: a name in MLflow's registry has no '/' or ':'")
     if _RESERVED.fullmatch(alias):
-        raise ConfigError(f"export.alias={alias!r}: MLflow keeps `latest` and `v1`, `v2`, ... for itself; take another")
+        raise ConfigError(f"export.alias={alias!r}: MLflow reserves `latest` and `v1`, `v2`, ...; use another")
 
 
 def model_name(settings: FinetuneSettings) -> str:
-    """In MLflow's registry."""
+    """Return the model's name in MLflow's registry."""
     return settings.export.model_name or settings.run.experiment
 
 
@@ -71,12 +71,23 @@ def export_run(
 ) -> dict[str, Any]:
     """Export the run that these settings describe, finished or not, and register it.
 
-    `finetune` is the package's STEP. The released format goes into `adapter/` below `out`, by default the finished
-    artifact, of which it is then a part, and for checkpoints `exports/ID/STEP` in the storage. Another format is made
-    from that one, and goes into `out`, by default `exports/ID/STEP/FORMAT`; see `convert`.
+    The released format is written to `adapter/` below `out`. Other formats are converted from it; see `convert`.
+
+    Args:
+        finetune: the step's STEP.
+        settings: settings of the run.
+        step: checkpoint to export; None for the newest.
+        out: folder or S3 URI; empty: the finished artifact, for checkpoints `exports/ID/STEP` in the storage, and for
+            other formats `exports/ID/STEP/FORMAT`.
+        registering: whether to register the adapter.
+        format: format of the export.
+        dtype: data type of a merged model; empty: the base's.
+
+    Returns:
+        {"adapter": folder, "step": step, format: folder, "registered": name/version or None}.
 
     Raises:
-        ERRORS.
+        ERRORS: the run cannot be exported.
     """
     check_base(settings.base, ("transformer",))
     if registering:
@@ -88,7 +99,7 @@ def export_run(
     average = read_average(artifact, step)
     exports = storage.join(root, "exports", identity, f"{average.step:08}")
     folder = out if out and format == "released" else artifact if average.final else exports
-    size = picture_size(inputs["curated"])
+    size = image_size(inputs["curated"])
     adapter = export_adapter(settings, load_subspace(inputs["basis"]), average.values, folder, size)
     done = {"adapter": adapter, "step": average.step}
     if format != "released":
@@ -96,20 +107,20 @@ def export_run(
     done["registered"] = None
     if registering:
         if not (run := read_run(artifact)):
-            raise MissingArtifact(f"no MLflow run is known of {artifact}, to register under: run the finetune first")
+            raise MissingArtifact(f"{artifact} has no MLflow run to register under: run the finetune first")
         tracker = Tracker(tracking_uri(settings.run), run)
         done["registered"] = register(tracker, adapter, settings, artifact, average.step)
     return done
 
 
-def picture_size(curated: Artifact) -> tuple[int, int]:
-    """(height, width) of the pictures that were trained on: of several sizes, the one nearest to a square."""
+def image_size(curated: Artifact) -> tuple[int, int]:
+    """Return (height, width) of the training images: of several sizes, the one nearest to a square."""
     width, height = min(curated.manifest["config"]["buckets"], key=lambda b: (max(b) / min(b), -b[0] * b[1]))
     return height, width
 
 
 def sampling_defaults(settings: FinetuneSettings, size: tuple[int, int]) -> SamplingDefaults:
-    """Return how the validation samples: prompts are padded as captions were in training."""
+    """Return the validation's sampling parameters, with the padding of captions in training."""
     sampling = settings.validation or Validation()
     shift = sampling.latent_shift if settings.model == "latent" else sampling.shift
     return SamplingDefaults(*size, sampling.steps, sampling.guidance, shift, settings.text_padding)
@@ -122,12 +133,17 @@ def export_adapter(
     out: str,
     size: tuple[int, int] = (SamplingDefaults.height, SamplingDefaults.width),
 ) -> str:
-    """Write the adapter's files below the folder `out`, a path or an S3 URI. Returns their folder's URI.
+    """Write the adapter's files below a folder. Returns the URI of the adapter's folder.
 
-    `size` (height, width) is what the model samples unless asked for another.
+    Args:
+        settings: settings of the finetune.
+        subspace: subspace of its basis.
+        average: moving average of the trained weights.
+        out: a path or an S3 URI.
+        size: default (height, width) of sampled images.
 
     Raises:
-        ValueError: a value that float16 cannot hold.
+        ValueError: a value exceeds float16.
     """
     kind, lora = settings.model, settings.lora
     own = None if kind == "latent" else subspace
@@ -145,15 +161,24 @@ def export_adapter(
 
 
 def register(tracker: Tracker, adapter: str, settings: FinetuneSettings, artifact: str, step: int) -> str:
-    """Log the adapter's files as a model of the tracker's run, and point the alias to it. Returns "name/version".
+    """Log the adapter's files as a model of the tracker's run, and set the alias to it. Returns "name/version".
 
-    `artifact` is the finetune's folder; a version made of it, the run and `step` before is taken again. MLflow gives
-    the files back with `mlflow.diffusers.load_model(uri).adapter_path`, for `load_adapter`; its `load_pipeline` knows
-    nothing but LoRA. Raises MlflowException.
+    An existing version of the same artifact, run and step is reused. `mlflow.diffusers.load_model(uri).adapter_path` is
+    a folder for `load_adapter`; MLflow's own `load_pipeline` supports only LoRA.
+
+    Args:
+        tracker: the run.
+        adapter: folder of the adapter.
+        settings: settings of the finetune.
+        artifact: the finetune's folder.
+        step: optimizer step of the adapter.
+
+    Raises:
+        MlflowException: the registry rejects the model.
     """
-    client = MlflowClient(tracker.uri, tracker.uri)  # a registry set for the whole process may be another
+    client = MlflowClient(tracker.uri, tracker.uri)  # not the process-wide registry, which may differ
     name = model_name(settings)
-    base = storage.absolute(settings.base)  # not a name that MLflow would ask a hub for
+    base = storage.absolute(settings.base)  # absolute: MLflow would look up a name on a hub
     tags = {"artifact": artifact, "base": base, "kind": settings.model, "step": str(step)}
     found = _find_version(client, name, tracker.run_id, tags) or _make_version(client, name, tracker, adapter, tags)
     client.set_registered_model_alias(name, settings.export.alias, found.version)
@@ -174,7 +199,7 @@ def _find_version(client: MlflowClient, name: str, run_id: str, tags: Mapping[st
 def _make_version(
     client: MlflowClient, name: str, tracker: Tracker, adapter: str, tags: dict[str, str]
 ) -> ModelVersion:
-    """What `mlflow.diffusers.log_model` does, but in the tracker's run and store: that one uses the process's."""
+    """Create a version as `mlflow.diffusers.log_model` does, but in the tracker's run and store."""
     run_id, step = tracker.run_id, int(tags["step"])
     experiment = client.get_run(run_id).info.experiment_id
     logged = client.create_logged_model(experiment, "adapter", run_id, tags)
@@ -187,7 +212,7 @@ def _make_version(
                 f"{scratch}/model",
                 tags["base"],
                 mlflow_model=model,
-                pip_requirements=[f"{package}=={version(package)}" for package in _NEEDED],  # else it looks for them
+                pip_requirements=[f"{package}=={version(package)}" for package in _NEEDED],  # else MLflow infers them
                 metadata=tags,
             )
             client.log_model_artifacts(logged.model_id, f"{scratch}/model")
@@ -195,7 +220,7 @@ def _make_version(
         client.finalize_logged_model(logged.model_id, "FAILED")
         raise
     client.finalize_logged_model(logged.model_id, "READY")
-    named = {**tags, "model_id": logged.model_id}  # which MLflow takes, and does not give back
+    named = {**tags, "model_id": logged.model_id}  # MLflow does not return the model's ID of a version
     card = without_header(storage.read_bytes(storage.join(adapter, CARD)).decode())
     return client.create_model_version(
         name, logged.artifact_location, run_id, named, description=card, model_id=logged.model_id

@@ -1,4 +1,4 @@
-"""An adapter's folder in the other formats: for ComfyUI, or merged with its base into a whole pipeline folder."""
+"""Export formats of an adapter: ComfyUI, or merged with its base into a pipeline folder."""
 
 import tempfile
 from pathlib import Path
@@ -19,15 +19,23 @@ _STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 def convert(adapter: str, format: ExportFormat, out: str, base: str = "", dtype: str = "") -> str:
-    """Write the adapter (of the released format or ComfyUI's) in `format` into the folder `out`. Returns its URI.
+    """Convert an adapter (in the released format or ComfyUI's) into the folder `out`. Returns its URI.
 
     - released: with the subspace twice, as safetensors and as the released `.pth`;
     - comfyui: one file of tensors, with the subspace beside it;
-    - merged: what `AsymFlux2KleinPipeline.from_pretrained(out)` loads, in `dtype`, by default the base's; in half
-      precision the merged weights are rounded once more than base and adapter are.
+    - merged: a folder for `AsymFlux2KleinPipeline.from_pretrained(out)`, in `dtype`; in half precision the merged
+      weights are rounded once more than base and adapter are.
 
-    `adapter` and `out` are folders or S3 URIs. Raises ConfigError without `out`, or without a base where one is needed,
-    and ValueError for an adapter that is damaged, of another kind or of another base.
+    Args:
+        adapter: folder or S3 URI.
+        format: one of the above.
+        out: folder or S3 URI.
+        base: folder of the latent model, for merged.
+        dtype: data type of merged weights; empty: the base's.
+
+    Raises:
+        ConfigError: no `out`, or no base where one is needed.
+        ValueError: the adapter is damaged, of another kind or of another base.
     """
     if not out:
         raise ConfigError("--out: missing, the folder or s3:// URI to write to")
@@ -51,22 +59,23 @@ def convert(adapter: str, format: ExportFormat, out: str, base: str = "", dtype:
 
 
 def merge(adapter: Path, base: str, out: Path, dtype: torch.dtype) -> None:
+    """Write the pipeline of an adapter merged into its base."""
     from diffusers.utils.logging import disable_progress_bar
 
     from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
 
-    disable_progress_bar()  # of loading
+    disable_progress_bar()  # of model loading
     pipeline = AsymFlux2KleinPipeline.from_pretrained(base, adapter=adapter, dtype=dtype)
     pipeline.save_pretrained(out)
 
 
 def stored_type(base: str) -> torch.dtype:
-    """That of the transformer's weights in a pipeline folder."""
+    """Return the data type of the transformer's weights in a pipeline folder."""
     files = sorted((Path(base) / "transformer").glob("*.safetensors"))
     if not files:
         raise ConfigError(f"base={base!r}: its transformer has no safetensors file")
     with safe_open(str(files[0]), framework="pt") as file:
         found = file.get_slice(next(iter(file.keys()))).get_dtype()
     if found not in _STORED:
-        raise ConfigError(f"base={base!r}: its transformer is stored as {found}; say in which --dtype to merge")
+        raise ConfigError(f"base={base!r}: its transformer is stored as {found}; give the --dtype to merge in")
     return TYPES[_STORED[found]]

@@ -1,8 +1,8 @@
-"""Floating-point operations of a training step, and what devices can do: for the share that is used.
+"""Floating-point operations of a finetuning step, for model FLOPs utilization.
 
-Two shares are usual. MFU (model FLOPs utilization) divides what the method asks for, HFU (hardware) what is executed;
-with gradient checkpointing the second has the blocks' forward pass once more. Neither counts the encoders beside the
-training, validation, or the optimizer.
+MFU (model FLOPs utilization) counts the operations that the method needs, HFU (hardware) those that are executed: with
+gradient checkpointing the blocks' forward pass once more. Neither counts the encoders beside the training, validation,
+or the optimizer.
 """
 
 from collections.abc import Mapping
@@ -12,62 +12,71 @@ from asymflow.models.geometry import Flops, Network, count_flops, ddt_head, netw
 from pipelines.train.finetune.config import FinetuneSettings
 
 
-class Judge(NamedTuple):
-    """LPIPS on two pictures and backward through one: what it takes a pixel, counted on 1024 x 1024."""
+class PerceptualCost(NamedTuple):
+    """Cost of the perceptual network on two images with a backward pass through one, measured at 1024 x 1024."""
 
     values: int
     """Parameters"""
-    flops_a_pixel: float
-    bytes_a_pixel: float
-    """Kept for the backward pass, in float32"""
+    flops_per_pixel: float
+    bytes_per_pixel: float
+    """Kept per pixel for the backward pass, in float32"""
 
 
-JUDGES = {
-    "vgg": Judge(14_714_688, 1_835_136, 1951),
-    "alex": Judge(2_469_696, 85_554, 116),
-    "squeeze": Judge(722_496, 33_667, 559),
-    "efficientnet": Judge(2_958_848, 43_507, 1595),
+PERCEPTUAL_COSTS = {
+    "vgg": PerceptualCost(14_714_688, 1_835_136, 1951),
+    "alex": PerceptualCost(2_469_696, 85_554, 116),
+    "squeeze": PerceptualCost(722_496, 33_667, 559),
+    "efficientnet": PerceptualCost(2_958_848, 43_507, 1595),
 }
 
 
 class ImageFlops(NamedTuple):
-    """Of one picture in a training step."""
+    """FLOPs per image of a training step."""
 
     student: Flops
     teacher: float
-    judge: float
-    """The perceptual network"""
+    perceptual: float
+    """Perceptual network"""
     checkpointing: bool
 
     @property
     def model(self) -> float:
-        """What the method asks for; MFU counts it."""
-        return self.student.forward + self.student.backward + self.teacher + self.judge
+        """Return the FLOPs that the method needs, which MFU counts."""
+        return self.student.forward + self.student.backward + self.teacher + self.perceptual
 
     @property
     def executed(self) -> float:
-        """With what gradient checkpointing computes again; HFU counts it."""
+        """Return the FLOPs including the recomputation of gradient checkpointing, which HFU counts."""
         return self.model + self.checkpointing * self.student.recomputed
 
 
 def image_flops(
     settings: FinetuneSettings, transformer_config: Mapping[str, Any], image_tokens: int, text_tokens: int
 ) -> ImageFlops:
-    """`transformer_config` are the latent model's settings, `text_tokens` are counted with their padding."""
-    loss, judge = settings.loss, 0.0
+    """Return the FLOPs per image of a training step.
+
+    Args:
+        settings: settings of the finetune.
+        transformer_config: configuration of the latent model's transformer.
+        image_tokens: image tokens per image.
+        text_tokens: text tokens per image, including padding.
+    """
+    loss, perceptual = settings.loss, 0.0
     variance_reduced = loss.kind == "variance_reduced"
     if variance_reduced and loss.perceptual:
-        judge = JUDGES[loss.perceptual.net].flops_a_pixel * image_tokens * settings.pixels.patch_size**2
+        pixels = image_tokens * settings.pixels.patch_size**2
+        perceptual = PERCEPTUAL_COSTS[loss.perceptual.net].flops_per_pixel * pixels
     teacher = count_flops(network(transformer_config), image_tokens, text_tokens).forward
     return ImageFlops(
         student=count_flops(student_network(settings, transformer_config), image_tokens, text_tokens),
         teacher=teacher if variance_reduced else 0.0,
-        judge=judge,
+        perceptual=perceptual,
         checkpointing=settings.resources.gradient_checkpointing,
     )
 
 
 def student_network(settings: FinetuneSettings, transformer_config: Mapping[str, Any]) -> Network:
+    """Return the shapes of the trained model."""
     patch_dim = transformer_config["in_channels"] if settings.model == "latent" else 3 * settings.pixels.patch_size**2
     rank = settings.lora.rank if settings.lora else 0
     if settings.model != "ddt":
@@ -82,7 +91,7 @@ def step_flops(
     transformer_config: Mapping[str, Any],
     image_tokens: int,
     text_tokens: int,
-    pictures: int,
+    images: int,
 ) -> float:
-    """Model FLOPs (for MFU) of a step on so many pictures of one size; see `image_flops` for what is executed."""
-    return pictures * image_flops(settings, transformer_config, image_tokens, text_tokens).model
+    """Return the model FLOPs (for MFU) of a step on `images` of one size."""
+    return images * image_flops(settings, transformer_config, image_tokens, text_tokens).model

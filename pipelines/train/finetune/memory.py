@@ -1,7 +1,7 @@
-"""Memory of one training worker by part, from shapes alone: what settings fit on which GPU.
+"""Memory of one finetuning worker by part, from shapes alone, to find settings that fit a GPU.
 
-What is held all the time (weights, gradients, optimizer, average) is counted; activations are estimated. Not in it are
-the CUDA context, workspaces, what a kernel needs while it runs, and the holes between tensors: leave some GiB.
+Permanent memory (weights, gradients, optimizer, average) is counted; activations are estimated. Not included are the
+CUDA context, workspaces, temporary memory of kernels, and fragmentation: leave some GiB.
 """
 
 from collections.abc import Mapping
@@ -11,28 +11,29 @@ from typing import TYPE_CHECKING, Any
 from asymflow.models.geometry import Linear, network, values_kept
 from pipelines.train.devices import BYTES, precision_name
 from pipelines.train.finetune.config import FinetuneSettings
-from pipelines.train.finetune.flops import JUDGES, student_network
+from pipelines.train.finetune.flops import PERCEPTUAL_COSTS, student_network
 
 if TYPE_CHECKING:
     from asymflow.models.adapted import AdaptedFlux2
 
 FLOAT32 = 4
 BUCKET = 500_000_000
-"""Values in a bucket of gradients that workers exchange at once: DeepSpeed 0.19's `reduce_bucket_size`"""
+"""Values per gradient bucket that workers exchange at once: DeepSpeed 0.19's `reduce_bucket_size`"""
 SHARDED_FROM = {"moments": 1, "gradients": 2, "weights": 3}
-"""ZeRO stage from which on each is shared out over the workers"""
-LOSS_BYTES_A_PIXEL, DECODING_BYTES_A_PIXEL = 12, 91
-"""Kept by the loss, and by the way from Oklab to the sRGB that the perceptual network sees: counted in float32"""
+"""ZeRO stage from which on each part is sharded over the workers"""
+LOSS_BYTES_PER_PIXEL, DECODING_BYTES_PER_PIXEL = 12, 91
+"""Bytes per pixel kept by the loss, and by the conversion from Oklab to the sRGB of the perceptual network, in
+float32"""
 
 
 @dataclass(frozen=True)
 class Values:
-    """How many numbers the parts of a model have."""
+    """Numbers of values in the parts of a model."""
 
     base: int
     """Frozen: the transformer without the three modules that training replaced"""
     original: int
-    """Frozen: those three, the teacher's"""
+    """Frozen: those three modules, used by the teacher"""
     trained: dict[str, int]
     """By parameter name"""
     largest_block: int
@@ -40,11 +41,12 @@ class Values:
 
     @property
     def total_trained(self) -> int:
+        """Return the number of trained values."""
         return sum(self.trained.values())
 
 
 def count_values(model: "AdaptedFlux2") -> Values:
-    """Of a model as training has it, on whatever device (`meta` will do)."""
+    """Return the numbers of values of a model in training, on any device, including `meta`."""
     frozen = {name: p.numel() for name, p in model.named_parameters() if not p.requires_grad}
     original = sum(n for name, n in frozen.items() if name.startswith("latent_modules."))
     blocks = [*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks]
@@ -57,7 +59,7 @@ def count_values(model: "AdaptedFlux2") -> Values:
 
 
 def plan_values(settings: FinetuneSettings, config: Mapping[str, Any]) -> Values:
-    """Return what `count_values` would, from the transformer's settings `config` alone: no model is built."""
+    """Return the same as `count_values` from the transformer's `config` alone, without building a model."""
     latent, ends, head = network(config).linears, ("x_embedder", "norm_out.linear", "proj_out"), settings.ddt
     places = {layer.name: place for place, layer in enumerate(latent)}
     trained = [layer for layer in student_network(settings, config).linears if layer.trained]
@@ -82,13 +84,13 @@ def plan_values(settings: FinetuneSettings, config: Mapping[str, Any]) -> Values
 
 
 def _values(layer: Linear) -> int:
-    """A layer's weights; those of the DDT head outside of FLUX.2's blocks have a bias."""
+    """Return the number of a layer's values; DDT head layers outside of FLUX.2's blocks have a bias."""
     bias = layer.name.startswith("head.") and ".block." not in layer.name
     return layer.inputs * layer.outputs + bias * layer.outputs
 
 
 def static_memory(settings: FinetuneSettings, values: Values) -> dict[str, float]:
-    """Bytes that are held from step to step, by part."""
+    """Return the permanent bytes of one worker, by part."""
     resources, trained, size = settings.resources, values.total_trained, BYTES[precision_name(settings.resources)]
     stage, workers = resources.zero_stage, resources.workers
     shard = {kind: workers if stage >= least else 1 for kind, least in SHARDED_FROM.items()}
@@ -103,23 +105,27 @@ def static_memory(settings: FinetuneSettings, values: Values) -> dict[str, float
         "optimizer": optimizer_bytes(settings.optim.optimizer) * trained / shard["moments"],
         "moving average": FLOAT32 * trained,
     }
-    if has_judge(settings):
-        parts["perceptual network"] = FLOAT32 * JUDGES[settings.loss.perceptual.net].values  # type: ignore[union-attr]
+    if has_perceptual(settings):
+        parts["perceptual network"] = FLOAT32 * PERCEPTUAL_COSTS[settings.loss.perceptual.net].values  # type: ignore[union-attr]
     return {name: size for name, size in parts.items() if size}
 
 
 def buckets(settings: FinetuneSettings) -> int:
-    """Two while one is sent and the next is filled, on GPUs; ZeRO-3 has one."""
+    """Return the number of gradient buckets: on GPUs two, one sent while the next is filled; ZeRO-3 has one."""
     stage = settings.resources.zero_stage
     return 0 if stage == 0 else 1 if stage == 3 or not settings.resources.use_gpu else 2
 
 
 def optimizer_bytes(optimizer: str) -> float:
-    """A trained value's two moments: in float32, or in 8 bits with a float32 scale for each block of 256."""
+    """Return the bytes of a trained value's two moments.
+
+    They are float32, or 8-bit with a float32 scale per block of 256.
+    """
     return 8 if optimizer == "adam" else 2 * (1 + FLOAT32 / 256)
 
 
-def has_judge(settings: FinetuneSettings) -> bool:
+def has_perceptual(settings: FinetuneSettings) -> bool:
+    """Return whether the loss has a perceptual network."""
     return settings.loss.kind == "variance_reduced" and settings.loss.perceptual is not None
 
 
@@ -129,9 +135,9 @@ def activation_memory(
     values: Values,
     image_tokens: int,
     text_tokens: int,
-    pictures: int,
+    images: int,
 ) -> dict[str, float]:
-    """Estimated bytes that a forward pass over `pictures` at once keeps for the backward pass, by part."""
+    """Return the estimated bytes that a forward pass on `images` keeps for the backward pass, by part."""
     lora, size = settings.lora, BYTES[precision_name(settings.resources)]
     width = config["num_attention_heads"] * config["attention_head_dim"]
     head = settings.ddt.heads * settings.ddt.head_width if settings.model == "ddt" else 0
@@ -148,12 +154,12 @@ def activation_memory(
         activations = tokens * (double * kept.double + single * kept.single) + head_blocks * image_tokens * kept.head
     pixels = image_tokens * settings.pixels.patch_size**2
     parts = {
-        "activations of the transformer": pictures * size * activations + copies,
-        "activations of the loss": pictures * pixels * LOSS_BYTES_A_PIXEL,
+        "activations of the transformer": images * size * activations + copies,
+        "activations of the loss": images * pixels * LOSS_BYTES_PER_PIXEL,
     }
-    if has_judge(settings):
-        judge = JUDGES[settings.loss.perceptual.net]  # type: ignore[union-attr]
+    if has_perceptual(settings):
+        cost = PERCEPTUAL_COSTS[settings.loss.perceptual.net]  # type: ignore[union-attr]
         parts["activations of the perceptual network"] = (
-            pictures * pixels * (judge.bytes_a_pixel + DECODING_BYTES_A_PIXEL)
+            images * pixels * (cost.bytes_per_pixel + DECODING_BYTES_PER_PIXEL)
         )
     return parts

@@ -1,4 +1,4 @@
-"""The model that is trained, and the one that training gave."""
+"""Build the model to train, and load a finetuned one."""
 
 import torch
 from diffusers import Flux2Transformer2DModel
@@ -16,11 +16,11 @@ from pipelines.train.devices import precision
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.metrics_log import AVERAGE
 
-disable_progress_bar()  # of loading
+disable_progress_bar()  # of model loading
 
 
 def adapt(settings: FinetuneSettings, transformer: Flux2Transformer2DModel, subspace: Subspace) -> AdaptedFlux2:
-    """The model of `settings.model` around a latent transformer, with its adapters, the same on every worker."""
+    """Return the model of `settings.model` around a latent transformer, with its adapters, the same on every worker."""
     torch.manual_seed(settings.seed)
     model: AdaptedFlux2
     if settings.model == "ddt":
@@ -36,7 +36,7 @@ def adapt(settings: FinetuneSettings, transformer: Flux2Transformer2DModel, subs
 
 
 def build_model(settings: FinetuneSettings, subspace: Subspace) -> AdaptedFlux2:
-    """Ready to be trained, on the CPU."""
+    """Return the model to train, on the CPU."""
     resources = settings.resources
     dtype = precision(resources)
     transformer = Flux2Transformer2DModel.from_pretrained(settings.base, subfolder="transformer", torch_dtype=dtype)
@@ -50,7 +50,13 @@ def build_model(settings: FinetuneSettings, subspace: Subspace) -> AdaptedFlux2:
 
 
 def load_finetuned(artifact: Artifact, subspace: Subspace, base: str) -> AdaptedFlux2:
-    """The moving average of a finetune artifact on its base model's folder, in float32, ready to sample from."""
+    """Return the moving average of a finetune artifact on its base model, in float32 and evaluation mode.
+
+    Args:
+        artifact: artifact of the finetune step.
+        subspace: subspace of its basis.
+        base: folder of the base model.
+    """
     settings = FinetuneSettings.model_validate(config_to_load(artifact.manifest["config"], base=base))
     transformer = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
     model = adapt(settings, transformer, subspace)

@@ -1,4 +1,4 @@
-"""The perceptual distance of Eq. 20: lpips' own class or EfficientNet's, with weights that must be there."""
+"""Perceptual distance of Eq. 20: LPIPS or EfficientNet features, with weights that must be present."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ _PUBLISHED = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "
 
 
 def check_perceptual(settings: Perceptual) -> None:
-    """Raise ConfigError unless the weights can be loaded without a download in the middle of a job."""
+    """Raise ConfigError unless the weights can be loaded without a download during the job."""
     if settings.net == "efficientnet":
         if settings.weights not in ("published", "random"):
             raise ConfigError(
@@ -31,10 +31,10 @@ def check_perceptual(settings: Perceptual) -> None:
         if not file.is_file():
             raise ConfigError(
                 f"loss.perceptual.weights=published: torchvision's ImageNet weights of {settings.net} are not at "
-                f"{file}; put them there on every node (TORCH_HOME moves the folder)"
+                f"{file}; put them there on every node (TORCH_HOME sets the folder)"
             )
         if not sha256_of(file).startswith(file.stem.rpartition("-")[2]):
-            raise ConfigError(f"loss.perceptual.weights=published: {file} is damaged: its name begins its SHA-256")
+            raise ConfigError(f"loss.perceptual.weights=published: {file} is damaged: its SHA-256 is not as named")
     elif settings.weights != "random" and not Path(settings.weights).is_file():
         raise ConfigError(
             f"loss.perceptual.weights={settings.weights!r}: no such file; allowed: published, random, or a "
@@ -43,19 +43,22 @@ def check_perceptual(settings: Perceptual) -> None:
 
 
 def load_perceptual(settings: Perceptual) -> nn.Module:
-    """Frozen; called with two batches (B, 3, H, W) in [-1, 1] it gives a distance (B, 1, H, W) a pixel."""
+    """Return the frozen perceptual network.
+
+    It maps two batches (B, 3, H, W) in [-1, 1] to distances per pixel, (B, 1, H, W).
+    """
     published = settings.weights == "published"
     if settings.net == "efficientnet":
         return efficientnet.EfficientNetDistance(published)
-    import lpips  # with torchvision, seconds: only training needs it
+    import lpips  # imports torchvision, which takes seconds: only training needs it
 
-    torch.manual_seed(0)  # for `random`: the same features on every worker
+    torch.manual_seed(0)  # with weights=random: the same features on every worker
     model = lpips.LPIPS(
         net=settings.net, lpips=published, pnet_rand=not published, spatial=True, verbose=False, eval_mode=True
     )
     if not published and settings.weights != "random":
         features = load_file(settings.weights)
         slices = {f"slice{i}": getattr(model.net, f"slice{i}") for i in range(1, model.net.N_slices + 1)}
-        for module in slices.values():  # lpips cuts the backbone's `features` into slices and keeps their numbers
+        for module in slices.values():  # lpips splits the backbone's `features` into slices and keeps their keys
             module.load_state_dict({k: features[k].float() for k in module.state_dict()})
     return model.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What a finetune would train, and what it would take: from shapes alone, with no weights, no data, no Ray, no GPU."""
+"""Plan of a finetune: trained values, memory and time from shapes alone, without weights, data, Ray or GPU."""
 
 import threading
 from collections.abc import Mapping
@@ -25,20 +25,20 @@ BUCKETS, TEXT_TOKENS = [(1024, 1024)], 512
 UTILIZATION = 0.45
 PAPER = "the paper: 1,100 H100 hours, 15,000 steps of 256"
 READING_SECONDS = 10
-"""A store that does not answer for as long does not hold up the plan"""
+"""Time limit for reading an input's manifest"""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """See `table` for the whole of it, `metrics` for its numbers."""
+    """Computes a finetune's size, memory and time; see `table` and `metrics`."""
 
     settings: FinetuneSettings
     geometry: str
-    """Where the transformer's shapes are from"""
+    """Source of the transformer's shapes"""
     config: Mapping[str, Any]
     values: Values
     basis: int
-    """Numbers in A and s, which the adapter's file has besides"""
+    """Numbers in A and s, which the adapter's file also contains"""
     buckets: list[tuple[int, int]]
     buckets_from: str
     text_tokens: int
@@ -47,23 +47,24 @@ class Plan:
 
     @property
     def image_tokens(self) -> int:
-        """Of the largest bucket, for which memory and time are given."""
+        """Return the image tokens of the largest bucket, for which memory and time are computed."""
         side = self.settings.pixels.patch_size
         return max(width // side * (height // side) for width, height in self.buckets)
 
     @property
     def slots(self) -> int:
-        """Pictures that a worker works on in a step."""
+        """Return the images per worker and step."""
         return slots_per_worker(self.settings.optim.batch, self.settings.resources.workers, self.micro_batch)
 
     @property
     def micro_batch(self) -> int:
+        """Return the images per worker and forward pass."""
         resources = self.settings.resources
         return resources.micro_batch or -(-self.settings.optim.batch // resources.workers)
 
     @cached_property
     def memory(self) -> dict[str, float]:
-        """Bytes of one worker, by part."""
+        """Return the bytes of one worker, by part."""
         shapes = (self.image_tokens, self.text_tokens, self.micro_batch)
         return {
             **static_memory(self.settings, self.values),
@@ -72,18 +73,19 @@ class Plan:
 
     @cached_property
     def flops(self) -> ImageFlops:
+        """Return the FLOPs per image."""
         return image_flops(self.settings, self.config, self.image_tokens, self.text_tokens)
 
     @property
     def seconds_a_step(self) -> float | None:
-        """At UTILIZATION; None where the device's peak is not known."""
+        """Return the seconds per step at UTILIZATION; None if the device's peak is unknown."""
         if self.device.tflops is None:
             return None
         return self.slots * self.flops.model / (1e12 * self.device.tflops * UTILIZATION)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """For the last line of the command."""
+        """Return the numbers for the command's JSON line."""
         batch, seconds = self.settings.optim.batch, self.seconds_a_step
         return {
             "trained_values": self.values.total_trained,
@@ -95,7 +97,7 @@ class Plan:
         }
 
     def table(self) -> str:
-        """For people."""
+        """Return the plan as a table for the terminal."""
         sections = [self._model(), self._data(), self._memory(), self._compute()]
         return "\n\n".join("\n".join(_line(*row) for row in section) for section in sections)
 
@@ -108,12 +110,12 @@ class Plan:
             (f"model: {self.settings.model}, loss: {self.settings.loss.kind}", "values", ""),
             ("shapes", "", self.geometry),
             ("frozen base", f"{values.base:,}", f"in {size} bits"),
-            ("its first and last layers, kept", f"{values.original:,}", f"in {size} bits, for the frozen teacher"),
+            ("original first and last layers", f"{values.original:,}", f"in {size} bits, for the frozen teacher"),
             *((f"trained: {name}", f"{number:,}", "") for name, number in groups.items()),
-            ("trained in all", f"{values.total_trained:,}", note),
-            ("a checkpoint", f"{4 * FLOAT32 * values.total_trained / GIB:.2f} GiB", "values, average and two moments")
+            ("trained in total", f"{values.total_trained:,}", note),
+            ("checkpoint", f"{4 * FLOAT32 * values.total_trained / GIB:.2f} GiB", "values, average and two moments")
             if self.settings.optim.optimizer == "adam"
-            else ("a checkpoint", f"{10 * values.total_trained / GIB:.2f} GiB", "values, average and 8-bit moments"),
+            else ("checkpoint", f"{10 * values.total_trained / GIB:.2f} GiB", "values, average and 8-bit moments"),
         ]
 
     def _data(self) -> list[tuple[str, str, str]]:
@@ -125,9 +127,9 @@ class Plan:
             ("data", "", ""),
             ("image tokens", f"{self.image_tokens:,}", f"{sizes}; {self.buckets_from}"),
             ("text tokens, at most", f"{self.text_tokens:,}", self.text_from),
-            ("tokens a step", f"{self.metrics['tokens_a_step']:,}", ""),
+            ("tokens per step", f"{self.metrics['tokens_a_step']:,}", ""),
             (
-                "pictures a step",
+                "images per step",
                 f"{settings.optim.batch:,}",
                 f"{resources.workers} workers x {self.slots // self.micro_batch} micro-batches of {self.micro_batch}"
                 + (f", {padding} of them padding" if padding else ", no padding"),
@@ -136,7 +138,7 @@ class Plan:
 
     def _memory(self) -> list[tuple[str, str, str]]:
         resources, total = self.settings.resources, sum(self.memory.values())
-        kept = "inputs of blocks and one block's inside" if resources.gradient_checkpointing else "of every block"
+        kept = "block inputs and one block's activations" if resources.gradient_checkpointing else "all blocks"
         notes = {
             "activations of the transformer": f"{self.micro_batch} at once; {kept}; uncompiled",
             "buckets of gradients": "5e8 values each, DeepSpeed's default; float32",
@@ -145,7 +147,7 @@ class Plan:
         rows = [
             (f"memory of a worker, ZeRO {resources.zero_stage}", "GiB", ""),
             *((name, f"{size / GIB:.2f}", notes.get(name, "")) for name, size in self.memory.items()),
-            ("in all", f"{total / GIB:.2f}", "not counted: CUDA's own, workspaces, holes between tensors"),
+            ("total", f"{total / GIB:.2f}", "not counted: CUDA context, workspaces, fragmentation"),
         ]
         if not self.device.gib:
             return rows
@@ -161,29 +163,33 @@ class Plan:
             "student, forward": flops.student.forward,
             "student, backward": flops.student.backward,
             "teacher, forward": flops.teacher,
-            "perceptual network": flops.judge,
+            "perceptual network": flops.perceptual,
         }
         rows = [
             ("operations", "TFLOP", ""),
-            *((f"a picture: {name}", f"{n / 1e12:,.1f}", "") for name, n in parts.items() if n),
-            ("a step, for MFU", f"{batch * flops.model / 1e12:,.0f}", "what the method asks for"),
-            ("a step, executed (HFU)", f"{executed / 1e12:,.0f}", "with recomputation and padding"),
+            *((f"per image: {name}", f"{n / 1e12:,.1f}", "") for name, n in parts.items() if n),
+            ("per step, for MFU", f"{batch * flops.model / 1e12:,.0f}", "operations of the method"),
+            ("per step, executed (HFU)", f"{executed / 1e12:,.0f}", "with recomputation and padding"),
         ]
         seconds, steps = self.seconds_a_step, settings.optim.steps
         if seconds is None:
-            note = f"the peak of {self.device.name} is not known; set resources.peak_tflops"
-            return [*rows, ("seconds a step", "?", note)]
+            note = f"the peak of {self.device.name} is unknown; set resources.peak_tflops"
+            return [*rows, ("seconds per step", "?", note)]
         at = f"at {UTILIZATION:.0%} MFU of {self.device.tflops:,.0f} TFLOP/s ({self.device.name}), assumed"
         hours = seconds * steps / 3600
         return [
             *rows,
-            ("seconds a step", f"{seconds:,.2f}", at),
+            ("seconds per step", f"{seconds:,.2f}", at),
             (f"hours, {steps:,} steps", f"{hours:,.1f}", f"{hours * workers:,.0f} worker hours; {PAPER}"),
         ]
 
 
 def plan(settings: FinetuneSettings) -> Plan:
-    """Raises ConfigError where a base is there whose transformer cannot be read or does not go with the settings."""
+    """Return the plan of these settings.
+
+    Raises:
+        ConfigError: the base's transformer cannot be read, or does not fit the settings.
+    """
     config, geometry = _geometry(settings.base)
     patch_dim, rank = 3 * settings.pixels.patch_size**2, config["in_channels"]
     if rank > patch_dim:
@@ -205,14 +211,14 @@ def plan(settings: FinetuneSettings) -> Plan:
 
 
 def print_plan(settings: FinetuneSettings) -> dict[str, float]:
-    """Print the table; returns the numbers."""
+    """Print the table. Returns the numbers."""
     planned = plan(settings)
     print(planned.table())
     return planned.metrics
 
 
 def trained_groups(values: Values) -> dict[str, int]:
-    """Trained values by part of the model."""
+    """Return the number of trained values by part of the model."""
     groups: dict[str, int] = {}
     for name, number in values.trained.items():
         groups[_group(name)] = groups.get(_group(name), 0) + number
@@ -230,12 +236,12 @@ def _group(name: str) -> str:
 def _geometry(base: str) -> tuple[dict[str, Any], str]:
     file = Path(base) / "transformer" / "config.json"
     if not Path(base).is_dir():
-        return KLEIN_9B, f"those published of FLUX.2 klein Base 9B, as {base} is not here"
+        return KLEIN_9B, f"published shapes of FLUX.2 klein Base 9B: {base} does not exist"
     if not file.is_file():
-        raise ConfigError(f"base={base!r}: it has no transformer/config.json, so it is no whole diffusers pipeline")
+        raise ConfigError(f"base={base!r}: no transformer/config.json: it is not a complete diffusers pipeline")
     config = read_json_setting(file, f"base={base!r}")
     if any(name not in config for name in KLEIN_9B):
-        from diffusers import Flux2Transformer2DModel  # saved models leave nothing out
+        from diffusers import Flux2Transformer2DModel  # only hand-written configurations leave keys out
 
         defaults = signature(Flux2Transformer2DModel.__init__).parameters
         config = {name: config.get(name, p.default) for name, p in defaults.items() if name != "self"}
@@ -243,14 +249,14 @@ def _geometry(base: str) -> tuple[dict[str, Any], str]:
 
 
 def _manifest(uri: str, step: str) -> tuple[dict[str, Any] | None, str]:
-    """The settings that an artifact was made with, if it can be read, and in words whether."""
+    """Return the settings of an artifact if it can be read, and a note on their source."""
     found: list[dict[str, Any]] = []
 
     def read() -> None:
-        with suppress(MissingArtifact, StorageError, OSError):  # the plan says what it then assumes
+        with suppress(MissingArtifact, StorageError, OSError):  # the plan notes what it assumes instead
             found.append(load_artifact(uri, step).manifest["config"])
 
-    thread = threading.Thread(target=read, daemon=True)  # a process may end without it
+    thread = threading.Thread(target=read, daemon=True)  # does not block the end of the process
     thread.start()
     thread.join(READING_SECONDS)
     return (found[0], f"from {uri}") if found else (None, f"ASSUMED: {uri} cannot be read")

@@ -1,4 +1,4 @@
-"""Finetune: the lifted model on real pixels, by Ray Train and DeepSpeed (Sec. 5.2, appendices A.3, A.4, B.2)."""
+"""Finetune step: train the lifted model on pixels with Ray Train and DeepSpeed (Sec. 5.2, App. A.3, A.4, B.2)."""
 
 import json
 from collections.abc import Mapping
@@ -22,14 +22,15 @@ from pipelines.data.encode import load_unconditional
 from pipelines.train import driver
 from pipelines.train.config import check_optimizer
 from pipelines.train.devices import precision_name
-from pipelines.train.driver import check_processors, draw, last_means
+from pipelines.train.driver import check_processors, last_means, log_curves
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.perceptual import check_perceptual
 from pipelines.train.metrics_log import AVERAGE, RECORD, Record
 
 
 def check(settings: FinetuneSettings) -> None:
-    from pipelines.train.finetune.export import check_export  # MLflow: in the driver alone, as in `build`
+    """Check base model, perceptual weights, optimizer and export before Ray starts. Raises ConfigError."""
+    from pipelines.train.finetune.export import check_export  # MLflow: imported in the driver alone, as in `build`
 
     check_export(settings)
     check_base(settings.base, ("transformer",))
@@ -39,28 +40,32 @@ def check(settings: FinetuneSettings) -> None:
 
 
 def check_inputs(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> None:
-    """The basis fits the model, the encoding the pictures; and the base can encode the text that is left to it."""
+    """Check that basis, encoding, images and base fit together, and that there are enough processors.
+
+    Raises:
+        ConfigError: two of them do not fit.
+    """
     subspace, pixels = load_subspace(inputs["basis"]), settings.pixels
     if subspace.layout != pixels.layout:
-        raise ConfigError(f"basis: its patches are {subspace.layout}, pixels.layout={pixels.layout!r} asks otherwise")
+        raise ConfigError(f"basis: its patches are {subspace.layout}, but pixels.layout={pixels.layout!r}")
     if subspace.patch_dim != 3 * pixels.patch_size**2:
         raise ConfigError(
             f"basis: patches of {subspace.patch_dim} values; pixels.patch_size={pixels.patch_size} needs "
             f"{3 * pixels.patch_size**2}"
         )
     if not isinstance(subspace.space, OklabSpace):
-        raise ConfigError("basis: made for sRGB; a finetune's pixels are in Oklab: make one with space=measured")
+        raise ConfigError("basis: made for sRGB; a finetune needs Oklab: run the basis step with space=measured")
     mean, std = subspace.space.mean, subspace.space.std
     if pixels.mean is not None and tuple(pixels.mean) != tuple(mean):
-        raise ConfigError(f"basis: made for an Oklab mean of {mean}, pixels.mean={pixels.mean} asks otherwise")
+        raise ConfigError(f"basis: made for an Oklab mean of {mean}, but pixels.mean={pixels.mean}")
     if pixels.std is not None and pixels.std != std:
-        raise ConfigError(f"basis: made for an Oklab std of {std}, pixels.std={pixels.std} asks otherwise")
+        raise ConfigError(f"basis: made for an Oklab std of {std}, but pixels.std={pixels.std}")
     if inputs["encoded"].manifest["inputs"]["curated"] != inputs["curated"].id:
         raise ConfigError("encoded: made from another curated artifact than `curated`; run the encode step on it")
     encoded, encoders = inputs["encoded"], settings.resources
     if settings.text_padding != (padding := text_padding(encoded)):
         raise ConfigError(
-            f"encoded: made with text_padding={padding}, text_padding={settings.text_padding} asks otherwise; run the "
+            f"encoded: made with text_padding={padding}, but text_padding={settings.text_padding} here; run the "
             "encode step with it"
         )
     check_base(settings.base, text=not is_stored(encoded), images=not are_latents_stored(encoded))
@@ -69,53 +74,53 @@ def check_inputs(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> 
         found = sum(sum(rows_by_group(uri)) for uri in inputs["curated"].files("held_out", ".parquet"))
         if found < settings.validation.pictures:
             raise ConfigError(
-                f"validation.pictures={settings.validation.pictures}: only {found} held-out pictures and captions "
-                "stand; ask for fewer, or none with validation=null"
+                f"validation.pictures={settings.validation.pictures}: there are only {found} held-out images "
+                "and captions; request fewer, or none with validation=null"
             )
     text = 0 if is_stored(encoded) else encoders.text_encoders.workers
     check_processors(settings, text + (0 if are_latents_stored(encoded) else encoders.image_encoders.workers))
 
 
 def with_absolute_paths(settings: FinetuneSettings) -> FinetuneSettings:
-    """For workers: Ray Train gives them another working directory."""
-    loss, judge = settings.loss, settings.loss.perceptual
-    if judge and Path(judge.weights).is_file():
-        judge = judge.model_copy(update={"weights": storage.absolute(judge.weights)})
+    """Return the settings with absolute paths: Ray Train's workers have another working directory."""
+    loss, perceptual = settings.loss, settings.loss.perceptual
+    if perceptual and Path(perceptual.weights).is_file():
+        perceptual = perceptual.model_copy(update={"weights": storage.absolute(perceptual.weights)})
     return settings.model_copy(
-        update={"base": storage.absolute(settings.base), "loss": loss.model_copy(update={"perceptual": judge})}
+        update={"base": storage.absolute(settings.base), "loss": loss.model_copy(update={"perceptual": perceptual})}
     )
 
 
 def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
-    from pipelines.train.finetune.export import export_adapter, picture_size, register
+    """Train unless the result exists, write curves, adapter and summary, and register the adapter."""
+    from pipelines.train.finetune.export import export_adapter, image_size, register
 
     settings = with_absolute_paths(settings)
     if not storage.exists(context.file(RECORD)):
         train(settings, context)
     record = Record.from_json(storage.read_bytes(context.file(RECORD)).decode())
-    by_sigma = draw(record, context)
+    by_sigma = log_curves(record, context)
     storage.write_bytes(context.file("summary.json"), json.dumps({"by_sigma": by_sigma}).encode())
     average = storage.read_file(context.file(AVERAGE), load_file)
-    size = picture_size(context.inputs["curated"])
+    size = image_size(context.inputs["curated"])
     adapter = export_adapter(settings, load_subspace(context.inputs["basis"]), average, context.folder, size)
     register(context.tracker, adapter, settings, context.folder, len(record.steps))
     return last_means(record)
 
 
 def train(settings: FinetuneSettings, context: Context) -> None:
-    """From the newest checkpoint to the end, with the encoders beside: actors that make what the encode step left to
-    them; none where it is stored. Raises StepFailed where it does not come to the end."""
-    from pipelines.train.finetune.task import FinetuneTask  # the model: not to find an artifact again
+    """Train to the end, with actors for the encoders that the encode step did not run. Raises StepFailed."""
+    from pipelines.train.finetune.task import FinetuneTask  # imports the model, which a cached artifact does not need
 
     curated, encoded, resources = context.inputs["curated"], context.inputs["encoded"], settings.resources
-    pictures, restarts = curated.files("train", ".parquet"), resources.max_failures
+    files, restarts = curated.files("train", ".parquet"), resources.max_failures
     with ExitStack() as stack:
         text = stack.enter_context(text_actors(encoded, settings.base, resources.text_encoders, restarts))
         images = stack.enter_context(latent_actors(encoded, settings.base, resources.image_encoders, restarts))
         data = {
             "subspace": context.inputs["basis"].file("subspace.safetensors"),
-            "curated": pictures,
-            "latents": encoded.files("latents/train", ".parquet") or [""] * len(pictures),
+            "curated": files,
+            "latents": encoded.files("latents/train", ".parquet") or [""] * len(files),
             "text": encoded.files("text/train", ".parquet"),
             "held_out": curated.files("held_out", ".parquet"),
             "held_out_text": encoded.files("text/held_out", ".parquet"),
@@ -127,20 +132,20 @@ def train(settings: FinetuneSettings, context: Context) -> None:
 
 
 def shown(settings: FinetuneSettings) -> dict[str, Any]:
-    """All but a head that the model does not have."""
+    """Return the settings to log: without the DDT head if the model has none."""
     return settings.model_dump(mode="json", exclude=None if settings.model == "ddt" else {"ddt"})
 
 
 def decides(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:
-    """The precision of the training, and of encoders that run beside it; and the perceptual weights by content."""
+    """Return what else determines the result: precisions, and the perceptual weights by content."""
     resources, encoded = settings.resources, inputs["encoded"]
     found = {"resources.precision": precision_name(resources)}
     if not is_stored(encoded):
         found["resources.text_encoders.precision"] = resources.text_encoders.precision
     if not are_latents_stored(encoded):
         found["resources.image_encoders.precision"] = resources.image_encoders.precision
-    judge = settings.loss.perceptual
-    if judge and judge.weights not in ("published", "random") and (content := fingerprint_of(judge.weights)):
+    weights = settings.loss.perceptual.weights if settings.loss.perceptual else "published"
+    if weights not in ("published", "random") and (content := fingerprint_of(weights)):
         found["loss.perceptual.weights"] = content
     return found
 

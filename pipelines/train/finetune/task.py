@@ -1,4 +1,4 @@
-"""What the finetune brings to the training loop."""
+"""Training task of the finetune."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ from pipelines.train.task import Tokens
 
 
 class FinetuneTask:
-    """See `pipelines.train.task.Task`; `config` is `data_of`'s, with the settings."""
+    """Implements `pipelines.train.task.Task`; `config` holds `data` of `finetune.step.train`, and the settings."""
 
     def __init__(self, config: dict[str, Any], rank: int, workers: int):
         self.settings = FinetuneSettings.model_validate(config["settings"])
@@ -37,19 +37,24 @@ class FinetuneTask:
         self._validator: Validator | None = None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter groups; see `parameter_groups`."""
         return parameter_groups(self.model, self.settings.optim)
 
     def moving_average(self, values: Mapping[str, Tensor]) -> PowerEMA:
+        """Return a moving average with a power profile."""
         return PowerEMA(values, self.settings.ema.gamma, self.settings.ema.start_step)
 
-    def blank_batch(self, pictures: int) -> Batch:
-        return blank_batch(self.model, pictures)
+    def blank_batch(self, count: int) -> Batch:
+        """Return a batch of the smallest images; see `blank_batch`."""
+        return blank_batch(self.model, count)
 
     def step_flops(self, tokens: Tokens) -> float:
+        """Return the model FLOPs of a step."""
         config = self.model.transformer.config
         return step_flops(self.settings, config, tokens.image, tokens.text, self.settings.optim.batch)
 
-    def draw(self, device: torch.device) -> Image.Image:
+    def sample_images(self, device: torch.device) -> Image.Image:
+        """Return the validation's image grid of the present weights; a collective call."""
         settings, config = self.settings, self.config
         assert settings.validation
         if self._validator is None:
@@ -58,17 +63,17 @@ class FinetuneTask:
             self._validator = Validator(
                 settings.validation, self.model, prompts, source, config["unconditional"], settings.base, device
             )
-        return self._validator.draw()
+        return self._validator.sample_images()
 
 
 def make_objective(model: AdaptedFlux2, loss: Loss) -> FinetuneObjective:
-    """Return the loss of these settings, with its perceptual network loaded."""
-    judge = loss.perceptual if loss.kind == "variance_reduced" else None
+    """Return the training loss of these settings, with its perceptual network loaded."""
+    perceptual = loss.perceptual if loss.kind == "variance_reduced" else None
     return FinetuneObjective(
         model,
         loss.kind,
-        load_perceptual(judge) if judge else None,
-        judge.weight if judge else 0.0,
+        load_perceptual(perceptual) if perceptual else None,
+        perceptual.weight if perceptual else 0.0,
         loss.kappa,
         loss.sigma_floor,
         loss.granularity,
@@ -77,6 +82,14 @@ def make_objective(model: AdaptedFlux2, loss: Loss) -> FinetuneObjective:
 
 
 def make_reader(settings: FinetuneSettings, config: dict[str, Any], rank: int, workers: int) -> BatchReader:
+    """Return a worker's data loader.
+
+    Args:
+        settings: settings of the finetune.
+        config: files of data, encoders and the unconditional embedding.
+        rank: this worker.
+        workers: number of workers.
+    """
     groups = list_row_groups(config["curated"], config["latents"], config["text"])
     encoders = config["image_encoders"]
     law = settings.time
@@ -93,11 +106,12 @@ def make_reader(settings: FinetuneSettings, config: dict[str, Any], rank: int, w
 
 
 def text_source(config: dict[str, Any], rank: int) -> Source:
+    """Return the source of text embeddings: text encoder actors, or stored embeddings."""
     return RemoteText(config["text_encoders"], rank) if config["text_encoders"] else StoredText()
 
 
 def parameter_groups(model: AdaptedFlux2, optim: Optim) -> list[dict[str, Any]]:
-    """`proj_out` may learn at its own rate (appendix B.2)."""
+    """Return parameter groups; `proj_out` may have its own learning rate (App. B.2)."""
     named = model.trainable()
     last = {id(p) for p in model.transformer.proj_out.parameters()}
     rates = {False: optim.lr, True: optim.lr_proj_out or optim.lr}
@@ -105,20 +119,23 @@ def parameter_groups(model: AdaptedFlux2, optim: Optim) -> list[dict[str, Any]]:
     return [{"params": p, "lr": rates[key], "peak": rates[key]} for key, p in parts.items() if p]
 
 
-def blank_batch(model: AdaptedFlux2, pictures: int) -> Batch:
-    """The smallest pictures that every part of the loss takes: a perceptual network halves them five times."""
+def blank_batch(model: AdaptedFlux2, count: int) -> Batch:
+    """Return a batch of the smallest images that every part of the loss accepts.
+
+    A perceptual network halves the resolution five times.
+    """
     side = max(2, -(-64 // model.patch_size))
-    picture, config = (pictures, 3, side * model.patch_size, side * model.patch_size), model.transformer.config
+    shape, config = (count, 3, side * model.patch_size, side * model.patch_size), model.transformer.config
     return Batch(
-        images=torch.zeros(picture),
-        z_0=torch.zeros(pictures, side * side, config.in_channels),
-        text=torch.zeros(pictures, 1, config.joint_attention_dim),
-        text_mask=torch.ones(pictures, 1).bool(),
-        noise=torch.zeros(picture),
-        sigma=torch.full((pictures,), 0.5),
-        weight=torch.ones(pictures),
-        keys=[""] * pictures,
-        key_sums=torch.zeros(pictures).double(),
+        images=torch.zeros(shape),
+        z_0=torch.zeros(count, side * side, config.in_channels),
+        text=torch.zeros(count, 1, config.joint_attention_dim),
+        text_mask=torch.ones(count, 1).bool(),
+        noise=torch.zeros(shape),
+        sigma=torch.full((count,), 0.5),
+        weight=torch.ones(count),
+        keys=[""] * count,
+        key_sums=torch.zeros(count).double(),
     )
 
 

@@ -1,7 +1,7 @@
-"""Pictures while training: the moving average's, and the base's beside them, of the same captions and noise.
+"""Validation images: the moving average beside the base, with the same captions and noise.
 
-Nothing random is drawn but by `noise_for`, and the weights come back bit by bit: a run with other validations, or none,
-is the same run.
+All randomness comes from `noise_for`, and the weights are restored bit by bit: the training does not depend on its
+validation.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from pipelines.viz.image_grid import side_by_side, to_pil_images
 
 
 class Validator:
-    """Samples on all ranks: under ZeRO-3 each must run the network as often as the others."""
+    """Samples on all ranks: under ZeRO-3 each must run the network equally often."""
 
     def __init__(
         self,
@@ -46,8 +46,8 @@ class Validator:
         self.unconditional = unconditional.float()
         self.bases: Tensor | None = None
 
-    def draw(self) -> Image.Image:
-        """A collective call: the weights that the model has now, beside the base."""
+    def sample_images(self) -> Image.Image:
+        """Return the image grid of the present weights beside the base; a collective call."""
         if self.bases is None:
             self.bases = self._gathered(self._base)
         now = self._gathered(self._now)
@@ -56,7 +56,7 @@ class Validator:
         return side_by_side(columns, self.captions, scale)
 
     def _gathered(self, sample: Callable[[Tensor, list[Tensor]], Tensor]) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] on every rank: each samples its part, as many as the others."""
+        """Return (B, 3, H, W) in [-1, 1] on every rank; each samples an equal part."""
         rank, workers = dist.get_rank(), dist.get_world_size()
         count = len(self.captions)
         each = -(-count // workers)
@@ -83,7 +83,7 @@ class Validator:
         return sample_pixels(found, noise, text, self.unconditional, guidance, settings.steps, settings.shift)
 
     def _base(self, noise: Tensor, text: list[Tensor]) -> Tensor:
-        """The frozen model's samples: lifted (x_0^L = s A z_0), where pixels are trained, else decoded."""
+        """Return samples of the frozen base: lifted (x_0^L = s A z_0) if pixels are trained, else decoded."""
         model, subspace = self.model, self.model.subspace
         with model.teacher_view() as teacher:
             z_0 = self._latents(latent_velocity(teacher, self._grid), noise, text)
@@ -102,7 +102,7 @@ class Validator:
         )
 
     def _decoder(self) -> ImageEncoder:
-        """Loaded for as long as it is needed: it is no part of what is trained."""
+        """Load the decoder, for as long as it is needed: it is not part of the trained model."""
         return load_image_encoder(self.base, self.device.type)
 
     @property

@@ -1,4 +1,4 @@
-"""The prompts of samples: captions of held-out pictures, and what stands beside them."""
+"""Validation prompts: captions of held-out images, their embeddings and the images themselves."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,18 +14,19 @@ from pipelines.data.tensors import read_group
 
 @dataclass(frozen=True)
 class Prompts:
-    """The first held-out rows: captions, their embeddings, and the real pictures."""
+    """The first held-out rows: captions, their embeddings, and the real images."""
 
     curated: list[str]
     text: list[str]
-    """The encode step's files of the same rows"""
+    """Files of the encode step with the same rows"""
     count: int
 
     def captions(self) -> list[str]:
+        """Return the captions."""
         return list(self._column("caption"))
 
     def embeddings(self, source: Source) -> list[Tensor]:
-        """(T_i, E) float32"""
+        """Return the captions' embeddings, (T_i, E) float32."""
         return [embedding.float() for embedding in source.ask(list(self._column(source.column)))()]
 
     def _column(self, name: str) -> Iterator[Any]:
@@ -33,6 +34,7 @@ class Prompts:
         return islice((value for place in groups for value in read_group(*place, [name])[name]), self.count)
 
     def images(self) -> Iterator[Tensor]:
+        """Yield batches of the real images."""
         for file in self.curated:
             for rows in read_images(file):
                 yield rows.images

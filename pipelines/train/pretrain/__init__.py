@@ -1,1 +1,1 @@
-"""Pretrain: a class-conditional pixel model from scratch, of any rank between x_0- and u-prediction (Sec. 6.1)."""
+"""Pretrain step: a class-conditional pixel model from scratch, of any rank from x_0- to u-prediction (Sec. 6.1)."""

@@ -1,4 +1,4 @@
-"""Batches of training from scratch: pictures, mirrored or not, with their labels."""
+"""Batches of training from scratch: images, randomly mirrored, with their labels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipelines.train import data_loader as reader
 from pipelines.train import task
-from pipelines.train.data_loader import Column, Common, chance
+from pipelines.train.data_loader import Column, Common, to_uniform
 from pipelines.train.pretrain.config import PretrainSettings
 from pipelines.train.sample_order import SampleOrder
 from pipelines.train.task import Tokens
@@ -16,38 +16,46 @@ from pipelines.train.task import Tokens
 
 @dataclass
 class Batch(task.Batch):
+    """A micro-batch with class labels."""
+
     labels: Tensor
-    """(B,), the number of classes where the label is dropped"""
+    """(B,), the number of classes if the label is dropped"""
     patch_size: int
 
     @property
     def tokens(self) -> Tokens:
-        pictures, _, height, width = self.images.shape
+        """Return the token counts."""
+        count, _, height, width = self.images.shape
         image = height // self.patch_size * (width // self.patch_size)
-        return Tokens(pictures * image, image)
+        return Tokens(count * image, image)
 
     def inputs(self) -> dict[str, Tensor]:
+        """Return the objective's arguments by name."""
         return {**super().inputs(), "labels": self.labels}
 
 
 class BatchReader(reader.BatchReader):
+    """Loads batches with class labels."""
+
     columns: Sequence[str] = ("label",)
-    draws = 2  # whether the label is dropped, and the picture mirrored
+    normals_per_sample = 2  # whether the label is dropped, and whether the image is mirrored
 
     def __init__(self, settings: PretrainSettings, order: SampleOrder, rank: int, workers: int):
         super().__init__(order, settings.optim.batch, rank, workers)
         self.settings = settings
 
-    def ask(self, column: Column) -> list[int]:
+    def request(self, column: Column) -> list[int]:
+        """Return the labels of a share."""
         return column("label")
 
-    def share(self, asked: list[int], drawn: Tensor) -> Callable[[list[int], Common], Batch]:
-        settings, labels = self.settings, torch.tensor(asked)
+    def batch_maker(self, pending: list[int], normals: Tensor) -> Callable[[list[int], Common], Batch]:
+        """Return a function that builds a batch from some of the share's places."""
+        settings, labels = self.settings, torch.tensor(pending)
         if not ((labels >= 0) & (labels < settings.classes)).all():
-            raise ValueError(f"there is a label {int(labels.max())}, and classes={settings.classes}; see `classes`")
-        even = chance(drawn)
-        labels = torch.where(even[:, 0] < settings.loss.class_dropout, settings.classes, labels)
-        mirrored = (even[:, 1] < 0.5) & settings.flip
+            raise ValueError(f"label {int(labels.max())} is out of range for classes={settings.classes}; see `classes`")
+        uniform = to_uniform(normals)
+        labels = torch.where(uniform[:, 0] < settings.loss.class_dropout, settings.classes, labels)
+        mirrored = (uniform[:, 1] < 0.5) & settings.flip
 
         def make(chosen: list[int], common: Common) -> Batch:
             turned = torch.where(mirrored[chosen][:, None, None, None], common.images.flip(-1), common.images)

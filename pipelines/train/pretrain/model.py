@@ -1,4 +1,4 @@
-"""The model that is trained from scratch, and the one that training gave."""
+"""Build the model to train from scratch, and load a pretrained one."""
 
 import torch
 
@@ -16,31 +16,45 @@ SUBSPACE, SUMMARY = "subspace.safetensors", "summary.json"
 
 
 def make_subspace(settings: PretrainSettings, pca: Subspace | None) -> Subspace:
-    """That of `settings.subspace`. `pca` is the basis step's, channel last, of at least the rank; ValueError if not."""
-    wanted, patch_dim = settings.subspace, settings.jit.patch_dim
-    rank = _recommended(pca) if wanted.rank == "auto" else wanted.rank
-    origin = {"method": wanted.kind, "rank": rank}
-    if wanted.kind == "random":
-        A = random_basis(patch_dim, rank, wanted.seed)
+    """Return the subspace of `settings.subspace`.
+
+    Args:
+        settings: settings of the training.
+        pca: the basis step's PCA, channel last; not needed for rank 0, full rank or a random subspace.
+
+    Raises:
+        ValueError: the PCA is missing, or its rank is too small.
+    """
+    chosen, patch_dim = settings.subspace, settings.jit.patch_dim
+    rank = _recommended(pca) if chosen.rank == "auto" else chosen.rank
+    origin = {"method": chosen.kind, "rank": rank}
+    if chosen.kind == "random":
+        A = random_basis(patch_dim, rank, chosen.seed)
     elif rank in (0, patch_dim):
         A = torch.eye(patch_dim, rank)
     elif pca is None or pca.rank < rank:
-        asked = f"subspace.rank={wanted.rank}" + (f", which is {rank}" if wanted.rank == "auto" else "")
-        raise ValueError(f"{asked}: the basis has {pca.rank if pca else 'none'}; see its pca_rank")
+        requested = f"subspace.rank={chosen.rank}" + (f", which is {rank}" if chosen.rank == "auto" else "")
+        raise ValueError(f"{requested}: the basis has rank {pca.rank if pca else 'none'}; see its pca_rank")
     else:
         A, origin = pca.A[:, :rank], {**pca.provenance, **origin}
     return Subspace(A.float().contiguous(), 1.0, LAYOUT, SrgbSpace(), origin)
 
 
 def _recommended(pca: Subspace | None) -> int:
-    """Return the rank that the basis step recommends. Raises ValueError where it does not."""
+    """Return the rank that the basis step recommends. Raises ValueError if there is none."""
     if pca is None or RECOMMENDED not in pca.provenance:
         raise ValueError("subspace.rank=auto: the basis recommends no rank; run the basis step again")
     return int(pca.provenance[RECOMMENDED])
 
 
 def build_model(settings: PretrainSettings, subspace: Subspace, features: int | None = None) -> PixelJiT:
-    """Ready to be trained, on the CPU, the same on every worker; `features` are those of REPA's encoder."""
+    """Return the model to train, on the CPU, the same on every worker.
+
+    Args:
+        settings: settings of the training.
+        subspace: subspace of the noise.
+        features: feature dimension of REPA's encoder.
+    """
     torch.manual_seed(settings.seed)
     model = PixelJiT(settings.jit, subspace)
     if settings.repa and features:
@@ -59,7 +73,12 @@ def settings_of(pretrained: Artifact) -> PretrainSettings:
 
 
 def load_pretrained(artifact: Artifact, step: int | None = None) -> PixelJiT:
-    """The moving average of a pretrain artifact, at the end or a checkpoint, in float32, ready to sample from."""
+    """Return the moving average of a pretrain artifact, in float32 and evaluation mode.
+
+    Args:
+        artifact: artifact of the pretrain step.
+        step: checkpoint; None for the end.
+    """
     settings = settings_of(artifact)
     model = PixelJiT(settings.jit, storage.read_file(artifact.file(SUBSPACE), Subspace.load))
     average = read_average(artifact.uri, step, "pretrain").values

@@ -1,4 +1,4 @@
-"""Pictures of classes by a model that was trained from scratch; see `pipelines.sample.sampler.ImageSampler`."""
+"""Sampler of a class-conditional model; see `pipelines.sample.sampler.ImageSampler`."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ from pipelines.train.pretrain.sampling import class_velocity
 
 
 class ClassSampler:
-    """A prompt is the number of a class."""
+    """Samples images by class; a prompt is the number of a class."""
 
     def __init__(self, model: PixelJiT, device: str):
         self.model, self.device = model, device
@@ -23,18 +23,19 @@ class ClassSampler:
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
-        drawing: SamplingParameters,
+        parameters: SamplingParameters,
         on_step: Callable[[int], None] = lambda step: None,
     ) -> Tensor:
-        space, floor = self.model.subspace.space, drawing.sigma_floor
+        """Return (B, 3, H, W) sRGB images in [-1, 1] of the classes, from the seeds' noise."""
+        space, floor = self.model.subspace.space, parameters.sigma_floor
         labels = torch.tensor([int(prompt) for prompt in prompts], device=self.device)
-        guidance = Guidance(drawing.guidance, drawing.orthogonal, drawing.interval)
+        guidance = Guidance(parameters.guidance, parameters.orthogonal, parameters.interval)
         velocity = class_velocity(
             self.model, labels, guidance, self.model.sigma_floor_sample if floor is None else floor
         )
-        clamp = space.clamp_to_gamut if drawing.clamp else None
-        noise = drawing.noise(list(seeds)).to(self.device)
-        x_0 = SOLVERS[drawing.solver](
-            velocity, noise, drawing.steps, drawing.shift, clamp, lambda step, x_t: on_step(step)
+        clamp = space.clamp_to_gamut if parameters.clamp else None
+        noise = parameters.noise(list(seeds)).to(self.device)
+        x_0 = SOLVERS[parameters.solver](
+            velocity, noise, parameters.steps, parameters.shift, clamp, lambda step, x_t: on_step(step)
         )
         return space.decode(x_0).float().cpu()

@@ -1,4 +1,4 @@
-"""Samples of a class-conditional pixel model: Heun's method, guidance in an interval (Sec. 6.1, App. B.1)."""
+"""Sampling of a class-conditional pixel model: Heun's method, guidance in an interval (Sec. 6.1, App. B.1)."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from pipelines.train.pretrain.config import Validation
 
 @torch.no_grad()
 def sample_classes(model: PixelJiT, noise: Tensor, labels: Tensor, settings: Validation) -> Tensor:
-    """(B, 3, H, W) sRGB in [-1, 1] from noise of that shape, labels (B,)."""
+    """Return images (B, 3, H, W), sRGB in [-1, 1], from noise of that shape and labels (B,)."""
     training = model.training
     model.eval()
     try:
@@ -24,11 +24,12 @@ def sample_classes(model: PixelJiT, noise: Tensor, labels: Tensor, settings: Val
 
 
 def guidance_of(settings: Validation) -> Guidance:
+    """Return the guidance of these settings."""
     return Guidance(settings.guidance, orthogonal=False, interval=settings.guidance_interval)
 
 
 def class_velocity(model: PixelJiT, labels: Tensor, guidance: Guidance, sigma_floor: float):
-    """velocity(x_t, sigma) that samplers follow; without a class where the guidance asks."""
+    """Return velocity(x_t, sigma) for samplers, with class-free predictions where guidance needs them."""
     nothing = torch.full_like(labels, model.config.classes)
     with_class, without = (partial(_predict, model, which, sigma_floor) for which in (labels, nothing))
     return guided(with_class, without, guidance)

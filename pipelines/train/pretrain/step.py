@@ -1,4 +1,4 @@
-"""Pretrain: a class-conditional pixel model from scratch, of any rank between x_0- and u-prediction (Sec. 6.1)."""
+"""Pretrain step: a class-conditional pixel model from scratch, of any rank from x_0- to u-prediction (Sec. 6.1)."""
 
 import json
 from collections.abc import Mapping
@@ -16,13 +16,14 @@ from pipelines.data.basis.step import load_subspace
 from pipelines.train import driver
 from pipelines.train.config import check_optimizer
 from pipelines.train.devices import precision_name
-from pipelines.train.driver import check_processors, draw, last_means
+from pipelines.train.driver import check_processors, last_means, log_curves
 from pipelines.train.metrics_log import RECORD, Record
 from pipelines.train.pretrain.config import PretrainSettings
 from pipelines.train.pretrain.model import SUBSPACE, SUMMARY, make_subspace
 
 
 def check(settings: PretrainSettings) -> None:
+    """Check encoder, optimizer and processors before Ray starts. Raises ConfigError."""
     if settings.repa:
         try:
             check_dinov2(settings.repa.encoder)
@@ -33,12 +34,13 @@ def check(settings: PretrainSettings) -> None:
 
 
 def check_inputs(settings: PretrainSettings, inputs: Mapping[str, Artifact]) -> None:
+    """Check that images and basis fit the settings. Raises ConfigError."""
     curated = inputs["curated"]
     if not curated.manifest["config"].get("labels"):
-        raise ConfigError("curated: its pictures have no labels; curate them with labels=folder or labels=column")
+        raise ConfigError("curated: its images have no labels; curate them with labels=folder or labels=column")
     size, patch = size_of(curated), settings.jit.patch_size
     if size[0] % patch or size[1] % patch:
-        raise ConfigError(f"network.patch_size={patch}: does not divide pictures of {size[1]}x{size[0]}")
+        raise ConfigError(f"network.patch_size={patch}: does not divide images of {size[1]}x{size[0]}")
     if settings.needs_basis:
         try:
             make_subspace(settings, pca_of(settings, inputs))
@@ -47,28 +49,29 @@ def check_inputs(settings: PretrainSettings, inputs: Mapping[str, Artifact]) -> 
 
 
 def size_of(curated: Artifact) -> tuple[int, int]:
-    """(height, width) of the pictures. Raises ConfigError where there are several."""
+    """Return (height, width) of the images. Raises ConfigError if there are several sizes."""
     buckets = curated.manifest["config"]["buckets"]
     if len(buckets) > 1:
-        raise ConfigError("curated: has pictures of several sizes; curate with one bucket")
+        raise ConfigError("curated: has images of several sizes; curate with one bucket")
     width, height = buckets[0]
     return height, width
 
 
 def pca_of(settings: PretrainSettings, inputs: Mapping[str, Artifact]) -> Subspace | None:
-    """The basis step's, channel last. ValueError where it is of another space."""
+    """Return the basis step's PCA, channel last; None if none is needed. Raises ValueError for another color space."""
     if not settings.needs_basis:
         return None
     artifact = inputs["basis"]
     other = artifact.manifest["config"]["layout"] != LAYOUT
     found = load_subspace(artifact, f"pca_{LAYOUT}" if other else "pca")
     if not isinstance(found.space, SrgbSpace):
-        raise ValueError("it was made for Oklab; make one with space=srgb")
+        raise ValueError("it was made for Oklab; run the basis step with space=srgb")
     return found
 
 
 def build(settings: PretrainSettings, context: Context) -> dict[str, float]:
-    from pipelines.train.pretrain.task import PretrainTask  # seconds: not to find an artifact again
+    """Train unless the result exists, and write curves and summary."""
+    from pipelines.train.pretrain.task import PretrainTask  # takes seconds, which a cached artifact does not need
 
     settings = with_absolute_paths(settings)
     if not storage.exists(context.file(RECORD)):
@@ -82,13 +85,13 @@ def build(settings: PretrainSettings, context: Context) -> dict[str, float]:
         }
         driver.train("pretrain", PretrainTask, settings, context, data)
     record = Record.from_json(storage.read_bytes(context.file(RECORD)).decode())
-    summary = {"by_sigma": draw(record, context), "size": size_of(context.inputs["curated"])}
+    summary = {"by_sigma": log_curves(record, context), "size": size_of(context.inputs["curated"])}
     storage.write_bytes(context.file(SUMMARY), json.dumps(summary).encode())
     return last_means(record)
 
 
 def with_absolute_paths(settings: PretrainSettings) -> PretrainSettings:
-    """For workers: Ray Train gives them another working directory."""
+    """Return the settings with absolute paths: Ray Train's workers have another working directory."""
     if settings.repa is None:
         return settings
     repa = settings.repa.model_copy(update={"encoder": storage.absolute(settings.repa.encoder)})
@@ -96,12 +99,13 @@ def with_absolute_paths(settings: PretrainSettings) -> PretrainSettings:
 
 
 def title(settings: PretrainSettings) -> str:
+    """Return the name of the MLflow run."""
     kind = "random " if settings.subspace.kind == "random" else ""
     return f"{kind}r{settings.subspace.rank}{' repa' if settings.repa else ''}"
 
 
 def shown(settings: PretrainSettings) -> dict[str, Any]:
-    """The settings, and what the network's come to."""
+    """Return the settings to log, with the network's resolved shapes."""
     tree = settings.model_dump(mode="json")
     return tree | {"network": {**tree["network"], **vars(settings.jit)}}
 

@@ -1,4 +1,4 @@
-"""What training from scratch brings to the training loop."""
+"""Training task of training from scratch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ from pipelines.viz.image_grid import grid_of, to_pil_images
 
 
 class PretrainTask:
-    """See `pipelines.train.task.Task`."""
+    """Implements `pipelines.train.task.Task`."""
 
     def __init__(self, config: dict[str, Any], rank: int, workers: int):
         self.settings = settings = PretrainSettings.model_validate(config["settings"])
@@ -42,30 +42,34 @@ class PretrainTask:
         self.rank, self.workers = rank, workers
 
     def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter group."""
         lr = self.settings.optim.lr
         return [{"params": list(self.model.trainable().values()), "lr": lr, "peak": lr}]
 
     def moving_average(self, values: Mapping[str, Tensor]) -> ConstantEMA:
+        """Return a moving average of constant decay."""
         return ConstantEMA(values, self.settings.ema.decay)
 
-    def blank_batch(self, pictures: int) -> Batch:
+    def blank_batch(self, count: int) -> Batch:
+        """Return a batch of images of one patch."""
         side = self.model.patch_size
         return Batch(
-            images=torch.zeros(pictures, 3, side, side),
-            noise=torch.zeros(pictures, 3, side, side),
-            sigma=torch.full((pictures,), 0.5),
-            weight=torch.ones(pictures),
-            keys=[""] * pictures,
-            key_sums=torch.zeros(pictures).double(),
-            labels=torch.zeros(pictures).long(),
+            images=torch.zeros(count, 3, side, side),
+            noise=torch.zeros(count, 3, side, side),
+            sigma=torch.full((count,), 0.5),
+            weight=torch.ones(count),
+            keys=[""] * count,
+            key_sums=torch.zeros(count).double(),
+            labels=torch.zeros(count).long(),
             patch_size=side,
         )
 
     def step_flops(self, tokens: Tokens) -> float:
+        """Return the model FLOPs of a step."""
         return self.settings.optim.batch * training_flops(self.settings.jit, tokens.image)
 
-    def draw(self, device: torch.device) -> Image.Image:
-        """The first classes by turns; each rank draws its part, as many as the others."""
+    def sample_images(self, device: torch.device) -> Image.Image:
+        """Return a grid of images of the first classes in turn; each rank samples an equal part."""
         settings = self.settings.validation
         assert settings
         each = -(-settings.pictures // self.workers)
@@ -75,12 +79,12 @@ class PretrainTask:
         images = sample_classes(self.model, noise, labels, settings)
         everyone = [torch.empty_like(images) for _ in range(self.workers)]
         dist.all_gather(everyone, images)
-        pictures = to_pil_images(torch.cat(everyone)[: settings.pictures].cpu())
-        return grid_of(pictures, columns=min(8, len(pictures)))
+        grid = to_pil_images(torch.cat(everyone)[: settings.pictures].cpu())
+        return grid_of(grid, columns=min(8, len(grid)))
 
 
 def make_objective(
     model: PixelJiT, loss: Loss, repa: Repa | None = None, encoder: DinoFeatures | None = None
 ) -> PretrainObjective:
-    """Return the loss of these settings."""
+    """Return the training loss of these settings."""
     return PretrainObjective(model, loss.sigma_floor, encoder if repa else None, repa.weight if repa else 0.0)

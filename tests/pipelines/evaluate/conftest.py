@@ -7,7 +7,7 @@ MODELS = Path(__file__).parents[3] / "models"
 
 @pytest.fixture
 def demo(tmp_path, held_out):
-    """Call with changes: settings of the demo suite on the shipped toy, as a tree."""
+    """Return a function of changes: settings of the demo suite on the shipped toy, as a tree."""
 
     def make(**changes):
         return {

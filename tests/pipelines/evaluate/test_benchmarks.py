@@ -1,5 +1,4 @@
-"""The benchmarks' suites from prompts to numbers: every scorer's real classes at tiny size, by real Ray, on pictures
-made elsewhere."""
+"""The benchmark suites from prompts to metrics: tiny models of the real classes, on Ray, on images made elsewhere."""
 
 import json
 import sys
@@ -30,7 +29,7 @@ COUNT = 4
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Models, prompts, pictures and real pictures of all suites."""
+    """Return a folder with models, prompts, images and real images of all suites."""
     root = tmp_path_factory.mktemp("benchmarks")
     clip = write_tiny_clip(root / "clip")
     from safetensors.torch import load_file
@@ -63,8 +62,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Matrices of 2048 x 2048 are the slowest of it, and two threads that share two cores with others wait for each
-    other."""
+    """Use one thread: 2048 x 2048 matrices dominate, and more threads contend for two cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -118,7 +116,7 @@ def evaluated(settings):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_coco_by_six_scorers(settings, root, local_ray):
-    # One of them in an environment of its own, which another Python of the same packages stands for here.
+    # One scorer runs in another environment: a second Python with the same packages.
     found = settings(
         "coco10k", pictures=str(root / "one_each"), reference={"source": str(root / "real")},
         prompts={"count": COUNT, "file": str(root / "captions.txt")},
@@ -142,7 +140,7 @@ def test_coco_by_six_scorers(settings, root, local_ray):
     assert protocols[table["hpsv2.1"]["fingerprint"]]["scorer"]["activation"] == "quickgelu"
     assert all(protocol["pictures"] == COUNT for protocol in protocols.values())
 
-    # A part of them: what was scored stands.
+    # A subset: its scores are cached.
     before = {p: p.stat().st_mtime_ns for p in Path(found.run.storage, "scores").rglob("*.parquet")}
     fewer = found.model_copy(update={"leave_out": ["hps_v3", "inception", "inception_crop"]})
     assert list(evaluated(fewer)[0]) == ["hpsv2.1", "vqa_score", "clip_score"]
@@ -172,7 +170,7 @@ def test_geneval_and_dpg(settings, root, local_ray):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_imagenet_by_adms_protocol(settings, root, local_ray, tmp_path):
-    """Against statistics, and pictures, that stand in a file of ADM's form."""
+    """With statistics and images in a file of ADM's format."""
     images = np.random.default_rng(5).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     generator = np.random.default_rng(6)
     moments = {}
@@ -183,7 +181,7 @@ def test_imagenet_by_adms_protocol(settings, root, local_ray, tmp_path):
     reference = {"source": str(tmp_path / "reference.npz")}
     part = settings("imagenet50k", pictures=str(root / "small"), images_per_prompt=50, reference=reference,
                     prompts={"count": 20})  # fmt: skip
-    with pytest.raises(ConfigError, match="there are 1000 pictures, the suite asks for 50000"):
+    with pytest.raises(ConfigError, match="there are 1000 images, the suite needs 50000"):
         run_step(STEP, part.model_copy(update={"prompts": part.prompts.model_copy(update={"count": None})}))
     fewer = part.model_copy(update={"images_per_prompt": 1, "pictures": str(root / "made")})
     fewer = fewer.model_copy(update={"prompts": fewer.prompts.model_copy(update={"count": 16})})

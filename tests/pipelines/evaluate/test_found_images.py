@@ -6,13 +6,13 @@ from PIL import Image
 from pipelines.core import storage
 from pipelines.core.config import ConfigError
 from pipelines.evaluate.found_images import match_images
-from pipelines.evaluate.image_sets import found_pictures, load_picture
+from pipelines.evaluate.image_sets import load_found_images, load_image
 from pipelines.evaluate.prompts import Prompt, shots_of
 
 
 @pytest.fixture
 def match(tmp_path):
-    """Call with names, the items' ids and repeats: {(place of the prompt, repeat): name}."""
+    """Return a function of names, the items' IDs and repeats: {(index of the prompt, repeat): name}."""
 
     def make(names, prompts=12, repeats=1, files=None):
         root = str(tmp_path / "images")
@@ -35,7 +35,7 @@ NAMES = ["{}.png", "{:05}.jpg", "a fox {}.webp", "seed42_{}_v2.png", "out/{}.PNG
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_number_is_the_image_of_that_place(match, name, first):
     names = [name.format(i + first) for i in range(12)]
-    assert match(reversed(names)) == {(i, 0): names[i] for i in range(12)}  # 2 is before 10
+    assert match(reversed(names)) == {(i, 0): names[i] for i in range(12)}  # 2 comes before 10
 
 
 def test_running_numbers_count_prompts_and_then_repeats(match):
@@ -56,7 +56,7 @@ def test_geneval_writes_folders_with_records_and_grids(match):
     record = {f"{p:05}/metadata.jsonl": json.dumps({"prompt": f"prompt {p:05}", "tag": "colors"}) for p in range(4)}
     assert match(names.values(), prompts=4, repeats=4, files=extra | record) == names
     wrong = {"00002/metadata.jsonl": json.dumps({"prompt": "another"})}
-    with pytest.raises(ConfigError, match="00002/metadata.jsonl is of 'another', and prompt 2 .* is 'prompt 00002'"):
+    with pytest.raises(ConfigError, match="00002/metadata.jsonl has 'another', but prompt 2 .* is 'prompt 00002'"):
         match(names.values(), prompts=4, repeats=4, files=extra | wrong)
 
 
@@ -101,19 +101,19 @@ def test_a_mapping_file_says_it_all(match, rows):
 @pytest.mark.parametrize(
     ("names", "prompts", "repeats", "files", "named"),
     [
-        (["a.png", "b.png", "c.png"], 3, 1, {}, "names such as 'a' do not tell .* number them 0 to 2.* images.csv"),
-        (["0.png", "1.png", "3.png"], 3, 1, {}, "do not tell"),
-        (["7.png", "8.png", "9.png"], 3, 1, {}, "do not tell"),
-        (["0.png", "00.png", "1.png"], 3, 1, {}, "do not tell"),
-        (["0.png", "0.jpg", "1.png"], 3, 1, {}, "two images differ in nothing but their ending"),
-        (["0.png", "1.png"], 3, 1, {}, "there are 2 pictures, the suite asks for 3"),
-        (["0-91.png", "1-17.png", "2-64.png"], 3, 1, {}, "do not tell"),  # a seed, perhaps
-        (["0-0.png", "0-1.png", "1-0.png", "1-1.png"], 2, 2, {}, "do not tell"),  # which of the two is the prompt?
-        (["0.png", "1.png", "x.png"], 3, 1, {}, "do not tell"),
-        (["0.png", "1.png"], 2, 1, {"images.csv": "file,index\n0.png,1\n"}, "1 of 2 images have a place"),
-        (["0.png"], 1, 1, {"images.csv": "file,index\n1.png,0\n"}, "'1.png' stands in the mapping, and no such image"),
+        (["a.png", "b.png", "c.png"], 3, 1, {}, "names such as 'a' do not .* number the images 0 to 2.* images.csv"),
+        (["0.png", "1.png", "3.png"], 3, 1, {}, "do not identify"),
+        (["7.png", "8.png", "9.png"], 3, 1, {}, "do not identify"),
+        (["0.png", "00.png", "1.png"], 3, 1, {}, "do not identify"),
+        (["0.png", "0.jpg", "1.png"], 3, 1, {}, "two images differ only in their suffix"),
+        (["0.png", "1.png"], 3, 1, {}, "there are 2 images, the suite needs 3"),
+        (["0-91.png", "1-17.png", "2-64.png"], 3, 1, {}, "do not identify"),  # a seed, perhaps
+        (["0-0.png", "0-1.png", "1-0.png", "1-1.png"], 2, 2, {}, "do not identify"),  # which of the two is the prompt?
+        (["0.png", "1.png", "x.png"], 3, 1, {}, "do not identify"),
+        (["0.png", "1.png"], 2, 1, {"images.csv": "file,index\n0.png,1\n"}, "1 of 2 images are matched"),
+        (["0.png"], 1, 1, {"images.csv": "file,index\n1.png,0\n"}, "'1.png' is in the mapping, but not"),
         (["0.png"], 1, 1, {"images.csv": "file,index\n0.png,1\n"}, "line 2: index='1' is not a number from 0 to 0"),
-        (["0.png"], 1, 1, {"images.csv": "file,prompt\n0.png,a fox\n"}, "prompt='a fox' is that of 0 prompts"),
+        (["0.png"], 1, 1, {"images.csv": "file,prompt\n0.png,a fox\n"}, "prompt='a fox' matches 0 prompts"),
         (["0.png"], 1, 1, {"images.csv": "name\n0.png\n"}, "no column file"),
     ],
 )
@@ -130,15 +130,15 @@ def test_dpg_bench_writes_a_grid_per_item(tmp_path):
         for r, corner in enumerate([(0, 0), (32, 0), (0, 16), (32, 16)]):
             grid.paste(Image.new("RGB", (32, 16), (40 * r, 200 * p, 0)), corner)
         grid.save(tmp_path / "images" / f"{name}.png")
-    found = found_pictures(str(tmp_path / "images"), shots, 4, str(tmp_path / "runs"))
+    found = load_found_images(str(tmp_path / "images"), shots, 4, str(tmp_path / "runs"))
     assert [key for key in found.files] == [shot.key for shot in shots]
     for shot in shots:
-        image = load_picture(found.files[shot.key])
+        image = load_image(found.files[shot.key])
         assert image.shape == (3, 16, 32)
         assert image[:, 0, 0].tolist() == [40 * (shot.index % 4), 200 * (shot.index // 4), 0]
     Image.new("RGB", (63, 32)).save(tmp_path / "images" / "vrd1.png")
-    with pytest.raises(ConfigError, match="vrd1.png of 63x32 is no grid of two by two images"):
-        found_pictures(str(tmp_path / "images"), shots, 4, str(tmp_path / "runs"))
+    with pytest.raises(ConfigError, match="vrd1.png of 63x32 is not a grid of two by two images"):
+        load_found_images(str(tmp_path / "images"), shots, 4, str(tmp_path / "runs"))
 
 
 def test_another_match_of_the_same_images_is_another_protocol(tmp_path):
@@ -147,6 +147,6 @@ def test_another_match_of_the_same_images_is_another_protocol(tmp_path):
         storage.write_bytes(f"{root}/{i}.png", b"image")
     prompts = [Prompt(f"{i:05}", f"prompt {i}") for i in range(6)]
     ids = {
-        found_pictures(root, shots_of(prompts[: 6 // r], r), r, str(tmp_path / "runs")).id for r in (1, 2, 3)
+        load_found_images(root, shots_of(prompts[: 6 // r], r), r, str(tmp_path / "runs")).id for r in (1, 2, 3)
     }  # fmt: skip
     assert len(ids) == 3

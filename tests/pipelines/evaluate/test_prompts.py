@@ -32,7 +32,7 @@ def test_indices_count_prompts_times_repeats_and_keys_stay_when_prompts_are_adde
     assert [shot.key for shot in shots_of(prompts[:2], 2)] == [shot.key for shot in shots[:4]]
     assert len({shot.key for shot in shots}) == 6
     other = Prompt("a", "a cat", data={"tag": "colors"})
-    assert shots_of([other], 1)[0].key != shots[0].key  # it is asked for something else
+    assert shots_of([other], 1)[0].key != shots[0].key  # a file for another purpose
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
@@ -79,7 +79,7 @@ def test_hpsv3_has_twelve_categories(tmp_path):
     prompts = read_hpsv3(str(tmp_path), "")
     assert len(prompts) == 24 and prompts[3] == Prompt("Kind01-0001", "1 1", "Kind01")
     (tmp_path / "benchmark_Kind03.json").unlink()
-    with pytest.raises(ConfigError, match="has 11 files benchmark_<Category>.json, needed are 12"):
+    with pytest.raises(ConfigError, match="has 11 files benchmark_<Category>.json, not 12"):
         read_hpsv3(str(tmp_path), "")
 
 

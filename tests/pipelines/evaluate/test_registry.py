@@ -1,4 +1,4 @@
-"""The registry's newest model, evaluated when there is one, as a scheduler would: every night, by the job itself."""
+"""Nightly evaluation of the registry's newest model by the job itself, as a scheduler runs it."""
 
 import json
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture
 def nightly(tiny_workflow, tmp_path, monkeypatch, capsys, tiny_base):
-    """Call with overrides: runs jobs/evaluate.py demo CONFIG --latest-registered; (exit status, last line, stderr)."""
+    """Run jobs/evaluate.py demo CONFIG --latest-registered. Returns (exit status, last line, stderr)."""
     settings, _, outcomes = tiny_workflow
     tree = {
         "run": settings.run.model_dump(), "base": os.path.relpath(tiny_base), "models": ["trained"],
@@ -63,16 +63,16 @@ def test_every_night(nightly, tiny_workflow, tmp_path):
     assert tags == pytest.approx({f"demo/{k}": v for k, v in found["metrics"].items()}, rel=1e-5)
     made = {p: p.stat().st_mtime_ns for p in Path(settings.run.storage, "pictures").rglob("*.png")}
 
-    status, again, err = nightly()  # nothing new
+    status, again, err = nightly()  # no new version
     assert status == 0 and json.loads(again) == found and "done before, nothing to do" in err
 
     status, line, err = nightly("floors={trained/high_frequency_power: 99}")
-    assert status == 1 and json.loads(line) == found  # the scores are told all the same
+    assert status == 1 and json.loads(line) == found  # the scores are printed all the same
     assert err.splitlines()[-1].startswith("error: demo: trained/high_frequency_power is ")
     status, line, err = nightly("floors={trained/fid: 1}")
     assert status == 2 and line == "" and "floors.trained/fid: no such score" in err
 
-    # The alias moves to another version, of the same bytes here: it is evaluated, and no picture is drawn again.
+    # The alias moves to another version with the same content: it is evaluated from cached images.
     client.create_model_version(version.name, version.source, version.run_id, dict(version.tags))
     client.set_registered_model_alias(version.name, "newest", str(int(version.version) + 1))
     status, line, err = nightly()
@@ -83,7 +83,7 @@ def test_every_night(nightly, tiny_workflow, tmp_path):
 
 
 def test_a_finetunes_artifact_is_linked_to_its_run_and_its_version(tiny_workflow):
-    """As the workflow evaluates it, without a word of the registry."""
+    """As the workflow evaluates it, without naming the registry."""
     settings, _, outcomes = tiny_workflow
     client = MlflowClient(tracking_uri(settings.run))
     tags = client.get_run(outcomes["evaluate"].mlflow_run).data.tags
@@ -96,7 +96,7 @@ def test_a_finetunes_artifact_is_linked_to_its_run_and_its_version(tiny_workflow
 def test_a_name_that_is_not_registered(nightly, tiny_workflow):
     settings = tiny_workflow[0]
     for name in ("nobody@newest", "nobody/3", f"{settings.run.experiment}@best"):
-        with pytest.raises(ConfigError, match=f"registered='{name}': .*say NAME@ALIAS"):
+        with pytest.raises(ConfigError, match=f"registered='{name}': .*give NAME@ALIAS"):
             pin(name, settings.run)
     status, line, err = nightly("registered=nobody@newest")
     assert status == 2 and line == "" and err.count("\n") == 1

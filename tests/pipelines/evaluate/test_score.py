@@ -1,4 +1,4 @@
-"""What a scorer makes of pictures, in files; without Ray."""
+"""Cached scores in files, without Ray."""
 
 import json
 
@@ -8,14 +8,14 @@ from PIL import Image
 
 from pipelines.data.images import BadImage
 from pipelines.evaluate import score as module
-from pipelines.evaluate.image_sets import ImageSet, in_batches, load_picture
+from pipelines.evaluate.image_sets import ImageSet, in_batches, load_image
 from pipelines.evaluate.prompts import Prompt, shots_of
-from pipelines.evaluate.score import Scores, ScoresDiffer, ScoreWorker, score
+from pipelines.evaluate.score import ProtocolMismatch, Scores, ScoreWorker, score
 from pipelines.evaluate.scorers import Scorer
 
 
 class Brightness(Scorer):
-    """Mean, the prompt that it was asked with, and the pixel in the corner as a feature."""
+    """A scorer: mean, its prompt, and the corner pixel as a feature."""
 
     offset: float = 0.0
 
@@ -36,7 +36,7 @@ CALLS = []
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Seven pictures, two of them of another size, and their shots."""
+    """Return seven images, two of them of another size, and their shots."""
     shots = shots_of([Prompt(str(i), f"prompt {i}") for i in range(7)], 1)
     files = {}
     for i, shot in enumerate(shots):
@@ -48,7 +48,7 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def here(monkeypatch):
-    """Items are done in this process."""
+    """Run items in this process."""
 
     def do(items, make_worker, resources, label, unit):
         worker = make_worker() if items else None
@@ -65,10 +65,10 @@ def test_rows_and_features_are_in_the_order_of_the_pictures_however_they_were_ma
     parts, part = str(tmp_path / "parts"), Brightness(resources={"batch": 2})
     some = dict(list(found.files.items())[3:6])
     score({"a": ImageSet("set", some, {})}, shots, "brightness", part, parts)
-    assert CALLS == [5, 2, 2, 1]  # pictures of one size go together
+    assert CALLS == [5, 2, 2, 1]  # images of one size are scored together
     CALLS.clear()
     rest = score({"a": found}, shots, "brightness", part, parts)["a"]
-    assert sum(CALLS) == 4  # the others stand
+    assert sum(CALLS) == 4  # the others are cached
     assert rest.rows() == whole.rows() and rest.protocol == {"metric": "brightness", "offset": 0.0}
     assert [row["asked"] for row in rest.rows()] == [f"prompt {i}" for i in range(7)]
     assert json.loads(rest.rows()[2]["seen"]) == {"size": [3, 4, 6]}
@@ -101,15 +101,15 @@ def test_other_settings_are_other_scores_and_another_protocol_is_never_mixed_in(
     moved = score({"a": found}, shots, "brightness", Brightness(offset=1.0), str(tmp_path))["a"]
     assert plain.folder != moved.folder and moved.rows()[0]["score"] == plain.rows()[0]["score"] + 1
     same = score({"a": found}, shots, "brightness", Brightness(resources={"batch": 3}), str(tmp_path))["a"]
-    assert same.folder == plain.folder  # on what it runs is no matter
-    with pytest.raises(ScoresDiffer, match="are of the protocol .*'offset': 0.0.* not .*'offset': 2.0"):
+    assert same.folder == plain.folder  # hardware does not change the identity
+    with pytest.raises(ProtocolMismatch, match="have the protocol .*'offset': 0.0.* not .*'offset': 2.0"):
         ScoreWorker(Brightness(offset=2.0), [], [plain.folder])
 
 
 def test_pictures_that_cannot_be_read(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"\x89PNG no picture")
     with pytest.raises(BadImage):
-        load_picture(str(tmp_path / "bad.png"))
+        load_image(str(tmp_path / "bad.png"))
 
 
 def test_batches():

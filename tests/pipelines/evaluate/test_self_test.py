@@ -1,4 +1,4 @@
-"""The known answers are right, not only known: each is computed here once more, by other means."""
+"""The expected values of the self-test, each computed in another way."""
 
 from dataclasses import replace
 from typing import get_args
@@ -20,7 +20,7 @@ from pipelines.evaluate.suites import SUITES
 def test_an_installation_that_works_passes(suite, capsys):
     assert self_test.self_test([suite]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == len(EXPECTED[suite]) + 1 and out[-1] == "all as they should be"
+    assert len(out) == len(EXPECTED[suite]) + 1 and out[-1] == "all passed"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def features(count, frequency):
 
 
 def frechet(a, b):
-    """As the textbooks have it."""
+    """Return the distance by the textbook formula."""
     product = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
     return np.square(a.mean(0) - b.mean(0)).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * product)
 
@@ -89,12 +89,12 @@ def test_means_and_categories():
 
 
 def test_dpg_by_hand():
-    # a: 4/4, 1/4, 2/4, 3/4; b: 3/3, 0/3, 1/3, 3/3; c, whose child stands first: 0/2, 2/2, 0/2, 0/2
+    # a: 4/4, 1/4, 2/4, 3/4; b: 3/3, 0/3, 1/3, 3/3; c, whose child comes first: 0/2, 2/2, 0/2, 0/2
     crops = {"a": [1, 1 / 4, 2 / 4, 3 / 4], "b": [1, 0, 1 / 3, 1], "c": [0, 1, 0, 0]}
     assert EXPECTED["dpg"]["dpg"] == pytest.approx(100 * np.mean([np.mean(c) for c in crops.values()]))
     # entity: a1 of yyny.. = 3/4, a2 = 3/4, b1 = 3/4, c2 = 1/4
     assert EXPECTED["dpg"]["dpg/entity"] == pytest.approx(100 * (3 + 3 + 3 + 1) / 16)
-    # the last crops, as they were answered: yyny, yyy, yn
+    # the last crops, before zeroing: yyny, yyy, yn
     assert EXPECTED["dpg"]["dpg_official/attribute"] == pytest.approx(100 * (0 + 1) / 2)
     assert EXPECTED["dpg"]["dpg_official/entity"] == pytest.approx(100 * (1 + 1 + 1 + 0) / 4)
 

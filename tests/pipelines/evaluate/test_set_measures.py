@@ -5,25 +5,25 @@ import torch
 
 from pipelines.core.step import StepFailed
 from pipelines.evaluate.config import Bootstrap
-from pipelines.evaluate.measures import Evaluated
+from pipelines.evaluate.measures import MeasureInput
 from pipelines.evaluate.prompts import Prompt, shots_of
 from pipelines.evaluate.set_measures import FlatGround, SpectrumDistance
 
 
 def spectra_of(side: int):
-    """Pictures of so many pixels, as far as their spectra are known."""
+    """Return spectra of images with sides of so many pixels."""
     scores = SimpleNamespace(features=lambda name: [torch.rand(4, side // 2)])
     return SimpleNamespace(scores={"spectrum": scores})
 
 
 def test_spectra_of_other_sizes_are_refused_in_words():
-    evaluated = SimpleNamespace(real_pictures=lambda why: spectra_of(32), made=spectra_of(64))
-    with pytest.raises(StepFailed, match="real pictures of 32 pixels a side and drawn ones of 64 .*sampling.height"):
+    evaluated = SimpleNamespace(real_images=lambda why: spectra_of(32), made=spectra_of(64))
+    with pytest.raises(StepFailed, match="real images of 32 and sampled ones of 64 pixels a side .*sampling.height"):
         SpectrumDistance("spectrum").rows(evaluated)
 
 
 def test_grain_is_that_of_emoji_on_plain_grounds_alone():
-    """Two repeats of three prompts; the photograph's noise is left out, and so is a texture without any ground."""
+    """Two repeats of three prompts; the photograph and a texture without a ground are left out."""
     noise = torch.randn(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     levels = torch.tensor([2.0, 4.0, 30.0, 30.0, 6.0, 0.0])
     images = 128 + levels[:, None, None, None] * noise
@@ -31,8 +31,8 @@ def test_grain_is_that_of_emoji_on_plain_grounds_alone():
     texts = ["an emoji of a fox on green", "a photo of grass, wide view", "an emoji of a sock on light blue"]
     shots = shots_of([Prompt(str(i), text) for i, text in enumerate(texts)], 2)
     made = SimpleNamespace(tensor=images.round().clamp(0, 255) / 127.5 - 1)
-    (row,) = FlatGround("flat_ground").rows(Evaluated(shots, 2, made, None, None, Bootstrap()))
+    (row,) = FlatGround("flat_ground").rows(MeasureInput(shots, 2, made, None, None, Bootstrap()))
     assert row["value"] == pytest.approx((3 + 6) / 2, rel=0.05) and row["low"] < row["value"] < row["high"]
     assert (row["prompts"], row["pictures"]) == (2, 3)
     others = shots_of([Prompt(str(i), "a photo of grass") for i in range(3)], 2)
-    assert FlatGround("flat_ground").rows(Evaluated(others, 2, made, None, None, Bootstrap())) == []
+    assert FlatGround("flat_ground").rows(MeasureInput(others, 2, made, None, None, Bootstrap())) == []

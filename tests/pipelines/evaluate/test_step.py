@@ -1,4 +1,4 @@
-"""The demo suite on the shipped toy: real Ray, real files, a real MLflow database."""
+"""The demo suite on the shipped toy: real Ray, files and MLflow database."""
 
 import json
 import os
@@ -31,13 +31,13 @@ def run(tree):
 
 
 def made_in(storage, suffixes=(".png", ".parquet")):
-    """{file: when it was written} of all pictures and scores."""
+    """Return {file: modification time} of all images and scores."""
     folders = [Path(storage) / "pictures", Path(storage) / "scores"]
     return {p: p.stat().st_mtime_ns for f in folders for p in f.rglob("*") if p.suffix in suffixes}
 
 
 def results(outcome):
-    """What must not depend on how it was come by."""
+    """Return the results that must not depend on how they were computed."""
     folder = Path(outcome if isinstance(outcome, str) else outcome.artifact.uri)
     table = json.loads((folder / "table.json").read_text())
     rows = pq.read_table(folder / "scores.parquet").to_pylist()
@@ -71,10 +71,10 @@ def test_the_demo_suite_from_pictures_to_mlflow(demo, local_ray):
     assert {"pictures", "scores.parquet", "protocols.json", "table.json"} <= logged
     pictures = {Path(file.path).name for file in client.list_artifacts(outcome.mlflow_run, "pictures")}
     assert pictures == {"samples.png", *(f"{model}_spectrum.png" for model in MODELS)}
-    with Image.open(folder / "samples.png") as sheet:
-        assert sheet.width > 4 * 256 and sheet.height > 2 * 256
+    with Image.open(folder / "samples.png") as image_grid:
+        assert image_grid.width > 4 * 256 and image_grid.height > 2 * 256
 
-    # More prompts, other intervals: what stands is used again, and only what is new is made.
+    # More prompts, other intervals: cached images and scores are reused, and only missing ones are made.
     before = made_in(storage)
     more = run(demo(prompts={"count": 7}, bootstrap={"set_resamples": 0}))
     after = made_in(storage)
@@ -93,7 +93,7 @@ def test_results_do_not_depend_on_actors_or_batches(demo, local_ray, tmp_path):
     two["scorers"] = {"spectrum": {"resources": {"workers": 2, "batch": 3}}}
     assert results(run(two)) == first  # to the last bit
     table, scores, _ = results(run(demo(run={"storage": str(tmp_path / "c")}, resources={"batch": 3})))
-    # Products of other shapes round otherwise, and now and then a value of 255 falls to the other side.
+    # Products of other shapes round differently, which may change an 8-bit value by one.
     assert [row["value"] for row in table] == pytest.approx([row["value"] for row in first[0]], rel=1e-3)
     assert [row["spectrum/score"] for row in scores] == pytest.approx(
         [row["spectrum/score"] for row in first[1]], rel=1e-3
@@ -122,7 +122,7 @@ def test_killed_in_the_middle_nothing_is_done_twice(demo, local_ray, tmp_path):
     whole = run(tree | {"run": {"storage": str(tmp_path / "whole")}})
     storage = tmp_path / "killed"
     known = {}
-    for suffix in (".png", ".parquet"):  # once while drawing, once while scoring
+    for suffix in (".png", ".parquet"):  # once while sampling, once while scoring
         job = start(config)
         deadline = time.monotonic() + 120
         while len([p for p in made_in(storage) if p.suffix == suffix]) < 5:
@@ -155,13 +155,13 @@ def test_pictures_made_elsewhere(demo, local_ray, tmp_path):
     assert [Path(row["prompt_id"]).name for row in scores[:4]] == ["00000", "00000", "00001", "00001"]
     (power,) = [row["value"] for row in table if row["metric"] == "high_frequency_power"]
     assert power > 2  # noise
-    # Others under the same names are other pictures, and nothing of the first is taken for theirs.
+    # Other images under the same names do not reuse the cached results of the first.
     (tmp_path / "found" / "004.png").write_bytes((tmp_path / "found" / "000.png").read_bytes())
     changed = results(run(tree))[1]
     assert changed[4]["spectrum/score"] == scores[0]["spectrum/score"] != scores[4]["spectrum/score"]
     assert [row["spectrum/score"] for row in changed[:4]] == [row["spectrum/score"] for row in scores[:4]]
     (tmp_path / "found" / "extra.png").write_bytes((tmp_path / "found" / "000.png").read_bytes())
-    with pytest.raises(ConfigError, match="pictures=.*/found': there are 11 pictures, the suite asks for 10"):
+    with pytest.raises(ConfigError, match="pictures=.*/found': there are 11 images, the suite needs 10"):
         run(tree)
 
 
@@ -172,8 +172,8 @@ def test_a_picture_of_nan_is_an_error_that_names_it(demo, local_ray, tmp_path):
     from pipelines.sample.parameters import SamplingParameters
 
     generator = Generator(EvaluatedModel("", "", "", None), SamplingParameters(16, 16, 1, 1.0, 1.0), "cpu")
-    generator.loaded = ("trained", lambda prompts, seeds, drawing: torch.full((1, 3, 16, 16), float("nan")))
-    with pytest.raises(ValueError, match="picture of 'a cat', seed 3, holds NaN"):
+    generator.loaded = ("trained", lambda prompts, seeds, parameters: torch.full((1, 3, 16, 16), float("nan")))
+    with pytest.raises(ValueError, match="image of 'a cat', seed 3, has NaN"):
         generator(json.dumps(["trained", str(tmp_path), [[3, "a cat", "000003-x"]]]))
     assert not list(tmp_path.glob("*.png"))
 
@@ -182,19 +182,19 @@ def test_a_picture_of_nan_is_an_error_that_names_it(demo, local_ray, tmp_path):
     ("changes", "message"),
     [
         ({"suite": "cocoo"}, "suite='cocoo': input should be 'demo', 'classes', 'coco10k'"),
-        ({"finetuned": "x"}, "finetuned: no finished finetune artifact|adapter and finetuned: more than one"),
+        ({"finetuned": "x"}, "finetuned: no finished finetune artifact|adapter and finetuned: only one"),
         ({"base": ""}, "base: missing"),
         ({"base": "nowhere"}, "base='nowhere': no such folder"),
         ({"adapter": "./nowhere"}, "no such folder|no adapter"),
-        ({"curated": ""}, "curated: missing; the captions and pictures of demo"),
+        ({"curated": ""}, "curated: missing; demo uses its held-out captions"),
         ({"prompts": {"count": 1000}}, "prompts.count=1000: there are only"),
         ({"sampling": {"height": 100}}, "sampling.height=100: must be a multiple of 16"),
         ({"sampling": {"guidance_interval": [0.5, 0.1]}}, "sampling.guidance_interval"),
         ({"leave_out": ["fid"]}, "leave_out=.'fid'.: demo has the scorers spectrum"),
         ({"models": ["latent", "latent"]}, "models=.*twice"),
-        ({"floors": {"trained/fid": 1}}, "floors.trained/fid: no such score; there will be latent/sliced_wasserstein"),
-        ({"pictures": "x", "adapter": "", "models": ["latent"]}, "pictures from elsewhere have no other models"),
-        ({"suite": "imagenet50k"}, "pretrained: missing; imagenet50k is of models that are told a class"),
+        ({"floors": {"trained/fid": 1}}, "floors.trained/fid: no such score; there are latent/sliced_wasserstein"),
+        ({"pictures": "x", "adapter": "", "models": ["latent"]}, "`pictures` allows only trained"),
+        ({"suite": "imagenet50k"}, "pretrained: missing; imagenet50k is for class-conditional models"),
         ({"suite": "dpg"}, "scorers.dpg.model: no model was named: needed is a yes/no visual question answering model"),
         ({"suite": "dpg", "leave_out": ["dpg"]}, "prompts.file: missing; dpg_bench.csv"),
     ],
@@ -225,8 +225,8 @@ def test_scores_outside_their_limits_end_the_job_badly(demo):
         return validate(EvaluateSettings, demo(**limits))
 
     hold_limits(settings(floors={"trained/high_frequency_power": 0.5}, ceilings={"trained/spectrum": 0.3}), outcome)
-    with pytest.raises(StepFailed, match="power is 0.5, its floor 0.6; .*spectrum is 0.3, its ceiling 0.2"):
+    with pytest.raises(StepFailed, match="power is 0.5, below its floor 0.6; .*spectrum is 0.3, above its ceiling 0.2"):
         limits = {"floors": {"trained/high_frequency_power": 0.6}, "ceilings": {"trained/spectrum": 0.2}}
         hold_limits(settings(**limits), outcome)
-    with pytest.raises(StepFailed, match="demo: trained/flat_ground: none of these prompts has such a score"):
+    with pytest.raises(StepFailed, match="demo: trained/flat_ground: these prompts have no such score"):
         hold_limits(settings(ceilings={"trained/flat_ground": 2.0}), outcome)

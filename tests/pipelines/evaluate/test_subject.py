@@ -1,4 +1,4 @@
-"""What decides the images of a model, by content: nothing that moves them may leave their name as it was."""
+"""Identity of a model's images: every change of content changes it."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from pipelines.evaluate.subject import read_evaluated_model
 
 @pytest.fixture
 def names(tmp_path):
-    """Call with an adapter's folder: {model: what decides its images}."""
+    """Return a function of an adapter's folder: {model: its identity}."""
 
     def read(adapter):
         subject = read_evaluated_model(str(BASE), str(adapter), None, {}, str(tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""On made-up results whose answers are known."""
+"""Rank report on synthetic results with known answers."""
 
 import pytest
 import scipy.stats
@@ -31,7 +31,7 @@ def row(kind, rank, seed, value, figure="rank", step=100, floor=None):
 
 @pytest.fixture
 def rows():
-    """Seeds move all members alike, but for a little."""
+    """Return rows whose seeds shift all variants alike, up to a small difference."""
     found = []
     for seed, shift in ((0, 0.0), (1, 3.0), (2, -2.0)):
         noise = 0.01 * seed

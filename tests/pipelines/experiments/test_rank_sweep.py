@@ -1,5 +1,4 @@
-"""The rank family from labelled pictures to figures, on a real Ray: basis in sRGB, trainings, class-conditional
-evaluations; and what is refused before any of it."""
+"""The rank sweep from labeled images to figures, on Ray, and its checks before it starts."""
 
 import json
 from dataclasses import replace
@@ -42,7 +41,7 @@ NETWORK = {
 
 @pytest.fixture(scope="module")
 def family(tiny_workflow, tmp_path_factory):
-    """(settings of a sweep, basis artifact), on the tiny workflow's pictures."""
+    """Return (settings of a sweep, basis artifact), on the tiny workflow's images."""
     curated = tiny_workflow[2]["curate"].artifact.uri
     run = {"storage": str(tmp_path_factory.mktemp("ranks") / "runs")}
     tree = {
@@ -137,20 +136,21 @@ def test_the_model_is_the_moving_average_at_the_end_or_at_a_checkpoint(swept):
     assert not torch.equal(end.network.output.linear.weight, before.network.output.linear.weight)
     assert read_class_model(trained, 4).identity("trained") == read_class_model(trained, None).identity("trained")
     assert read_class_model(trained, 2).identity("trained") != read_class_model(trained, None).identity("trained")
-    with pytest.raises(ConfigError, match=r"pretrained_step=3: no such checkpoint stands; there are \[2, 4\]"):
+    with pytest.raises(ConfigError, match=r"pretrained_step=3: no such checkpoint; there are \[2, 4\]"):
         read_class_model(trained, 3)
 
 
 def test_pictures_are_those_of_their_class_and_seed_in_any_batch(swept):
     subject = read_class_model(load_artifact(swept[2][1]["pretrained"], "pretrain"), None)
-    paint = subject.painter("trained", "cpu")
-    drawing = SamplingParameters(32, 32, 3, 2.0, 1.0, interval=(0.0, 0.9), orthogonal=False, clamp=False, solver="heun")
-    together = paint(["0", "3", "1"], [5, 6, 7], drawing)
+    sample = subject.sampler("trained", "cpu")
+    changes = {"interval": (0.0, 0.9), "orthogonal": False, "clamp": False, "solver": "heun"}
+    parameters = SamplingParameters(32, 32, 3, 2.0, 1.0, **changes)
+    together = sample(["0", "3", "1"], [5, 6, 7], parameters)
     assert together.shape == (3, 3, 32, 32) and together.abs().max() <= 1
     for i, (label, seed) in enumerate((("0", 5), ("3", 6), ("1", 7))):
-        torch.testing.assert_close(paint([label], [seed], drawing)[0], together[i], atol=1e-5, rtol=0)
-    assert not torch.equal(paint(["2"], [5], drawing)[0], together[0])
-    floors = [paint(["0"], [5], replace(drawing, sigma_floor=floor)) for floor in (0.0, 0.9)]
+        torch.testing.assert_close(sample([label], [seed], parameters)[0], together[i], atol=1e-5, rtol=0)
+    assert not torch.equal(sample(["2"], [5], parameters)[0], together[0])
+    floors = [sample(["0"], [5], replace(parameters, sigma_floor=floor)) for floor in (0.0, 0.9)]
     assert not torch.equal(*floors)
 
 
@@ -162,7 +162,7 @@ def test_pictures_are_those_of_their_class_and_seed_in_any_batch(swept):
         ({"pretrain": {"basis": ""}}, "pretrain.basis: missing"),
         ({"pretrain": {"curated": "nowhere"}}, "pretrain.curated: .*no finished curate artifact"),
         ({"curve": {"ranks": [4]}}, r"curve.ranks=\[4\]: 4 is not among `ranks`"),
-        ({"evaluate": {"suite": "demo"}}, "is told a class, and demo has prompts"),
+        ({"evaluate": {"suite": "demo"}}, "is class-conditional, but demo has prompts"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_trained(family, changes, message):
@@ -188,8 +188,8 @@ def test_members_differ_in_their_subspace_alone(family):
 
 def test_a_suite_of_classes_asks_for_a_model_of_classes(family):
     settings = evaluation_of(family[0], variants_of(family[0])[0], "x", None, {})
-    with pytest.raises(ConfigError, match="pretrained: missing; classes is of models that are told a class"):
+    with pytest.raises(ConfigError, match="pretrained: missing; classes is for class-conditional models"):
         check_evaluation(settings.model_copy(update={"pretrained": ""}))
-    with pytest.raises(ConfigError, match="a model from scratch has no other models beside it"):
+    with pytest.raises(ConfigError, match="`pretrained` allows only trained"):
         check_evaluation(settings.model_copy(update={"models": ["lifted", "trained"]}))
     assert pin_registered(settings, latest=False) == settings

@@ -1,4 +1,4 @@
-"""The page that compares evaluations: what stands on it, and how it looks in a real browser."""
+"""The page that compares evaluations: its content, and its layout in a real browser."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from PIL import Image
 from pipelines.experiments.report import TABLE_3, TABLE_4, compare, read_evaluation, render
 
 ROOT = Path(__file__).parents[3]
-PAPER = {  # read off the paper once more
+PAPER = {  # transcribed from the paper independently
     "AsymFLUX.2 klein (variance reduction)": (12.99, 0.296, 0.925, 0.280, 18.5, 27.8),
     "FLUX.2 klein Base + DDT finetune": (10.33, 0.291, 0.922, 0.273, 20.4, 26.0),
     "AsymFLUX.2 klein (pixel)": (10.66, 86.8, 0.82),
@@ -23,7 +23,7 @@ PAPER = {  # read off the paper once more
 
 @pytest.fixture
 def evaluation(tmp_path):
-    """Call with a name and rows (model, metric, category, value, low, high, protocol): an artifact's folder."""
+    """Return a function of name and rows (model, metric, category, value, low, high, protocol): a folder."""
 
     def make(name, rows, suite="coco10k", adapter="some/adapter"):
         folder = tmp_path / name
@@ -117,7 +117,7 @@ def test_the_job(two, tmp_path, monkeypatch, capsys):
     assert status == 2 and err.startswith("error: no finished evaluate artifact at ") and err.count("\n") == 1
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     status, printed, err = job(monkeypatch, capsys, out, "0" * 32, "--tracking-uri", uri)
-    last = err.splitlines()[-1]  # MLflow tells before that it makes a database
+    last = err.splitlines()[-1]  # MLflow reports its new database before
     assert status == 2 and last.startswith(f"error: {'0' * 32}: Run with id") and "--tracking-uri" in last
 
 

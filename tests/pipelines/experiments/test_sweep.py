@@ -16,7 +16,7 @@ MODELS = Path(__file__).parents[3] / "models"
 
 
 def bowl(scale, low, high):
-    """Lowest at a scale of 2.7 within [0.1, 0.86]; a valley runs across the axes."""
+    """Return an objective with its minimum at a scale of 2.7 within [0.1, 0.86] and a valley across the axes."""
     return (scale - 27) ** 2 + 2 * (low - 5) ** 2 + (high - 43) ** 2 + 0.5 * (scale - 27) * (high - 43)
 
 
@@ -69,7 +69,7 @@ def settings(tmp_path, held_out):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_grid_and_a_wider_one_that_finds_its_points(settings, local_ray, tmp_path, monkeypatch):
-    """Over pictures that stand: drawing them is the evaluation's own test."""
+    """On cached images: sampling is tested with the evaluation."""
     folders = []
     for i, spread in enumerate((40, 80, 120)):
         folders.append(tmp_path / f"made{i}")

@@ -29,7 +29,7 @@ STEPS = [100, 200, 300, 400]
         ([0.4, 0.7, 0.4, 0.3], 100, 300),
         ([0.4, 0.3, 0.2, 0.6], 100, None),
         ([0.4, 0.3, 0.2, 0.1], 100, 100),
-        ([0.9, 0.8, 0.7, 0.5], None, None),  # as far is not nearer
+        ([0.9, 0.8, 0.7, 0.5], None, None),  # an equal distance does not pass
     ],
 )
 def test_a_model_passes_once_and_for_good(distances, first, lasting):
@@ -56,7 +56,7 @@ def test_rows_say_steps_and_minutes():
 
 
 def test_minutes_are_those_of_the_finetunes_run(tmp_path):
-    """A step whose time a lost server missed costs as much as the others."""
+    """Steps without a metric are assumed average."""
     run, folder = RunSettings(storage=str(tmp_path / "runs")), str(tmp_path / "runs/finetune/ID")
     with open_run_of(folder, "finetune", run, "a finetune") as tracker:
         for step in (1, 2, 4):
@@ -76,7 +76,7 @@ def test_what_is_no_finetune_is_refused(tmp_path):
     (tmp_path / "latent").mkdir()
     (tmp_path / "latent/manifest.json").write_text(json.dumps(manifest))
     tree["finetuned"] = {"mine": str(tmp_path / "latent")}
-    with pytest.raises(ConfigError, match="finetuned.mine: is of model=latent; only pixel models pass"):
+    with pytest.raises(ConfigError, match="finetuned.mine: has model=latent; only model=asymflow"):
         find_finetunes(validate(TimeToQualitySettings, tree))
 
 

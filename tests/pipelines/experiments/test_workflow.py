@@ -43,7 +43,7 @@ def test_a_second_run_finds_everything_and_keeps_the_parent(tiny_workflow):
     settings, parent, outcomes = tiny_workflow
     again, second = run_workflow(settings)
     assert again == parent and all(o.reused for o in second.values())
-    assert "stands" in table(second) and {o.artifact.id for o in second.values()} == {
+    assert "cached" in table(second) and {o.artifact.id for o in second.values()} == {
         o.artifact.id for o in outcomes.values()
     }
 

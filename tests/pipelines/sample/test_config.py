@@ -16,7 +16,7 @@ def test_prompts_are_one_many_or_a_file(tmp_path):
     file.write_text("ein Fuchs\n\n  über dem Schnee, im Licht  \n", "utf-8")
     read = settings(prompts=[], prompt_file=str(file))
     assert read.prompts == ["ein Fuchs", "über dem Schnee, im Licht"]
-    # where they were read from is no part of what is made
+    # the file that they were read from does not change the identity
     assert read == settings(prompts=["ein Fuchs", "über dem Schnee, im Licht"])
 
 
@@ -50,7 +50,7 @@ def test_a_prompt_on_the_command_line_is_whole(tmp_path):
         ({"prompts": ["a", " "]}, "prompts=.*must not be empty"),
         ({"prompt_file": "absent.txt", "prompts": []}, "prompt_file='absent.txt': absent.txt: no such file"),
         ({"prompt_file": "absent.txt"}, "prompts and prompt_file are both given"),
-        ({"seeds": [1, 1]}, r"seeds=\[1, 1\]: one stands there twice"),
+        ({"seeds": [1, 1]}, r"seeds=\[1, 1\]: a seed is given twice"),
         ({"guidance_interval": [0.9, 0.2]}, "guidance_interval=.*the lower one first"),
         ({"guidance": 0.5}, "guidance=0.5"),
         ({"solver": "ddim"}, "solver='ddim'"),
@@ -64,11 +64,11 @@ def test_bad_settings_are_named(changes, named):
 
 def test_what_is_not_given_is_the_models_own():
     defaults = SamplingDefaults(64, 96, 16, 2.0, 3.6, "none")
-    drawing = settings().drawing(defaults)
-    assert (drawing.height, drawing.width, drawing.steps, drawing.guidance, drawing.shift) == (64, 96, 16, 2.0, 3.6)
-    drawing = settings(height=2048, width=2048, steps=4, guidance=1).drawing(defaults)
-    assert (drawing.height, drawing.steps, drawing.guidance, drawing.shift) == (2048, 4, 1, 7.2)
-    assert settings(shift=5).drawing(defaults).shift == 5
+    found = settings().resolve(defaults)
+    assert (found.height, found.width, found.steps, found.guidance, found.shift) == (64, 96, 16, 2.0, 3.6)
+    found = settings(height=2048, width=2048, steps=4, guidance=1).resolve(defaults)
+    assert (found.height, found.steps, found.guidance, found.shift) == (2048, 4, 1, 7.2)
+    assert settings(shift=5).resolve(defaults).shift == 5
 
 
 def test_pairs_go_prompt_by_prompt():

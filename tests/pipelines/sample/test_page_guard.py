@@ -1,4 +1,4 @@
-"""What the demo page's server lets through, and in which order it serves."""
+"""Requests that the demo page's server accepts, and the order in which it serves them."""
 
 import asyncio
 import socket
@@ -8,14 +8,14 @@ import time
 import psutil
 import pytest
 
-from pipelines.sample.page_guard import MAX_BODY, Busy, Guard, Turns, names_of
+from pipelines.sample.page_guard import MAX_BODY, Busy, FairQueue, Guard, names_of
 
 JOIN = "/gradio_api/queue/join"
 LOCAL = names_of("127.0.0.1")
 
 
 def ask(method="GET", path="/", names=LOCAL, kind="http", **headers):
-    """The status that a request is answered with; 200 where it was let through."""
+    """Return the status of a request; 200 if it was accepted."""
     given = {"host": "127.0.0.1:7860", **({"content_length": "10"} if method == "POST" else {}), **headers}
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in given.items() if value is not None]
     sent = []
@@ -37,7 +37,7 @@ def test_its_own_names(host):
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", None, "[::", "a@b"])
 def test_any_other_name(host):
-    """As a browser sends it whose DNS a stranger has pointed here."""
+    """As a browser sends it after DNS rebinding."""
     assert ask(host=host) == ask("POST", JOIN, host=host) == 421
 
 
@@ -54,7 +54,7 @@ def test_more_names():
         {"origin": "http://evil.example"},
         {"origin": "null"},
         {"origin": "http://127.0.0.1:8888"},  # another program on this machine
-        {"origin": "http://localhost:7860"},  # another name for it, which the request does not have
+        {"origin": "http://localhost:7860"},  # an alias that the request does not use
         {"origin": "http://["},
         {"sec_fetch_site": "cross-site"},
         {"sec_fetch_site": "same-site"},
@@ -66,7 +66,7 @@ def test_another_site_sends_nothing(headers):
 
 def test_the_page_itself_does():
     assert ask("POST", JOIN, origin="http://127.0.0.1:7860", sec_fetch_site="same-origin") == 200
-    assert ask("POST", JOIN) == 200  # no browser
+    assert ask("POST", JOIN) == 200  # not a browser
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_the_page_has_no_web_socket():
 
 
 def test_one_client_does_not_starve_others():
-    turns, order = Turns(waiting=8, waiting_per_client=4), []
+    turns, order = FairQueue(waiting=8, waiting_per_client=4), []
 
     def draw(client):
         with turns.take(client):
@@ -126,7 +126,7 @@ def test_one_client_does_not_starve_others():
 
 
 def test_a_turn_ends_with_its_error_and_waiting_with_the_page():
-    turns = Turns()
+    turns = FairQueue()
     with pytest.raises(ZeroDivisionError), turns.take("a"):
         1 / 0  # noqa: B018
     with turns.take("a"):

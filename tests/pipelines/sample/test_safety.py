@@ -12,7 +12,7 @@ PICTURES = [Image.new("RGB", (64, 48), color) for color in ("white", "red", "blu
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    """The real class, tiny, which takes all that is red for unwanted."""
+    """Return a tiny model of the real class that flags red images."""
     folder = tmp_path_factory.mktemp("classifier")
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, image_size=32, patch_size=16,
@@ -22,7 +22,7 @@ def classifier(tmp_path_factory):
     model = ViTForImageClassification(config).eval()
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     processor = ViTImageProcessor.from_pretrained(folder)
-    with torch.no_grad():  # the head: the direction in which red differs from the others
+    with torch.no_grad():  # the head: the direction that separates red from other colors
         pixels = processor(images=PICTURES, return_tensors="pt")["pixel_values"]
         features = model.vit(pixels).last_hidden_state[:, 0]
         direction = features[1] - (features[0] + features[2]) / 2
@@ -52,7 +52,7 @@ def test_without_a_classifier_nothing_is_flagged():
 
 
 def test_bad_classifiers_are_named_before_anything_starts(classifier, tmp_path):
-    with pytest.raises(ConfigError, match="safety.classifier=.*no folder of a transformers image classifier"):
+    with pytest.raises(ConfigError, match="safety.classifier=.*not a folder of a transformers image classifier"):
         check_safety(Safety(classifier=str(tmp_path)))
-    with pytest.raises(ConfigError, match="safety.label='violence': the classifier knows normal, nsfw"):
+    with pytest.raises(ConfigError, match="safety.label='violence': the classifier has normal, nsfw"):
         check_safety(Safety(classifier=classifier, label="violence"))

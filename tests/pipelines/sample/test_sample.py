@@ -1,4 +1,4 @@
-"""Sampling on the shipped toy, with real Ray and real files."""
+"""Sampling on the shipped toy, with real Ray and files."""
 
 import io
 import json
@@ -24,11 +24,11 @@ from pipelines.train.finetune.export_formats import convert
 MODELS = Path(__file__).parents[3] / "models"
 BASE, ADAPTER = str(MODELS / "toy_klein"), str(MODELS / "toy_asymflow")
 PROMPTS = ["an emoji of socks on white", "a photo of a red flower, wide view"]
-DRAWING = SamplingParameters(height=64, width=48, steps=3, guidance=2.0, shift=3.6)
+PARAMETERS = SamplingParameters(height=64, width=48, steps=3, guidance=2.0, shift=3.6)
 
 
 @pytest.fixture(scope="module")
-def painter():
+def sampler():
     return PipelineSampler(BASE, ADAPTER)
 
 
@@ -41,16 +41,16 @@ def settings(folder, **changes):
 
 
 @pytest.mark.parametrize("model", ["pixel", "latent"])
-def test_a_picture_depends_on_its_prompt_and_seed_alone(painter, model):
-    paint = getattr(painter, model)
-    together = paint([*PROMPTS, PROMPTS[0]], [0, 1, 1], DRAWING)
+def test_a_picture_depends_on_its_prompt_and_seed_alone(sampler, model):
+    sample = getattr(sampler, model)
+    together = sample([*PROMPTS, PROMPTS[0]], [0, 1, 1], PARAMETERS)
     assert together.shape == (3, 3, 64, 48) and together.abs().max() <= 1.001
     for i, (prompt, seed) in enumerate([(PROMPTS[0], 0), (PROMPTS[1], 1), (PROMPTS[0], 1)]):
-        assert (paint([prompt], [seed], DRAWING)[0] - together[i]).abs().max() < 1e-3
+        assert (sample([prompt], [seed], PARAMETERS)[0] - together[i]).abs().max() < 1e-3
     assert (together[0] - together[2]).abs().max() > 0.1
 
 
-def test_settings_of_a_drawing_reach_both_models(painter):
+def test_settings_of_a_drawing_reach_both_models(sampler):
     changes = [
         {"solver": "euler"},
         {"solver": "heun"},
@@ -60,37 +60,37 @@ def test_settings_of_a_drawing_reach_both_models(painter):
     ]
     changes += [{"negative_prompt": "a photo"}, {"interval": (0.0, 0.5)}, {"orthogonal": False}]
     for model, own in (("pixel", {"clamp": False}), ("latent", {"latent_shift": 9.0})):
-        plain = getattr(painter, model)([PROMPTS[0]], [0], DRAWING)
+        plain = getattr(sampler, model)([PROMPTS[0]], [0], PARAMETERS)
         for change in [*changes, own]:
-            other = getattr(painter, model)([PROMPTS[0]], [0], replace(DRAWING, **change))
+            other = getattr(sampler, model)([PROMPTS[0]], [0], replace(PARAMETERS, **change))
             assert (other - plain).abs().max() > 1e-3, (model, change)
 
 
-def test_both_models_draw_the_same_thing(painter):
-    # the finetune keeps the latent model's composition: blurred to patches they resemble each other
-    drawing = SamplingParameters(height=64, width=64, steps=8, guidance=2.0, shift=3.6)
+def test_both_models_draw_the_same_thing(sampler):
+    # the finetune keeps the latent model's composition: patch means are similar
+    parameters = SamplingParameters(height=64, width=64, steps=8, guidance=2.0, shift=3.6)
     prompts, seeds = PROMPTS * 2, [0, 1, 2, 3]
-    pixel, latent = (getattr(painter, name)(prompts, seeds, drawing) for name in ("pixel", "latent"))
+    pixel, latent = (getattr(sampler, name)(prompts, seeds, parameters) for name in ("pixel", "latent"))
     pixel, latent = (torch.nn.functional.avg_pool2d(images, 16).flatten(1) for images in (pixel, latent))
     together = (pixel - latent).norm(dim=1)
     crossed = (pixel - latent.roll(1, 0)).norm(dim=1)
     assert (together < crossed).all()
 
 
-def test_adapters_from_a_store_and_merged_pipelines(painter, s3, tmp_path):
-    expected = painter.pixel(PROMPTS, [0, 1], DRAWING)
+def test_adapters_from_a_store_and_merged_pipelines(sampler, s3, tmp_path):
+    expected = sampler.pixel(PROMPTS, [0, 1], PARAMETERS)
     storage.put_folder(Path(ADAPTER), f"{s3}/adapter")
     stored = PipelineSampler(BASE, f"{s3}/adapter")
-    assert (stored.pixel(PROMPTS, [0, 1], DRAWING) - expected).abs().max() < 1e-4
-    assert stored.adapter_sha256 == painter.adapter_sha256 and len(stored.adapter_sha256) == 64
+    assert (stored.pixel(PROMPTS, [0, 1], PARAMETERS) - expected).abs().max() < 1e-4
+    assert stored.adapter_sha256 == sampler.adapter_sha256 and len(stored.adapter_sha256) == 64
     merged = PipelineSampler(convert(f"{s3}/adapter", "merged", str(tmp_path), BASE, "float32"))
-    assert (merged.pixel(PROMPTS, [0, 1], DRAWING) - expected).abs().max() < 1e-4
+    assert (merged.pixel(PROMPTS, [0, 1], PARAMETERS) - expected).abs().max() < 1e-4
     assert merged.adapter_sha256 == ""
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_pictures_say_how_they_were_made_and_a_killed_run_goes_on(local_ray, painter, tmp_path):
+def test_pictures_say_how_they_were_made_and_a_killed_run_goes_on(local_ray, sampler, tmp_path):
     outcome = run_step(STEP, settings(tmp_path))
     folder = outcome.artifact.uri
     names = [f"{model}/{place:05}-{seed}.png" for model in ("latent", "pixel") for place in (0, 1) for seed in (0, 5)]
@@ -103,15 +103,15 @@ def test_pictures_say_how_they_were_made_and_a_killed_run_goes_on(local_ray, pai
         png = storage.read_bytes(f"{folder}/{row['file']}")
         assert read_metadata(png) == row
         assert row["prompt"] == PROMPTS[int(row["file"].split("/")[1][:5])] and row["steps"] == 2
-        assert row["adapter_sha256"] == painter.adapter_sha256 and row["shift"] == 3.6
-        drawing = SamplingParameters(height=64, width=64, steps=2, guidance=2.0, shift=3.6)
-        expected = getattr(painter, row["model"])([row["prompt"]], [row["seed"]], drawing)[0]
+        assert row["adapter_sha256"] == sampler.adapter_sha256 and row["shift"] == 3.6
+        parameters = SamplingParameters(height=64, width=64, steps=2, guidance=2.0, shift=3.6)
+        expected = getattr(sampler, row["model"])([row["prompt"]], [row["seed"]], parameters)[0]
         assert np.abs(pixels(png) - (expected + 1).mul(127.5).permute(1, 2, 0).numpy()).max() < 1.1
-    sheet = Image.open(io.BytesIO(storage.read_bytes(f"{folder}/samples.png")))
-    assert sheet.width > 4 * 256 and sheet.height > 2 * 256
+    image_grid = Image.open(io.BytesIO(storage.read_bytes(f"{folder}/samples.png")))
+    assert image_grid.width > 4 * 256 and image_grid.height > 2 * 256
 
     assert run_step(STEP, settings(tmp_path)).reused
-    # killed before the second chunk was written down
+    # killed before the second item was recorded
     for name in ("manifest.json", ".done/3-4.json", "pixel/00001-5.png"):
         Path(folder, name).unlink()
     kept = {name: Path(folder, name).stat().st_mtime_ns for name in names if "00001-5" not in name}
@@ -128,7 +128,7 @@ def pixels(png):
 
 def test_flagged_pictures_are_black_in_files_and_counted(monkeypatch, tmp_path):
     one = settings(tmp_path, latent=False, seeds=[0], provenance={"mark": False})
-    sampler = sample.Sampler(one, str(tmp_path))
+    sampler = sample.SampleWorker(one, str(tmp_path))
     black = [Image.new("RGB", (64, 64))] * 2
     monkeypatch.setattr(sampler, "filter", lambda pictures: (black, [True, False]))
     rows = sampler("[0, 2]")["rows"]
@@ -145,7 +145,7 @@ def test_flagged_pictures_are_black_in_files_and_counted(monkeypatch, tmp_path):
         ({"adapter": "./absent"}, "adapter='./absent': no such folder"),
         ({"adapter": "absent"}, "adapter='absent': no such folder"),
         ({"adapter": "toy_models/toy_asymflow"}, "adapter='toy_models/toy_asymflow': no such folder in .*, and as a"),
-        ({"adapter": ""}, "adapter: missing, and base=.* is no pixel model"),
+        ({"adapter": ""}, "adapter: missing, and base=.* is not a pixel model"),
         ({"base": "absent"}, "base='absent': no such folder"),
         ({"safety": {"classifier": "absent"}}, "safety.classifier='absent'"),
     ],
@@ -159,5 +159,5 @@ def test_bad_settings_end_it_before_ray_starts(tmp_path, monkeypatch, changes, n
 def test_a_merged_pipeline_has_no_latent_model_beside_it(tmp_path):
     merged = convert(ADAPTER, "merged", str(tmp_path / "merged"), BASE)
     sample.check(settings(tmp_path, base=merged, adapter="", latent=False))
-    with pytest.raises(ConfigError, match="a merged model has no latent one"):
+    with pytest.raises(ConfigError, match="a merged model has no latent base"):
         sample.check(settings(tmp_path, base=merged, adapter=""))

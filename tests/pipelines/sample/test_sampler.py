@@ -1,4 +1,4 @@
-"""Models of every kind draw, alone, from one noise."""
+"""Samplers of all kinds of models, alone and from the same noise."""
 
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from pipelines.sample.sampler import PipelineSampler, load_sampler, load_transfo
 MODELS = Path(__file__).parents[3] / "models"
 BASE, ADAPTER = str(MODELS / "toy_klein"), MODELS / "toy_asymflow"
 PROMPTS, SEEDS = ["an emoji of socks on white", "a photo of grass"], [3, 4]
-DRAWING = SamplingParameters(height=32, width=48, steps=2, guidance=2.0, shift=3.6)
+PARAMETERS = SamplingParameters(height=32, width=48, steps=2, guidance=2.0, shift=3.6)
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +32,17 @@ def load(subspace):
 
 def test_alone_they_draw_what_they_draw_together(load):
     both = PipelineSampler(BASE, str(ADAPTER))
-    for model, paint in (("trained", both.pixel), ("latent", both.latent)):
+    for model, sample in (("trained", both.pixel), ("latent", both.latent)):
         alone = load(model, adapter=ADAPTER)
-        torch.testing.assert_close(alone(PROMPTS, SEEDS, DRAWING), paint(PROMPTS, SEEDS, DRAWING), rtol=0, atol=1e-5)
+        expected = sample(PROMPTS, SEEDS, PARAMETERS)
+        torch.testing.assert_close(alone(PROMPTS, SEEDS, PARAMETERS), expected, rtol=0, atol=1e-5)
 
 
 def test_the_lifted_model_is_the_latent_one_in_its_subspace(load, subspace):
-    """Before training nothing is outside of the subspace: what is drawn is a picture made of the basis."""
-    images = load("lifted", adapter=None)(PROMPTS, SEEDS, DRAWING)
+    """Before training nothing is outside of the subspace: samples are combinations of the basis."""
+    images = load("lifted", adapter=None)(PROMPTS, SEEDS, PARAMETERS)
     assert images.shape == (2, 3, 32, 48) and images.abs().max() <= 1 + 1e-6
-    trained = load("trained", adapter=ADAPTER)(PROMPTS, SEEDS, DRAWING)
+    trained = load("trained", adapter=ADAPTER)(PROMPTS, SEEDS, PARAMETERS)
     assert (images - trained).abs().max() > 0.1
 
 
@@ -51,19 +52,19 @@ def test_finetuned_baselines(load, subspace, tmp_path, cls):
     model = cls.from_latent(load_transformer(BASE, "cpu"), subspace, **head)
     model.add_lora(4, 4, dropout=0.0)
     save_adapter(model, tmp_path)
-    paint = load("trained", adapter=tmp_path)
-    together = paint(PROMPTS, SEEDS, DRAWING)
+    sample = load("trained", adapter=tmp_path)
+    together = sample(PROMPTS, SEEDS, PARAMETERS)
     assert together.shape == (2, 3, 32, 48) and torch.isfinite(together).all()
     for i in range(2):
-        alone = paint(PROMPTS[i : i + 1], SEEDS[i : i + 1], DRAWING)
+        alone = sample(PROMPTS[i : i + 1], SEEDS[i : i + 1], PARAMETERS)
         torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-4)
     if cls is LatentFlux2:  # untrained, it is the latent model (its modules and LoRA change nothing yet), in float16
-        latent = load("latent", adapter=None)(PROMPTS, SEEDS, DRAWING)
+        latent = load("latent", adapter=None)(PROMPTS, SEEDS, PARAMETERS)
         assert (latent - together).abs().mean() < 5e-3
 
 
 def test_noise_is_that_of_torchs_generator():
-    found = DRAWING.noise([0, 7])
+    found = PARAMETERS.noise([0, 7])
     assert torch.equal(found[1], torch.randn((3, 32, 48), generator=torch.Generator("cpu").manual_seed(7)))
     assert found.shape == (2, 3, 32, 48)
 
@@ -71,7 +72,7 @@ def test_noise_is_that_of_torchs_generator():
 def test_steps_are_told(load):
     for model in ("trained", "latent"):
         told = []
-        load(model, adapter=ADAPTER)(PROMPTS[:1], SEEDS[:1], DRAWING, told.append)
+        load(model, adapter=ADAPTER)(PROMPTS[:1], SEEDS[:1], PARAMETERS, told.append)
         assert told == [0, 1]
 
 

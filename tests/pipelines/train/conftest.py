@@ -7,7 +7,7 @@ from training_runs import KINDS, Training
 
 @pytest.fixture(scope="session")
 def _group():
-    """torch.distributed of this one process, and its environment: DeepSpeed sets it up once in a process."""
+    """Set up torch.distributed for this process, once: DeepSpeed can be initialized only once per process."""
     import deepspeed
     import torch.distributed as dist
 
@@ -29,7 +29,7 @@ def _group():
 
 @pytest.fixture(scope="module")
 def alone(_group):
-    """For a module: this process is a training's only worker."""
+    """Make this process the only worker of a training, for a module."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in _group.items():
             patch.setenv(name, value)
@@ -43,13 +43,13 @@ def _plain_runs():
 
 @pytest.fixture
 def training(request, tiny_workflow) -> Training:
-    """The kind that the test is parametrised with."""
+    """Return the kind of training that the test is parametrized with."""
     return KINDS[request.param](tiny_workflow)
 
 
 @pytest.fixture
 def plain(training, _plain_runs, tmp_path_factory):
-    """The artifact of a run of that kind that nothing interrupted, on one worker without ZeRO, with validations."""
+    """Return the artifact of an uninterrupted run: one worker, no ZeRO, with validations."""
     from pipelines.core.step import run_step
 
     name = training.step.name

@@ -56,8 +56,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(folder, damage, 
     with pytest.raises(DamagedCheckpoint, match="average.safetensors"):
         newest.read("average")
     assert load_newest(folder)[0].step == 5
-    assert "going on from the checkpoint before it" in caplog.text
-    assert len(list_checkpoints(folder)) == 2  # none is deleted
+    assert "using the checkpoint before it" in caplog.text
+    assert len(list_checkpoints(folder)) == 2  # damaged ones are kept
 
 
 def test_without_its_state_it_is_none(folder):
@@ -75,7 +75,7 @@ def test_the_last_are_kept_and_some_for_good(folder):
 
 
 def test_what_was_never_finished_goes(folder):
-    """Files that a store refused the rest of, or that a lost attempt left."""
+    """Files of a failed write or a lost attempt are deleted."""
     write(folder, 5)
     storage.write_bytes(storage.join(folder, "00000003-lost", "average.safetensors"), b"half")
     prune(folder, Checkpoints())

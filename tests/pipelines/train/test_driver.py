@@ -1,4 +1,4 @@
-"""What the driver does while the workers do not train: it says what it waits for, hears signals, and ends in time."""
+"""The driver while the workers do not train: it reports what it waits for, handles signals, and ends in time."""
 
 import sys
 import threading
@@ -20,7 +20,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class MapWorker:
-    """Such as a step that failed once left behind."""
+    """An actor like those that a failed step may leave behind."""
 
     def ping(self):
         return True
@@ -28,7 +28,7 @@ class MapWorker:
 
 @pytest.fixture
 def holder(local_ray):
-    """An actor that holds every processor."""
+    """Start an actor that holds every processor."""
     cpus = local_ray.cluster_resources()["CPU"]
     actor = local_ray.remote(MapWorker).options(num_cpus=cpus).remote()
     assert local_ray.get(actor.ping.remote())
@@ -59,7 +59,7 @@ def test_a_training_without_room_says_what_it_needs_and_who_has_it_and_gives_up(
     assert told.startswith(f"finetune: waiting for room for its workers: {needs}") and f"({cpus:g} CPU)" in told
     assert "\n" not in told
     local_ray.kill(holder)
-    driver.train("finetune", no_task, settings_of(), context, {})  # nothing is left that would take its place
+    driver.train("finetune", no_task, settings_of(), context, {})  # no resources remain in use
 
 
 def test_who_holds_what(holder, local_ray):
@@ -75,7 +75,7 @@ def test_who_holds_what(holder, local_ray):
 
 @pytest.fixture
 def stuck(monkeypatch):
-    """A trainer that neither ends nor hears."""
+    """Return a trainer that neither ends nor reacts."""
     monkeypatch.setattr(driver, "ABANDON_SECONDS", 0.1)
     released = threading.Event()
     yield SimpleNamespace(fit=lambda: released.wait(60))
@@ -92,17 +92,17 @@ def channel(local_ray, request):
 def test_one_that_is_asked_to_stop_before_it_begins_ends_at_once(stuck, channel):
     asked, started = threading.Event(), time.monotonic()
     asked.set()
-    with pytest.raises(StepFailed, match="finetune: stopped before the training began, as asked"):
+    with pytest.raises(StepFailed, match="finetune: stopped before the training started, as requested"):
         driver.fit("finetune", settings_of(), stuck, channel, asked)
-    assert time.monotonic() - started < 10 and channel.is_asked_to_stop()
+    assert time.monotonic() - started < 10 and channel.is_stop_requested()
 
 
-@pytest.mark.parametrize(("good", "told"), [(5, "that of step 5"), (None, "none")])
+@pytest.mark.parametrize(("good", "told"), [(5, "step 5"), (None, "none")])
 def test_one_that_does_not_stop_is_ended_in_time_and_names_the_last_good_checkpoint(stuck, channel, good, told):
     channel.report(good=good)
     asked, started = threading.Event(), time.monotonic()
     threading.Timer(0.5, asked.set).start()
-    with pytest.raises(StepFailed, match=f"did not stop within 0.02 minutes .*; the last good checkpoint is {told}$"):
+    with pytest.raises(StepFailed, match=f"did not stop within 0.02 minutes .*; last complete checkpoint: {told}$"):
         driver.fit("finetune", settings_of(watch={"stop_minutes": 0.02}), stuck, channel, asked)
     assert time.monotonic() - started < 15
 
@@ -138,9 +138,9 @@ def test_workers_hear_of_a_stop_and_the_driver_of_their_checkpoints(local_ray, c
         from pipelines.train.channel import Channel
 
         channel = Channel(name)
-        before = channel.is_asked_to_stop()
+        before = channel.is_stop_requested()
         channel.report(good=7)
-        while not channel.is_asked_to_stop():
+        while not channel.is_stop_requested():
             time.sleep(0.05)
         return before
 
@@ -148,7 +148,7 @@ def test_workers_hear_of_a_stop_and_the_driver_of_their_checkpoints(local_ray, c
     while channel.progress() is None:
         time.sleep(0.05)
     assert channel.progress() == {"good": 7}
-    channel.ask_to_stop()
+    channel.request_stop()
     assert local_ray.get(working, timeout=30) is False
     channel.clear()
-    assert channel.progress() is None and not channel.is_asked_to_stop()
+    assert channel.progress() is None and not channel.is_stop_requested()

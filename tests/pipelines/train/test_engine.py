@@ -1,4 +1,4 @@
-"""DeepSpeed's engine of one process: what is skipped, clipped, saved and set, at every ZeRO stage."""
+"""DeepSpeed's engine in one process: skipping, clipping, saving and restoring at every ZeRO stage."""
 
 import math
 import os
@@ -16,9 +16,9 @@ from asymflow.oklab import RELEASED
 from asymflow.subspace import Subspace
 from pipelines.train.engine import (
     backward_and_step,
+    create_optimizer_state,
     gradient_norm,
     make_engine,
-    open_optimizer,
     set_clip,
     set_learning_rates,
     was_skipped,
@@ -26,7 +26,7 @@ from pipelines.train.engine import (
 from pipelines.train.finetune.batches import Batch
 from pipelines.train.finetune.config import FinetuneSettings, Optim
 from pipelines.train.finetune.task import blank_batch, make_objective, parameter_groups
-from pipelines.train.state import TrainableState, on_cpu
+from pipelines.train.state import TrainableState, copy_to_cpu
 
 pytestmark = pytest.mark.usefixtures("alone")
 KINDS = [("adam", 0), ("adam", 1), ("adam", 2), ("adam", 3), ("adam8bit", 0)]
@@ -34,7 +34,7 @@ KINDS = [("adam", 0), ("adam", 1), ("adam", 2), ("adam", 3), ("adam8bit", 0)]
 
 @pytest.fixture
 def make(tiny_transformer):
-    """Call with an optimizer and a ZeRO stage: (engine, optimizer, model, its state); always from the same weights."""
+    """Return a function of optimizer and ZeRO stage: (engine, optimizer, model, its state), from the same weights."""
     engines = []
 
     def make(optimizer: str = "adam", zero_stage: int = 0, clip: float = 200.0, accumulation: int = 1):
@@ -58,7 +58,7 @@ def make(tiny_transformer):
 
     yield make
     for engine in engines:
-        engine.destroy()  # its buffers, gigabytes of addresses each: a process with all of them cannot fork any more
+        engine.destroy()  # free its buffers: with gigabytes of addresses each, the process could not fork any more
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def train(engine, optimizer, batches, rate: float = 1e-3) -> list[float]:
 
 
 def copies(state) -> tuple[dict, dict]:
-    return on_cpu(state.values()), {kind: on_cpu(tensors) for kind, tensors in state.moments().items()}
+    return copy_to_cpu(state.values()), {kind: copy_to_cpu(tensors) for kind, tensors in state.moments().items()}
 
 
 def assert_equal(ours: dict, theirs: dict) -> None:
@@ -144,10 +144,10 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_changes_nothing(make, o
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_one_bad_micro_batch_skips_the_whole_step(make, stage):
     engine, inner, _, state = make("adam", stage, accumulation=2)
-    values = on_cpu(state.values())
+    values = copy_to_cpu(state.values())
     train(engine, inner, [[batch(0), poisoned(math.nan)]])
     assert was_skipped(engine)
-    assert_equal(on_cpu(state.values()), values)
+    assert_equal(copy_to_cpu(state.values()), values)
     train(engine, inner, [[batch(0), batch(1)]])
     assert not was_skipped(engine)
 
@@ -156,14 +156,14 @@ def test_one_bad_micro_batch_skips_the_whole_step(make, stage):
     ("written", "read"), [*product(range(4), range(4)), ("adam8bit", "adam8bit")], ids=lambda kind: str(kind)
 )
 def test_state_goes_from_any_stage_to_any_other(make, written, read):
-    """Set into another engine, after a step of zero length; both then take the same steps."""
+    """State is set into another engine after a step of zero length; both then take the same steps."""
     first, second = (("adam8bit", 0) if kind == "adam8bit" else ("adam", kind) for kind in (written, read))
     engine, inner, _, state = make(*first)
     train(engine, inner, [[batch(i)] for i in range(3)])
     values, moments = copies(state)
     other, other_inner, model, other_state = make(*second)
-    train(other, other_inner, [[batch(50)]])  # something else to be overwritten
-    open_optimizer(other, other_inner, blank_batch(model, 2))
+    train(other, other_inner, [[batch(50)]])  # values to be overwritten
+    create_optimizer_state(other, other_inner, blank_batch(model, 2))
     other_state.restore({"trainable": values, **moments}, applied=3)
     assert_equal(copies(other_state)[0], values)
     steps = [[batch(i)] for i in range(3, 6)]
@@ -173,8 +173,8 @@ def test_state_goes_from_any_stage_to_any_other(make, written, read):
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_opening_the_optimizer_moves_nothing(make, stage):
     engine, inner, model, state = make("adam", stage, accumulation=2)
-    values = on_cpu(state.values())
-    open_optimizer(engine, inner, blank_batch(model, 2))
+    values = copy_to_cpu(state.values())
+    create_optimizer_state(engine, inner, blank_batch(model, 2))
     assert_equal(copies(state)[0], values)
     assert all(not tensor.any() for kind in state.moments().values() for tensor in kind.values())
 
@@ -182,7 +182,7 @@ def test_opening_the_optimizer_moves_nothing(make, stage):
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_checkpoint_of_another_shape_is_refused(make, stage):
     engine, inner, model, state = make("adam", stage)
-    open_optimizer(engine, inner, blank_batch(model, 2))
+    create_optimizer_state(engine, inner, blank_batch(model, 2))
     values, moments = copies(state)
     name = "transformer.x_embedder.weight"
     with pytest.raises(ValueError, match=f"trainable of {name} is .* in the checkpoint"):
@@ -198,7 +198,7 @@ def test_swapped_values_are_computed_with_and_go_away_again(make, stage):
     data = batch(1)
     plain = model.eval()(data.noise, data.sigma, data.text).detach()
     with state.swapped(zeros):
-        # what the network answers is then 0, and only the recovery from x_t is left
+        # the network's output is then 0, and only the recovery from x_t remains
         swapped = model(data.noise, data.sigma, data.text).detach()
     assert not torch.allclose(swapped, plain)
     torch.testing.assert_close(model(data.noise, data.sigma, data.text).detach(), plain, rtol=0, atol=0)
@@ -258,7 +258,7 @@ def test_proj_out_alone_has_a_rate_of_its_own_and_one_rate_is_one_group(make):
 
 
 def test_the_released_schedule_is_whole_for_the_first_time_at_step_101(make):
-    """Linear from 0.001 of the rate at the first step; clipping and averaging begin where the warm-up has ended."""
+    """Linear from 0.001 of the rate at the first step; clipping and averaging start after the warm-up."""
     engine, inner, model, _ = make()
     optim = Optim(warmup_steps=100, warmup_ratio=0.001, clip_from=101)
 

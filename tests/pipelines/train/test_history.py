@@ -1,4 +1,4 @@
-"""The history has files of its own: a checkpoint's state does not grow with the steps, and old states still load."""
+"""Training history in files of its own: checkpoint states stay small, and old states still load."""
 
 import json
 import time
@@ -45,7 +45,7 @@ def test_what_is_written_in_pieces_is_read_whole(tmp_path):
     assert vars(read_record(str(tmp_path), states[-1])) == vars(record)
     assert read_record(str(tmp_path), states[0]).steps == [1, 2, 3, 4]
     assert summary_of(states[-1]) == record.summary() and record.summary()["skipped"] == [7]
-    # full ones are written once
+    # full chunks are written once
     assert [entry["file"][:14] for entry in states[-1]["history"]] == [
         "00000-00000010", "00001-00000020", "00002-00000030", "00003-00000033"
     ]  # fmt: skip
@@ -72,12 +72,12 @@ def test_a_damaged_file_costs_its_steps_and_never_the_checkpoint(tmp_path, caplo
     broken.write_text("{}")
     record = read_record(str(tmp_path), state)
     assert record.steps == [*range(11, 21), 31, 32, 33] and record.skipped == [7]
-    assert "is missing" in caplog.text and "other bytes" in caplog.text
+    assert "is missing" in caplog.text and "damaged" in caplog.text
     assert {number: len(rows["steps"]) for number, rows in record.chunks().items()} == {1: 10, 3: 3}
 
 
 def test_states_with_the_whole_history_inside_still_load(tmp_path):
-    """As checkpoints were written before: the record as JSON text, without the keys of skipped samples."""
+    """Old checkpoints contain the metrics log as JSON text, without the keys of skipped samples."""
     record = extend(Record(), 25)
     old = {name: value for name, value in vars(record).items() if name != "skipped_keys"}
     state = {"step": 25, "record": json.dumps(old)}
@@ -100,7 +100,7 @@ def test_on_s3(s3):
 
 
 def test_the_state_of_a_long_run_is_small_and_quick(tmp_path, monkeypatch):
-    """751,200 steps, as 600 epochs of ImageNet take: the state had 47 MB, parsed for each checkpoint at each prune."""
+    """751,200 steps, 600 epochs of ImageNet: the old state had 47 MB, parsed per checkpoint at each prune."""
     monkeypatch.setattr(metrics_log, "CHUNK", 10_000)
     monkeypatch.setattr("pipelines.train.history.CHUNK", 10_000)
     record, steps = Record(), 751_200

@@ -1,5 +1,7 @@
-"""A run that is interrupted, however, goes on from its last checkpoint and ends as if nothing had been; on as many
-workers as before or on others, at the same ZeRO stage or another."""
+"""Interrupted runs resume from their last checkpoint and give the result of an uninterrupted run.
+
+The number of workers and the ZeRO stage may change.
+"""
 
 import json
 import math
@@ -29,16 +31,16 @@ from pipelines.train.checkpoint import folder_of, list_checkpoints
 from pipelines.train.history import read_record
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-# What is tested is the engine's, and the same for both: each test takes one, and those of the whole way take both.
+# The engine is the same for both kinds: most tests use one, end-to-end tests use both.
 both = pytest.mark.parametrize("training", ["finetune", "pretrain"], indirect=True)
 finetune = pytest.mark.parametrize("training", ["finetune"], indirect=True)
 pretrain = pytest.mark.parametrize("training", ["pretrain"], indirect=True)
 ROOT = Path(__file__).parents[3]
-cloudpickle.register_pickle_by_value(training_runs)  # workers do not find the tests' modules
+cloudpickle.register_pickle_by_value(training_runs)  # workers cannot import the tests' modules
 
 
 def assert_the_same(artifact, plain, training) -> None:
-    """The same losses from the same pictures; and the first epoch holds each picture once."""
+    """Check that losses and images are the same, and that the first epoch holds each image once."""
     record, undisturbed = record_of(artifact), record_of(plain)
     assert record.curves["loss"] == pytest.approx(undisturbed.curves["loss"], rel=1e-4)
     assert record.key_sums == undisturbed.key_sums
@@ -70,7 +72,7 @@ def test_a_worker_that_is_killed_is_started_again(training, tmp_path, plain, mon
     artifact = run_step(training.step, training.settings_for(tmp_path, workers=2)).artifact
     assert (tmp_path / "failed").exists()
     assert_the_same(artifact, plain, training)
-    assert checkpoint_steps(training, tmp_path) == [15, 20]  # of 5, 10, 15 and 20 the last two
+    assert checkpoint_steps(training, tmp_path) == [15, 20]  # the last two of 5, 10, 15 and 20
 
 
 @pretrain
@@ -108,14 +110,14 @@ def test_a_node_that_is_to_be_taken_away_is_worth_one_checkpoint(training, tmp_p
     artifact = run_step(training.step, settings).artifact
     assert checkpoint_steps(training, tmp_path) == [12, 20]
     assert_the_same(artifact, plain, training)
-    assert "".join(capfd.readouterr()).count("nodes a-node are about to be taken away") == 1
+    assert "".join(capfd.readouterr()).count("nodes a-node are about to be preempted") == 1
 
 
 @finetune
 def test_steps_without_a_finite_loss_are_skipped_and_too_many_end_the_run(
     training, tmp_path, plain, monkeypatch, capfd
 ):
-    """Of one rank of two; the others skip with it, and the steps between are those of the undisturbed run."""
+    """One rank of two has such steps; the other skips with it, and other steps equal those of the undisturbed run."""
     poisoned = training_runs.poisoned_at({7, 13, 14, 15}, rank=1)
     monkeypatch.setattr(driver, "train_function", poisoned)
     settings = with_watch(training.settings_for(tmp_path, workers=2), skips=3)
@@ -127,10 +129,10 @@ def test_steps_without_a_finite_loss_are_skipped_and_too_many_end_the_run(
     assert record.curves["loss"][:6] == pytest.approx(record_of(plain).curves["loss"][:6], rel=1e-4)
     assert all(math.isfinite(loss) == (step != 7) for step, loss in enumerate(record.curves["loss"], 1))
     told = "".join(capfd.readouterr())
-    assert told.count("step 7 skipped: its loss or gradient is not finite; its pictures: ") == 1
-    assert "repeated" not in told  # by Ray, of several ranks
+    assert told.count("step 7 skipped: its loss or gradient is not finite; its images: ") == 1
+    assert "repeated" not in told  # by Ray's deduplication of several ranks
     keys = record.skipped_keys["7"]
-    assert len(keys) == training_runs.BATCH and f"its pictures: {', '.join(keys)}" in told
+    assert len(keys) == training_runs.BATCH and f"its images: {', '.join(keys)}" in told
     run = json.loads((training.folder(tmp_path) / ".run.json").read_text())["mlflow_run"]
     client = MlflowClient(tracking_uri(settings.run))
     assert [m.step for m in client.get_metric_history(run, "train/skipped")] == [7, 13, 14, 15]
@@ -184,7 +186,10 @@ def test_a_driver_that_is_killed_and_the_rest_on_two_workers_with_other_zero(tra
 
 @finetune
 def test_a_driver_that_is_asked_to_stop_leaves_a_checkpoint_and_says_so(training, tmp_path, plain):
-    """SIGTERM, as `ray job stop` sends it; the rest on one worker, at another ZeRO stage. Run again, it is done."""
+    """SIGTERM, as `ray job stop` sends it; resumed on one worker at another ZeRO stage.
+
+    A third run finds the artifact.
+    """
     settings = training.settings_for(tmp_path / "runs", without_validation=False, workers=2, zero_stage=0)
     drawing = settings.validation.model_copy(update={"every": 1, "steps": 20})  # else it may be done before it hears
     settings = with_checkpoints_every(settings, 1).model_copy(update={"validation": drawing})
@@ -196,7 +201,7 @@ def test_a_driver_that_is_asked_to_stop_leaves_a_checkpoint_and_says_so(training
     steps = checkpoint_steps(training, tmp_path / "runs")
     last = steps[-1]
     assert last < STEPS
-    assert f"error: finetune: stopped at step {last}, as asked; the checkpoint of step {last} is complete" in told
+    assert f"error: finetune: stopped at step {last}, as requested; the checkpoint of step {last} is complete" in told
 
     again = training.settings_for(tmp_path / "runs", workers=1, zero_stage=2)
     artifact = run_step(training.step, again).artifact
@@ -208,7 +213,7 @@ def test_a_driver_that_is_asked_to_stop_leaves_a_checkpoint_and_says_so(training
 
 @finetune
 def test_a_store_that_refuses_writes_for_a_while(faulty_s3, training, tmp_path, plain):
-    """Checkpoints are lost, no step is. Killed later, the run goes on from the one that came through."""
+    """Checkpoints are lost, but no step. Killed later, the run resumes from the checkpoint that was written."""
     uri, server = faulty_s3
     refused = server.deny("PUT .*checkpoints/000000(05|10)")
     settings = training.settings_for("unused", zero_stage=0)
@@ -253,7 +258,7 @@ def test_a_stop_while_the_store_is_away_ends_in_time_and_names_the_last_good_che
         (name,) = {key.partition("/finetune/")[2].partition("/")[0] for key in object_store.keys(f"{s3}/runs/finetune")}
         good = list_checkpoints(folder_of(f"{s3}/runs/finetune/{name}"))[-1].step
     (end,) = re.findall(
-        r"^error: finetune: stopped at step (\d+), as asked; (.*)$", (tmp_path / "log").read_text(), re.MULTILINE
+        r"^error: finetune: stopped at step (\d+), as requested; (.*)$", (tmp_path / "log").read_text(), re.MULTILINE
     )
-    assert int(end[0]) > good and "no checkpoint of it is complete (" in end[1]
-    assert end[1].endswith(f"the last good one is that of step {good}; the same command resumes from it")
+    assert int(end[0]) > good and "no checkpoint of this step is complete (" in end[1]
+    assert end[1].endswith(f"the last complete one is of step {good}; the same command resumes from it")

@@ -1,4 +1,4 @@
-"""The training loop through outages, in this process: a real model, DeepSpeed, S3 and MLflow; only Ray is not here."""
+"""The training loop through outages, in this process: real model, DeepSpeed, S3 and MLflow, but no Ray."""
 
 import json
 import threading
@@ -25,16 +25,16 @@ from pipelines.train.pretrain.batches import Batch
 from pipelines.train.pretrain.config import PretrainSettings
 from pipelines.train.pretrain.model import build_model
 from pipelines.train.pretrain.task import PretrainTask, make_objective
-from pipelines.train.run_lease import Attempt
+from pipelines.train.run_lease import RunLease
 from pipelines.train.tracking_log import unsent_file
-from pipelines.train.tracking_sender import Sender
+from pipelines.train.tracking_sender import TrackingSender
 
 pytestmark = pytest.mark.usefixtures("alone")
 STEPS, BATCH, SIDE = 12, 4, 32
 
 
 class Batches:
-    """The samples of a step, by its number alone."""
+    """The samples of a step, a function of its number."""
 
     waited = 0.0
     order = SimpleNamespace(steps_per_epoch=lambda batch: 5)
@@ -65,12 +65,12 @@ class Batches:
 
 
 class Signals:
-    """Ray's store between driver and workers, in this process."""
+    """Ray's key-value store between driver and workers, in this process."""
 
     def __init__(self, attempt=""):
         self.asked, self.told = threading.Event(), []
 
-    def is_asked_to_stop(self):
+    def is_stop_requested(self):
         return self.asked.is_set()
 
     def report(self, **progress):
@@ -79,12 +79,12 @@ class Signals:
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    """Call with a folder: trains in it as one attempt, and returns what the loop does, with what it wrote."""
+    """Return a function of a folder that trains in it as one attempt, and returns the loop's result and its files."""
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     monkeypatch.setattr(loop.ray.train, "get_context", lambda: context)
     monkeypatch.setattr(loop.ray.train, "get_preemption_info", lambda: None)
-    monkeypatch.setattr("pipelines.train.run_lease._LOOK_EVERY", 0.1)
-    monkeypatch.setattr(Sender, "first_wait", 0.1)
+    monkeypatch.setattr("pipelines.train.run_lease._POLL_SECONDS", 0.1)
+    monkeypatch.setattr(TrackingSender, "first_wait", 0.1)
     network = {
         "size": "B", "width": 32, "depth": 2, "heads": 2, "bottleneck": 24, "context_from": 1, "context_tokens": 2
     }  # fmt: skip
@@ -111,7 +111,7 @@ def train(tmp_path, monkeypatch):
             go.run_id = tracker.run_id
             config = {
                 "settings": settings.model_dump(mode="json"), "tracker": vars(tracker), "folder": str(folder),
-                "step": "pretrain", "attempt": Attempt.claim(str(folder)).name, "on_terminal": False,
+                "step": "pretrain", "attempt": RunLease.claim(str(folder)).name, "on_terminal": False,
                 "batches": batches,
             }  # fmt: skip
             return loop.train_loop(Task, config)
@@ -130,7 +130,7 @@ def record_in(folder) -> Record:
 
 @pytest.fixture
 def plain(train, tmp_path) -> Record:
-    """Of a run that nothing interrupts."""
+    """Return the result of an uninterrupted run."""
     assert train(tmp_path / "plain") == {"ended": "finished", "step": STEPS}
     train.run_id = None
     return record_in(tmp_path / "plain")
@@ -166,7 +166,7 @@ def test_a_checkpoint_with_the_whole_history_inside_is_resumed(train, plain, tmp
     signals, batches, folder = Signals(), Batches(pause=0.1), tmp_path / "old"
     stop_at(signals, batches, 5)
     train(folder, batches, signals)
-    for checkpoint in list_checkpoints(folder_of(str(folder))):  # as it was written before
+    for checkpoint in list_checkpoints(folder_of(str(folder))):  # as an older version wrote it
         state = dict(checkpoint.state)
         record = vars(read_record(str(folder), state))
         del record["skipped_keys"], state["summary"], state["history"]

@@ -5,47 +5,47 @@ import time
 import pytest
 
 from pipelines.train.config import Watch
-from pipelines.train.monitoring import GiveUp, Health, Speedometer
+from pipelines.train.monitoring import GiveUp, StepMonitor, StepTimer
 
 
 def test_a_skipped_step_names_its_pictures_and_too_many_in_a_row_end_the_run(caplog):
-    health = Health(Watch(skips=3))
+    monitor = StepMonitor(Watch(skips=3))
     for step in (1, 2):
-        health.skipped(step, [f"key-{i}" for i in range(40)])
+        monitor.record_skip(step, [f"key-{i}" for i in range(40)])
     assert "step 1 skipped" in caplog.text and ", ".join(f"key-{i}" for i in range(40)) in caplog.text
-    health.took(3, 1.0)  # a good step between them
-    health.skipped(4, ["a"])
-    health.skipped(5, ["b"])
+    monitor.record_step(3, 1.0)  # an applied step between them
+    monitor.record_skip(4, ["a"])
+    monitor.record_skip(5, ["b"])
     with pytest.raises(GiveUp, match="stopped at step 6: 3 steps in a row"):
-        health.skipped(6, ["c"])
+        monitor.record_skip(6, ["c"])
 
 
 def test_a_loss_far_above_the_usual_is_a_spike(caplog):
-    health = Health(Watch(spike=5))
-    assert not health.took(0, 1000.0)  # nothing to compare it with yet
-    assert not any(health.took(step, 1.5) for step in range(1, 50))
-    assert not health.took(50, 7.4)
-    assert health.took(51, 7.6) and "step 51: a loss of 7.6" in caplog.text
-    assert not health.took(52, 1.0)
+    monitor = StepMonitor(Watch(spike=5))
+    assert not monitor.record_step(0, 1000.0)  # no median yet
+    assert not any(monitor.record_step(step, 1.5) for step in range(1, 50))
+    assert not monitor.record_step(50, 7.4)
+    assert monitor.record_step(51, 7.6) and "step 51: loss spike: 7.6" in caplog.text
+    assert not monitor.record_step(52, 1.0)
 
 
 def test_one_rank_warns_for_all_and_all_count_alike(caplog):
-    health = Health(Watch(skips=2), warns=False)
+    monitor = StepMonitor(Watch(skips=2), warns=False)
     for step in range(30):
-        health.took(step, 1.0)
-    assert health.took(30, 100.0)
-    health.skipped(31, ["a"])
+        monitor.record_step(step, 1.0)
+    assert monitor.record_step(30, 100.0)
+    monitor.record_skip(31, ["a"])
     assert caplog.text == ""
     with pytest.raises(GiveUp):
-        health.skipped(32, ["a"])
+        monitor.record_skip(32, ["a"])
 
 
 def test_rates_are_of_the_step_and_a_pause_is_no_part_of_it():
-    speed = Speedometer()
+    speed = StepTimer()
     time.sleep(0.3)
     speed.restart()
     time.sleep(0.1)
-    rates = speed.step(pictures=4, tokens=100, waited=0.01)
+    rates = speed.step(images=4, tokens=100, waited=0.01)
     assert 0.1 <= rates["train/speed/seconds_per_step"] < 0.3
     assert rates["train/speed/images_per_second"] == pytest.approx(4 / rates["train/speed/seconds_per_step"])
     assert rates["train/speed/tokens_per_second"] == pytest.approx(25 * rates["train/speed/images_per_second"])
@@ -56,10 +56,10 @@ def test_an_alarm_that_is_not_put_off_ends_the_process_with_its_stack():
     code = """
 import time
 from pipelines.train.config import Watch
-from pipelines.train.monitoring import HangAlarm
-alarm = HangAlarm(Watch(hang_minutes=0.5 / 60))
+from pipelines.train.monitoring import Watchdog
+watchdog = Watchdog(Watch(hang_minutes=0.5 / 60))
 for _ in range(4):
-    alarm.put_off()
+    watchdog.reset()
     time.sleep(0.2)
 print("alive", flush=True)
 def stuck(): time.sleep(60)

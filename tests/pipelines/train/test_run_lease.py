@@ -6,69 +6,69 @@ import time
 import pytest
 
 from pipelines.core import storage
-from pipelines.train.run_lease import Attempt, Lookout, Order
-from pipelines.train.stopping import describe_resume, noting_signals
+from pipelines.train.run_lease import LeaseMonitor, RunLease, WorkerSignal
+from pipelines.train.stopping import catch_stop_signals, describe_resume
 
 
-def wait_for(lookout: Lookout, order: Order) -> None:
+def wait_for(lease_monitor: LeaseMonitor, signal: WorkerSignal) -> None:
     deadline = time.monotonic() + 10
-    while lookout.order != order:
+    while lease_monitor.signal != signal:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
 def test_the_newest_attempt_fences_off_the_older(tmp_path):
-    older = Attempt.claim(str(tmp_path))
+    older = RunLease.claim(str(tmp_path))
     assert not older.is_fenced()
-    newer = Attempt.claim(str(tmp_path))
+    newer = RunLease.claim(str(tmp_path))
     assert older.is_fenced() and not newer.is_fenced()
 
 
 def test_a_lookout_hears_of_a_stop_while_the_store_fails_and_of_a_newer_attempt_when_it_answers(faulty_s3):
     uri, server = faulty_s3
-    attempt, asked = Attempt.claim(uri), threading.Event()
-    lookout = Lookout(attempt, asked.is_set)
+    attempt, asked = RunLease.claim(uri), threading.Event()
+    lease_monitor = LeaseMonitor(attempt, asked.is_set)
     server.deny("GET .*attempt.json")
     time.sleep(1.5)
-    assert lookout.order == Order.GO_ON
+    assert lease_monitor.signal == WorkerSignal.CONTINUE
     asked.set()
-    wait_for(lookout, Order.STOP)
-    Attempt.claim(uri)
+    wait_for(lease_monitor, WorkerSignal.STOP)
+    RunLease.claim(uri)
     server.clear()
-    wait_for(lookout, Order.FENCED)
-    lookout.close()
+    wait_for(lease_monitor, WorkerSignal.FENCED)
+    lease_monitor.close()
 
 
 def test_looks_that_fail_are_not_tried_again_each(faulty_s3, caplog):
-    """The next look is a second away: with eight attempts each, an outage would fill the log."""
+    """The next poll is a second away: with eight retries each, an outage would fill the log."""
     uri, server = faulty_s3
-    lookout = Lookout(Attempt.claim(uri), lambda: False)
+    lease_monitor = LeaseMonitor(RunLease.claim(uri), lambda: False)
     server.slow_down("(GET|HEAD) .*attempt.json")
     server.requests.clear()
     time.sleep(2.5)
-    lookout.close()
+    lease_monitor.close()
     assert 1 <= server.count("(GET|HEAD) .*attempt.json") <= 4
     assert "trying again" not in caplog.text
 
 
 def test_a_look_that_hangs_hides_no_stop():
-    class Hanging(Attempt):
+    class Hanging(RunLease):
         def is_fenced(self):
             time.sleep(60)
 
-    lookout = Lookout(Hanging("", ""), lambda: True)
-    wait_for(lookout, Order.STOP)
-    lookout.close()
+    lease_monitor = LeaseMonitor(Hanging("", ""), lambda: True)
+    wait_for(lease_monitor, WorkerSignal.STOP)
+    lease_monitor.close()
 
 
 def test_signals_set_an_event_and_are_what_they_were_afterwards():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     for number in (signal.SIGTERM, signal.SIGINT):
-        with noting_signals() as asked:
+        with catch_stop_signals() as asked:
             os.kill(os.getpid(), number)
             assert asked.is_set()
-    with noting_signals() as asked, pytest.raises(KeyboardInterrupt):
-        for _ in range(2):  # who asks twice is not made to wait
+    with catch_stop_signals() as asked, pytest.raises(KeyboardInterrupt):
+        for _ in range(2):  # the second Ctrl-C interrupts at once
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
@@ -83,12 +83,12 @@ def test_signals_set_an_event_and_are_what_they_were_afterwards():
         ),
         (
             {"step": 9, "good": 5, "reason": "StorageError: 403"},
-            "no checkpoint of it is complete (StorageError: 403); the last good one is that of step 5; "
+            "no checkpoint of this step is complete (StorageError: 403); the last complete one is of step 5; "
             "the same command resumes from it",
         ),
         (
             {"step": 9, "good": None, "reason": "StorageError: 403"},
-            "no checkpoint is complete (StorageError: 403); the same command begins anew",
+            "no checkpoint is complete (StorageError: 403); the same command starts from the beginning",
         ),
     ],
 )
@@ -97,13 +97,13 @@ def test_the_end_says_which_checkpoint_is_good(end, told):
 
 
 def test_of_several_orders_the_greatest_holds():
-    assert max(Order.ASK, Order.STOP, Order.LEAVE, Order.FENCED) == Order.FENCED
-    assert Order.GO_ON < Order.ASK < Order.STOP < Order.LEAVE
+    assert max(WorkerSignal) == WorkerSignal.FENCED
+    assert WorkerSignal.CONTINUE < WorkerSignal.CHECK_PREEMPTION < WorkerSignal.STOP < WorkerSignal.RESTART
 
 
 @pytest.mark.parametrize("junk", [b"", b"{"])
 def test_a_file_that_cannot_be_read_is_an_error_of_the_store_not_a_fence(tmp_path, junk):
-    attempt = Attempt.claim(str(tmp_path))
+    attempt = RunLease.claim(str(tmp_path))
     storage.write_bytes(str(tmp_path / ".train" / "attempt.json"), junk)
     with pytest.raises(ValueError):
         attempt.is_fenced()

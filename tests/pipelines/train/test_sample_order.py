@@ -95,7 +95,7 @@ def test_a_batch_has_rows_of_every_group_of_its_window():
 
 
 def test_without_row_groups_there_is_no_order():
-    with pytest.raises(ValueError, match="no row groups to train on: curate pictures"):
+    with pytest.raises(ValueError, match="no row groups to train on: curate images"):
         SampleOrder([], 0, 2)
 
 
@@ -122,7 +122,7 @@ def test_workers_share_a_batch_whatever_their_number(workers, micro_batch):
 
 @pytest.mark.parametrize("batch", [256, 250, 96, 64])
 def test_a_worker_reads_its_part_of_the_row_groups_and_little_more(batch):
-    """Three windows, some of their groups short, as files end with them; batches that reach into the next window."""
+    """Three windows, some with short groups at the ends of files; batches that reach into the next window."""
     workers, window, groups = 8, 64, 192
     sequence = order({(32, 32): tuple(40 if i % 16 == 0 else 64 for i in range(groups))}, window=window)
     slots, batches = slots_per_worker(batch, workers, 1), epoch_of(sequence, 0, batch)

@@ -1,4 +1,4 @@
-"""Metrics reach a real MLflow server through an outage, and nothing waits for it."""
+"""Metrics reach a real MLflow server through an outage, without delaying the training."""
 
 import json
 import time
@@ -14,7 +14,7 @@ from pipelines.core.config import RunSettings
 from pipelines.core.tracking import MetricsRow, Tracker, open_run
 from pipelines.train import tracking_sender
 from pipelines.train.tracking_log import read_unsent, send_unsent, write_unsent
-from pipelines.train.tracking_sender import Sender
+from pipelines.train.tracking_sender import TrackingSender
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def gate(tmp_path_factory):
 
 @pytest.fixture
 def tracker(gate, tmp_path, monkeypatch) -> Tracker:
-    monkeypatch.setattr(Sender, "first_wait", 0.1)
-    monkeypatch.setattr(Sender, "longest_wait", 0.2)
+    monkeypatch.setattr(TrackingSender, "first_wait", 0.1)
+    monkeypatch.setattr(TrackingSender, "longest_wait", 0.2)
     with open_run(RunSettings(storage=str(tmp_path), tracking_uri=gate.url), "run") as tracker:
         for name, value in (("TIMEOUT", "20"), ("MAX_RETRIES", "0")):
             monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
@@ -50,7 +50,7 @@ def hang(gate) -> None:
 @pytest.mark.parametrize("fail", [close, hang])
 def test_an_outage_delays_nothing_and_loses_no_point(gate, tracker, caplog, monkeypatch, fail):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-    sender = Sender(tracker)
+    sender = TrackingSender(tracker)
     sender.start()
     longest = 0.0
     for step in range(1, 101):
@@ -62,7 +62,7 @@ def test_an_outage_delays_nothing_and_loses_no_point(gate, tracker, caplog, monk
             sender.send(lambda tracker: tracker.log_image_at("val/pictures", Image.new("RGB", (8, 8)), 40))
         longest = max(longest, time.monotonic() - before)
         time.sleep(0.02)
-    assert longest < 0.5  # a pause of the machine, no request
+    assert longest < 0.5  # the machine paused, rather than a request
     assert len(sender.unsent()) >= 60
     deadline = time.monotonic() + 30
     while "does not answer" not in caplog.text:
@@ -81,9 +81,9 @@ def test_an_outage_delays_nothing_and_loses_no_point(gate, tracker, caplog, monk
 
 def test_what_a_server_has_from_an_earlier_attempt_is_not_sent_again(tracker):
     tracker.log_rows([MetricsRow(step, 1000 + step, {"train/loss": 1.0}) for step in range(1, 8)])
-    sender = Sender(tracker)
+    sender = TrackingSender(tracker)
     sender.start([MetricsRow(step, 1000 + step, {"train/loss": 2.0}) for step in range(5, 10)])
-    sender.add(8, {"train/loss": 3.0})  # trained again
+    sender.add(8, {"train/loss": 3.0})  # a repeated step
     sender.add(10, {"train/loss": 3.0})
     assert sender.close(20)
     assert [step for step, _ in points(tracker)] == list(range(1, 11))
@@ -92,12 +92,12 @@ def test_what_a_server_has_from_an_earlier_attempt_is_not_sent_again(tracker):
 def test_the_queue_is_bounded_and_says_what_is_lost(tracker, gate, caplog, monkeypatch):
     monkeypatch.setattr(tracking_sender, "MOST_ROWS", 50)
     gate.close()
-    sender = Sender(tracker)
+    sender = TrackingSender(tracker)
     sender.start()
     for step in range(1, 81):
         sender.add(step, {"train/loss": 1.0})
     assert [row.step for row in sender.unsent()] == list(range(31, 81)) and sender.lost == 30
-    assert "away for 50 steps: the oldest are lost" in caplog.text
+    assert "unavailable for 50 steps: dropping the oldest" in caplog.text
     started = time.monotonic()
     assert not sender.close(0.5) and time.monotonic() - started < 2
     gate.open()

@@ -1,4 +1,4 @@
-"""Real Ray Train and DeepSpeed on tiny models: settings that should agree, do."""
+"""Ray Train and DeepSpeed on tiny models: equivalent settings give the same results."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_zero_stages_and_workers_give_the_same_loss_curve(training, tmp_path, pl
         ours = storage.read_file(artifact.file(f"{name}.safetensors"), load_file)
         theirs = storage.read_file(plain.file(f"{name}.safetensors"), load_file)
         assert ours.keys() == theirs.keys()
-        # value by value Adam turns the rounding of a vanishing gradient into a whole step: compare as vectors
+        # Adam scales the rounding of a vanishing gradient to a full step: compare vectors instead of values
         a, b = (torch.cat([tensors[k].flatten() for k in sorted(theirs)]) for tensors in (ours, theirs))
         assert (a - b).norm() < 1e-3 * b.norm()
 

@@ -1,4 +1,4 @@
-"""Checkpoints are written in the background; a store that is slow or away delays no step."""
+"""Background upload of checkpoints: a store that is slow or unavailable delays no step."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ def test_an_upload_that_fails_is_given_up_and_the_next_is_not(caplog):
     for step in (1, 2, 3):
         uploader.submit({}, {"step": step})
     assert uploader.wait(10) and written == [1, 3] and uploader.failed == 1 and uploader.good == 3
-    assert "of step 2 is not written, training goes on: OSError: no space left" in caplog.text
+    assert "of step 2 failed, training continues: OSError: no space left" in caplog.text
     uploader.submit({}, {"step": 2})
     assert not uploader.wait(10) and uploader.good == 3 and uploader.reason == "OSError: no space left"
 

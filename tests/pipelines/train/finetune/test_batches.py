@@ -1,4 +1,4 @@
-"""On small files of two sizes, as the curate and encode steps write them; latents and text are random numbers."""
+"""Batches from small files of two sizes, as the curate and encode steps write them; latents and text are random."""
 
 import gc
 import random
@@ -59,7 +59,7 @@ def write_curated(file: Path, rows: int, width: int, height: int) -> None:
 
 
 def write_encoded(curated: Path, latents: Path, text: Path) -> None:
-    """Row group by row group; the latents and embeddings are random numbers."""
+    """Write random latents and embeddings, row group by row group."""
     generator = torch.Generator().manual_seed(zlib.crc32(curated.name.encode()))
     schema_of_text = pa.schema([KEY, CAPTION, ragged_field("text", 8)])
     tables: tuple[list, list] = [], []
@@ -110,7 +110,7 @@ def steps(reader: BatchReader, first: int, count: int, micro_batch: int = BATCH)
 
 
 def samples(batches: list[Batch]) -> dict[str, dict[str, torch.Tensor]]:
-    """What belongs to each key that counts, without padding of text."""
+    """Return the data of each key with weight, without padding of text."""
     found = {}
     for batch in batches:
         for i, key in enumerate(batch.keys):
@@ -154,7 +154,7 @@ def test_an_epoch_has_every_picture_once_each_with_what_belongs_to_it(folder):
 
 @pytest.mark.parametrize(("workers", "micro_batch"), [(1, 2), (1, 4), (2, 3), (2, 2), (3, 1), (4, 1), (32, 1)])
 def test_a_global_batch_does_not_depend_on_workers_or_micro_batches(folder, workers, micro_batch):
-    """Of a whole batch and of a bucket's last; nor does the weighted sum of losses."""
+    """A whole batch and the last one of a bucket; the weighted sum of losses is the same too."""
     whole = reader(folder).from_step(0, BATCH)
     parts = [reader(folder, rank, workers).from_step(0, micro_batch) for rank in range(workers)]
     sizes = set()
@@ -273,7 +273,7 @@ def test_embeddings_and_latents_are_asked_for_two_steps_ahead(folder):
 
 
 def damaged(folder: Path, tmp_path: Path, change) -> tuple[Path, int]:
-    """A copy whose third picture of a file is changed, and the step that it comes at."""
+    """Return a copy with a changed third image in one file, and the step of that image."""
     for kind in ("latents", "text"):
         (tmp_path / kind).symlink_to(folder / kind)
     (tmp_path / "curated").mkdir()
@@ -291,9 +291,9 @@ def damaged(folder: Path, tmp_path: Path, change) -> tuple[Path, int]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda image: image[: len(image) // 2], r"the picture of '32x32-00000-2' is damaged \(truncated or corrupt\)"),
-        (lambda image: b"no picture", r"the picture of '32x32-00000-2' is damaged \(not an image\)"),
-        (lambda image: encode_png(Image.new("RGB", (48, 32))), "'32x32-00000-2' is 48x32, its row says 32x32"),
+        (lambda image: image[: len(image) // 2], r"the image of '32x32-00000-2' is damaged \(truncated or corrupt\)"),
+        (lambda image: b"no picture", r"the image of '32x32-00000-2' is damaged \(not an image\)"),
+        (lambda image: encode_png(Image.new("RGB", (48, 32))), "'32x32-00000-2' is 48x32, not 32x32 as in its row"),
     ],
     ids=["cut off", "none", "another size"],
 )
@@ -307,7 +307,7 @@ def test_a_damaged_picture_is_an_error_at_its_step_that_names_file_and_key(folde
 
 
 def test_what_cannot_be_read_is_raised_at_its_step(folder, tmp_path):
-    """The 48x32 file goes after its footer was read."""
+    """The 48x32 file is deleted after its footer was read."""
     for kind in ("latents", "text"):
         (tmp_path / kind).symlink_to(folder / kind)
     (tmp_path / "curated").mkdir()
@@ -326,11 +326,11 @@ def test_what_cannot_be_read_is_raised_at_its_step(folder, tmp_path):
 def test_files_that_do_not_match_row_for_row_are_refused(folder, tmp_path):
     curated, latents, text = (files_in(folder, kind) for kind in ("curated", "latents", "text"))
     for others in ((latents[::-1], text), (latents, text[::-1]), ([], text[::-1])):
-        with pytest.raises(ValueError, match="have other rows: encode the curated artifact again"):
+        with pytest.raises(ValueError, match="do not have the same rows; encode curated again"):
             list_row_groups(curated, *others)
     write_curated(tmp_path / "another.parquet", 22, 32, 32)
     (group, *_) = list_row_groups([str(tmp_path / "another.parquet")], latents[:1], text[:1])
-    with pytest.raises(ValueError, match="its rows are not those of"):
+    with pytest.raises(ValueError, match="its rows differ from"):
         read_columns(group, ("image", "latents"))
 
 
@@ -338,10 +338,10 @@ def test_row_groups_of_several_sizes_are_refused(tmp_path):
     with RowWriter(tmp_path / "mixed.parquet", SCHEMA) as writer:
         for width in (32, 48):
             writer.add({"key": str(width), "image": b"", "caption": "", "width": width, "height": 32})
-    with pytest.raises(ValueError, match="mixed.parquet: row group 0 has pictures of several sizes.*curate again"):
+    with pytest.raises(ValueError, match="mixed.parquet: row group 0 has images of several sizes.*curate again"):
         list_row_groups([str(tmp_path / "mixed.parquet")], [], [str(tmp_path / "mixed.parquet")])
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "bare.parquet")
-    with pytest.raises(ValueError, match="bare.parquet: its footer does not tell"):
+    with pytest.raises(ValueError, match="bare.parquet: its footer has no image sizes"):
         list_row_groups([str(tmp_path / "bare.parquet")], [], [str(tmp_path / "bare.parquet")])
 
 
@@ -363,7 +363,7 @@ def encode_artifact(folder: Path, text: str = "on_the_fly", latents: str = "on_t
 @pytest.mark.ray
 @pytest.mark.slow
 def test_text_and_latents_on_the_fly_give_the_batches_of_stored_ones_though_actors_die(folder, tiny_base, local_ray):
-    """What is compared with is encoded here, one row at a time: the last bit of bfloat16 may differ."""
+    """The expected values are encoded here, one row at a time: the last bit of bfloat16 may differ."""
     encoded, pool, base = encode_artifact(folder), ModelWorkers(workers=1), str(tiny_base)
     text, latents = EncodedText(base, "cpu", 512), EncodedLatents(base, "cpu")
     here = reader(folder, 1, 2, text, latents).from_step(5, 2)

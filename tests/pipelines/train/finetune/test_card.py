@@ -33,13 +33,13 @@ def test_a_card_says_how_it_was_made_and_how_to_use_it():
         "| trained values | LoRA of rank 256, first and last layers |",
         "| loss | variance-reduced by patch, kappa 0.3, LPIPS (vgg) times 0.2 |",
         "| basis | rank 128 of 768, scale 2.43, patches channel_first |",
-        "| colour space | Oklab, mean 0.56, 0, 0.01, std 0.16 |",
+        "| color space | Oklab, mean 0.56, 0, 0.01, std 0.16 |",
         "| sampling | 768 x 1024, 24 steps, guidance 3.5, shift 17 |",
-        "whose licence governs this adapter too",
+        "whose license also covers this adapter",
         "AsymFlux2KleinPipeline.from_pretrained(",
     ):
         assert part in text
-    assert "/models" not in text  # a place of one machine
+    assert "/models" not in text  # a path of one machine
 
 
 def test_baselines_have_cards_of_their_own():

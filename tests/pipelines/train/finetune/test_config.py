@@ -28,9 +28,9 @@ def test_defaults_are_the_papers():
         ({"optim": {"rate": 1}}, "optim.rate"),
         (
             {"optim": {"optimizer": "adam8bit"}, "resources": {"zero_stage": 2}},
-            "^optim.optimizer=adam8bit with resources.zero_stage=2: sharding cuts through.*take zero_stage=0",
+            "^optim.optimizer=adam8bit with resources.zero_stage=2: sharding cuts through.*use zero_stage=0",
         ),
-        ({"model": "latent"}, "^model=latent with loss.kind=variance_reduced: .*take loss.kind=flow_matching"),
+        ({"model": "latent"}, "^model=latent with loss.kind=variance_reduced: .*use loss.kind=flow_matching"),
         ({"export": {"alias": "1st"}}, "export.alias='1st'"),
     ],
 )
@@ -67,5 +67,5 @@ def test_text_that_is_padded_otherwise_than_the_finetune_asks_is_refused(tmp_pat
         inputs["encoded"] = Artifact("e", {"inputs": {"curated": "1"}, "config": made})
         settings = validate(FinetuneSettings, {**INPUTS, "text_padding": asked})
         found = made.get("text_padding", "none")
-        with pytest.raises(ConfigError, match=f"encoded: made with text_padding={found}, text_padding={asked} asks"):
+        with pytest.raises(ConfigError, match=f"encoded: made with text_padding={found}, but text_padding={asked}"):
             check_inputs(settings, inputs)

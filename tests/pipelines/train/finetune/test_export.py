@@ -1,4 +1,4 @@
-"""Adapters from runs that stand only as files: no Ray, no base weights, no network."""
+"""Export of runs that exist only as files: no Ray, no base weights, no network."""
 
 import json
 import runpy
@@ -43,7 +43,7 @@ SIZE = (48, 64)
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """A hub that is asked for is an error."""
+    """Fail on any request to a hub."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     connect = socket.socket.connect
@@ -58,12 +58,12 @@ def no_network(monkeypatch):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """One MLflow store for all tests here: making the tables takes seconds."""
+    """Return one MLflow store for all tests: creating its tables takes seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
 
 
 class Run:
-    """A finetune's inputs, base and folder on disk, and the models it would train."""
+    """A finetune's inputs, base and folder on disk, and its models."""
 
     def __init__(self, folder, make_transformer, store, **changes):
         self.make_transformer = make_transformer
@@ -111,7 +111,7 @@ class Run:
         return {name: p.detach().clone() for name, p in self.model(seed).trainable().items()}
 
     def checkpoint(self, step, attempt="a"):
-        """Its average is that of the model seeded with its step."""
+        """Write a checkpoint whose average is the model seeded with its step."""
         average = self.average(step)
         tensors = {"trainable": {n: 0 * v for n, v in average.items()}, "average": average}
         return write_checkpoint(folder_of(self.folder), tensors, {"step": step}, attempt)
@@ -122,7 +122,7 @@ class Run:
         return finish(self.folder, "finetune", self.id, self.settings, ids, {})
 
     def same(self, adapter, seed):
-        """Whether the adapter is the one that the model with these values saves."""
+        """Return whether the adapter equals the one saved from the model with these values."""
         expected = self.config.parent / f"expected_{seed}"
         save_adapter(self.model(seed), expected, sampling_defaults(self.settings, SIZE))
         return all((Path(adapter) / f.name).read_bytes() == f.read_bytes() for f in expected.iterdir())
@@ -135,7 +135,10 @@ def make_run(tmp_path, tiny_transformer, store):
 
 @pytest.fixture
 def job(monkeypatch, capsys):
-    """`python jobs/export.py ARGUMENTS`: (exit status, last line or None, stderr). Starting Ray is an error."""
+    """Run `python jobs/export.py ARGUMENTS`.
+
+    Returns (exit status, last line or None, stderr). Starting Ray is an error.
+    """
 
     def no_ray(run):
         raise AssertionError("Ray was started")
@@ -193,7 +196,7 @@ def _location(run, uri):
 
 def test_average_of_a_run(make_run):
     run = make_run()
-    with pytest.raises(MissingArtifact, match="no whole checkpoint stands yet in "):
+    with pytest.raises(MissingArtifact, match="has no complete checkpoint yet"):
         read_average(run.folder)
     run.checkpoint(3)
     newest = run.checkpoint(6)
@@ -218,7 +221,7 @@ def test_job_exports_a_running_run_and_then_the_finished_one(make_run, job, tmp_
     name, client = run.settings.run.experiment, tracker.client
     status, done, err = job(run.config)
     assert (status, done) == (1, None)
-    assert err == f"error: no whole checkpoint stands yet in {run.folder}: wait for one, or run the finetune\n"
+    assert err == f"error: {run.folder} has no complete checkpoint yet: wait for one, or run the finetune\n"
 
     run.checkpoint(3)
     run.checkpoint(6)
@@ -270,7 +273,7 @@ def test_model_in_the_registry_is_the_adapter(make_run, tmp_path, monkeypatch):
     tracker = run.start()
     adapter = export_adapter(run.settings, run.subspace, run.average(9), str(tmp_path), SIZE)
     other = f"sqlite:///{tmp_path}/other.db"
-    mlflow.set_tracking_uri(other)  # of the process, and not the run's
+    mlflow.set_tracking_uri(other)  # the process-wide registry, not the run's
     try:
         register(tracker, adapter, run.settings, run.folder, 9)
         assert mlflow.get_tracking_uri() == other and mlflow.active_run() is None
@@ -290,8 +293,8 @@ def test_model_in_the_registry_is_the_adapter(make_run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"alias": "latest"}, "export.alias='latest': MLflow keeps"),
-        ({"alias": "v3"}, "export.alias='v3': MLflow keeps"),
+        ({"alias": "latest"}, "export.alias='latest': MLflow reserves"),
+        ({"alias": "v3"}, "export.alias='v3': MLflow reserves"),
         ({"alias": "newest", "model_name": "a/b"}, "export.model_name='a/b': a name in MLflow's registry has no '/'"),
     ],
 )
@@ -316,13 +319,13 @@ def test_bad_arguments(make_run, job, tmp_path):
     status, _, err = job(run.config, f"base={tmp_path}/absent")
     assert status == 2 and err.startswith("error: base=")
     run.checkpoint(3)
-    message = f"error: no MLflow run is known of {run.folder}, to register under: run the finetune first\n"
+    message = f"error: {run.folder} has no MLflow run to register under: run the finetune first\n"
     assert job(run.config)[::2] == (1, message)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A real MLflow server that keeps the artifacts itself."""
+    """Start an MLflow server that stores artifacts itself."""
     with serve_mlflow(tmp_path_factory.mktemp("server")) as url:
         yield url
 

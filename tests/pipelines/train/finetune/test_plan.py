@@ -17,7 +17,7 @@ from pipelines.core.storage import StorageError
 from pipelines.train.devices import peak_tflops, precision
 from pipelines.train.finetune.batches import Batch
 from pipelines.train.finetune.config import FinetuneSettings, Perceptual
-from pipelines.train.finetune.flops import JUDGES, ImageFlops, image_flops, step_flops
+from pipelines.train.finetune.flops import PERCEPTUAL_COSTS, ImageFlops, image_flops, step_flops
 from pipelines.train.finetune.memory import count_values, plan_values, static_memory
 from pipelines.train.finetune.model import adapt
 from pipelines.train.finetune.perceptual import load_perceptual
@@ -38,7 +38,7 @@ KINDS = [("asymflow", "variance_reduced"), *((m, "flow_matching") for m in ("asy
 
 
 def settings_of(model: str = "asymflow", loss_kind: str = "variance_reduced", **sections) -> FinetuneSettings:
-    """The paper's training on 32 GPUs, of inputs that are nowhere, but for what is given."""
+    """Return the paper's training on 32 GPUs with missing inputs, and changes to it."""
     given = {
         "resources": {"workers": 32, "use_gpu": True, "micro_batch": 1, **sections.pop("resources", {})},
         "loss": {"kind": loss_kind, **sections.pop("loss", {})},
@@ -64,12 +64,12 @@ def test_the_papers_run():
         "353,435,648",
         "353.5M",
         "353,533,953",
-        "those published of FLUX.2 klein Base 9B",
+        "published shapes of FLUX.2 klein Base 9B",
         "ASSUMED",
         "45% MFU",
     ):
         assert shown in text
-    # twice the base's matrices and the attention of 32 blocks, three times: two forward passes and one backward
+    # base matrices and attention of 32 blocks, as multiply-adds, times three: forward of student and teacher, backward
     estimate = 3 * (2 * 8.1e9 * 4608 + 32 * 4 * 4096 * 4608**2)
     assert metrics["tflop_a_step"] == pytest.approx(256 * estimate / 1e12, rel=0.1)
     assert metrics["seconds_a_step"] == pytest.approx(metrics["tflop_a_step"] / (32 * 989 * 0.45))
@@ -206,10 +206,10 @@ def test_settings_that_a_bases_file_leaves_out_are_the_classs(tmp_path):
     assert plan(settings_of().model_copy(update={"base": str(tmp_path)})).config["mlp_ratio"] == 3.0
 
 
-@pytest.mark.parametrize("net", JUDGES)
+@pytest.mark.parametrize("net", PERCEPTUAL_COSTS)
 def test_what_a_perceptual_network_takes(net):
-    judge = load_perceptual(Perceptual(net=net, weights="random")).to("meta")
-    assert sum(p.numel() for p in judge.parameters()) == JUDGES[net].values
+    perceptual = load_perceptual(Perceptual(net=net, weights="random")).to("meta")
+    assert sum(p.numel() for p in perceptual.parameters()) == PERCEPTUAL_COSTS[net].values
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -218,11 +218,11 @@ def test_what_a_perceptual_network_takes(net):
 
     picture = torch.zeros(1, 3, 1024, 1024, device="meta")
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        judge(picture.clone().requires_grad_(), picture).sum().backward()
-    own = {p.untyped_storage()._cdata for p in judge.parameters()}
+        perceptual(picture.clone().requires_grad_(), picture).sum().backward()
+    own = {p.untyped_storage()._cdata for p in perceptual.parameters()}
     kept_bytes = sum(storage.nbytes() for place, storage in kept.items() if place not in own)
-    assert counter.get_total_flops() / 1024**2 == pytest.approx(JUDGES[net].flops_a_pixel, rel=0.01)
-    assert kept_bytes / 1024**2 == pytest.approx(JUDGES[net].bytes_a_pixel, rel=0.01)
+    assert counter.get_total_flops() / 1024**2 == pytest.approx(PERCEPTUAL_COSTS[net].flops_per_pixel, rel=0.01)
+    assert kept_bytes / 1024**2 == pytest.approx(PERCEPTUAL_COSTS[net].bytes_per_pixel, rel=0.01)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -245,7 +245,7 @@ def test_operations_of_a_step_are_those_that_torch_counts(kind):
     )
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         objective(**batch.inputs())[0].backward()
-    assert counter.get_total_flops() == pytest.approx(step_flops(settings, config, 64, 32, pictures=2), rel=0.01)
+    assert counter.get_total_flops() == pytest.approx(step_flops(settings, config, 64, 32, images=2), rel=0.01)
 
 
 @pytest.mark.parametrize(

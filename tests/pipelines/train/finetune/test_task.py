@@ -1,4 +1,4 @@
-"""What the finetune's settings come to in the library's loss, and in Ray's hands."""
+"""Objective of the finetune's settings, and pickling of its task."""
 
 import inspect
 
@@ -49,7 +49,7 @@ def test_a_batch_names_what_the_loss_takes(model):
 
 @pytest.mark.parametrize("task", [FinetuneTask, PretrainTask])
 def test_the_class_of_a_task_travels_by_reference_inside_the_workers_function(task):
-    """So that only workers import the model, and the name is one that an editor follows."""
+    """Only workers import the model, and the class is found by its name."""
     sent = cloudpickle.dumps(driver.train_function(task))
     assert task.__name__.encode() in sent and task.__module__.encode() in sent
     assert b"make_reader" not in sent and len(sent) < 3000

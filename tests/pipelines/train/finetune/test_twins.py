@@ -1,4 +1,4 @@
-"""The toy twins of the shipped 9B configurations train for real: model, loss, optimizer and rates as shipped."""
+"""The toy twins of the shipped 9B configurations train: model, loss, optimizer and rates as shipped."""
 
 import re
 from pathlib import Path
@@ -66,5 +66,5 @@ def test_a_twin_trains(kind, tiny_workflow, tiny_base, tmp_path):
     tensors, config = read_adapter(Path(artifact.file("adapter")))
     assert len(tensors) == len(trained) + (0 if kind == "_latent" else 2)
     fresh = {name: tensor for name, tensor in tensors.items() if ".lora_B." in name}
-    assert all(tensor.any() for tensor in fresh.values()) or kind == "_ddt"  # B begins at zero
+    assert all(tensor.any() for tensor in fresh.values()) or kind == "_ddt"  # LoRA's B is initialized to zero
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())

@@ -1,4 +1,4 @@
-"""On small files as the curate step writes them; what all readers share is tested with the finetune's."""
+"""Batches from small files as the curate step writes them; common behavior is tested with the finetune's batches."""
 
 import random
 from itertools import islice
@@ -83,5 +83,5 @@ def test_noise_levels_have_the_papers_law(files):
 
 
 def test_a_label_beyond_the_classes_is_an_error_that_names_the_setting(files):
-    with pytest.raises(ValueError, match="there is a label 4, and classes=3; see `classes`"):
+    with pytest.raises(ValueError, match="label 4 is out of range for classes=3; see `classes`"):
         batches(reader(files, classes=3))

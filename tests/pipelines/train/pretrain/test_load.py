@@ -1,4 +1,4 @@
-"""What was trained is loaded again, whatever it was trained with."""
+"""Pretrained models load, whatever they were trained with."""
 
 import json
 
@@ -18,7 +18,7 @@ from pipelines.train.pretrain.model import SUBSPACE, SUMMARY, load_pretrained
 
 @pytest.fixture
 def trained(tmp_path):
-    """Call with an optimizer and a ZeRO stage: the artifact that such a training leaves, and its average."""
+    """Return a function of optimizer and ZeRO stage: the artifact of such a training, and its average."""
 
     def make(optimizer: str, zero_stage: int):
         network = {

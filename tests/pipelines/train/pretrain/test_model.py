@@ -1,4 +1,4 @@
-"""The subspace that is trained in, and what is looked for before anything starts."""
+"""The subspace of a training, and the checks before it starts."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_subspaces_of_the_family_are_parts_of_one_basis():
     random = made(rank=8, kind="random", seed=3)
     assert random.A.shape == (768, 8) and torch.equal(random.A, made(rank=8, kind="random", seed=3).A)
     assert not torch.equal(random.A, made(rank=8, kind="random", seed=4).A)
-    with pytest.raises(ValueError, match="subspace.rank=33: the basis has 32; see its pca_rank"):
+    with pytest.raises(ValueError, match="subspace.rank=33: the basis has rank 32; see its pca_rank"):
         made(rank=33)
 
 
@@ -42,13 +42,13 @@ def test_the_rank_can_be_what_the_basis_recommends():
     found, pca = made({"recommended_rank": 11})
     assert torch.equal(found.A, pca.A[:, :11])
     assert found.provenance["rank"] == 11 and found.provenance["energy"] == 0.9
-    with pytest.raises(ValueError, match="subspace.rank=auto, which is 40: the basis has 32; see its pca_rank"):
+    with pytest.raises(ValueError, match="subspace.rank=auto, which is 40: the basis has rank 32; see its pca_rank"):
         made({"recommended_rank": 40})
     with pytest.raises(ValueError, match="subspace.rank=auto: the basis recommends no rank; run the basis step again"):
         made({})
     with pytest.raises(ConfigError, match="basis: missing; subspace.rank=auto of a PCA needs"):
         validate(PretrainSettings, {"curated": "c", "subspace": {"rank": "auto"}})
-    with pytest.raises(ConfigError, match="subspace.rank=auto: a PCA recommends it; .*=random needs"):
+    with pytest.raises(ConfigError, match="subspace.rank=auto: only a PCA recommends a rank; .*=random needs"):
         made({"recommended_rank": 11}, kind="random")
     with pytest.raises(ConfigError, match="subspace.rank='most': must be auto, or a whole number from 0"):
         validate(PretrainSettings, {"curated": "c", "basis": "b", "subspace": {"rank": "most"}})

@@ -24,7 +24,7 @@ def test_operations_are_those_of_the_papers_table(size, gflop):
 
 
 def test_operations_are_those_that_torch_counts():
-    """But for the products of the condition, which are made once a picture."""
+    """Except for products of the condition, which are computed once per image."""
     network = JiT(SMALL)
     once = sum(
         2 * module.in_features * module.out_features
@@ -37,7 +37,7 @@ def test_operations_are_those_that_torch_counts():
         assert forward - 3 * once == 3 * forward_flops(SMALL, 12)
         answer.sum().backward()
     backward = counter.get_total_flops() - forward
-    assert backward == pytest.approx(2 * forward, rel=0.03)  # the first layer's input needs none
+    assert backward == pytest.approx(2 * forward, rel=0.03)  # the first layer's input needs no gradient
     assert training_flops(SMALL, 12) == 3 * forward_flops(SMALL, 12)
 
 
@@ -51,7 +51,7 @@ def test_the_plan_of_the_papers_run(capsys):
     numbers = print_plan(settings(resources={"workers": 64, "use_gpu": True, "micro_batch": 16, "zero_stage": 1}))
     assert round(numbers["parameters"] / 1e6) == 953 and int(numbers["gflop_forward"]) == 363
     assert numbers["epochs"] == pytest.approx(600, rel=1e-3)
-    assert 300 < numbers["worker_hours"] < 1750  # at the utilization that is assumed, which is above the paper's
+    assert 300 < numbers["worker_hours"] < 1750  # at the assumed utilization, which is above the paper's
     told = capsys.readouterr().out
     assert "JiT-H/16" in told and "the paper: about 1,750 H100 hours" in told and "ASSUMED, as ImageNet" in told
 
