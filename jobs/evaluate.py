@@ -20,7 +20,7 @@ LATEST, SELF_TEST, SUITES = "--latest-registered", "--self-test", get_args(Suite
 def load(latest: bool) -> Job:
     from pipelines.evaluate.step import STEP, hold_limits, pin_registered, tell
 
-    return Job(STEP, prepare=partial(pin_registered, latest=latest), tell=tell, conclude=hold_limits)
+    return Job(STEP, prepare=partial(pin_registered, latest=latest), summarize=tell, conclude=hold_limits)
 
 
 @job_process()
