@@ -1,4 +1,4 @@
-"""PCA and Procrustes bases with their scale, from one pass over the curated pictures."""
+"""Compute the PCA and Procrustes bases, and the scale, in one pass over the curated images."""
 
 from pipelines.core.cli import main
 from pipelines.data.basis.config import BasisSettings

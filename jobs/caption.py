@@ -1,4 +1,4 @@
-"""Captions of the curated pictures, written by Qwen2.5-VL in place of those that came with them."""
+"""Write new captions of the curated images with Qwen2.5-VL."""
 
 from pipelines.core.cli import main
 from pipelines.data.config import CaptionSettings

@@ -1,4 +1,4 @@
-"""Colour statistics of curated pictures: Oklab mean and standard deviation."""
+"""Compute the Oklab mean and standard deviation of the curated images."""
 
 from pipelines.core.cli import main
 from pipelines.data.config import ColorStatsSettings

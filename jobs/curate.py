@@ -1,4 +1,4 @@
-"""Curate img2dataset shards: filter, resize, one size a file; what is rejected is kept with its reason."""
+"""Curate img2dataset shards: filter, resize, deduplicate; rejected rows are listed with a reason."""
 
 from pipelines.core.cli import main
 from pipelines.data.curate.config import CurateSettings

@@ -1,4 +1,4 @@
-"""A page in the browser to try a pixel model on; the toy's, unless told otherwise. Ctrl-C ends it."""
+"""Serve a web page to try a pixel model, by default the toy model. Stop it with Ctrl-C."""
 
 import threading
 from contextlib import suppress
@@ -17,7 +17,7 @@ def main() -> None:
 
     with suppress(KeyboardInterrupt):
         with open_page(**{name: getattr(settings, name) for name in DemoPageSettings.model_fields}) as url:
-            print(f"{url} (Ctrl-C ends it)", flush=True)
+            print(f"{url} (stop with Ctrl-C)", flush=True)
             threading.Event().wait()
 
 

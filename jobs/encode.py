@@ -1,4 +1,4 @@
-"""Latent tokens and text embeddings of the curated pictures, so that training loads no encoder."""
+"""Encode the curated images and captions to latent tokens and text embeddings, so that training loads no encoder."""
 
 from pipelines.core.cli import main
 from pipelines.data.config import EncodeSettings

@@ -1,9 +1,9 @@
-"""Draw a suite's pictures, score them, and say what the numbers mean; run again, it does only what is missing.
+"""Sample the images of an evaluation suite, score them and explain the scores. A rerun does only what is missing.
 
-SUITE is one of those below; without it the configuration names one.
---latest-registered evaluates what `registered` (by default EXPERIMENT@newest) points to in MLflow's model registry now.
-The exit status is 1 where a score is below `floors` or above `ceilings`, whether it was made now or before.
-SUITE --self-test runs known answers through the suite's rules: no configuration, no model, no Ray.
+SUITE is one of those below; without it, the configuration names the suite.
+--latest-registered evaluates the version that `registered` (default: EXPERIMENT@newest) refers to in MLflow's registry.
+The exit status is 1 if a score is below `floors` or above `ceilings`, whether it was computed now or earlier.
+SUITE --self-test checks the suite's scoring rules on known answers, without configuration, model or Ray.
 """
 
 import sys
@@ -20,7 +20,7 @@ LATEST, SELF_TEST, SUITES = "--latest-registered", "--self-test", get_args(Suite
 def load(latest: bool) -> Job:
     from pipelines.evaluate.step import STEP, hold_limits, pin_registered, tell
 
-    return Job(STEP, prepare=partial(pin_registered, latest=latest), tell=tell, conclude=hold_limits)
+    return Job(STEP, prepare=partial(pin_registered, latest=latest), summarize=tell, conclude=hold_limits)
 
 
 @job_process()

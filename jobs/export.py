@@ -1,5 +1,7 @@
-"""Write a finetune's moving average as adapter files and register them; of a run that still trains, from its newest
-checkpoint. CONFIG and the overrides are those of the finetune. Or bring an adapter into another format."""
+"""Export the moving average of a finetune as adapter files and register them, or convert an adapter's format.
+
+For a finetune, CONFIG and the overrides are those of the training. A run that is still training is exported from its
+newest checkpoint."""
 
 import argparse
 import json
@@ -15,12 +17,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", metavar="CONFIG.yaml|ADAPTER", help="a finetune's settings, or an adapter's folder")
     parser.add_argument("settings", metavar="dotted.key=value", nargs="*")
-    parser.add_argument("--step", type=int, help="of a checkpoint (default: the last)")
+    parser.add_argument("--step", type=int, help="step of the checkpoint to export (default: the last)")
     parser.add_argument("--format", choices=get_args(ExportFormat), default="released", help="(default: released)")
     parser.add_argument("--out", default="", help="folder or s3:// URI (default: with the run, in its storage)")
-    parser.add_argument("--base", default="", help="to merge an ADAPTER with: the latent model's folder")
-    parser.add_argument("--dtype", choices=get_args(ExportDtype), default="", help="of a merged model (base's)")
-    parser.add_argument("--no-register", action="store_true", help="only write the files")
+    parser.add_argument("--base", default="", help="folder of the latent model to merge an ADAPTER with")
+    parser.add_argument("--dtype", choices=get_args(ExportDtype), default="", help="of a merged model (default: base)")
+    parser.add_argument("--no-register", action="store_true", help="write the files without registering them")
     args = parser.parse_intermixed_args()
     is_run = args.source.endswith((".yaml", ".yml"))
     settings = load_config(FinetuneSettings, args.source, args.settings) if is_run else None

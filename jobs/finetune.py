@@ -1,5 +1,6 @@
-"""Finetune the lifted model on real pixels. Killed, the same command goes on from the last checkpoint; --dry-run prints
-what would be trained, the memory and the time it takes, and starts nothing."""
+"""Finetune the lifted model on real pixels. The same command resumes from the last checkpoint.
+
+--dry-run prints the trained parameters and estimates of memory and time, without starting the training."""
 
 from pipelines.core.cli import main
 from pipelines.train.finetune.config import FinetuneSettings

@@ -1,4 +1,4 @@
-"""Render the demo's images and write them as img2dataset writes LAION."""
+"""Render the demo's images and write them in the format of img2dataset."""
 
 import tempfile
 from pathlib import Path
@@ -18,7 +18,7 @@ def main() -> None:
 
     first = "00000.tar"
     if storage.exists(storage.join(settings.folder, first)):
-        print(f"{settings.folder} stands already")
+        print(f"{settings.folder} exists already")
         return
     with tempfile.TemporaryDirectory() as scratch:
         rows = write_img2dataset(demo_images(settings.photos, settings.seed), Path(scratch) / "demo")

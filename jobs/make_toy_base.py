@@ -1,4 +1,4 @@
-"""Train the demo's tiny FLUX.2 klein and write it as a diffusers folder. Killed, it goes on from its checkpoints."""
+"""Train the demo's tiny FLUX.2 klein and write it as a diffusers folder. It resumes from its checkpoints."""
 
 from pathlib import Path
 

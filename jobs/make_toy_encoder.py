@@ -1,6 +1,6 @@
 """Train the demo's tiny DINOv2, which REPA aligns the toy models with, and write it as a transformers folder.
 
-Killed, it goes on from its checkpoint."""
+It resumes from its checkpoint."""
 
 from pathlib import Path
 

@@ -1,5 +1,6 @@
-"""Train a class-conditional pixel model from scratch. Killed, the same command goes on from the last checkpoint;
---dry-run prints what would be trained, the memory and the time it takes, and starts nothing."""
+"""Train a class-conditional pixel model from scratch. The same command resumes from the last checkpoint.
+
+--dry-run prints the trained parameters and estimates of memory and time, without starting the training."""
 
 from pipelines.core.cli import main
 from pipelines.train.pretrain.config import PretrainSettings

@@ -1,11 +1,12 @@
-"""Train and evaluate the rank family from scratch; what stands is not made again. Draws the paper's Figures 5 and 6 and
-its Table 1."""
+"""Train and evaluate the rank family from scratch, and plot the paper's Figures 5 and 6 and Table 1.
+
+Artifacts that are up to date are reused."""
 
 from pipelines.core.cli import print_plan, print_result, read_settings
 from pipelines.core.job_process import job_process
 from pipelines.experiments.config import RankSweepSettings
 
-NOTE = "Settings of its parts: python jobs/pretrain.py --help, python jobs/evaluate.py --help"
+NOTE = "Settings of the trainings and evaluations: python jobs/pretrain.py --help, python jobs/evaluate.py --help"
 
 
 def main() -> None:

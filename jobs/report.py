@@ -1,7 +1,7 @@
 """Compare evaluations on one page: python jobs/report.py OUT.html [LABEL=]SOURCE ... [--tracking-uri URI]
 
-A SOURCE is an artifact of the evaluate step (its address), or the ID of its MLflow run. The page is one file that
-refers to nothing outside itself; the paper's Tables 3 and 4 stand beside, marked as quoted.
+A SOURCE is the URI of an evaluate artifact, or the ID of its MLflow run. The page is a self-contained file. It includes
+the paper's Tables 3 and 4, marked as quoted.
 """
 
 import argparse
@@ -18,7 +18,7 @@ def main() -> None:
     )
     parser.add_argument("out", metavar="OUT.html")
     parser.add_argument("sources", nargs="+", metavar="[LABEL=]SOURCE")
-    parser.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", ""), help="of the runs' MLflow")
+    parser.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", ""), help="MLflow of the runs")
     options = parser.parse_args()
     from pipelines.experiments.report import read_evaluation, render
 

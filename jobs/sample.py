@@ -1,4 +1,4 @@
-"""Pictures from prompts and seeds, by a pixel model; run again, it goes on with what is missing."""
+"""Sample images from prompts and seeds with a pixel model. A rerun samples only the missing images."""
 
 from pipelines.core.cli import main
 from pipelines.sample.config import SampleSettings

@@ -1,4 +1,4 @@
-"""Evaluate over a grid of settings, or search for the best guidance; points that stand are not evaluated again."""
+"""Evaluate over a grid of settings, or search for the best guidance. Finished points are reused."""
 
 from pipelines.core.cli import print_plan, print_result, read_settings
 from pipelines.core.job_process import job_process

@@ -1,5 +1,6 @@
-"""Tell from which step and minute on a finetune's images are nearer to real ones than its latent model's, by
-evaluations of its checkpoints; what is up to date is not evaluated again."""
+"""Find the step and time from which a finetune's images are closer to real ones than its latent model's.
+
+It evaluates the finetune's checkpoints. Evaluations that are up to date are reused."""
 
 from pipelines.core.cli import print_plan, print_result, read_settings
 from pipelines.core.job_process import job_process

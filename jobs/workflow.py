@@ -1,4 +1,4 @@
-"""Run the whole pipeline: whatever has no artifact yet, in order, under one MLflow run."""
+"""Run the steps of the whole pipeline in order, reusing artifacts that are up to date, under one MLflow run."""
 
 from pipelines.core.cli import print_plan, print_result, read_settings
 from pipelines.core.job_process import job_process
@@ -18,7 +18,7 @@ def main() -> None:
 
         run_id, outcomes = run_workflow(settings)
         last = outcomes["evaluate"].artifact
-        print(f"\n{table(outcomes)}\n\npicture:   {last.file('samples.png')}")
+        print(f"\n{table(outcomes)}\n\nimages:    {last.file('samples.png')}")
         print(f"MLflow UI: {how_to_look(settings.run)}\n")
         print_result({"artifact": last.uri, "mlflow_run": run_id, "metrics": last.manifest["metrics"]})
 

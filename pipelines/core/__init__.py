@@ -1,1 +1,1 @@
-"""What every step shares: settings, command line, artifacts, storage, tracking, Ray."""
+"""Code that all steps share: settings, command line, artifacts, storage, tracking, Ray."""

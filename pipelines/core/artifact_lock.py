@@ -1,8 +1,8 @@
-"""One job at a time makes an artifact; another one with the same settings waits, and then finds it made.
+"""Lock an artifact's folder, so that one job at a time builds it; an identical job waits and then reuses the artifact.
 
-Without it two identical jobs do the work twice, and two trainings take turns in fencing each other off. In a folder the
-lock is the kernel's, and ends with its process. On S3 it is a lease: a small object, renewed while its job lives, that
-no longer counts once it is LEASE_SECONDS old by the store's clock.
+Without the lock, two identical jobs would do the work twice, and two trainings would fence each other off in turn. In a
+local folder the lock is a file lock (flock), which the kernel releases when the process ends. On S3 it is a lease: a
+small object that the job renews, and that expires once it is LEASE_SECONDS old by the store's clock.
 """
 
 import fcntl
@@ -35,27 +35,27 @@ _CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict")
 
 @contextmanager
 def only_job(folder: str) -> Iterator[None]:
-    """Hold the lock of an artifact's folder, local or on S3, waiting for another job, which a warning names.
+    """Hold the lock of an artifact's folder, local or on S3. If another job holds it, log which one and wait.
 
     Raises:
-        StorageError: the lock cannot be written.
+        StorageError: The lock cannot be written.
     """
     with _lock_file(folder) if storage.is_local(folder) else _lease(folder):
         yield
 
 
-def _note() -> bytes:
-    """Tells those who wait who holds the lock; never the same twice, so that each write has an ETag of its own."""
+def _holder_content() -> bytes:
+    """Return the lock's content, which names its holder. It is unique, so that each write has its own ETag."""
     return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "id": uuid4().hex}).encode()
 
 
-def _say_waiting(folder: str, note: bytes) -> None:
+def _warn_waiting(folder: str, content: bytes) -> None:
     try:
-        holder = json.loads(note)
-        who = f"process {holder['pid']} on {holder['host']}"
-    except ValueError:  # it has not written the note yet
-        who = "another job"
-    LOGGER.warning("%s makes %s already: waiting until it ends", who, folder)
+        holder = json.loads(content)
+        name = f"process {holder['pid']} on {holder['host']}"
+    except ValueError:  # the holder has not written its content yet
+        name = "another job"
+    LOGGER.warning("%s is already building %s: waiting until it ends", name, folder)
 
 
 @contextmanager
@@ -71,25 +71,27 @@ def _lock_file(folder: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            _say_waiting(folder, file.read())
+            _warn_waiting(folder, file.read())
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems have none
-            LOGGER.warning("%s: no locks here (%s); do not run the same job twice at once", path, error.strerror)
+        except OSError as error:  # some network file systems have no file locks
+            LOGGER.warning(
+                "%s: file locks are not supported (%s); do not run the same job twice at once", path, error.strerror
+            )
         file.truncate(0)
-        file.write(_note())
+        file.write(_holder_content())
         file.flush()
         yield
 
 
 @contextmanager
 def _lease(folder: str) -> Iterator[None]:
-    lease, told = _Lease(storage.join(folder, LOCK)), False
-    while not lease.take():
-        if not told:
-            _say_waiting(folder, lease.seen)
-        told = True
+    lease, has_warned = _Lease(storage.join(folder, LOCK)), False
+    while not lease.acquire():
+        if not has_warned:
+            _warn_waiting(folder, lease.other_content)
+        has_warned = True
         time.sleep(_POLL_SECONDS)
-    renewer = threading.Thread(target=lease.keep, name="artifact lease", daemon=True)
+    renewer = threading.Thread(target=lease.renew_until_released, name="artifact lease", daemon=True)
     renewer.start()
     try:
         yield
@@ -98,36 +100,45 @@ def _lease(folder: str) -> Iterator[None]:
 
 
 class _Lease:
-    """The object at `uri`. `etag` is that of our last write, `seen` another job's note."""
+    """The lease object at `uri`.
+
+    Attributes:
+        etag: ETag of this job's last write.
+        other_content: Content that another job wrote, as last read.
+    """
 
     def __init__(self, uri: str):
-        self.uri, self.etag, self.seen = uri, "", b""
+        self.uri, self.etag, self.other_content = uri, "", b""
         self._released, self._lost = threading.Event(), False
 
-    def take(self) -> bool:
-        """Whether it is ours now: there was none, or one that no living job renews."""
+    def acquire(self) -> bool:
+        """Try to take the lease: when it is free, or expired because its job no longer renews it."""
         if self._write(IfNoneMatch="*"):
             return True
         found = self._read()
-        if found is None:  # released in between
+        if found is None:  # released in the meantime
             return False
-        self.seen, etag, age = found
+        self.other_content, etag, age = found
         return age > LEASE_SECONDS and self._write(IfMatch=etag)
 
-    def keep(self) -> None:
-        """Renew it until it is released."""
+    def renew_until_released(self) -> None:
+        """Renew the lease every RENEW_SECONDS until it is released or lost."""
         while not self._released.wait(RENEW_SECONDS):
             try:
                 if not self._write(IfMatch=self.etag) and not self._released.is_set():
                     self._lost = True
-                    LOGGER.warning("%s: another job took this one for dead, and makes the same artifact", self.uri)
+                    LOGGER.warning(
+                        "%s: the lease expired and another job took it; both now build the same artifact", self.uri
+                    )
                     return
-            except StorageError as error:  # the job's own work says so where the store stays away
-                LOGGER.warning("%s: cannot be renewed: %s", self.uri, error)
+            except StorageError as error:  # if the outage lasts, the job's own writes fail too
+                LOGGER.warning("%s: the lease cannot be renewed: %s", self.uri, error)
 
     def release(self) -> None:
-        """A renewal under way does not bring it back: what it expects to replace is gone. A store that hangs does not
-        hold up the job's end."""
+        """Delete the lease, waiting _RELEASE_SECONDS at most, so that a hanging store does not block the job.
+
+        A renewal in progress cannot recreate the object, because the version that it replaces no longer exists.
+        """
         self._released.set()
         if self._lost:
             return
@@ -137,46 +148,51 @@ class _Lease:
 
     def _delete(self) -> None:
         try:
-            s3.client().delete_object(**s3.place(self.uri))  # once: it expires anyway
+            s3.client().delete_object(**s3.place(self.uri))  # without retries: the lease expires anyway
         except (BotoCoreError, ClientError) as error:
-            LOGGER.warning("%s: cannot be deleted, and expires in %d s: %s", self.uri, LEASE_SECONDS, error)
+            LOGGER.warning("%s: the lease cannot be deleted; it expires in %d s: %s", self.uri, LEASE_SECONDS, error)
 
     def _write(self, **condition: str) -> bool:
-        """Whether the condition held."""
-        note = _note()
-        put = {**s3.place(self.uri), "Body": note}
+        """Write the lease under a condition; return whether the condition held."""
+        content = _holder_content()
+        put = {**s3.place(self.uri), "Body": content}
         try:
             answer = s3.retried(self.uri, s3.client().put_object, **put, **condition)
-        except FileNotFoundError:  # nothing there to match
+        except FileNotFoundError:  # no object whose ETag could match
             return False
         except StorageError as error:
             if s3.code_of(error) in _CONDITION_FAILED:
-                return self._was_written(note)
+                return self._was_written(content)
             if s3.code_of(error) != "NotImplemented":
                 raise
-            LOGGER.warning("%s: this store has no conditional writes; do not run the same job twice at once", self.uri)
+            LOGGER.warning(
+                "%s: this store does not support conditional writes; do not run the same job twice at once", self.uri
+            )
             answer = s3.retried(self.uri, s3.client().put_object, **put)
         self.etag = answer["ETag"]
         return True
 
-    def _was_written(self, note: bytes) -> bool:
-        """Whether an attempt did come through whose answer was lost: the next one then fails for its own object."""
+    def _was_written(self, content: bytes) -> bool:
+        """Return whether an earlier attempt succeeded although its response was lost.
+
+        The retry then fails its condition because of this job's own object.
+        """
         found = self._read()
-        if found is None or found[0] != note:
+        if found is None or found[0] != content:
             return False
         self.etag = found[1]
         return True
 
     def _read(self) -> tuple[bytes, str, float] | None:
-        """(note, ETag, age in seconds); None where there is none."""
+        """Return (content, ETag, age in seconds) of the lease, or None if it does not exist."""
 
         def get() -> tuple[bytes, dict[str, Any]]:
             answer = s3.client().get_object(**s3.place(self.uri))
             return answer["Body"].read(), answer
 
         try:
-            note, answer = s3.retried(self.uri, get)
+            content, answer = s3.retried(self.uri, get)
         except FileNotFoundError:
             return None
         now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-        return note, answer["ETag"], (now - answer["LastModified"]).total_seconds()
+        return content, answer["ETag"], (now - answer["LastModified"]).total_seconds()

@@ -1,7 +1,7 @@
-"""Artifacts: a folder STEP/ID whose manifest, written last, makes it one.
+"""Artifacts: folders STEP/ID, each complete once its manifest is written, which happens last.
 
-The ID is a hash of the step's settings and of its inputs' IDs: the same work is found again, changed work is other
-work. Sections that say where and on what a step runs, and how it is watched, not what it makes, are left out.
+The ID is a hash of the step's settings and of its inputs' IDs, so an unchanged step finds its artifact again. Sections
+that do not affect the result (where the step runs, on which resources, how it is monitored) are not hashed.
 """
 
 import hashlib
@@ -32,28 +32,31 @@ class Artifact:
 
     @property
     def id(self) -> str:
+        """Return the artifact's ID, 16 hexadecimal digits."""
         return self.manifest["id"]
 
     @property
     def step(self) -> str:
+        """Return the name of the step that made the artifact."""
         return self.manifest["step"]
 
     def file(self, *parts: str) -> str:
+        """Return the URI of a file below the artifact's folder."""
         return storage.join(self.uri, *parts)
 
     def files(self, folder: str, suffix: str) -> list[str]:
-        """URIs of the manifest's files in a folder; what is not in the manifest does not exist."""
+        """Return the sorted URIs of a folder's files that the manifest lists; other files are ignored."""
         names = [f for f in self.manifest["files"] if f.startswith(f"{folder}/") and f.endswith(suffix)]
         return [self.file(name) for name in sorted(names)]
 
 
 def settings_of(config: BaseModel) -> dict[str, Any]:
-    """Return the settings that decide what a step makes, as JSON."""
+    """Return the settings that determine a step's result, as JSON values."""
     return _without_resources({k: v for k, v in _without_additions(config).items() if k not in UNHASHED})
 
 
 def _without_additions(config: BaseModel) -> dict[str, Any]:
-    """Leave out settings that were added later and have their default: see `pipelines.core.config.added`."""
+    """Drop settings that were added later and have their default; see `pipelines.core.config.added`."""
     tree = config.model_dump(mode="json")
     for name in type(config).model_fields:
         if is_unchanged_addition(config, name):
@@ -64,23 +67,32 @@ def _without_additions(config: BaseModel) -> dict[str, Any]:
 
 
 def _without_resources(tree: Any) -> Any:
-    """Parts of a step run on resources of their own."""
+    """Drop `resources` at every level: parts of a step can have their own."""
     if not isinstance(tree, dict):
         return tree
     return {k: _without_resources(v) for k, v in tree.items() if k != "resources"}
 
 
 def artifact_id(step: str, settings: dict[str, Any], inputs: dict[str, str]) -> str:
+    """Hash a step's name, its settings and the IDs of its inputs to 16 hexadecimal digits."""
     content = json.dumps([step, settings, inputs], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def load_artifact(uri: str, step: str | None = None) -> Artifact:
-    """The finished artifact at a URI, of the named step. Raises MissingArtifact."""
+    """Load the manifest of the finished artifact at a URI.
+
+    Args:
+        uri: Folder of the artifact.
+        step: The step that must have made it; any if None.
+
+    Raises:
+        MissingArtifact: No finished artifact exists there, or another step made it.
+    """
     uri = storage.absolute(uri)
     if not storage.exists(storage.join(uri, MANIFEST)):
-        how = f"run `python jobs/{step}.py CONFIG.yaml`" if step else "run the step that makes it"
-        raise MissingArtifact(f"no finished {step or ''} artifact at {uri} (no {MANIFEST}): {how}")
+        remedy = f"run `python jobs/{step}.py CONFIG.yaml`" if step else "run the step that makes it"
+        raise MissingArtifact(f"no finished {step or ''} artifact at {uri} (no {MANIFEST}): {remedy}")
     manifest = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
     if step and manifest["step"] != step:
         raise MissingArtifact(f"{uri} is an artifact of {manifest['step']}, not of {step}")
@@ -90,7 +102,7 @@ def load_artifact(uri: str, step: str | None = None) -> Artifact:
 def finish(
     uri: str, step: str, identity: str, config: BaseModel, inputs: dict[str, str], metrics: dict[str, Any]
 ) -> Artifact:
-    """Write the manifest of all files that lie in the folder, and with it make the folder an artifact."""
+    """Write the manifest of all files in the folder, which completes the artifact."""
     files = storage.list_files(uri)
     with ThreadPoolExecutor() as pool:
         described = list(pool.map(_describe, files))

@@ -1,4 +1,4 @@
-"""Loading the latent model's parts from its diffusers folder, and saying clearly what is missing."""
+"""Check the latent model's diffusers folder, and load its image and text encoders."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +11,22 @@ if TYPE_CHECKING:
 
 
 def check_base(base: str, parts: tuple[str, ...] = (), *, images: bool = False, text: bool = False) -> None:
-    """Raise ConfigError unless `base` is the local pipeline folder of a known family with these parts.
+    """Check that `base` is the local pipeline folder of a known model family and has the given parts.
 
-    `images` and `text` add the parts that the family's encoders of pictures and of captions need.
+    Args:
+        base: Local diffusers folder.
+        parts: Names of subfolders that must exist.
+        images: Also require the parts of the family's image encoder.
+        text: Also require the parts of the family's text encoder.
+
+    Raises:
+        ConfigError: The folder is missing, incomplete or of an unknown family.
     """
     folder = Path(base)
     if not folder.is_dir():
         raise ConfigError(
-            f"base={base!r}: no such folder; download the pipeline there first (FLUX.2 klein Base 9B asks you to "
-            "accept its non-commercial licence), or make the demo's with `python jobs/make_toy_base.py`"
+            f"base={base!r}: no such folder; download the pipeline there first (FLUX.2 klein Base 9B requires you "
+            "to accept its non-commercial license), or make the demo's with `python jobs/make_toy_base.py`"
         )
     try:
         family = family_of(base)
@@ -27,18 +34,21 @@ def check_base(base: str, parts: tuple[str, ...] = (), *, images: bool = False, 
         raise ConfigError(f"base={base!r}: {error}") from None
     for part in (*parts, *(family.image_parts if images else ()), *(family.text_parts if text else ())):
         if not (folder / part).is_dir():
-            raise ConfigError(f"base={base!r}: it has no {part!r} folder, so it is no whole diffusers pipeline")
+            raise ConfigError(f"base={base!r}: it has no {part!r} folder, so the diffusers pipeline is incomplete")
 
 
 PUBLISHED = TokenGeometry(16, 128)
-"""Of FLUX.2 klein"""
+"""Token geometry of FLUX.2 klein"""
 
 
 def read_geometry(base: str) -> TokenGeometry:
-    """Return the geometry of tokens that the autoencoder in the base's folder has.
+    """Return the token geometry of the base's autoencoder.
 
-    A folder that is elsewhere, or has no autoencoder, counts as the published one's: plans need no files, and inputs
-    of a run that do not fit are refused. Raises ConfigError for files that no family has.
+    Without an autoencoder on this machine, return the published geometry: plans work without the files, and runs check
+    their inputs against it.
+
+    Raises:
+        ConfigError: The files match no known model family.
     """
     if not (Path(base) / "vae").is_dir():
         return PUBLISHED
@@ -49,27 +59,29 @@ def read_geometry(base: str) -> TokenGeometry:
 
 
 def read_patch_size(base: str) -> int | None:
-    """Return the patch size of the pixel model on a base, or of a merged pixel model's own folder.
+    """Return the patch size of the pixel model on a base, or of a merged pixel model in its own folder.
 
-    None where its files do not tell (a base without its autoencoder): then only the adapter does.
+    Return None for a base without an autoencoder; then only the adapter has the patch size.
     """
     file = Path(base) / "transformer" / "config.json"
     config = read_json_setting(file, f"base={base!r}") if file.is_file() else {}
-    if "base_rank" in config:  # a pixel model's
+    if "base_rank" in config:  # the folder holds a merged pixel model
         return config["patch_size"]
     return read_geometry(base).pixels_per_token if (Path(base) / "vae").is_dir() else None
 
 
 def load_image_encoder(base: str, device: str) -> ImageEncoder:
+    """Load the base's image encoder, bfloat16 on a GPU and float32 elsewhere."""
     return family_of(base).load_image_encoder(base, device, _dtype(device))
 
 
 def load_text_encoder(base: str, device: str, max_tokens: int, padding: str = "none") -> TextEncoder:
+    """Load the base's text encoder, bfloat16 on a GPU and float32 elsewhere."""
     return family_of(base).load_text_encoder(base, device, _dtype(device), max_tokens, padding)
 
 
 def _dtype(device: str) -> "torch.dtype":
-    """Processors without bfloat16 products emulate them, hundreds of times slower."""
-    import torch  # settings read a base's geometry without it
+    """Return bfloat16 on a GPU, else float32: CPUs that emulate bfloat16 products are hundreds of times slower."""
+    import torch  # reading a base's geometry does not need it
 
     return torch.bfloat16 if device.startswith("cuda") else torch.float32

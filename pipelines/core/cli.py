@@ -1,4 +1,4 @@
-"""The command line that all jobs share. It knows settings alone: a step is imported once its settings are sound."""
+"""The command line that all jobs share. It imports a step only after the step's settings are validated."""
 
 import gc
 import json
@@ -22,19 +22,19 @@ DRY_RUN = "--dry-run"
 
 @dataclass(frozen=True)
 class Job:
-    """A step, and what its command does before and after it."""
+    """A step, with the callbacks that its command runs before and after it."""
 
     step: "Step"
     prepare: Callable[[Any], Any] = lambda settings: settings
-    """May change the settings that were read"""
-    tell: "Callable[[Outcome], str]" = lambda outcome: ""
-    """Printed above the last line"""
+    """Returns the settings to run with, given those that were read"""
+    summarize: "Callable[[Outcome], str]" = lambda outcome: ""
+    """Returns the text that is printed above the last line"""
     conclude: "Callable[[Any, Outcome], None]" = lambda settings, outcome: None
-    """Called at the end; what it raises ends the job as a failing step would"""
+    """Called at the end; an exception fails the job as an exception of the step does"""
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """Print a job's last line, one JSON object, after all that Ray's workers have to say."""
+    """Print a job's last line, one JSON object, after the output of Ray's workers."""
     from pipelines.core.step import stop_ray
 
     stop_ray()
@@ -55,13 +55,12 @@ def main(
     """Run `python jobs/STEP.py CONFIG.yaml [dotted.key=value ...]`; see `job_process` for how it exits.
 
     Args:
-        settings_class: the step's settings; their module imports neither torch nor Ray.
-        load: imports the step. Not called for --help, a bad setting or --dry-run.
-        about: shown by --help.
-        dry_run: prints what would be done and returns its numbers, for --dry-run; by default the settings are checked
-            and printed.
-        arguments: by default the process's.
-        usage: what stands before the overrides.
+        settings_class: The step's settings. Their module must import neither torch nor Ray.
+        load: Imports and returns the step. Not called for --help, a bad setting or --dry-run.
+        about: Description that --help prints.
+        dry_run: Prints the plan for --dry-run and returns its metrics. By default the validated settings are printed.
+        arguments: Command-line arguments; by default those of the process.
+        usage: Usage text before the overrides.
     """
     settings, dry = read_settings(settings_class, about, arguments, usage)
     if dry:
@@ -74,13 +73,13 @@ def main(
     settings = job.prepare(settings)
     outcome = run_step(job.step, settings)
     if outcome.reused:
-        print(f"{job.step.name}: done before, nothing to do: {outcome.artifact.uri}", file=sys.stderr)
-    if told := job.tell(outcome):
-        print(f"{told}\n")
+        print(f"{job.step.name}: up to date, nothing to do: {outcome.artifact.uri}", file=sys.stderr)
+    if summary := job.summarize(outcome):
+        print(f"{summary}\n")
     metrics = outcome.artifact.manifest["metrics"]
     print_result({"artifact": outcome.artifact.uri, "mlflow_run": outcome.mlflow_run, "metrics": metrics})
     job.conclude(settings, outcome)
-    gc.freeze()  # at its end Python would look through all objects of torch and the like once more, for seconds
+    gc.freeze()  # else Python's collection at exit scans all objects of torch and other libraries, for seconds
 
 
 def read_settings(
@@ -92,22 +91,33 @@ def read_settings(
     *,
     needs_config: bool = True,
 ) -> tuple[Any, bool]:
-    """Return a job's settings, and whether it is but a --dry-run; print help and exit where that is asked for.
+    """Read a job's settings from the command line; print the help and exit if it is requested.
 
-    `note` is the last paragraph of the help. Without `needs_config` the file may be left out, and all settings with it.
-    The others are those of `main`. Raises ConfigError.
+    Args:
+        settings_class: See `main`.
+        about: See `main`.
+        arguments: See `main`.
+        usage: See `main`.
+        note: Last paragraph of the help.
+        needs_config: Whether the configuration file is required. If not, all settings default.
+
+    Returns:
+        The settings, and whether --dry-run was given.
+
+    Raises:
+        ConfigError: A setting is unknown or not allowed.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     rest = [argument for argument in arguments if argument != DRY_RUN]
-    asked = "-h" in rest or "--help" in rest
+    wants_help = "-h" in rest or "--help" in rest
     usage = usage if needs_config else f"[{usage}]"
-    if asked or (needs_config and not rest):
+    if wants_help or (needs_config and not rest):
         print(f"usage: python {sys.argv[0]} {usage} [{DRY_RUN}] [dotted.key=value ...]\n")
         print(f"{(about or '').strip()}\n")
         print("settings and their defaults:")
         print("\n".join(describe(settings_class)))
         print(f"\n{note}" if note else "", end="\n" if note else "")
-        sys.exit(0 if asked else 2)
+        sys.exit(0 if wants_help else 2)
     for option in rest:
         if option.startswith("-"):
             name = option.lstrip("-").partition("=")[0].replace("-", "_")
@@ -118,7 +128,7 @@ def read_settings(
 
 
 def print_plan(settings: Any, dry_run: Callable[[Any], dict[str, Any]] | None = None) -> None:
-    """Print what a --dry-run says: by default all settings, defaults too, as a configuration file would have them."""
+    """Print the output of --dry-run: by default all settings, defaults included, as a configuration file."""
     if dry_run is None:
         print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     numbers = dry_run(settings) if dry_run else {}

@@ -1,4 +1,4 @@
-"""What a step waits for, what is free, and who holds the rest."""
+"""Report the resources that a waiting step needs, those that are free, and the actors that hold the rest."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,28 +12,33 @@ _SHOWN = 8
 
 
 def is_waiting(count: int, bundle: Mapping[str, float]) -> bool:
-    """Whether a group of `count` workers, each of `bundle`, waits for its place."""
+    """Return whether a placement group of `count` workers, each needing `bundle`, is pending."""
     pending = (group for group in placement_group_table().values() if group["state"] == "PENDING")
     return any([_nonzero(b) for b in group["bundles"].values()] == count * [_nonzero(bundle)] for group in pending)
 
 
 def describe_waiting(needs: Mapping[str, float]) -> str:
-    """Say in one line what is needed, what is free, and who holds the rest. `needs` are amounts by Ray's names (`CPU`,
-    `GPU`)."""
+    """Describe in one line the resources that are needed, those that are free, and the actors that hold the rest.
+
+    Args:
+        needs: Amounts by Ray's resource names (`CPU`, `GPU`).
+    """
     free, total = ray.available_resources(), ray.cluster_resources()
 
-    def tell(amounts: Mapping[str, float]) -> str:
+    def format_amounts(amounts: Mapping[str, float]) -> str:
         return ", ".join(f"{amounts.get(name, 0):g} {name}" for name in needs)
 
-    holders = [f"{who} ({tell(held)})" for who, held in list_holders() if any(held.get(name) for name in needs)]
+    holders = [f"{who} ({format_amounts(held)})" for who, held in list_holders() if any(held.get(n) for n in needs)]
     more = f" and {len(holders) - _SHOWN} more" if len(holders) > _SHOWN else ""
-    held = f"held by {', '.join(holders[:_SHOWN])}{more}" if holders else "no actor of Ray holds any"
-    return f"{tell(needs)} needed, {tell(free)} of {tell(total)} free; {held}"
+    held = f"held by {', '.join(holders[:_SHOWN])}{more}" if holders else "no Ray actor holds any"
+    return f"{format_amounts(needs)} needed, {format_amounts(free)} of {format_amounts(total)} free; {held}"
 
 
 def list_holders() -> list[tuple[str, dict[str, float]]]:
-    """List (who, amounts by resource) of living actors, and of reserved groups. Ray has no public call that works
-    without its dashboard."""
+    """List (name, amounts by resource) of living actors and of reserved placement groups.
+
+    Ray has no public API for this that works without its dashboard.
+    """
     reserved = {
         name: _sum(group["bundles"].values())
         for name, group in placement_group_table().items()

@@ -1,4 +1,4 @@
-"""Settings: typed, from YAML and `dotted.key=value`, refused in one readable line before anything starts."""
+"""Typed settings from YAML and `dotted.key=value`, validated with one-line errors before anything starts."""
 
 import os
 import textwrap
@@ -26,15 +26,15 @@ from pipelines.core.errors import ConfigError as ConfigError
 from pipelines.core.settings_reference import section_models
 from pipelines.core.yaml_values import annotation_at, parse_value
 
-_SECRET = "secret"  # the type of an error whose message must not repeat the value
-_PROSE = "prompt"  # names of settings end so that hold no path, whatever their value begins with
+_SECRET = "secret"  # type of an error whose message must not repeat the value
+_PROMPT_SUFFIX = "prompt"  # a setting whose name ends so is text, even if its value begins with `~/`
 
 
 class Settings(BaseModel):
-    """Base of every section: unknown keys are errors, numbers are finite, values do not change after loading.
+    """Base of every section: unknown keys are errors, numbers are finite, values are frozen.
 
-    Any setting may be an address or a path, so all are treated alike: none may hold a password or a token, and `~/`
-    stands for the home folder.
+    Any setting may be a URI or a path, so each is checked for a password or a token, and a leading `~/` is expanded to
+    the home folder.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
@@ -46,9 +46,9 @@ class Settings(BaseModel):
             return value
         if has_secret(value) and not any(character.isspace() for character in value):
             raise PydanticCustomError(
-                _SECRET, "holds a password or a token; credentials come from the environment alone"
+                _SECRET, "holds a password or a token; pass credentials in environment variables only"
             )
-        is_path = value.startswith("~/") and not (info.field_name or "").endswith(_PROSE)
+        is_path = value.startswith("~/") and not (info.field_name or "").endswith(_PROMPT_SUFFIX)
         return os.path.expanduser(value) if is_path else value
 
 
@@ -56,9 +56,9 @@ _ADDED = "added"
 
 
 def added(default: Any, **options: Any) -> Any:
-    """Return the field of a setting that is newer than artifacts; its default must be what was done before.
+    """Return the field of a setting that was added after artifacts existed; its default must be the old behavior.
 
-    At its default it is left out of an artifact's identity, so that the artifacts made before it keep theirs.
+    A field at its default is not hashed into an artifact's ID, so existing artifacts keep their IDs.
     """
     return Field(default, json_schema_extra={_ADDED: True}, **options)
 
@@ -70,7 +70,7 @@ def is_unchanged_addition(settings: BaseModel, name: str) -> bool:
     return isinstance(extra, dict) and _ADDED in extra and getattr(settings, name) == field.default
 
 
-def _uri(value: str) -> str:
+def _check_uri(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
     scheme, separator, rest = value.partition("://")
@@ -79,25 +79,25 @@ def _uri(value: str) -> str:
     return value
 
 
-Uri = Annotated[str, AfterValidator(_uri)]
-OptionalUri = Annotated[str, AfterValidator(lambda value: value and _uri(value))]
-"""Empty: none"""
+Uri = Annotated[str, AfterValidator(_check_uri)]
+OptionalUri = Annotated[str, AfterValidator(lambda value: value and _check_uri(value))]
+"""A URI, or an empty string for none"""
 
 Layout = Literal["channel_first", "channel_last"]
 
 
-def _rank(value: Any) -> Any:
-    """One message for both kinds, which a union would give one each."""
+def _check_rank(value: Any) -> Any:
+    """Check a rank, with a single error message instead of one per member of the union."""
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
         return value
     raise ValueError("must be auto, or a whole number from 0")
 
 
-Rank = Annotated[int | Literal["auto"], BeforeValidator(_rank)]
+Rank = Annotated[int | Literal["auto"], BeforeValidator(_check_rank)]
 
 
 class RunSettings(Settings):
-    """Where a run happens and is written down. Not part of an artifact's identity."""
+    """Where a run executes, stores its artifacts and is logged. Not part of an artifact's ID."""
 
     storage: Uri = "runs/default"
     """Root of all artifacts: a local path or s3://bucket/prefix"""
@@ -112,9 +112,9 @@ class StepSettings(Settings):
     """Base of every step's settings."""
 
     step: ClassVar[str]
-    """Its name, which a configuration file says"""
+    """The step's name, which configuration files state"""
     inputs: ClassVar[Mapping[str, str]] = {}
-    """{setting that holds an artifact's URI: the step that makes it}"""
+    """{name of a setting that holds an artifact's URI: step that makes this artifact}"""
     run: RunSettings = RunSettings()
 
 
@@ -122,32 +122,46 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def load_config(model: type[C], path: str | None, overrides: list[str]) -> C:
-    """Read a YAML file (see `read_config_file`), apply `dotted.key=value` overrides (see `parse_value`), validate.
+    """Load settings from a YAML file and `dotted.key=value` overrides, and validate them.
 
-    The file is one of the step that `model.step` names; without one, all settings have their defaults. Raises
-    ConfigError.
+    Args:
+        model: Settings class. If it has a `step`, the file must be a configuration of that step.
+        path: The file, see `read_config_file`; None for the defaults of all settings.
+        overrides: Applied in order, see `parse_value`.
+
+    Raises:
+        ConfigError: A setting is unknown, missing or not allowed, or an override replaces an earlier one.
     """
     tree = read_config_file(path, getattr(model, "step", "")) if path is not None else {}
     given: dict[str, str] = {}
     for override in overrides:
         key = _apply(tree, override, model)
         if lost := [text for name, text in given.items() if name == key or name.startswith(f"{key}.")]:
-            raise ConfigError(f"{lost[0]!r} would be lost, for {override!r} comes after it; leave one")
+            raise ConfigError(f"{lost[0]!r} would be lost, because {override!r} replaces it; remove one of them")
         given[key] = override
     return validate(model, tree)
 
 
 def validate(model: type[C], tree: dict[str, Any], section: str = "") -> C:
-    """Raises ConfigError; `section` is where the tree stands in its file, for the message."""
+    """Validate a tree of settings.
+
+    Args:
+        model: Settings class.
+        tree: Settings as nested mappings.
+        section: Dotted key of the tree in its file, for the error message.
+
+    Raises:
+        ConfigError: A setting is unknown, missing or not allowed.
+    """
     try:
         return model.model_validate(tree)
     except ValidationError as error:
         prefix = f"{section}." if section else ""
-        raise ConfigError("; ".join(prefix + _readable(e, model) for e in error.errors())) from None
+        raise ConfigError("; ".join(prefix + _format_error(e, model) for e in error.errors())) from None
 
 
 def read_json_setting(file: Path, setting: str) -> dict[str, Any]:
-    """Read the JSON object of a file that a setting names. Raises ConfigError, which begins with the setting."""
+    """Read the JSON object in a file that a setting names. Raises ConfigError, which begins with the setting."""
     try:
         return read_json_object(file)
     except (OSError, ValueError) as error:
@@ -155,7 +169,7 @@ def read_json_setting(file: Path, setting: str) -> dict[str, Any]:
 
 
 def _apply(tree: dict[str, Any], override: str, model: type[BaseModel]) -> str:
-    """Set what an override says; its key."""
+    """Apply an override to the tree; return its key."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override {override!r} is not of the form dotted.key=value")
@@ -169,10 +183,10 @@ def _apply(tree: dict[str, Any], override: str, model: type[BaseModel]) -> str:
 
 
 def set_at(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key, making sections on its way. Raises ConfigError where one of them is a value."""
+    """Set a dotted key, creating missing sections. Raises ConfigError if a parent is a value, not a section."""
     *parents, last = key.split(".")
     for parent in parents:
-        if tree.get(parent) is None:  # absent, or a heading with nothing under it
+        if tree.get(parent) is None:  # absent, or an empty section
             tree[parent] = {}
         tree = tree[parent]
         if not isinstance(tree, dict):
@@ -180,16 +194,16 @@ def set_at(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def _readable(error: Any, model: type[BaseModel]) -> str:
+def _format_error(error: Any, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "settings"
     if error["type"] == "extra_forbidden":
         return f"{where}={error['input']!r}: unknown key; allowed here: {', '.join(_keys_at(model, error['loc'][:-1]))}"
     if error["type"] == "missing":
-        return f"{where}: missing, and it has no default"
+        return f"{where}: missing; it has no default, so set it"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == _SECRET:
         return f"{where}: {message}"
-    if not error["loc"]:  # about several settings, which it names
+    if not error["loc"]:  # the message names several settings
         return message
     return f"{where}={error['input']!r}: {message[:1].lower()}{message[1:]}"
 

@@ -1,4 +1,4 @@
-"""Read configuration files: YAML that may say its step and start from another file."""
+"""Read YAML configuration files, which may state their step and extend another file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,22 +12,22 @@ from pipelines.core.yaml_values import load_yaml
 
 STEP, EXTENDS = "step", "extends"
 MOVED = "moved.yaml"
-"""In a folder: {old name of a configuration: new place below the folder}"""
+"""Index of moved files in a folder: {old name of a configuration: new path below the folder}"""
 
 
 def read_config_file(path: str, step: str = "") -> dict[str, Any]:
-    """Read the settings of a file, merged into those of the file that it extends.
+    """Read the settings of a file, merged over those of the file that it extends.
 
     Args:
-        path: a YAML mapping. `extends` names another file, by a path from this one: its mappings are merged key by key,
-            and anything else (lists too) is replaced. `step` says which step the settings are of.
-        step: the step that the settings are wanted for; empty: `step` is a key like any other.
+        path: File with a YAML mapping. Its key `extends` names another file by a path relative to this one: mappings
+            are merged key by key, everything else (lists too) is replaced. Its key `step` names the configured step.
+        step: The step that the settings must be for. If empty, `step` is an ordinary setting.
 
     Returns:
         The settings, without `step` and `extends`.
 
     Raises:
-        ConfigError: no such file, no mapping, a file of another step, or files that extend each other in a circle.
+        ConfigError: The file does not exist, has no mapping, is for another step, or extends itself through others.
     """
     return _read(Path(path), step, ())
 
@@ -35,7 +35,7 @@ def read_config_file(path: str, step: str = "") -> dict[str, Any]:
 def _read(file: Path, step: str, above: tuple[Path, ...]) -> dict[str, Any]:
     chain = (*above, file)
     if file.resolve() in [other.resolve() for other in above]:
-        raise ConfigError(f"{' extends '.join(map(str, chain))}: a circle; leave one `{EXTENDS}` out")
+        raise ConfigError(f"{' extends '.join(map(str, chain))}: a circle; remove one `{EXTENDS}`")
     tree = _load(file, above)
     if step:
         found = tree.pop(STEP, step)
@@ -52,26 +52,26 @@ def _read(file: Path, step: str, above: tuple[Path, ...]) -> dict[str, Any]:
 def _load(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if not file.is_file():
         by = f", which {above[-1]} extends," if above else ""
-        raise ConfigError(f"config file '{file}'{by} does not exist{_where_now(file)}")
+        raise ConfigError(f"config file '{file}'{by} does not exist{_describe_move(file)}")
     try:
         tree = load_yaml(read_text(file))
     except (yaml.YAMLError, OSError, ValueError) as error:
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
-        raise ConfigError(f"{file} must hold settings (key: value), it holds a {type(tree).__name__}")
+        raise ConfigError(f"{file} must hold settings (key: value), but it holds a {type(tree).__name__}")
     return tree
 
 
-def _where_now(file: Path) -> str:
-    """In words, where a file that was moved is."""
+def _describe_move(file: Path) -> str:
+    """Return the end of an error message that names a moved file's new path, or an empty string."""
     index = file.parent / MOVED
     moved = load_yaml(read_text(index)) if index.is_file() else {}
     return f"; it is {file.parent / moved[file.name]} now" if file.name in moved else ""
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `changes`: mappings are merged key by key, and anything else is replaced."""
+    """Return `base` updated by `changes`: mappings are merged key by key, everything else is replaced."""
     merged = dict(base)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)

@@ -1,4 +1,4 @@
-"""Passwords and tokens in addresses: refused in settings, which are stored and shown, and hidden in messages."""
+"""Detect passwords and tokens in URIs: settings, which are stored and shown, reject them, and messages hide them."""
 
 import re
 from urllib.parse import parse_qsl, urlsplit
@@ -7,12 +7,12 @@ _NAMES = re.compile(
     r"password|passwd|pwd|token|secret|signature|credential|api_?key|access_?key|^(key|sig|auth)$", re.IGNORECASE
 )
 _BY_USER_NAME = ("http", "https", "s3", "ray")
-"""Where a name before the host is a credential by itself; a database has user names that are none"""
+"""Schemes in which a user name alone is a credential; for databases it is not"""
 _URI = re.compile(r"[a-zA-Z][\w+.-]*://[^\s'\"<>]+")
 
 
 def has_secret(uri: str) -> bool:
-    """Return whether a URI carries a password or a token; what has no scheme is a path, and carries none."""
+    """Return whether a URI contains a password or a token. A string without a scheme is a path and contains none."""
     if "://" not in uri:
         return False
     try:
@@ -25,5 +25,5 @@ def has_secret(uri: str) -> bool:
 
 
 def hide_secrets(message: str) -> str:
-    """Return the message without the addresses that carry a secret."""
+    """Replace each URI in a message that contains a password or a token."""
     return _URI.sub(lambda match: "(an address with a secret)" if has_secret(match[0]) else match[0], message)

@@ -1,7 +1,7 @@
-"""Name a step's artifact by all that decides what is in it: settings, inputs, and what lies outside.
+"""Compute the ID of a step's artifact from everything that determines its content: settings, inputs, external data.
 
-Where something lies does not matter, what it is does: files and folders go in by content, objects by the store's
-checksums, repositories by their commit.
+External data is identified by content, not by location: files and folders by their bytes, S3 objects by the store's
+checksums, hub repositories by their commit.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,25 +19,39 @@ S = TypeVar("S", bound=BaseModel)
 
 
 class Identified(Protocol):
-    """The part of `pipelines.core.step.Step` that says what decides its artifact."""
+    """The fields of `pipelines.core.step.Step` that determine an artifact's ID; see there."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the step."""
+        ...
+
     @property
-    def inputs(self) -> Mapping[str, str]: ...
+    def inputs(self) -> Mapping[str, str]:
+        """Steps that make the input artifacts, by setting."""
+        ...
+
     @property
-    def contents(self) -> tuple[str, ...]: ...
+    def contents(self) -> tuple[str, ...]:
+        """Settings that name external files or folders."""
+        ...
+
     @property
-    def repositories(self) -> tuple[str, ...]: ...
+    def repositories(self) -> tuple[str, ...]:
+        """Settings that may name a hub repository."""
+        ...
+
     @property
-    def decides(self) -> Callable[[Any, Mapping[str, Artifact]], Mapping[str, Any]]: ...
+    def decides(self) -> Callable[[Any, Mapping[str, Artifact]], Mapping[str, Any]]:
+        """Function that returns further values to hash."""
+        ...
 
 
 def pin_repositories(step: Identified, settings: S) -> S:
-    """Replace each repository that the settings name by OWNER/NAME@COMMIT, so that what is identified is what is used.
+    """Replace each hub repository in the settings by OWNER/NAME@COMMIT, so that the step uses the hashed commit.
 
     Raises:
-        ConfigError: the commit cannot be told.
+        ConfigError: A repository's commit cannot be resolved.
     """
     pinned = {}
     for name in step.repositories:
@@ -52,7 +66,7 @@ def pin_repositories(step: Identified, settings: S) -> S:
 
 
 def identify(step: Identified, settings: BaseModel, inputs: Mapping[str, Artifact]) -> str:
-    """Return the artifact's ID."""
+    """Return the ID of the artifact that a step makes with these settings and inputs."""
     content = {k: v for k, v in artifacts.settings_of(settings).items() if k not in step.inputs}
     for name in step.contents:
         *sections, last = name.split(".")
@@ -67,7 +81,7 @@ def identify(step: Identified, settings: BaseModel, inputs: Mapping[str, Artifac
 
 
 def fingerprint_of(source: Any) -> str:
-    """Return the fingerprint of what a setting names; empty where it names no file, folder or object that exists."""
+    """Return the fingerprint of the file, folder or object that a setting names; empty if it does not exist."""
     if not source:
         return ""
     try:

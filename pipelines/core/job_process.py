@@ -1,6 +1,6 @@
-"""How a job's process ends: with a status and at most one line on stderr, whatever happens to it.
+"""End a job's process with an exit status and at most one line on stderr, also on signals.
 
-Exit status: 0; 2 for a bad setting; 143 for SIGTERM, 130 for Ctrl-C, 141 where nobody reads its output; 1 otherwise.
+Exit status: 0; 2 for a bad setting; 143 for SIGTERM, 130 for Ctrl-C, 141 for a closed output pipe; 1 otherwise.
 """
 
 import os
@@ -16,67 +16,68 @@ from pipelines.core.credentials import hide_secrets
 from pipelines.core.errors import MissingArtifact, StepFailed
 
 GRACE_SECONDS = 20.0
-"""Given to what a job still has to do once it is asked to end; then its process ends all the same"""
-_AGAIN = "the same command goes on from what is complete"
+"""Time that a job has for clean-up after a signal; then its process exits"""
+_HOW_TO_RESUME = "run the same command again to resume"
 _SIGTERM, _SIGINT, _SIGPIPE = (128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE))
-_asked_to_end, _swallowed = threading.Event(), threading.Event()
+_stop_requested, _interrupt_swallowed = threading.Event(), threading.Event()
 
 
 @contextmanager
 def job_process(*others: type[Exception]) -> Iterator[None]:
-    """Run a job's `main`: errors of settings and of the outside world end it in one line, others in a traceback.
+    """Run a job's `main`: expected errors (settings, storage, MLflow) end it in one line, others with a traceback.
 
-    SIGTERM raises KeyboardInterrupt in the main thread, the one exception that Ray lets through from all of its waits.
+    SIGTERM raises KeyboardInterrupt in the main thread, the only exception that all of Ray's blocking calls propagate.
     May be nested.
 
     Args:
-        others: errors of the job's own whose message a user can read, for status 1.
+        others: The job's own expected errors, which end it with status 1.
     """
     failures: tuple[type[Exception], ...] = (StepFailed, *others)
-    with _raising_on_sigterm():
+    with _interrupt_on_sigterm():
         try:
             yield
-            sys.stdout.flush()  # here, where an error can still be handled
+            sys.stdout.flush()  # an error can still be handled here
         except SystemExit as ended:
-            if ended.code == signal.SIGTERM:  # of Ray's own handler, which stands while it starts
-                _asked_to_end.set()
-                _limit_the_end(_SIGTERM)
-                _end_interrupted()
-            if not ended.code and not _flushed():
-                _end_without_reader()
+            if ended.code == signal.SIGTERM:  # raised by Ray's own handler, which is active while Ray starts
+                _stop_requested.set()
+                _exit_after_grace(_SIGTERM)
+                _exit_interrupted()
+            if not ended.code and not _flush_stdout():
+                _exit_on_closed_pipe()
             raise
         except KeyboardInterrupt:
-            _end_interrupted()
+            _exit_interrupted()
         except ConfigError as error:
-            _end(2, str(error))
+            _exit_with_error(2, str(error))
         except failures as error:
-            _end(1, str(error))
+            _exit_with_error(1, str(error))
         except MissingArtifact as error:
-            _end(2, str(error))
+            _exit_with_error(2, str(error))
         except OSError as error:
-            if isinstance(error, BrokenPipeError) and not _flushed():
-                _end_without_reader()
-            _end(1, str(error))
+            if isinstance(error, BrokenPipeError) and not _flush_stdout():
+                _exit_on_closed_pipe()
+            _exit_with_error(1, str(error))
         except Exception as error:
-            if not _is_of_tracking(error):
+            if not _is_mlflow_error(error):
                 raise
-            _end(1, str(error))
-        if _asked_to_end.is_set():  # the job took it for Ctrl-C, which is how some are ended
-            _end_interrupted()
+            _exit_with_error(1, str(error))
+        if _stop_requested.is_set():  # the job handled it like Ctrl-C, the normal way to end some jobs
+            _exit_interrupted()
 
 
-def _is_of_tracking(error: Exception) -> bool:
-    """A job that has not imported MLflow has none of its errors."""
+def _is_mlflow_error(error: Exception) -> bool:
+    """Return whether MLflow raised an error, without importing MLflow."""
     mlflow = sys.modules.get("mlflow.exceptions")
     return mlflow is not None and isinstance(error, mlflow.MlflowException)
 
 
-def _end(status: int, message: str) -> None:
+def _exit_with_error(status: int, message: str) -> None:
     print(f"error: {hide_secrets(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(status)
 
 
-def _flushed() -> bool:
+def _flush_stdout() -> bool:
+    """Flush stdout; return False if its reader has closed the pipe."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -84,23 +85,23 @@ def _flushed() -> bool:
     return True
 
 
-def _end_without_reader() -> None:
-    """Python flushes stdout once more as it ends, and would complain."""
+def _exit_on_closed_pipe() -> None:
+    """Exit with stdout replaced by /dev/null, because Python flushes stdout at exit and would report an error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(_SIGPIPE)
 
 
 @contextmanager
-def _raising_on_sigterm() -> Iterator[None]:
+def _interrupt_on_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before, before_unraisable = signal.signal(signal.SIGTERM, _on_sigterm), sys.unraisablehook
 
     def on_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-        """Raise again what a destructor was interrupted by, from where Python lets nothing out."""
-        if unraisable.exc_type is KeyboardInterrupt and _asked_to_end.is_set():
-            _swallowed.set()  # and not at once, which would be inside the destructor still
+        """Raise KeyboardInterrupt again if it interrupted a destructor, where Python ignores exceptions."""
+        if unraisable.exc_type is KeyboardInterrupt and _stop_requested.is_set():
+            _interrupt_swallowed.set()  # delayed, because now it would still be raised inside the destructor
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
         else:
             before_unraisable(unraisable)
@@ -114,38 +115,38 @@ def _raising_on_sigterm() -> Iterator[None]:
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    if _swallowed.is_set():
-        _swallowed.clear()
-    elif _asked_to_end.is_set():
-        return  # it is ending
+    if _interrupt_swallowed.is_set():
+        _interrupt_swallowed.clear()
+    elif _stop_requested.is_set():
+        return  # the process is already ending
     else:
-        _asked_to_end.set()
-        _limit_the_end(_SIGTERM)
+        _stop_requested.set()
+        _exit_after_grace(_SIGTERM)
     raise KeyboardInterrupt
 
 
-def _limit_the_end(status: int) -> None:
-    """A clean-up that waits for what will not answer, or code that swallowed the exception, must not keep it alive."""
+def _exit_after_grace(status: int) -> None:
+    """Exit after GRACE_SECONDS even if a clean-up hangs or code swallowed the exception."""
 
-    def give_up() -> None:
-        os.write(2, f"error: asked to end, and still busy after {GRACE_SECONDS:.0f} s; {_AGAIN}\n".encode())
+    def exit_now() -> None:
+        os.write(2, f"error: still busy {GRACE_SECONDS:.0f} s after the signal; {_HOW_TO_RESUME}\n".encode())
         os._exit(status)
 
-    timer = threading.Timer(GRACE_SECONDS, give_up)
+    timer = threading.Timer(GRACE_SECONDS, exit_now)
     timer.daemon = True
     timer.start()
 
 
-def _end_interrupted() -> None:
-    """Without the clean-ups at Python's end, in which Ray aborts when it is interrupted in the middle of its work."""
+def _exit_interrupted() -> None:
+    """Exit without Python's exit handlers, in which an interrupted Ray aborts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    status = _SIGTERM if _asked_to_end.is_set() else _SIGINT
+    status = _SIGTERM if _stop_requested.is_set() else _SIGINT
     if status == _SIGINT:
-        _limit_the_end(status)
+        _exit_after_grace(status)
     if "ray" in sys.modules:
         with suppress(Exception):
             sys.modules["ray"].shutdown()
     with suppress(OSError):
         sys.stdout.flush()
-    os.write(2, f"error: ended by {signal.Signals(status - 128).name}; {_AGAIN}\n".encode())
+    os.write(2, f"error: ended by {signal.Signals(status - 128).name}; {_HOW_TO_RESUME}\n".encode())
     os._exit(status)

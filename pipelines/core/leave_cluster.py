@@ -1,10 +1,10 @@
-"""Before a node is taken away: tell Ray, and give what trains on it time for a checkpoint.
+"""Drain a Ray node before it is removed, and wait for the trainings on it to write a checkpoint.
 
     python -m pipelines.core.leave_cluster SECONDS
 
-For the `preStop` hook of pods. Nothing new is started on the node. A training hears of it as of a preemption: it writes
-a checkpoint at once, and goes on until the node is gone; its workers then start again elsewhere. Returns after so many
-seconds, or as soon as nothing trains here.
+For the `preStop` hook of pods. Ray starts nothing new on the node. A training is notified of a preemption: it writes a
+checkpoint immediately and continues until the node is gone; its workers then restart on other nodes. The command
+returns after SECONDS, or as soon as no training runs on this machine.
 """
 
 import os
@@ -18,11 +18,18 @@ POLL_SECONDS = 2.0
 
 
 def leave(seconds: int, node_id: str = "") -> bool:
-    """Whether the node came to rest in time. `node_id` is this machine's unless given.
+    """Drain a node and wait until no training runs on this machine.
+
+    Args:
+        seconds: Time limit, which Ray gets as the deadline of the node too.
+        node_id: Ray's ID of the node; by default that of this machine.
+
+    Returns:
+        Whether all trainings ended in time.
 
     Raises:
-        subprocess.CalledProcessError: Ray refused, with its reason on stderr.
-        subprocess.TimeoutExpired: Ray did not answer in time.
+        subprocess.CalledProcessError: Ray refused; its reason is on stderr.
+        subprocess.TimeoutExpired: Ray did not respond in time.
     """
     deadline = time.monotonic() + seconds
     drain = ["ray", "drain-node", "--address", os.environ.get("RAY_ADDRESS", "auto")]
@@ -31,14 +38,14 @@ def leave(seconds: int, node_id: str = "") -> bool:
     subprocess.run(drain, check=True, timeout=seconds)
     while workers := busy_workers():
         if time.monotonic() > deadline:
-            print(f"still at work: {', '.join(workers)}", file=sys.stderr)
+            print(f"still training: {', '.join(workers)}", file=sys.stderr)
             return False
         time.sleep(POLL_SECONDS)
     return True
 
 
 def busy_workers() -> list[str]:
-    """What Ray's workers on this machine call themselves while they train."""
+    """Return the process titles of the Ray workers that train on this machine."""
     titles = (" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
     return sorted(title for title in titles if title.startswith("ray::") and "TrainWorker" in title)
 

@@ -1,7 +1,7 @@
-"""A Ray of one job's own on this machine, which nobody else can use.
+"""Start a local Ray that only this job can use.
 
-Ray runs the code of whoever reaches its ports. Without this it listens on all interfaces and asks for nothing: a
-stranger on the network runs code as the job's user and reads its credentials.
+Ray executes code for anyone who can reach its ports. By default it listens on all interfaces without authentication, so
+anyone on the network could run code as the job's user and read its credentials.
 """
 
 import logging
@@ -17,9 +17,9 @@ OBJECT_STORE_BYTES = 512 << 20
 
 
 def start_local_ray() -> None:
-    """Start Ray with a token of this process, listening on loopback alone; nothing is written into the home folder."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how late a training's end is noticed
-    put_ninja_on_path()  # workers inherit it; DeepSpeed calls it at every start
+    """Start Ray with a token for this process, listening on loopback only, without writing to the home folder."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # bounds the delay after a training's end
+    put_ninja_on_path()  # workers inherit PATH; DeepSpeed calls ninja at every start
     _require_token()
     _listen_on_loopback()
     ray.init(
@@ -27,24 +27,27 @@ def start_local_ray() -> None:
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         logging_level=logging.WARNING,
-        # not a hook of the runtime environment: a process of its own would set that up before each worker's
+        # instead of a runtime environment's hook, which a separate process would set up before each worker starts
         _system_config={"preload_python_modules": ["pipelines.core.quiet"]},
     )
 
 
 def _require_token() -> None:
-    """Let Ray's processes, which inherit the environment, refuse whoever does not know a random token.
+    """Make Ray's processes, which inherit the environment, require a random token.
 
-    Ray caches the token for the process, so a second Ray in it uses the same one.
+    Ray caches the token per process, so a second Ray in the same process uses the same one.
     """
-    os.environ.pop("RAY_AUTH_MODE", None)  # unset, Ray chooses "token" and re-reads its cached configuration
+    os.environ.pop("RAY_AUTH_MODE", None)  # if unset, Ray selects "token" and re-reads its cached configuration
     os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)  # else written to ~/.ray
-    # Ray warns that it has done so
+    # Ray logs a warning that token authentication is on
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
 
 
 def _listen_on_loopback() -> None:
-    """As Ray does by default on macOS and Windows. `ray.init` has no argument for it: it replaces 127.0.0.1 by the
-    outer address; the variable is read when Ray is imported, which it already is."""
+    """Make Ray listen on 127.0.0.1 only, as it does by default on macOS and Windows.
+
+    `ray.init` has no argument for it and replaces 127.0.0.1 by the external address. Ray reads the variable on import,
+    which has already happened, so the constant is set too.
+    """
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False

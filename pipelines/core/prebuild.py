@@ -1,9 +1,9 @@
-"""One-off builds: DeepSpeed's CPU communication, compiled before the first training would stop to do it.
+"""Compile DeepSpeed's CPU communication extension ahead of the first training.
 
     python -m pipelines.core.prebuild
 
-DeepSpeed compiles this extension wherever it starts with gloo. Compilers mark their folder with a file `lock`; one
-that was left by a killed build makes every later start wait for ever, silently, so such a file is removed first.
+DeepSpeed compiles this extension when it starts with gloo. A build holds a file `lock` in its folder. A lock left by a
+killed build would make every later start wait forever without a message, so stale locks are removed first.
 """
 
 import math
@@ -14,39 +14,46 @@ from pathlib import Path
 
 PROCESSES = Path("/proc")
 BUILD_SECONDS = 300
-"""More than a build ever takes: about a minute"""
+"""Upper bound of a build's time, which is about a minute"""
 
 
 def main() -> None:
-    """Build what is missing; a no-op where there is CUDA (training goes through NCCL) or no such extension."""
+    """Build the extension if it is missing; a no-op with CUDA (training uses NCCL) or on unsupported CPUs."""
     import torch
 
     if torch.cuda.is_available():
         return
     put_ninja_on_path()
     for lock in remove_stale_locks(extensions_folder()):
-        print(f"removed {lock}: a build that was killed had left it")
+        print(f"removed {lock}, left by a build that was killed")
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
     builder = ShareMemCommBuilder()
     if not builder.is_compatible():
         return
-    print(f"building {builder.NAME} unless it stands (about a minute)", flush=True)
+    print(f"building {builder.NAME} if it is missing (about a minute)", flush=True)
     started = time.monotonic()
     builder.load(verbose=False)
-    print(f"{builder.NAME} stands after {time.monotonic() - started:.0f} s")
+    print(f"{builder.NAME} is ready after {time.monotonic() - started:.0f} s")
 
 
 def extensions_folder() -> Path:
-    """Where torch keeps compiled extensions, over all versions of Python and accelerators."""
+    """Return the folder of torch's compiled extensions, of all Python versions and accelerators."""
     from torch.utils.cpp_extension import get_default_build_root
 
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
 
 
 def remove_stale_locks(folder: Path, older_than: float = 0) -> list[Path]:
-    """Remove and return the locks of DeepSpeed's extensions below a folder that no build on this machine holds, and
-    that are so many seconds old."""
+    """Remove the locks of DeepSpeed extensions that no build on this machine holds.
+
+    Args:
+        folder: Folder to search recursively.
+        older_than: Minimum age in seconds of the locks to remove.
+
+    Returns:
+        The removed locks.
+    """
     stale = [lock for lock in sorted(folder.glob("**/deepspeed_*/lock")) if not _is_held(lock)]
     stale = [lock for lock in stale if _age(lock) >= older_than]
     for lock in stale:
@@ -55,7 +62,7 @@ def remove_stale_locks(folder: Path, older_than: float = 0) -> list[Path]:
 
 
 def _is_held(lock: Path) -> bool:
-    """A build keeps its lock open; where open files cannot be listed, a young lock counts as held."""
+    """Return whether a process has the lock open. Without /proc, treat a lock younger than BUILD_SECONDS as held."""
     if not (PROCESSES / "self/fd").is_dir():
         return _age(lock) < BUILD_SECONDS
     target = str(lock.resolve())
@@ -63,7 +70,7 @@ def _is_held(lock: Path) -> bool:
         try:
             if os.readlink(descriptor) == target:
                 return True
-        except OSError:  # the process ended, or is another user's
+        except OSError:  # the process ended or belongs to another user
             continue
     return False
 
@@ -71,12 +78,12 @@ def _is_held(lock: Path) -> bool:
 def _age(lock: Path) -> float:
     try:
         return time.time() - lock.stat().st_mtime
-    except FileNotFoundError:  # released meanwhile
+    except FileNotFoundError:  # released in the meantime
         return math.inf
 
 
 def put_ninja_on_path() -> None:
-    """torch calls `ninja` by name; it lies beside this Python, which may not be the activated one."""
+    """Add this Python's scripts to PATH: torch calls `ninja` by name, and the environment may not be activated."""
     scripts = sysconfig.get_path("scripts")
     if scripts not in os.environ.get("PATH", "").split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", "")])

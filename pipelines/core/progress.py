@@ -1,6 +1,6 @@
-"""Progress of long loops: a bar on a terminal; in a file or a job's log, a line now and then.
+"""Show the progress of long loops: a bar on a terminal, lines at intervals in a file or a job's log.
 
-Every loop of the pipeline shows its progress through this module: ruff forbids tqdm elsewhere.
+Every loop of the pipeline reports its progress through this module; ruff forbids tqdm elsewhere.
 """
 
 import sys
@@ -13,19 +13,23 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 SECONDS_PER_LINE = 30.0
-"""The least time between two lines of a process"""
+"""Minimum time between two progress lines of a process"""
 
 
 class Bar(Protocol):
-    """The progress of one loop."""
+    """Progress bar of one loop."""
 
-    def update(self, n: int = 1) -> object: ...
+    def update(self, n: int = 1) -> object:
+        """Count `n` more units as done."""
+        ...
 
-    def close(self) -> object: ...
+    def close(self) -> object:
+        """End the bar."""
+        ...
 
 
 class LogLines:
-    """A bar for logs: prints at most one line per SECONDS_PER_LINE and process, however many loops there are."""
+    """Progress bar for logs: prints at most one line per SECONDS_PER_LINE and process, over all loops."""
 
     _last_line = float("-inf")
 
@@ -35,7 +39,7 @@ class LogLines:
         self._first: tuple[float, int] | None = None
 
     def update(self, n: int = 1) -> None:
-        """Count `n` more as done. The first call is the start for the speed: its `n` may come from a checkpoint."""
+        """Count `n` more units as done. Speed is measured from the first call, whose `n` may come from a checkpoint."""
         self.done += n
         now = time.monotonic()
         if self._first is None:
@@ -54,11 +58,11 @@ class LogLines:
         return f", {seconds:.3g} s per {self.unit}, {left} left"
 
     def close(self) -> None:
-        """Do nothing: what comes after a loop says that it is over."""
+        """Do nothing: a log needs no line for the end of a loop."""
 
 
 def on_terminal() -> bool:
-    """Return whether this process's messages are read on a terminal."""
+    """Return whether this process's stderr is a terminal."""
     return sys.stderr.isatty()
 
 
@@ -66,13 +70,13 @@ def open_worker_bar(label: str, total: int, unit: str, on_terminal: bool) -> Bar
     """Open the bar of a loop in a Ray worker.
 
     Args:
-        label: What the loop does.
-        total: How many units it does.
-        unit: One of them, in the singular.
-        on_terminal: Whether the driver's messages are read on a terminal; the worker's own go to a file.
+        label: Name of the loop.
+        total: Number of units.
+        unit: Name of one unit, in the singular.
+        on_terminal: Whether the driver's stderr is a terminal; the worker's own is a file.
 
     Returns:
-        A bar that Ray draws on the driver's terminal, or lines that it forwards to the driver's log.
+        A bar that Ray shows on the driver's terminal, or lines that Ray forwards to the driver's log.
     """
     if not on_terminal:
         return LogLines(label, total, unit)

@@ -1,7 +1,7 @@
-"""Where a run came from and what it was made of: what MLflow shows of a run beside its numbers.
+"""Provenance of an MLflow run: tags for its code, container image and Ray jobs, and a description with its inputs.
 
-The commit and the image come by MLflow's own ways: from git where the source is a checkout, and from the variable
-MLFLOW_RUN_CONTEXT, a JSON object of tags, which the image sets.
+MLflow itself adds the commit, if the source is a git checkout, and the tags in the variable MLFLOW_RUN_CONTEXT, a JSON
+object that the container image sets.
 """
 
 import json
@@ -17,14 +17,20 @@ from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 
 RUN_STATE = ".run.json"
-"""In the folder of an artifact, finished or not: the MLflow run that makes it"""
+"""File in the folder of an artifact, finished or not, with the ID of the MLflow run that makes it"""
 RAY_JOB = "ray_job"
 _ROOT = Path(__file__).parents[2]
 
 
 def origin(jobs_before: str = "") -> dict[str, str]:
-    """Tags of a run: user, source file, commit and image as far as they are known, `code` (a fingerprint of the
-    Python that runs, committed or not), and `ray_job`, the jobs of Ray's job server that have worked on it."""
+    """Return a run's provenance tags: user, source file, commit and image if known, `code` and `ray_job`.
+
+    `code` is a fingerprint of the Python source, committed or not. `ray_job` lists the jobs of Ray's job server that
+    have worked on the run.
+
+    Args:
+        jobs_before: Value of `ray_job` so far.
+    """
     sources = {part: content_of(_ROOT / part, suffix=".py") for part in ("asymflow", "pipelines")}
     tags = {"code": ".".join(name[:8] for name in sources.values())}
     if job := submission_id():
@@ -34,34 +40,35 @@ def origin(jobs_before: str = "") -> dict[str, str]:
 
 
 def submission_id() -> str:
-    """What `ray job` calls the job that this process is the driver of; empty for others."""
+    """Return the submission ID of the Ray job whose driver this process is, or an empty string."""
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     return config.get("metadata", {}).get("job_submission_id", "")
 
 
 def read_run(folder: str) -> str:
-    """The MLflow run that makes, or made, the artifact in a folder; empty where none is known."""
+    """Return the ID of the MLflow run that makes, or made, the artifact in a folder; empty if unknown."""
     state = storage.join(folder, RUN_STATE)
     return json.loads(storage.read_bytes(state)).get("mlflow_run", "") if storage.exists(state) else ""
 
 
 def write_run(folder: str, run_id: str) -> None:
+    """Record the ID of the MLflow run that makes the artifact in a folder."""
     storage.write_bytes(storage.join(folder, RUN_STATE), json.dumps({"mlflow_run": run_id}).encode())
 
 
 def describe(
     folder: str, inputs: Mapping[str, Artifact], sources: Mapping[str, str], page_of: Callable[[str], str]
 ) -> str:
-    """Describe for a run's page what the run makes and from what.
+    """Write the description of a run's page: the run's artifact and its inputs.
 
     Args:
         folder: The artifact that the run makes.
         inputs: The artifacts that it reads, by setting.
-        sources: URIs of the data from outside that it reads, by setting.
+        sources: URIs of the external data that it reads, by setting.
         page_of: Returns the link to the page of an MLflow run, or an empty string if it has no page.
 
     Returns:
-        Markdown in which each input links to the run that made it, so that a score leads back to the shards by clicks.
+        Markdown in which each input links to the run that made it, so that links lead from a score back to the shards.
     """
     made_of = [_link(artifact, page_of) for artifact in inputs.values()] + [f"`{uri}`" for uri in sources.values()]
     return "\n\n".join([*([f"Made from {', '.join(made_of)}"] if made_of else []), f"Artifact `{folder}`"])

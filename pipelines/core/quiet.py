@@ -1,11 +1,11 @@
-"""What every worker of a local Ray imports first, so that it says only what is meant for people.
+"""Silence warnings that are irrelevant to users, in every worker of a local Ray, which imports this module first.
 
-A module of its own: it is imported even by workers that need nothing else.
+It is a separate module so that workers that need nothing else import little.
 """
 
 import logging
 import warnings
 
-# Without a dashboard, Ray Train's clean-up actor would warn twice a second that it cannot ask it anything.
+# Without a dashboard, Ray Train's clean-up actor would warn twice a second that it cannot reach it.
 logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", module="torchvision.models")  # lpips still uses the old names of its settings
+warnings.filterwarnings("ignore", module="torchvision.models")  # lpips uses deprecated arguments

@@ -1,7 +1,7 @@
-"""S3 through boto3, for `storage`: what fails is tried again, and no byte is lost, repeated, or left half written.
+"""S3 backend of `storage`, on boto3: failed requests are retried, and objects are read and written completely or not.
 
-boto3 rather than pyarrow: pyarrow's output streams complete an object when an exception closes them, and its files
-return memory that was never written when an answer is too short.
+pyarrow is not used: its output streams complete an object even when an exception closes them, and its files return
+uninitialized memory when a response is too short.
 """
 
 import errno
@@ -23,54 +23,64 @@ from pipelines.core.errors import StorageError
 T = TypeVar("T")
 LOGGER = logging.getLogger(__name__)
 CHUNK = 4 << 20
-"""Bytes of one read: enough to hide its latency, little enough to ask for again"""
+"""Bytes per read: large enough to hide the latency, small enough to retry"""
 CONNECT_SECONDS = 10
 SILENT_SECONDS = 60
-"""A connection that is silent for as long is given up"""
+"""Read timeout of a connection"""
 QUICK_SECONDS = 5
-"""The same for the first question of a job"""
-_PASSING_CODES = ("RequestTimeout", "BadDigest", "IncompleteBody", "NoSuchUpload")
+"""Both timeouts for a job's first request"""
+_TRANSIENT_CODES = ("RequestTimeout", "BadDigest", "IncompleteBody", "NoSuchUpload")
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether trying again may mend an error of S3."""
+def is_transient(error: BaseException) -> bool:
+    """Return whether a retry may succeed after an error of S3."""
     if isinstance(error, ClientError):
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-        return status >= 500 or status in (408, 429) or error.response["Error"]["Code"] in _PASSING_CODES
+        return status >= 500 or status in (408, 429) or error.response["Error"]["Code"] in _TRANSIENT_CODES
     return isinstance(error, HTTPClientError | ConnectionError | IncompleteReadError)
 
 
 RETRIES = Retrying(
-    retry=retry_if_exception(may_pass),
+    retry=retry_if_exception(is_transient),
     wait=wait_random_exponential(multiplier=1, max=30),
     stop=stop_after_attempt(8),
     reraise=True,
 )
-"""On top of boto3's own quick retries, of which AWS_MAX_ATTEMPTS is the number"""
+"""In addition to boto3's own quick retries, whose number is AWS_MAX_ATTEMPTS"""
 
 
-_SINGLE = threading.local()
+_NO_RETRIES = threading.local()
 
 
 @contextmanager
 def single_attempts() -> Iterator[None]:
-    """Inside, and in this thread alone, what fails is not tried again: for what is repeated anyway."""
-    _SINGLE.on = True
+    """Disable retries inside the context, in this thread only; for requests that the caller repeats anyway."""
+    _NO_RETRIES.on = True
     try:
         yield
     finally:
-        _SINGLE.on = False
+        _NO_RETRIES.on = False
 
 
 def retried(uri: str, call: Callable[..., T], **arguments: Any) -> T:
-    """Call, again after a growing and random wait while the error may pass. FileNotFoundError or StorageError."""
+    """Call a function; retry transient errors with random exponential backoff.
+
+    Args:
+        uri: The object, for messages.
+        call: A request of boto3.
+        arguments: Passed to `call`.
+
+    Raises:
+        FileNotFoundError: The object does not exist.
+        StorageError: The request failed.
+    """
 
     def warn(state: RetryCallState) -> None:
         error = state.outcome and state.outcome.exception()
-        LOGGER.warning("%s: attempt %d failed, trying again: %s", uri, state.attempt_number, error)
+        LOGGER.warning("%s: attempt %d failed, retrying: %s", uri, state.attempt_number, error)
 
     try:
-        if getattr(_SINGLE, "on", False):
+        if getattr(_NO_RETRIES, "on", False):
             return call(**arguments)
         return RETRIES.copy(before_sleep=warn)(call, **arguments)
     except ClientError as error:
@@ -82,13 +92,13 @@ def retried(uri: str, call: Callable[..., T], **arguments: Any) -> T:
 
 
 def code_of(error: StorageError) -> str:
-    """S3's own name of what it refused; empty where it was no answer of S3."""
+    """Return S3's error code of an error, or an empty string if S3 did not respond."""
     cause = error.__cause__
     return cause.response["Error"]["Code"] if isinstance(cause, ClientError) else ""
 
 
 def place(uri: str) -> dict[str, str]:
-    """Bucket and key, by boto3's names. Raises ValueError for another scheme."""
+    """Split a URI into bucket and key, as boto3's arguments. Raises ValueError for another scheme than s3."""
     if not uri.startswith("s3://"):
         raise ValueError(f"{uri!r}: storage is a local path or s3://bucket/prefix")
     bucket, _, key = uri.removeprefix("s3://").rstrip("/").partition("/")
@@ -96,7 +106,7 @@ def place(uri: str) -> dict[str, str]:
 
 
 def client() -> Any:
-    """Kept for as long as the environment stays the same: making one costs more than a read."""
+    """Return the boto3 client, cached until an AWS variable changes: creating one takes longer than a read."""
     return _client(tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))))
 
 
@@ -110,8 +120,10 @@ def _client(environment: tuple[tuple[str, str], ...]) -> Any:
 
 
 def check_reachable(uri: str) -> None:
-    """Raise StorageError unless the store answers, and lists what lies there, within seconds: a job that only begins
-    does not wait out an outage as one that is at work does."""
+    """Raise StorageError unless the store lists the folder within seconds.
+
+    A new job fails fast, while a running job retries until an outage is over.
+    """
     from botocore.config import Config
 
     config = Config(connect_timeout=QUICK_SECONDS, read_timeout=QUICK_SECONDS, retries={"total_max_attempts": 2})
@@ -123,30 +135,34 @@ def check_reachable(uri: str) -> None:
 
 
 def _new_client(config: Any) -> Any:
-    import boto3  # where the storage is a folder, no process needs it
+    import boto3  # not needed for a local storage
 
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")  # boto3 reads the second alone
-    # a session of its own: the default one would keep the first credentials it finds
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")  # boto3 reads only the second
+    # a new session, because the default one would keep the first credentials that it finds
     return boto3.Session().client("s3", region_name=region, config=config)
 
 
 class ObjectFile(io.RawIOBase):
-    """An object, read by ranges; a range that fails is asked for again."""
+    """Seekable file over an S3 object, read in ranges, each with retries."""
 
     def __init__(self, uri: str):
         head = retried(uri, client().head_object, **place(uri))
         self.uri, self.size, self.version, self.position = uri, head["ContentLength"], head["ETag"], 0
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
+        """Return True."""
         return True
 
     def tell(self) -> int:
+        """Return the position in bytes."""
         return self.position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Set the position and return it; see `io.IOBase.seek`."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
         if start + offset < 0:
             raise ValueError(f"{self.uri}: cannot seek to {start + offset}")
@@ -154,6 +170,7 @@ class ObjectFile(io.RawIOBase):
         return self.position
 
     def readinto(self, buffer: Any) -> int:
+        """Fill a buffer with at most CHUNK bytes; return their number, 0 at the end."""
         size = max(0, min(len(buffer), CHUNK, self.size - self.position))
         if size:
             buffer[:size] = retried(self.uri, self.read_range, start=self.position, size=size)
@@ -161,11 +178,12 @@ class ObjectFile(io.RawIOBase):
         return size
 
     def readall(self) -> bytes:
-        """The rest, by chunks: RawIOBase would ask for some KiB a time."""
+        """Read the rest in chunks; RawIOBase would request a few KiB at a time."""
         return b"".join(iter(lambda: self.read(CHUNK), b""))
 
     def read_range(self, start: int, size: int) -> bytes:
-        # the version: parts of two objects must not be joined where one replaced the other
+        """Read `size` bytes from `start` in one request."""
+        # IfMatch: ranges of two versions must not be joined if the object is replaced in between
         answer = client().get_object(**place(self.uri), Range=f"bytes={start}-{start + size - 1}", IfMatch=self.version)
         data = answer["Body"].read()
         if len(data) != size:
@@ -174,7 +192,7 @@ class ObjectFile(io.RawIOBase):
 
 
 def write(uri: str, open_source: Callable[[], BinaryIO]) -> None:
-    """Write an object whole or not at all; the source is opened anew for every attempt."""
+    """Write an object atomically; `open_source` is called for every attempt."""
 
     def upload() -> None:
         with open_source() as source:
@@ -184,7 +202,7 @@ def write(uri: str, open_source: Callable[[], BinaryIO]) -> None:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is such an object or anything below such a folder."""
+    """Return whether the object exists, or any object below the folder."""
     try:
         retried(uri, client().head_object, **place(uri))
     except FileNotFoundError:
@@ -193,18 +211,21 @@ def exists(uri: str) -> bool:
 
 
 def keys(uri: str) -> Iterator[str]:
-    """The keys of all objects below a folder."""
+    """Return an iterator over the keys of all objects below a folder."""
     return (entry["Key"] for entry in _entries(uri))
 
 
 def checksums(uri: str) -> dict[str, str]:
-    """Return {name below the folder: the store's own checksum and size}, nothing being read; "" is an object itself.
+    """Return {path below the folder: checksum and size by the store} without reading data.
 
-    Raises FileNotFoundError where there is neither an object nor a folder.
+    The path is empty for an object at the URI itself.
+
+    Raises:
+        FileNotFoundError: There is no such object and no such folder.
     """
     key = place(uri)["Key"]
     below = ((entry["Key"].removeprefix(f"{key}/"), entry) for entry in _entries(uri))
-    found = {name: f"{entry['ETag']} {entry['Size']}" for name, entry in below if name}  # "": a mark of other tools
+    found = {name: f"{entry['ETag']} {entry['Size']}" for name, entry in below if name}  # "": a folder marker
     if not key:
         return found
     try:
@@ -228,7 +249,7 @@ def _entries(uri: str) -> Iterator[dict[str, Any]]:
 
 
 def delete_folder(uri: str) -> None:
-    """Delete all objects below a folder. StorageError where one stays."""
+    """Delete all objects below a folder. Raises StorageError if one cannot be deleted."""
     names = keys(uri)
     while some := [{"Key": key} for key in islice(names, 1000)]:
         answer = retried(uri, client().delete_objects, Bucket=place(uri)["Bucket"], Delete={"Objects": some})

@@ -1,4 +1,4 @@
-"""What settings there are: for --help, for docs/configuration.md, and as a JSON schema for editors."""
+"""List the settings of a step: for --help, for docs/configuration.md, and as a JSON schema for editors."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ REQUIRED = "(required)"
 _TYPES = {int: "integer", float: "number", str: "text", bool: "true or false", NoneType: "null", Any: "anything"}
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "multiple_of": "multiple of"}
 _IN_YAML = {"None": "null", "True": "true", "False": "false"}
-_LEFT_OUT = ("title", "required", "added")  # a file may leave what is required to the file that it extends
+_LEFT_OUT = ("title", "required", "added")  # a required setting may be in the file that is extended
 
 
 @dataclass(frozen=True)
@@ -23,19 +23,19 @@ class Setting:
     """One setting of a step."""
 
     key: str
-    """dotted.key"""
+    """Dotted key"""
     allowed: str
-    """Its type and bounds, in words"""
+    """Type and bounds, in words"""
     words: tuple[str, ...]
-    """The texts that it is one of; empty where others are allowed too"""
+    """Allowed strings; empty if others are allowed too"""
     default: str
     about: str
 
 
 def list_settings(model: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
-    """Yield all settings of a model in their order, those of its sections too.
+    """Yield all settings of a model and of its sections, in order.
 
-    A section that may be left out, and is by default, is itself one of them, with the default null.
+    An optional section that is null by default is yielded as a setting too.
     """
     for name, field in model.model_fields.items():
         key, sections = f"{prefix}{name}", section_models(field.annotation)
@@ -50,7 +50,7 @@ def list_settings(model: type[BaseModel], prefix: str = "") -> Iterator[Setting]
 
 
 def describe(model: type[BaseModel]) -> list[str]:
-    """Return one line per setting, `dotted.key = default  # what it is`, for --help."""
+    """Return one line per setting, `dotted.key = default  # description`, for --help."""
     lines = []
     for setting in list_settings(model):
         note = "; ".join(filter(None, [" | ".join(word or "''" for word in setting.words), setting.about]))
@@ -59,23 +59,23 @@ def describe(model: type[BaseModel]) -> list[str]:
 
 
 def section_models(annotation: Any) -> list[type[BaseModel]]:
-    """Return the settings classes in a type."""
+    """Return the settings classes in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in section_models(part)]
 
 
 def allowed_words(annotation: Any) -> list[str]:
-    """Return the texts that a setting of this type is one of; empty where it is not a Literal of texts."""
+    """Return the strings that a Literal in a type annotation allows; empty without one."""
     if get_origin(annotation) is Literal:
         return [value for value in get_args(annotation) if isinstance(value, str)]
     return [word for part in get_args(annotation) for word in allowed_words(part)]
 
 
 def json_schema(model: type[BaseModel], step: str) -> dict[str, Any]:
-    """Return the JSON schema of a step's configuration files, by which editors complete and check keys.
+    """Return the JSON schema of a step's configuration files, for completion and checks in editors.
 
-    Nothing is required, since a file may extend another and its inputs may be given on the command line.
+    No key is required, because a file may extend another and inputs may be given on the command line.
     """
     schema = _clean(model.model_json_schema())
     own = {
@@ -87,7 +87,7 @@ def json_schema(model: type[BaseModel], step: str) -> dict[str, Any]:
 
 
 def _clean(schema: Any) -> Any:
-    """Without what says nothing to a person at an editor."""
+    """Remove from a schema what is of no use in an editor."""
     if isinstance(schema, list):
         return [_clean(part) for part in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""What a step is, and how one runs: found again by its identity, gone on with, or made new."""
+"""Define and run steps. An unchanged step reuses its artifact, an interrupted one resumes, otherwise it is built."""
 
 import logging
 import os
@@ -23,65 +23,69 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What a step is given besides its settings."""
+    """The arguments of a step's `build` besides its settings."""
 
     folder: str
-    """URI of the artifact being made; what an interrupted run left there may be gone on from"""
+    """URI of the artifact being made; it may hold files of an interrupted run to resume from"""
     inputs: Mapping[str, Artifact]
+    """Input artifacts, by setting"""
     tracker: "Tracker"
 
     def file(self, *parts: str) -> str:
+        """Return the URI of a file below the artifact's folder."""
         return storage.join(self.folder, *parts)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the pipeline: settings and input artifacts in, one artifact out.
-
-    `inputs` names the settings that hold artifact URIs, and which step makes each; an empty URI means "none".
-    `check` looks for what would fail later (missing weights, say) and `check_inputs` for inputs that do not fit; both
-    raise ConfigError, and run before Ray starts. `build` does the work and returns the numbers to report.
-    `contents` names the settings (`dotted.key`) that hold files and folders from outside (models, raw data): what lies
-    in them belongs to the step's identity. `repositories` are those that may name one of the hub instead. `decides`
-    returns {dotted.key: value} of what else decides the result (the precision that `resources` come to): it is hashed
-    in place of the settings of these names.
-    """
+    """A step of the pipeline, which makes one artifact from settings and input artifacts."""
 
     name: str
     settings: type[StepSettings]
     build: Callable[[Any, Context], dict[str, float]]
+    """Does the work and returns the metrics to report"""
     inputs: Mapping[str, str] = field(default_factory=dict)
+    """{setting that holds an artifact's URI: step that makes it}; an empty URI means that the input is not used"""
     check: Callable[[Any], None] = lambda settings: None
+    """Raises ConfigError, before Ray starts, for settings that would fail later (missing weights, for example)"""
     check_inputs: Callable[[Any, Mapping[str, Artifact]], None] = lambda settings, inputs: None
+    """Raises ConfigError, before Ray starts, for inputs that do not match the settings"""
     contents: tuple[str, ...] = ()
+    """Settings (dotted keys) that name external files or folders, whose content is hashed into the artifact's ID"""
     repositories: tuple[str, ...] = ()
+    """Settings that may name a hub repository instead of a folder"""
     decides: Callable[[Any, Mapping[str, Artifact]], Mapping[str, Any]] = lambda settings, inputs: {}
+    """Returns {dotted key: value} that is hashed in place of these settings: what else determines the result, such as
+    the precision that follows from `resources`"""
     data: tuple[str, ...] = ()
-    """Settings that hold data from outside: shown as what the run was made from"""
+    """Settings that name external data, which MLflow shows as the run's inputs"""
     title: Callable[[Any], str] = lambda settings: ""
-    """What tells a run from others of the step at a glance; a part of its name"""
+    """Returns a short text that distinguishes runs of the step, as part of the run's name"""
     group: Callable[[Any], str] | None = None
-    """What the names of its numbers begin with in MLflow; by default the step's"""
+    """Returns the prefix of the step's metrics in MLflow; by default the step's name"""
     shown: Callable[[Any], dict[str, Any]] = lambda settings: settings.model_dump(mode="json")
-    """The settings worth showing as parameters"""
+    """Returns the settings that MLflow shows as parameters"""
 
     def numbers(self, settings: Any, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Metrics by the names that MLflow shows and groups."""
+        """Return metrics under the names that MLflow shows, with the group as prefix."""
         group = self.group(settings) if self.group else self.name
         return {f"{group}/{name}": value for name, value in metrics.items()}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A step's artifact, the MLflow run that made it, and whether it stood already."""
+    """The result of running a step."""
 
     artifact: Artifact
     mlflow_run: str
+    """ID of the MLflow run that made the artifact"""
     seconds: float
     reused: bool
+    """Whether the artifact was up to date"""
 
 
 def find_inputs(step: Step, settings: StepSettings) -> dict[str, Artifact]:
+    """Load the input artifacts that the settings name, by setting. Raises ConfigError if one is missing."""
     found = {}
     for name, made_by in step.inputs.items():
         if uri := getattr(settings, name):
@@ -93,11 +97,19 @@ def find_inputs(step: Step, settings: StepSettings) -> dict[str, Artifact]:
 
 
 def run_step(step: Step, settings: StepSettings, parent_run: str | None = None) -> Outcome:
-    """Run one step, unless its artifact stands; another job that makes it is waited for.
+    """Run one step, or reuse its artifact if it is up to date. If another job is building it, wait for that job.
 
-    Raises ConfigError, StorageError or TrackingError before Ray starts.
+    Args:
+        step: The step.
+        settings: Its settings.
+        parent_run: ID of the MLflow run that the step's run is nested in.
+
+    Raises:
+        ConfigError: A setting or an input is wrong; before Ray starts.
+        StorageError: The storage does not respond; before Ray starts.
+        TrackingError: The MLflow store does not respond; before Ray starts.
     """
-    # MLflow: workers import the steps too, and need none
+    # imported here because they load MLflow, which workers do not need although they import this module
     from pipelines.core.artifact_lock import only_job
     from pipelines.core.preflight import check_places, check_work
     from pipelines.core.provenance import read_run
@@ -109,19 +121,19 @@ def run_step(step: Step, settings: StepSettings, parent_run: str | None = None) 
     identity = identify(step, settings, inputs)
     folder = storage.join(storage.absolute(settings.run.storage), step.name, identity)
 
-    def find_made() -> Outcome | None:
+    def find_finished() -> Outcome | None:
         if not storage.exists(storage.join(folder, artifacts.MANIFEST)):
             return None
         artifact = artifacts.load_artifact(folder, step.name)
         return Outcome(artifact, read_run(folder), time.monotonic() - started, reused=True)
 
-    if made := find_made():
-        return made
+    if finished := find_finished():
+        return finished
     step.check(settings)
     step.check_inputs(settings, inputs)
     check_work(settings.run)
     with only_job(folder):
-        return find_made() or _make(step, settings, inputs, identity, folder, parent_run, started)
+        return find_finished() or _make(step, settings, inputs, identity, folder, parent_run, started)
 
 
 def _make(
@@ -138,7 +150,7 @@ def _make(
     start_ray(settings.run)
     name = " ".join(filter(None, [step.name, step.title(settings), identity[:6]]))
     with open_run_of(folder, step.name, settings.run, name, parent_run) as tracker:
-        _introduce(step, settings, tracker, folder, inputs)
+        _log_provenance(step, settings, tracker, folder, inputs)
         metrics = step.build(settings, Context(folder, inputs, tracker))
         ids = {name: a.id for name, a in inputs.items()}
         artifact = artifacts.finish(folder, step.name, identity, settings, ids, metrics)
@@ -147,10 +159,10 @@ def _make(
     return Outcome(artifact, tracker.run_id, time.monotonic() - started, reused=False)
 
 
-def _introduce(
+def _log_provenance(
     step: Step, settings: StepSettings, tracker: "Tracker", folder: str, inputs: Mapping[str, Artifact]
 ) -> None:
-    """What a person should see of a run that has just begun."""
+    """Log the parameters, inputs and description of a run that starts."""
     from pipelines.core.provenance import describe
 
     shown = step.shown(settings)
@@ -164,10 +176,10 @@ def _introduce(
 
 
 def start_ray(run: RunSettings) -> None:
-    """Join the named cluster, else start a local Ray; a no-op when one is already connected."""
+    """Connect to the configured cluster, or start a local Ray; a no-op if Ray is already initialized."""
     import ray
 
-    # `map_items` shows the progress of a step instead of a page of operators
+    # `map_items` shows a step's progress instead of Ray Data's operators
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -185,12 +197,12 @@ def start_ray(run: RunSettings) -> None:
 
         start_local_ray()
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack trace, and aborts
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler prints a stack trace and aborts
 
 
 def stop_ray() -> None:
-    """Leave Ray, if this process has joined or started one. What its workers said last is printed before."""
+    """Disconnect from Ray, if initialized, after the workers' last messages are printed."""
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
-        time.sleep(0.5)  # as Ray does at a process's end: messages of workers arrive that late
+        time.sleep(0.5)  # workers' messages arrive with this delay; Ray waits as long at exit
         ray.shutdown()

@@ -1,8 +1,8 @@
-"""Where artifacts live: a local folder or s3://bucket/prefix.
+"""Storage of artifacts: a local folder or s3://bucket/prefix.
 
-Endpoint and credentials of S3 come from the usual AWS variables. A file appears whole or not at all: locally by
-renaming, on S3 because an object does. What is absent raises FileNotFoundError; what cannot be written, or what S3
-refuses or still fails to do when tried again, StorageError with the URI.
+Endpoint and credentials of S3 come from the usual AWS variables. Files are written atomically: locally by renaming, on
+S3 because objects are atomic. A missing file raises FileNotFoundError. A failed write, or an S3 request that fails
+after all retries, raises StorageError with the URI.
 """
 
 import hashlib
@@ -27,32 +27,35 @@ _PROBE_BYTES = 1 << 16
 
 
 def absolute(uri: str) -> str:
-    """A local path made absolute (workers have other working directories); other URIs as they are."""
+    """Return a local path as an absolute one, since workers have other working directories; other URIs unchanged."""
     return uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
 def join(uri: str, *parts: str) -> str:
+    """Join path components to a URI."""
     return "/".join([uri.rstrip("/"), *parts])
 
 
 def is_local(uri: str) -> bool:
+    """Return whether a URI is a local path."""
     return "://" not in uri
 
 
 def open_file(uri: str) -> io.BufferedReader:
-    """A seekable file for reading, as tarfile, pyarrow and the like take it."""
+    """Open a file for reading, seekable, as tarfile and pyarrow need it."""
     if is_local(uri):
         return open(absolute(uri), "rb")
     return io.BufferedReader(s3.ObjectFile(uri), s3.CHUNK)
 
 
 def read_bytes(uri: str) -> bytes:
+    """Read a whole file."""
     with open_file(uri) as file:
         return file.read()
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a whole file atomically, making its folder."""
+    """Write a file atomically, creating its folder."""
     if not is_local(uri):
         s3.write(uri, lambda: io.BytesIO(data))
         return
@@ -60,7 +63,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def put_file(local: Path, uri: str) -> None:
-    """Copy a local file into the storage, whole or not at all."""
+    """Copy a local file into the storage atomically."""
     if is_local(uri):
         _write_local(uri, lambda partial: shutil.copyfile(local, partial))
     else:
@@ -68,7 +71,7 @@ def put_file(local: Path, uri: str) -> None:
 
 
 def _write_local(uri: str, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a hidden file beside the target, then rename it. Raises StorageError, and leaves no part."""
+    """Call `write` with a hidden file beside the target, then rename it. Raises StorageError and removes the file."""
     try:
         with atomic_file(absolute(uri)) as partial:
             write(partial)
@@ -77,14 +80,14 @@ def _write_local(uri: str, write: Callable[[Path], object]) -> None:
 
 
 def check_writable(uri: str) -> None:
-    """Raise StorageError unless files can be written below a local folder, which is made."""
+    """Create a local folder, and raise StorageError unless files can be written to it."""
     probe = join(uri, f".{uuid4().hex}.probe")
     _write_local(probe, lambda partial: _write_through(partial, bytes(_PROBE_BYTES)))
     Path(absolute(probe)).unlink()
 
 
 def _write_through(path: Path, data: bytes) -> None:
-    """To the disk: a full one, or a quota, may tell only then."""
+    """Write a file and sync it to the disk, since a full disk or a quota may fail only then."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
@@ -92,8 +95,13 @@ def _write_through(path: Path, data: bytes) -> None:
 
 
 def put_folder(local: Path, uri: str, last: str = "") -> None:
-    """Copy all files below a local folder into the storage; the one named `last`, by which others know that all stand,
-    at the end."""
+    """Copy all files below a local folder into the storage.
+
+    Args:
+        local: The local folder.
+        uri: The folder in the storage.
+        last: Name of the file to copy last, whose existence shows that all files are complete.
+    """
     files = [path.relative_to(local) for path in local.rglob("*") if path.is_file()]
     for file in sorted(files, key=lambda path: (path.name == last, path)):
         put_file(local / file, join(uri, *file.parts))
@@ -101,7 +109,7 @@ def put_folder(local: Path, uri: str, last: str = "") -> None:
 
 @contextmanager
 def local_folder(uri: str) -> Iterator[Path]:
-    """A local folder with the files of a stored one; what was fetched for it is removed afterwards."""
+    """Provide a stored folder as a local one: itself, or a temporary copy that is removed afterwards."""
     if is_local(uri):
         yield Path(absolute(uri))
         return
@@ -115,43 +123,47 @@ def local_folder(uri: str) -> Iterator[Path]:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is such a file or folder; S3 has no empty folders."""
+    """Return whether a file or folder exists; S3 has no empty folders."""
     return Path(absolute(uri)).exists() if is_local(uri) else s3.exists(uri)
 
 
 def list_files(uri: str, suffix: str = "") -> list[str]:
-    """URIs of all files below a folder, sorted; hidden and unfinished ones left out. Empty where there is none."""
+    """Return the sorted URIs of all files below a folder, without hidden and partial ones; empty without a folder."""
     base = absolute(uri)
     if is_local(uri):
-        import pyarrow.fs as pafs  # settings that name a file are read without it
+        import pyarrow.fs as pafs  # not needed to read settings that name a file
 
         selector = pafs.FileSelector(base, recursive=True, allow_not_found=True)
         infos = pafs.LocalFileSystem().get_file_info(selector)
         names = [info.path[len(base) + 1 :] for info in infos if info.type == pafs.FileType.File]
     else:
         names = [f"s3://{s3.place(uri)['Bucket']}/{key}"[len(base) + 1 :] for key in s3.keys(uri)]
-    # an object named like the folder, or a folder below it, is but a mark that other tools leave
-    good = [name for name in names if name and name.endswith(suffix) and _is_whole(name)]
-    return [join(base, name) for name in sorted(good)]
+    # an object named like the folder, or like a folder below it, is a folder marker of other tools
+    listed = [name for name in names if name and name.endswith(suffix) and _is_data_file(name)]
+    return [join(base, name) for name in sorted(listed)]
 
 
-def _is_whole(name: str) -> bool:
-    """Whether a file below a folder is neither hidden, unfinished, nor a mark for a folder."""
+def _is_data_file(name: str) -> bool:
+    """Return whether a file below a folder is neither hidden, partial, nor a folder marker."""
     return not name.endswith((".partial", "/")) and not any(part.startswith(".") for part in name.split("/"))
 
 
 def fingerprint(uri: str) -> str:
-    """Return 16 hexadecimal digits of what a file or folder holds, wherever it lies; hidden files do not count.
+    """Return a hash of a file's or folder's content, 16 hexadecimal digits, independent of its path.
 
-    Locally it is the content; of S3 it is names, sizes and the store's checksums. Raises FileNotFoundError.
+    Local files are hashed by content, S3 objects by name, size and the store's checksum. Hidden files are ignored.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
     """
     if is_local(uri):
         return content_of(absolute(uri))
-    found = {name: checksum for name, checksum in s3.checksums(uri).items() if _is_whole(name)}
+    found = {name: checksum for name, checksum in s3.checksums(uri).items() if _is_data_file(name)}
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def delete_folder(uri: str) -> None:
+    """Delete a folder with all its files, if it exists."""
     if not is_local(uri):
         s3.delete_folder(uri)
     elif exists(uri):
@@ -159,7 +171,7 @@ def delete_folder(uri: str) -> None:
 
 
 def delete_file(uri: str) -> None:
-    """Delete a file; one that is absent already is no error."""
+    """Delete a file, if it exists."""
     if is_local(uri):
         Path(absolute(uri)).unlink(missing_ok=True)
     else:
@@ -167,7 +179,7 @@ def delete_file(uri: str) -> None:
 
 
 def write_file(uri: str, write: Callable[[Path], None]) -> None:
-    """Let `write` make a local file, then put it into the storage whole."""
+    """Call `write` with a temporary local path, then copy the file into the storage atomically."""
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch) / uri.rpartition("/")[2]
         write(local)
@@ -175,7 +187,7 @@ def write_file(uri: str, write: Callable[[Path], None]) -> None:
 
 
 def read_file(uri: str, read: Callable[[Path], T]) -> T:
-    """Call `read` with a local path of a stored file."""
+    """Return `read(path)`, where `path` is a stored file or a temporary local copy of it."""
     if is_local(uri):
         return read(Path(uri))
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""Settings of the actors that a step runs on."""
+"""Settings of a step's Ray actors."""
 
 from typing import Any
 
@@ -14,11 +14,12 @@ class Workers(Settings):
 
     @property
     def gpus(self) -> float:
+        """Return the number of GPUs per actor."""
         return 0
 
     @property
     def options(self) -> dict[str, Any]:
-        """Others of Ray's, for each actor."""
+        """Return further Ray options of each actor."""
         return {}
 
 
@@ -29,13 +30,15 @@ class ModelWorkers(Workers):
 
     @property
     def gpus(self) -> float:
+        """Return the number of GPUs per actor."""
         return self.gpus_per_worker
 
     @property
     def device(self) -> str:
+        """Return torch's device of the model."""
         return "cuda" if self.gpus else "cpu"
 
     @property
     def precision(self) -> str:
-        """Number type of a model on the device; it decides what comes out, so it belongs to a step's identity."""
+        """Return the dtype of a model on the device. It affects the result, so it is part of an artifact's ID."""
         return "bfloat16" if self.gpus else "float32"

@@ -1,4 +1,4 @@
-"""Parse YAML so that nothing is lost silently: no key twice, no comment cut off a command-line value."""
+"""Parse YAML strictly: duplicate keys are errors, and command-line values keep text that looks like a comment."""
 
 import re
 from types import UnionType
@@ -12,7 +12,7 @@ _MAX_DEPTH = 50
 _BOOL, _NULL, _INT, _FLOAT, _DATE = (
     f"tag:yaml.org,2002:{name}" for name in ("bool", "null", "int", "float", "timestamp")
 )
-# YAML 1.1 without what nobody means: 12:30 as 750, 010 as 8. Dates stay text.
+# YAML 1.1 without sexagesimal (12:30 is 750) and octal (010 is 8) numbers. Dates stay text.
 _NUMBERS = {
     _INT: re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$"),
     _FLOAT: re.compile(
@@ -23,13 +23,17 @@ _NUMBERS = {
 
 
 class Holds:
-    """Mark a dict of settings, `Annotated[dict[str, Any], Holds(Model)]`, that is validated as Model later on."""
+    """Annotate a dict of settings that is validated later: `Annotated[dict[str, Any], Holds(Model)]`.
+
+    Args:
+        model: The settings class that the dict will be validated as.
+    """
 
     def __init__(self, model: type[BaseModel]):
         self.model = model
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        """That of the model, so that editors complete its keys."""
+        """Return the schema of the model, so that editors complete its keys."""
         held: dict[str, Any] = handler(self.model.__pydantic_core_schema__)
         while schema["type"] != "nullable" and "schema" in schema:  # validators wrap the type
             schema = schema["schema"]
@@ -37,7 +41,7 @@ class Holds:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuse repeated keys and deep nesting."""
+    """YAML loader that rejects duplicate keys and deep nesting."""
 
     yaml_implicit_resolvers = {
         first: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in resolvers if tag != _DATE]
@@ -62,31 +66,35 @@ class _Loader(yaml.SafeLoader):
             identity, line = (key.tag, key.value), key.start_mark.line + 1
             if identity in lines:
                 raise yaml.YAMLError(
-                    f"the key {key.value!r} stands twice, in lines {lines[identity]} and {line}; leave one"
+                    f"the key {key.value!r} appears twice, in lines {lines[identity]} and {line}; remove one"
                 )
             lines[identity] = line
         return node
 
 
 class _TextLoader(_Loader):
-    """Leave every scalar text."""
+    """YAML loader that keeps every scalar as text."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
 
 def load_yaml(text: str) -> Any:
-    """Parse a document. Raises yaml.YAMLError, also for a key that stands twice and for deep nesting."""
+    """Parse a YAML document. Raises yaml.YAMLError, also for duplicate keys and deep nesting."""
     return _load(_Loader, text)
 
 
 def parse_value(text: str, annotation: Any) -> Any:
-    """Parse a command-line value for a setting of a type.
+    """Parse a command-line value by the type of its setting.
 
-    A setting that is text takes the text whole, whatever stands in it, and a list of text takes what is not `[...]` as
-    its one entry. `[...]` and `{...}` are YAML. Anything else is one number, boolean or null, or else text.
+    A text setting takes the value unchanged. A list of text takes a value that is not `[...]` as its only entry.
+    `[...]` and `{...}` are YAML. Any other value is a number, boolean or null if it looks like one, else text.
+
+    Args:
+        text: The value.
+        annotation: Type of the setting.
 
     Raises:
-        yaml.YAMLError: brackets that are not YAML, or that something follows.
+        yaml.YAMLError: Brackets are not valid YAML, or text follows the closing one.
     """
     kinds = _kinds(annotation)
     if kinds <= {str}:
@@ -104,7 +112,7 @@ def parse_value(text: str, annotation: Any) -> Any:
 
 
 def annotation_at(model: type[BaseModel], key: str) -> Any:
-    """The type of the setting at a dotted key; Any where it is not known."""
+    """Return the type of the setting at a dotted key; Any if it is unknown."""
     found: Any = model
     metadata: list[Any] = []
     for part in key.split("."):
@@ -115,7 +123,7 @@ def annotation_at(model: type[BaseModel], key: str) -> Any:
             if field is None:
                 return Any
             found, metadata = field.annotation, field.metadata
-        else:  # a dict by names, whose last type is that of its values
+        else:  # a dict, whose second type argument is that of its values
             dicts = [m for m in _members(found) if get_origin(m) is dict]
             found, metadata = (get_args(dicts[0])[1] if dicts else Any), []
     return found
@@ -137,7 +145,7 @@ def _parse_collection(text: str, loader_class: type[yaml.SafeLoader]) -> Any:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The types that an annotation allows."""
+    """Return the types that an annotation allows."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _members(get_args(annotation)[0])

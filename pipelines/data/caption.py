@@ -1,7 +1,7 @@
-"""Caption: a vision-language model describes every curated picture, row for row.
+"""Caption step: a vision-language model writes a caption for every curated image.
 
-Each output file has the name, the rows and the order of a curated file. What is finished of a file lies in hidden
-parts, a batch each, until all of them are there: a killed job goes on after the last one.
+Each output file has the name, the rows and the row order of a curated file. Finished batches of a file are stored as
+hidden parts until the file is complete, so that a killed job resumes after the last part.
 """
 
 import re
@@ -42,6 +42,7 @@ _WHOLE_SENTENCES = re.compile(r".*[.!?][\"'”’)\]]*(?=\s|$)")
 
 
 def check(settings: CaptionSettings) -> None:
+    """Check the model's folder and the backend. Raises ConfigError."""
     check_model(settings.model)
     if settings.backend == "vllm":
         gpus = settings.resources.gpus
@@ -50,39 +51,40 @@ def check(settings: CaptionSettings) -> None:
                 "backend='vllm': vLLM is not installed; `pip install 'asymflow[vllm]'`, or set backend=transformers"
             )
         if gpus < 1 or gpus % 1:
-            raise ConfigError(f"resources.gpus_per_worker={gpus:g}: vLLM takes whole GPUs, 1 or more a worker")
+            raise ConfigError(f"resources.gpus_per_worker={gpus:g}: vLLM needs whole GPUs, 1 or more per worker")
 
 
 def check_model(model: str) -> None:
-    """Raise ConfigError unless `model` is a local folder with the whole of a Qwen2.5-VL model in safetensors."""
+    """Raise ConfigError unless `model` is a local folder with a complete Qwen2.5-VL model in safetensors."""
     folder = Path(model)
-    how = f"get it whole, for example with `hf download {PUBLISHED} --local-dir {model}`"
+    remedy = f"download the complete model, for example with `hf download {PUBLISHED} --local-dir {model}`"
     if not folder.is_dir():
-        raise ConfigError(f"model={model!r}: no such folder; {how}")
+        raise ConfigError(f"model={model!r}: no such folder; {remedy}")
     try:
         kind = _read_json(folder / "config.json").get("model_type")
         index = _read_json(folder / "model.safetensors.index.json")
     except ValueError as error:
-        raise ConfigError(f"model={model!r}: {error}; {how}") from None
+        raise ConfigError(f"model={model!r}: {error}; {remedy}") from None
     weights = sorted(set(index.get("weight_map", {"": "model.safetensors"}).values()))
     needed = [("config.json",), ("tokenizer.json", "vocab.json"), ("preprocessor_config.json", "processor_config.json")]
     needed += [(name,) for name in weights]
     missing = [names[0] for names in needed if not any((folder / name).is_file() for name in names)]
     if missing:
-        raise ConfigError(f"model={model!r}: it has no {', '.join(missing)}; {how}")
+        raise ConfigError(f"model={model!r}: it has no {', '.join(missing)}; {remedy}")
     if kind != "qwen2_5_vl":
-        raise ConfigError(f"model={model!r}: config.json says model_type {kind!r}, not 'qwen2_5_vl'; {how}")
+        raise ConfigError(f"model={model!r}: config.json has model_type {kind!r}, not 'qwen2_5_vl'; {remedy}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """{} where there is no such file. Raises ValueError with its name."""
+    """Read a JSON object, {} if there is no such file. Raises ValueError with the file's name."""
     try:
         return read_json_object(path) if path.is_file() else {}
     except ValueError:
-        raise ValueError(f"{path.name} is broken") from None
+        raise ValueError(f"{path.name} is not a JSON object") from None
 
 
 def load_captioner(settings: CaptionSettings) -> Captioner:
+    """Load the captioning model with the configured backend."""
     options = (settings.model, settings.prompt, settings.max_new_tokens, settings.max_pixels)
     if settings.backend == "vllm":
         return VllmCaptioner(*options, gpus=int(settings.resources.gpus))
@@ -90,13 +92,14 @@ def load_captioner(settings: CaptionSettings) -> Captioner:
 
 
 class ShardCaptioner:
-    """One curated file to `SPLIT/NAME.parquet`; see `map_items`."""
+    """Worker of `map_items` that captions one curated file and writes `SPLIT/NAME.parquet`."""
 
     def __init__(self, settings: CaptionSettings, folder: str):
         self.settings, self.folder = settings, folder
         self.captioner = load_captioner(settings)
 
     def __call__(self, shard: str) -> dict[str, Any]:
+        """Caption a curated file, resuming from finished parts; return its counts."""
         path = PurePosixPath(shard)
         target = storage.join(self.folder, path.parent.name, path.name)
         parts = storage.join(self.folder, ".parts", item_name(shard))
@@ -104,27 +107,29 @@ class ShardCaptioner:
             finished = list(self.write_parts(shard, parts))
             storage.write_file(target, partial(_write_rows, rows=(row for p in finished for row in rows_of(p))))
         storage.delete_folder(parts)
-        return summarise(target)
+        return summarize(target)
 
     def write_parts(self, shard: str, folder: str) -> Iterator[str]:
-        """URIs of the parts in order: first those that an interrupted run left, then those that it did not reach."""
+        """Yield the URIs of a file's parts in order: first those of an interrupted run, then newly captioned ones."""
         start = 0
         for part, size in finished_parts(shard, folder):
             yield part
             start += size
-        left = islice(rows_of(shard, ["key", "image", "caption", "width", "height"]), start, None)
-        for batch in batches(left, self.settings.max_pixels, self.settings.resources.batch_pixels):
+        remaining = islice(rows_of(shard, ["key", "image", "caption", "width", "height"]), start, None)
+        for batch in batches(remaining, self.settings.max_pixels, self.settings.resources.batch_pixels):
             part = part_file(folder, start)
             storage.write_file(part, partial(_write_rows, rows=self.caption(batch)))
             yield part
             start += len(batch)
 
     def caption(self, batch: Sequence[Row]) -> list[Row]:
-        captions = self.captioner.caption([picture_of(row) for row in batch])
-        return [captioned(row, caption) for row, caption in zip(batch, captions, strict=True)]
+        """Caption a batch of curated rows."""
+        captions = self.captioner.caption([decode_row(row) for row in batch])
+        return [to_caption_row(row, caption) for row, caption in zip(batch, captions, strict=True)]
 
 
 def rows_of(uri: str, columns: Sequence[str] = SCHEMA.names) -> Iterator[Row]:
+    """Yield the rows of a parquet file."""
     for group in read_rows(uri, list(columns)):
         yield from (dict(zip(group, values, strict=True)) for values in zip(*group.values(), strict=True))
 
@@ -136,12 +141,12 @@ def _write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def part_file(folder: str, start: int) -> str:
-    """The part whose first row is the file's row `start`."""
+    """Return the URI of the part that begins with the file's row `start`."""
     return storage.join(folder, f"{start:05d}.parquet")
 
 
 def finished_parts(shard: str, folder: str) -> Iterator[tuple[str, int]]:
-    """(URI, number of rows) of the parts from row 0 on that join without a gap and hold this very file's keys."""
+    """Yield (URI, number of rows) of the contiguous parts from row 0 whose keys are those of the file."""
     keys = [row["key"] for row in rows_of(shard, ["key"])]
     start = 0
     while storage.exists(part := part_file(folder, start)):
@@ -153,7 +158,13 @@ def finished_parts(shard: str, folder: str) -> Iterator[tuple[str, int]]:
 
 
 def batches(rows: Iterable[Row], max_pixels: int, batch_pixels: int) -> Iterator[list[Row]]:
-    """Rows in order, as many together as have `batch_pixels` pixels where none has more than `max_pixels`."""
+    """Group rows, in order, into batches of at most `batch_pixels` pixels, but at least one row.
+
+    Args:
+        rows: Rows with width and height.
+        max_pixels: Larger images count as this many pixels, since they are downscaled.
+        batch_pixels: Pixels per batch.
+    """
     batch: list[Row] = []
     pixels = 0
     for row in rows:
@@ -167,15 +178,16 @@ def batches(rows: Iterable[Row], max_pixels: int, batch_pixels: int) -> Iterator
         yield batch
 
 
-def picture_of(row: Row) -> Image.Image:
+def decode_row(row: Row) -> Image.Image:
+    """Decode a curated row's image. Raises BadImage with the row's key."""
     try:
         return decode_image(row["image"])
     except BadImage as error:
         raise BadImage(f"{row['key']}: {error}") from None
 
 
-def captioned(row: Row, caption: Caption) -> Row:
-    """A curated row's caption and where it comes from; the original stays where the model wrote nothing."""
+def to_caption_row(row: Row, caption: Caption) -> Row:
+    """Return the output row of a curated row. If the model's caption is empty, the original one is kept."""
     text = clean_caption(caption)
     return {
         "key": row["key"],
@@ -188,14 +200,14 @@ def captioned(row: Row, caption: Caption) -> Row:
 
 
 def clean_caption(caption: Caption) -> str:
-    """On one line, single spaces; what the limit of tokens cut ends with its last whole sentence, if it has one."""
+    """Normalize whitespace, and shorten a caption that reached the token limit to its complete sentences, if any."""
     text = " ".join(caption.text.split())
-    whole = None if caption.finished else _WHOLE_SENTENCES.match(text)
-    return whole.group() if whole else text
+    sentences = None if caption.finished else _WHOLE_SENTENCES.match(text)
+    return sentences.group() if sentences else text
 
 
-def summarise(uri: str) -> dict[str, int]:
-    """Sums over a file of captions."""
+def summarize(uri: str) -> dict[str, int]:
+    """Count the images, tokens, cut captions and kept original captions of a file."""
     rows = list(rows_of(uri, ["source", "tokens", "finished"]))
     return {
         "pictures": len(rows),
@@ -206,6 +218,7 @@ def summarise(uri: str) -> dict[str, int]:
 
 
 def build(settings: CaptionSettings, context: Context) -> dict[str, float]:
+    """Caption all curated files; see `pipelines.core.step.Step`."""
     curated = context.inputs["curated"]
     files = by_name(curated.files("train", ".parquet") + curated.files("held_out", ".parquet"))
     # workers have other working directories
@@ -214,23 +227,29 @@ def build(settings: CaptionSettings, context: Context) -> dict[str, float]:
     total: Counter[str] = Counter()
     for summary in map_items(files, make_worker, context.folder, settings.resources):
         total.update({name: summary[name] for name in ("pictures", "tokens", "cut", "kept_original")})
-    show(curated.files("train", ".parquet")[0], context)
+    log_examples(curated.files("train", ".parquet")[0], context)
     tokens_mean = total.pop("tokens") / total["pictures"]
     return {**total, "tokens_mean": tokens_mean}
 
 
-def show(shard: str, context: Context) -> None:
-    """Log the first pictures of a curated file with their old and new captions."""
+def log_examples(shard: str, context: Context) -> None:
+    """Log the first images of a curated file with their old and new captions."""
     captions = list(islice(rows_of(context.file("train", PurePosixPath(shard).name)), SHOWN))
-    pictures = [picture_of(row) for row in islice(rows_of(shard, ["key", "image"]), SHOWN)]
-    context.tracker.log_picture("captions", caption_sheet(pictures, captions))
+    images = [decode_row(row) for row in islice(rows_of(shard, ["key", "image"]), SHOWN)]
+    context.tracker.log_picture("captions", caption_sheet(images, captions))
     context.tracker.log_table("captions", {name: [row[name] for row in captions] for name in SCHEMA.names})
 
 
-def caption_sheet(pictures: Sequence[Image.Image], captions: Sequence[Row], side: int = 256) -> Image.Image:
-    """A picture a row, its longer side `side` pixels, with old and new caption beside it; no text is cut off."""
+def caption_sheet(images: Sequence[Image.Image], captions: Sequence[Row], side: int = 256) -> Image.Image:
+    """Return a contact sheet with one image per row, and the complete old and new captions beside it.
+
+    Args:
+        images: Images in any size.
+        captions: Output row of each image.
+        side: Longer side of a thumbnail in pixels.
+    """
     font, gap = ImageFont.load_default(14), 12
-    thumbnails = [ImageOps.contain(picture, (side, side)) for picture in pictures]
+    thumbnails = [ImageOps.contain(image, (side, side)) for image in images]
     lines = [(f"Old: {row['original']}", f"New: {row['caption']}") for row in captions]
     texts = ["\n\n".join(textwrap.fill(line, 90) for line in pair) for pair in lines]
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))

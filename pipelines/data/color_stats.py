@@ -1,4 +1,4 @@
-"""Colour statistics: exact mean and standard deviation of Oklab pixels, from mergeable sums of every shard."""
+"""Color statistics step: exact mean and standard deviation of Oklab pixels, from mergeable sums per shard."""
 
 import json
 from functools import partial
@@ -18,16 +18,17 @@ from pipelines.data.datasets import Piece, cut_into_pieces, read_images
 from pipelines.viz.figures import histogram_figure
 
 CHANNELS = ("L", "a", "b")
-_STRIP = 1 << 14  # pixels that a processor's cache holds through the colour conversion
+_STRIP = 1 << 14  # pixels per conversion to Oklab, so that the intermediates fit in a CPU's cache
 
 
 class PieceColors:
-    """One piece of a curated file to its sums and histogram, `partial/NAME.safetensors`; see `map_items`."""
+    """Worker of `map_items` that writes the sums and histogram of one piece to `partial/NAME.safetensors`."""
 
     def __init__(self, folder: str):
         self.folder = folder
 
     def __call__(self, item: str) -> dict[str, Any]:
+        """Process a piece, given as JSON."""
         piece = Piece.from_json(item)
         moments, histogram = ChannelMoments(), new_histogram()
         for pictures in read_images(piece.uri, piece.groups):
@@ -41,14 +42,17 @@ class PieceColors:
 
 
 def new_histogram() -> ChannelHistogram:
+    """Return an empty histogram of L, a and b."""
     return ChannelHistogram(low=(0.0, -0.4, -0.4), high=(1.0, 0.4, 0.4))
 
 
 def partial_file(folder: str, name: str) -> str:
+    """Return the URI of a piece's sums."""
     return storage.join(folder, "partial", f"{name}.safetensors")
 
 
 def build(settings: ColorStatsSettings, context: Context) -> dict[str, float]:
+    """Compute `color_stats.json` over the training images; see `pipelines.core.step.Step`."""
     pieces = cut_into_pieces(context.inputs["curated"].files("train", ".parquet"))
     items = {piece.name: piece.to_json() for piece in pieces}
     total, histogram = ChannelMoments(), new_histogram()
@@ -81,7 +85,7 @@ def build(settings: ColorStatsSettings, context: Context) -> dict[str, float]:
 
 
 def load_space(artifact: Artifact) -> OklabSpace:
-    """The colour space of a color_stats artifact: mean by channel, one shared std."""
+    """Load the Oklab space of a color_stats artifact: a mean per channel and one shared std."""
     stats = json.loads(storage.read_bytes(artifact.file("color_stats.json")))
     return OklabSpace(tuple(stats["mean"]), stats["std"])
 

@@ -1,4 +1,4 @@
-"""Curated and encoded parquet: written row by row, read a row group at a time."""
+"""Read and write the parquet files of curated and encoded images, one row group at a time."""
 
 import json
 import zlib
@@ -18,25 +18,25 @@ from pipelines.core.map_items import item_name
 from pipelines.data.images import decode_image, to_array
 
 ROW_GROUP = 64
-MOST_PIXELS = 1 << 21  # decoded at once: 6 MiB as bytes, 24 MiB as float32
+MOST_PIXELS = 1 << 21  # pixels decoded at once: 6 MiB as uint8, 24 MiB as float32
 
 
 def read_rows(uri: str, columns: list[str], groups: range | None = None) -> Iterator[dict[str, list[Any]]]:
-    """The row groups of a parquet file (or some of them), one at a time, as columns."""
+    """Yield the row groups of a parquet file, or the given ones, as columns."""
     with storage.open_file(uri) as source, pq.ParquetFile(source) as file:
         for group in range(file.num_row_groups) if groups is None else groups:
             yield file.read_row_group(group, columns).to_pydict()
 
 
 def rows_by_group(uri: str) -> list[int]:
-    """How many rows each row group of a parquet file has."""
+    """Return the number of rows in each row group of a parquet file."""
     with storage.open_file(uri) as source:
         metadata = pq.read_metadata(source)
     return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
 
 class RowWriter:
-    """A parquet file filled row by row, holding one row group in memory."""
+    """Writer of a parquet file that takes single rows and holds one row group in memory."""
 
     def __init__(self, path: Path, schema: pa.Schema, rows_a_group: int = ROW_GROUP):
         self.path, self.schema, self.rows_a_group = path, schema, rows_a_group
@@ -44,16 +44,19 @@ class RowWriter:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
+        """Add a row; write a row group when it is full."""
         self.rows.append(row)
         if len(self.rows) == self.rows_a_group:
             self.flush()
 
     def flush(self) -> None:
+        """Write the rows that are held as a row group."""
         if self.rows:
             self.writer.write_table(pa.Table.from_pylist(self.rows, self.schema))
             self.rows = []
 
     def close(self) -> None:
+        """Write the remaining rows and close the file."""
         self.flush()
         self.writer.close()
 
@@ -66,34 +69,41 @@ class RowWriter:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Rows of one curated file: keys, captions, and pixels (B, 3, H, W), sRGB in uint8."""
+    """A batch of rows of one curated file."""
 
     keys: list[str]
     captions: list[str]
     pixels: Tensor
+    """(B, 3, H, W) sRGB in uint8"""
 
     @property
     def images(self) -> Tensor:
-        """(B, 3, H, W) sRGB in [-1, 1], float32."""
+        """Return the images (B, 3, H, W), sRGB in [-1, 1], float32."""
         return self.pixels.float() / 127.5 - 1
 
 
 def decode_pixels(encoded: list[bytes]) -> Tensor:
-    """Encoded pictures of one size -> (B, 3, H, W) uint8."""
+    """Decode images of one size to (B, 3, H, W) sRGB in uint8."""
     arrays = np.stack([to_array(decode_image(data)) for data in encoded])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2)
 
 
 def pixels_of(encoded: list[bytes]) -> Tensor:
-    """Encoded pictures of one size -> (B, 3, H, W) sRGB in [-1, 1], float32."""
+    """Decode images of one size to (B, 3, H, W) sRGB in [-1, 1], float32."""
     return decode_pixels(encoded).float() / 127.5 - 1
 
 
 def read_images(
     uri: str, groups: range | None = None, most_pixels: int = MOST_PIXELS, most_rows: int = ROW_GROUP
 ) -> Iterator[Pictures]:
-    """The pictures of a curated file, or of some of its row groups: never more at once than `most_pixels` hold, nor
-    than `most_rows`, nor rows of two groups."""
+    """Yield the images of a curated file in batches, none of which spans two row groups.
+
+    Args:
+        uri: The parquet file.
+        groups: Row groups to read; by default all.
+        most_pixels: Maximum number of pixels per batch, which has at least one image.
+        most_rows: Maximum number of images per batch.
+    """
     for rows in read_rows(uri, ["key", "caption", "width", "height", "image"], groups):
         size = max(1, min(most_rows, most_pixels // max(1, rows["width"][0] * rows["height"][0])))
         for i in range(0, len(rows["key"]), size):
@@ -103,7 +113,7 @@ def read_images(
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive row groups of one parquet file: what a task works on."""
+    """Consecutive row groups of one parquet file, the unit of work of a task."""
 
     uri: str
     groups: range
@@ -111,20 +121,25 @@ class Piece:
 
     @property
     def name(self) -> str:
+        """Return the item name, FOLDER-FILE-GROUP."""
         return f"{item_name(self.uri)}-{self.groups.start}"
 
     def to_json(self) -> str:
+        """Serialize the piece as an item of `map_items`."""
         return json.dumps([self.uri, self.groups.start, self.groups.stop, self.rows])
 
     @classmethod
     def from_json(cls, text: str) -> "Piece":
+        """Parse the result of `to_json`."""
         uri, start, stop, rows = json.loads(text)
         return cls(uri, range(start, stop), rows)
 
 
 def cut_into_pieces(files: list[str], at_least: int = 16) -> list[Piece]:
-    """A piece a file, or several where there are fewer files than `at_least` (as far as row groups allow), in an
-    order as good as random that depends on the names alone."""
+    """Split files into pieces: one per file, or several per file if there are fewer files than `at_least`.
+
+    Row groups are not split, so there may be fewer pieces. Their order is pseudorandom and depends only on their names.
+    """
     pieces = []
     for uri in files:
         rows = rows_by_group(uri)

@@ -1,7 +1,7 @@
-"""What the latent model's encoders make of a row, its text embedding and its latent tokens: read from the encode step's
-files, or made when it is needed. For a reader the same.
+"""Text embeddings and latent tokens of rows, read from the encode step's files or encoded on the fly.
 
-Either way it is the row's alone and rounded to bfloat16, of which the last bit may differ.
+Both sources have the same interface. A row's result does not depend on the other rows and is rounded to bfloat16; its
+last bit may differ between the sources.
 """
 
 from abc import ABC, abstractmethod
@@ -20,109 +20,130 @@ from pipelines.core.workers import ModelWorkers
 from pipelines.data.datasets import MOST_PIXELS, decode_pixels
 
 Promise = Callable[[], Sequence[Tensor]]
-"""Gives a tensor a row, bfloat16 and not on a device, waiting for them if need be"""
+"""Waits for the result of a request and returns one bfloat16 CPU tensor per row"""
 
 
 class Source(Protocol):
-    """Where the embeddings (T_i, E) of captions or the latent tokens (N, d) of pictures come from."""
+    """Source of text embeddings (T_i, E) of captions, or of latent tokens (N, d) of images."""
 
     column: str
-    """What it needs of each row"""
+    """The column that it reads"""
 
     def ask(self, values: Sequence[Any]) -> Promise:
-        """Begin to fetch those of some rows, given that column's values. Pictures are of one size."""
+        """Request the tensors of some rows, given their values of the column. Images must have one size."""
 
 
 class Stored:
-    """They stand in the files."""
+    """Source that returns tensors stored in the files."""
 
     def ask(self, values: Sequence[Tensor]) -> Promise:
+        """Return the stored tensors."""
         return lambda: values
 
 
 class StoredText(Stored):
+    """Stored text embeddings."""
+
     column = "text"
 
 
 class StoredLatents(Stored):
+    """Stored latent tokens."""
+
     column = "latents"
 
 
 class Encoded(ABC):
-    """They are made here and now."""
+    """Source that encodes in this process, when the result is needed."""
 
     @abstractmethod
-    def encode(self, values: Sequence[Any]) -> list[Tensor]: ...
+    def encode(self, values: Sequence[Any]) -> list[Tensor]:
+        """Encode some rows, given their values of the column."""
 
     def ask(self, values: Sequence[Any]) -> Promise:
+        """Encode the rows once the result is needed."""
         return lambda: self.encode(values)
 
 
 class EncodedText(Encoded):
+    """Text embeddings encoded in this process."""
+
     column = "caption"
 
     def __init__(self, base: str, device: str, max_tokens: int, padding: str = "none"):
         self.encoder = load_text_encoder(base, device, max_tokens, padding)
 
     def encode(self, values: Sequence[str]) -> list[Tensor]:
+        """Encode captions to embeddings (T_i, E)."""
         return [embedding.to("cpu", torch.bfloat16) for embedding in self.encoder.encode(values)]
 
 
 class EncodedLatents(Encoded):
+    """Latent tokens encoded in this process."""
+
     column = "image"
 
     def __init__(self, base: str, device: str):
         self.encoder = load_image_encoder(base, device)
 
     def encode(self, values: Sequence[bytes]) -> list[Tensor]:
-        """As many pictures at once as the encode step takes."""
+        """Encode images of one size to latent tokens (N, d), in batches as large as the encode step's."""
         pixels = decode_pixels(list(values))
-        together = max(1, MOST_PIXELS // pixels[0, 0].numel())
-        parts = [self.encoder.encode(part.float() / 127.5 - 1) for part in pixels.split(together)]
+        batch_size = max(1, MOST_PIXELS // pixels[0, 0].numel())
+        parts = [self.encoder.encode(part.float() / 127.5 - 1) for part in pixels.split(batch_size)]
         return list(torch.cat(parts).to("cpu", torch.bfloat16))
 
 
 class Remote:
-    """They are made by actors, which share what is asked for at once; what is asked for early is there in time."""
+    """Source that splits each request over actors; requests made ahead of use hide the encoding time.
+
+    Args:
+        actors: The actors of one of the functions below.
+        first: Number of the actor to start with, which should differ between concurrent data loaders.
+    """
 
     def __init__(self, actors: list[Any], first: int):
-        """`first`: readers in step with each other should not all begin with the same actor."""
         self.count, start = len(actors), first % len(actors)
         self.actors = cycle(actors[start:] + actors[:start])
 
     def ask(self, values: Sequence[Any]) -> Promise:
+        """Send the rows to the actors in equal parts."""
         each = -(-len(values) // self.count)
         parts = [next(self.actors).encode.remote(values[i : i + each]) for i in range(0, len(values), each)]
         return lambda: [tensor for part in ray.get(parts) for tensor in part]
 
 
 class RemoteText(Remote):
+    """Text embeddings encoded by actors."""
+
     column = "caption"
 
 
 class RemoteLatents(Remote):
+    """Latent tokens encoded by actors."""
+
     column = "image"
 
 
 def is_stored(encoded: Artifact) -> bool:
-    """Whether an encode artifact holds embeddings, or leaves them to be made of its captions."""
+    """Return whether an encode artifact holds text embeddings, rather than captions only."""
     return encoded.manifest["config"]["text"] == "stored"
 
 
 def are_latents_stored(encoded: Artifact) -> bool:
-    """Whether an encode artifact holds latent tokens, or leaves them to be made of the curated pictures."""
-    return encoded.manifest["config"].get("latents", "stored") == "stored"  # once there was no choice
+    """Return whether an encode artifact holds latent tokens."""
+    return encoded.manifest["config"].get("latents", "stored") == "stored"  # artifacts older than the setting
 
 
 def text_here(encoded: Artifact, base: str, device: str) -> Source:
-    """The embeddings of an encode artifact's captions, on `device` where they are still to be made."""
+    """Return a source of an encode artifact's text embeddings, encoded on `device` if they are not stored."""
     return StoredText() if is_stored(encoded) else EncodedText(base, device, *text_length(encoded))
 
 
 def text_actors(
     encoded: Artifact, base: str, pool: ModelWorkers, restarts: int
 ) -> AbstractContextManager[list[Any]]:
-    """Actors for RemoteText; none where the embeddings are stored."""
+    """Start the actors for `RemoteText` in a context; none if the embeddings are stored."""
     arguments = (base, pool.device, *text_length(encoded))
     return nullcontext([]) if is_stored(encoded) else _actors(EncodedText, arguments, pool, restarts)
 
@@ -130,14 +151,14 @@ def text_actors(
 def latent_actors(
     encoded: Artifact, base: str, pool: ModelWorkers, restarts: int
 ) -> AbstractContextManager[list[Any]]:
-    """Actors for RemoteLatents; none where the latents are stored."""
+    """Start the actors for `RemoteLatents` in a context; none if the latents are stored."""
     arguments = (base, pool.device)
     return nullcontext([]) if are_latents_stored(encoded) else _actors(EncodedLatents, arguments, pool, restarts)
 
 
 @contextmanager
 def _actors(cls: type[Encoded], arguments: tuple, pool: ModelWorkers, restarts: int) -> Iterator[list[Any]]:
-    """One that is lost is started again, and what it was asked is asked again, `restarts` times."""
+    """Start a pool of actors; a lost actor is restarted, and its requests are retried, `restarts` times."""
     options = {"num_cpus": 1, "num_gpus": pool.gpus, "max_restarts": restarts, "max_task_retries": restarts}
     actor = ray.remote(cls).options(**options)
     actors: list[Any] = [actor.remote(*arguments) for _ in range(pool.workers)]
@@ -149,10 +170,10 @@ def _actors(cls: type[Encoded], arguments: tuple, pool: ModelWorkers, restarts: 
 
 
 def text_padding(encoded: Artifact) -> str:
-    """Return how an encode artifact's text is padded: `none` or `max_length`."""
+    """Return how an encode artifact's captions are padded: `none` or `max_length`."""
     return encoded.manifest["config"].get("text_padding", "none")  # artifacts older than the setting
 
 
 def text_length(encoded: Artifact) -> tuple[int, str]:
-    """Return (the most tokens, how texts are padded): what decides how long an embedding is."""
+    """Return (maximum number of tokens, padding), which determine the length of a text embedding."""
     return encoded.manifest["config"]["max_text_tokens"], text_padding(encoded)

@@ -1,9 +1,9 @@
-"""Encode: curated pictures to latent tokens, captions to text embeddings, so that training loads no encoder.
+"""Encode step: curated images to latent tokens and captions to text embeddings, so that training loads no encoder.
 
-Row for row like the curated files: `latents/SPLIT/NAME.parquet` holds key and latents (N, d), `text/SPLIT/NAME.parquet`
-key, caption and text (T, E), by default without padding; see `pipelines.data.tensors` for how any reader gets at the
-numbers. Each kind is a pass of its own over the files, by a pool of its own size. Either may be left to the training's
-own encoders.
+The files have the rows of the curated files: `latents/SPLIT/NAME.parquet` has key and latents (N, d),
+`text/SPLIT/NAME.parquet` has key, caption and text (T, E), by default without padding. `pipelines.data.tensors`
+describes the format. Each kind is a separate pass over the files, with its own pool of actors. Either kind can be
+encoded on the fly during training instead.
 """
 
 from collections import Counter
@@ -34,11 +34,16 @@ UNCONDITIONAL = "unconditional.safetensors"
 
 
 def check(settings: EncodeSettings) -> None:
+    """Check that the base has an image and a text encoder. Raises ConfigError."""
     check_base(settings.base, images=True, text=True)
 
 
 def check_inputs(settings: EncodeSettings, inputs: Mapping[str, Artifact]) -> None:
-    """The pictures divide into tokens, and the captions are those of these pictures."""
+    """Check that bucket sizes are multiples of a token's size, and captions are of the curated artifact.
+
+    Raises:
+        ConfigError: One of them is not.
+    """
     curated, captions = inputs["curated"], inputs.get("captions")
     side = read_geometry(settings.base).pixels_per_token
     for width, height in curated.manifest["config"]["buckets"]:
@@ -49,13 +54,17 @@ def check_inputs(settings: EncodeSettings, inputs: Mapping[str, Artifact]) -> No
 
 
 def output_file(folder: str, kind: str, shard: str) -> str:
-    """The file of `kind` (latents, text) that belongs to a curated one."""
+    """Return the URI of the output file of a `kind` (latents, text) for a curated file."""
     path = PurePosixPath(shard)
     return storage.join(folder, kind, path.parent.name, path.name)
 
 
 def write_tables(uri: str, tables: Iterator[pa.Table]) -> dict[str, int]:
-    """A parquet file with a row group a table; its numbers of rows and bytes. Raises ValueError without a table."""
+    """Write tables to a parquet file, one row group each; return the counts of rows and bytes.
+
+    Raises:
+        ValueError: There is no table.
+    """
     counts = {"rows": 0, "bytes": 0}
 
     def write(local: Path) -> None:
@@ -73,40 +82,45 @@ def write_tables(uri: str, tables: Iterator[pa.Table]) -> dict[str, int]:
 
 
 class LatentWorker:
-    """One curated file to its file of latents; see `map_items`."""
+    """Worker of `map_items` that writes the latents of one curated file."""
 
     def __init__(self, settings: EncodeSettings, folder: str):
         self.folder = folder
         self.encoder = load_image_encoder(settings.base, settings.resources.latents.device)
 
     def __call__(self, shard: str) -> dict[str, int]:
+        """Encode the images of a curated file; return the counts of rows and bytes."""
         return write_tables(output_file(self.folder, "latents", shard), self.tables(shard))
 
     def tables(self, shard: str) -> Iterator[pa.Table]:
-        """A row group at a time."""
+        """Yield a table with the latents of each row group."""
         for group in range(len(rows_by_group(shard))):
             keys: list[str] = []
             parts: list[Tensor] = []
-            for pictures in read_images(shard, range(group, group + 1)):
-                keys += pictures.keys
-                parts.append(self.encode(pictures.images, shard))
+            for batch in read_images(shard, range(group, group + 1)):
+                keys += batch.keys
+                parts.append(self.encode(batch.images, shard))
             z_0 = torch.cat(parts)
             schema = pa.schema([KEY, tensor_field("latents", z_0.shape[1:])])
             yield pa.table([keys, to_tensor_array(z_0)], schema=schema)
 
     def encode(self, images: Tensor, shard: str) -> Tensor:
-        """(B, 3, H, W) -> (B, N, d) bfloat16, off the device. Raises ValueError for sizes that do not divide."""
+        """Encode images (B, 3, H, W) to latent tokens (B, N, d), bfloat16 on the CPU.
+
+        Raises:
+            ValueError: The size of the images is not a multiple of a token's size.
+        """
         height, width = images.shape[-2:]
         side = self.encoder.pixels_per_token
         if height % side or width % side:
-            raise ValueError(f"{shard}: pictures of {width}x{height} do not divide into tokens of {side}x{side}")
+            raise ValueError(f"{shard}: images of {width}x{height} do not divide into tokens of {side}x{side}")
         return self.encoder.encode(images).to("cpu", torch.bfloat16)
 
 
 class TextWorker:
-    """One curated file to its file of captions and, unless they are to be encoded on the fly, their embeddings.
+    """Worker of `map_items` that writes the captions of one curated file and, if configured, their text embeddings.
 
-    The item UNCONDITIONAL is the embedding of the empty caption. See `map_items`.
+    For the item UNCONDITIONAL it writes the embedding of the empty caption.
     """
 
     def __init__(self, settings: EncodeSettings, captions: str, folder: str):
@@ -114,12 +128,13 @@ class TextWorker:
 
     @cached_property
     def encoder(self) -> TextEncoder:
-        """Loaded when it is needed: on the fly, one actor encodes the empty caption and the others nothing."""
+        """Load the text encoder on first use: with text=on_the_fly only one actor needs it, for the empty caption."""
         settings = self.settings
         device = settings.resources.text.device
         return load_text_encoder(settings.base, device, settings.max_text_tokens, settings.text_padding)
 
     def __call__(self, item: str) -> dict[str, int]:
+        """Encode the captions of a curated file, or the empty one; return the counts of rows, bytes and tokens."""
         if item == UNCONDITIONAL:
             empty = {"text": self.encoder.encode([""])[0].to("cpu", torch.bfloat16)}
             storage.write_bytes(storage.join(self.folder, UNCONDITIONAL), save(empty))
@@ -128,7 +143,7 @@ class TextWorker:
         return {**write_tables(output_file(self.folder, "text", item), self.tables(item)), "tokens": self.tokens}
 
     def tables(self, shard: str) -> Iterator[pa.Table]:
-        """A row group at a time."""
+        """Yield a table with the captions, and their embeddings if stored, of each row group."""
         for keys, captions in self.rows(shard):
             if self.settings.text == "on_the_fly":
                 yield pa.table([keys, captions], schema=pa.schema([KEY, CAPTION]))
@@ -139,14 +154,14 @@ class TextWorker:
             yield pa.table([keys, captions, to_ragged_array(embeddings)], schema=schema)
 
     def rows(self, shard: str) -> Iterator[tuple[list[str], list[str]]]:
-        """Keys and captions of the curated row groups. Raises ValueError where the captions are of other rows."""
+        """Yield (keys, captions) of each curated row group. Raises ValueError if the captions are of other rows."""
         if not self.captions:
             yield from ((rows["key"], rows["caption"]) for rows in read_rows(shard, ["key", "caption"]))
             return
         path = PurePosixPath(shard)
         file = storage.join(self.captions, path.parent.name, path.name)
         written = (row for g in read_rows(file, ["key", "caption"]) for row in zip(g["key"], g["caption"], strict=True))
-        for group in read_rows(shard, ["key"]):  # the other file may be cut into groups elsewhere
+        for group in read_rows(shard, ["key"]):  # the row groups of the other file may differ
             rows = list(islice(written, len(group["key"])))
             if [key for key, _ in rows] != group["key"]:
                 raise ValueError(f"{file}: its rows are not those of {shard}; run the caption step again")
@@ -156,6 +171,7 @@ class TextWorker:
 
 
 def build(settings: EncodeSettings, context: Context) -> dict[str, float]:
+    """Encode all curated files; see `pipelines.core.step.Step`."""
     curated, captions = context.inputs["curated"], context.inputs.get("captions")
     files = by_name(curated.files("train", ".parquet") + curated.files("held_out", ".parquet"))
     folder, pools = context.folder, settings.resources
@@ -173,7 +189,7 @@ def build(settings: EncodeSettings, context: Context) -> dict[str, float]:
 
 
 def total(summaries: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    """Sums of the workers' numbers."""
+    """Sum the workers' counts over all summaries."""
     sums: Counter[str] = Counter()
     for summary in summaries:
         sums.update({name: number for name, number in summary.items() if name != "item"})
@@ -181,13 +197,13 @@ def total(summaries: Iterable[Mapping[str, Any]]) -> Counter[str]:
 
 
 def load_unconditional(artifact: Artifact) -> Tensor:
-    """The embedding (T, E) of the empty caption, bfloat16."""
+    """Load the embedding (T, E) of the empty caption, bfloat16."""
     return load(storage.read_bytes(artifact.file(UNCONDITIONAL)))["text"]
 
 
 def decides(settings: EncodeSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:
-    """The precision of the encoders that run here."""
-    pools = {"text": settings.resources.text}  # always: of the empty caption
+    """Return the precision of each encoder that this step runs; see `pipelines.core.step.Step`."""
+    pools = {"text": settings.resources.text}  # always runs, for the empty caption
     if settings.latents == "stored":
         pools["latents"] = settings.resources.latents
     return {f"resources.{name}.precision": pool.precision for name, pool in pools.items()}

@@ -1,4 +1,4 @@
-"""Image bytes to pixels, as a person expects them: upright, sRGB, on white where transparent."""
+"""Decode and encode images: upright, sRGB, transparent pixels on white."""
 
 import io
 import warnings
@@ -13,17 +13,17 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 from asymflow.oklab import linear_to_srgb, srgb_to_linear
 from pipelines.data.png import is_png, transparent_color, without_metadata
 
-# A 1 MP target never needs more; larger headers are bombs or scans that would fill a worker's memory.
+# A 1 MP target never needs more; larger images are decompression bombs or scans that would exhaust a worker's memory.
 MAX_PIXELS = 100_000_000
-# What web crawls hold. PIL reads much more, some of it through outside programs, and none of that is wanted here.
+# Formats in web crawls. PIL reads more, some through external programs, which untrusted data must not reach.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _TOO_MANY, _DAMAGED = "too many pixels", "truncated or corrupt"
-_UNREAD = {  # what files of other formats begin with, at a place
+_UNREAD = {  # other formats: offset and possible magic bytes
     "tiff": (0, (b"II*\0", b"MM\0*")), "heif or avif": (4, (b"ftyphei", b"ftypmif", b"ftypavi", b"ftypmsf")),
     "jpeg xl": (0, (b"\xff\x0a", b"\0\0\0\x0cJXL ")), "jpeg 2000": (0, (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")),
     "psd": (0, (b"8BPS",)),
 }  # fmt: skip
-_UPRIGHT = {  # EXIF orientation -> how it is undone
+_UPRIGHT = {  # EXIF orientation -> transposition that undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
@@ -31,7 +31,7 @@ _UPRIGHT = {  # EXIF orientation -> how it is undone
 
 
 class BadImage(ValueError):
-    """Bytes that are no usable image; the message is the reason written to `rejected/`."""
+    """Raised for bytes that are not a usable image; the message is the reason written to `rejected/`."""
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -39,7 +39,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Raises:
         BadImage: With a short reason: `not an image`, `image format tiff is not read`, `too many pixels`,
-            `truncated or corrupt`. Damaged metadata alone is no reason.
+            `truncated or corrupt`. Damaged metadata alone does not raise it.
     """
     try:
         return _decode(data, max_pixels=max_pixels)
@@ -49,18 +49,18 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         return _decode(*without_metadata(data), max_pixels=max_pixels)
     except BadImage:
-        raise BadImage(_DAMAGED) from None  # it begins as a PNG does, so it is an image
+        raise BadImage(_DAMAGED) from None  # the signature is that of a PNG, so it is an image
 
 
 def _decode(data: bytes, profile: bytes | None = None, *, max_pixels: int) -> Image.Image:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of size, where the limit is ours, and of garbled EXIF, which is common
+        warnings.simplefilter("ignore")  # about the size, which is checked below, and damaged EXIF, which is common
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError:
             raise BadImage(_TOO_MANY) from None
-        except Exception:  # decoders raise whatever their parsing runs into: struct.error, SyntaxError, KeyError, ...
-            raise BadImage(_why_not(data)) from None
+        except Exception:  # decoders raise many types: struct.error, SyntaxError, KeyError, ...
+            raise BadImage(_explain_unread(data)) from None
         if image.width * image.height > max_pixels:
             raise BadImage(_TOO_MANY)
         try:
@@ -74,9 +74,10 @@ def _decode(data: bytes, profile: bytes | None = None, *, max_pixels: int) -> Im
             raise BadImage(_DAMAGED) from None
 
 
-def _why_not(data: bytes) -> str:
-    for name, (place, beginnings) in _UNREAD.items():
-        if data.startswith(beginnings, place):
+def _explain_unread(data: bytes) -> str:
+    """Return the reason for rejecting bytes that no decoder reads."""
+    for name, (offset, signatures) in _UNREAD.items():
+        if data.startswith(signatures, offset):
             return f"image format {name} is not read"
     return "not an image"
 
@@ -84,60 +85,60 @@ def _why_not(data: bytes) -> str:
 def _turn_upright(image: Image.Image) -> Image.Image:
     try:
         method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # parsing of garbled EXIF raises anything; it says nothing about the pixels
+    except Exception:  # damaged EXIF raises many types, and the pixels may still be intact
         method = None
     return image.transpose(method) if method is not None else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "I;16", "I;16B"):  # 16-bit greyscale, which `convert` would clip at 255
+    if image.mode in ("I", "I;16", "I;16B"):  # 16-bit grayscale, which `convert` would clip at 255
         return _sixteen_bits_to_rgb(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        whole = image.convert("RGBA")
-        colours = _to_srgb(image.convert("L") if image.mode == "LA" else whole.convert("RGB"), image.info)
-        return Image.composite(colours, Image.new("RGB", image.size, "white"), whole.getchannel("A"))
+        rgba = image.convert("RGBA")
+        colors = _to_srgb(image.convert("L") if image.mode == "LA" else rgba.convert("RGB"), image.info)
+        return Image.composite(colors, Image.new("RGB", image.size, "white"), rgba.getchannel("A"))
     return _to_srgb(image.convert("RGB") if image.mode == "P" else image, image.info)
 
 
 def _sixteen_bits_to_rgb(image: Image.Image) -> Image.Image:
     levels = np.asarray(image).clip(0, 65535)
-    grey = _to_srgb(Image.fromarray((levels / 257).round().astype(np.uint8)), image.info)
+    gray = _to_srgb(Image.fromarray((levels / 257).round().astype(np.uint8)), image.info)
     if (transparent := image.info.get("transparency")) is None:
-        return grey
-    return Image.composite(Image.new("RGB", image.size, "white"), grey, Image.fromarray(levels == transparent))
+        return gray
+    return Image.composite(Image.new("RGB", image.size, "white"), gray, Image.fromarray(levels == transparent))
 
 
 def _to_srgb(image: Image.Image, info: dict[Any, Any]) -> Image.Image:
-    """Apply the colour profile, if there is one; without one pixels are sRGB."""
+    """Apply the color profile if there is one; without one, pixels are sRGB."""
     profile = info.get("icc_profile")
     if profile and image.mode in ("RGB", "L", "CMYK"):
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
         except (ImageCms.PyCMSError, OSError):
-            converted = None  # a broken profile says nothing about the pixels: read them as sRGB
+            converted = None  # the profile is damaged, but the pixels may be intact: treat them as sRGB
         if converted:
             return converted
     return image.convert("RGB")
 
 
 def fit_to_size(image: Image.Image, width: int, height: int, linear_light: bool = False) -> Image.Image:
-    """Lanczos resize so that the picture covers (width, height), then centre crop.
+    """Resize with a Lanczos filter so that the image covers (width, height), then center-crop it.
 
-    With `linear_light` the light is averaged, not the sRGB values that code it.
+    With `linear_light`, pixels are averaged in linear light instead of in sRGB values.
     """
     if not linear_light:
         return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    light_of, code_of = _light_tables()
-    light = light_of[to_array(image)]
+    to_light, to_code = _light_tables()
+    light = to_light[to_array(image)]
     channels = [Image.fromarray(np.ascontiguousarray(light[..., c])) for c in range(3)]
     resized = [np.asarray(ImageOps.fit(c, (width, height), Image.Resampling.LANCZOS)) for c in channels]
     fitted = np.stack(resized, axis=-1)
-    return Image.fromarray(code_of[(fitted.clip(0, 1) * (len(code_of) - 1)).round().astype(np.uint16)])
+    return Image.fromarray(to_code[(fitted.clip(0, 1) * (len(to_code) - 1)).round().astype(np.uint16)])
 
 
 def crop_as_adm(image: Image.Image, side: int) -> Image.Image:
-    """A square, as ADM prepares ImageNet: halved by boxes while it is twice too large, then bicubic, and the centre."""
+    """Resize and crop to a square as ADM preprocesses ImageNet: box-filter halvings, bicubic resize, center crop."""
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)
@@ -149,30 +150,31 @@ def crop_as_adm(image: Image.Image, side: int) -> Image.Image:
 
 @cache
 def _light_tables() -> tuple[np.ndarray, np.ndarray]:
-    """Light of each sRGB value, and the nearest sRGB value of 65,536 levels of light.
+    """Return the linear light of each sRGB value, and the nearest sRGB value of 65,536 levels of light.
 
-    Not made at import: a parallel loop of torch in a worker's main thread costs its training thread a third of its
-    speed, since OpenMP then counts more threads than processors and no longer waits for work actively.
+    The tables are not computed on import: a parallel loop of torch in a worker's main thread slows its training thread
+    by a third, because OpenMP then counts more threads than CPUs and stops waiting actively.
     """
     light = srgb_to_linear(torch.arange(256) / 255).numpy()
     return light, (linear_to_srgb(torch.arange(65536) / 65535) * 255).round().to(torch.uint8).numpy()
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8."""
+    """Return an image as an array (H, W, 3), uint8."""
     return np.asarray(image, dtype=np.uint8)
 
 
 def encode_png(image: Image.Image) -> bytes:
+    """Encode an image as PNG."""
     return encode_image(image, "png")
 
 
 def encode_image(image: Image.Image, format: str, quality: int = 95) -> bytes:
-    """`png` and `webp` without loss, `jpeg` of a quality (1 to 100) without subsampling of colour."""
+    """Encode an image as lossless `png` or `webp`, or as `jpeg` of a quality (1 to 100) without chroma subsampling."""
     options: dict[str, dict[str, Any]] = {
-        # run lengths only: on photographs smaller and twice as fast as zlib's own search for repeats
+        # run-length encoding only: for photographs smaller and twice as fast as zlib's default strategy
         "png": {"compress_level": 1, "compress_type": zlib.Z_RLE},
-        "webp": {"lossless": True, "method": 0, "quality": 0},  # here quality is effort
+        "webp": {"lossless": True, "method": 0, "quality": 0},  # for lossless files, quality is the effort
         "jpeg": {"quality": quality, "subsampling": "4:4:4"},
     }
     buffer = io.BytesIO()

@@ -1,24 +1,25 @@
-"""PNG by chunks: the pixels of files whose metadata is damaged or too large to be read, and their transparent color."""
+"""Parse PNG chunks, to decode files whose metadata is damaged or too large, and to find the transparent color."""
 
 import struct
 import zlib
 from collections.abc import Iterator
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_KEPT = (b"tRNS", b"eXIf")  # of the chunks that are no pixels: transparency, and which side is up
+_KEPT = (b"tRNS", b"eXIf")  # ancillary chunks to keep: transparency and orientation
 _LARGEST_PROFILE = 16 << 20
-_GREY, _RGB = 0, 2
+_GRAY, _RGB = 0, 2
 
 
 def is_png(data: bytes) -> bool:
+    """Return whether data begins with the signature of PNG."""
     return data.startswith(_SIGNATURE)
 
 
 def without_metadata(data: bytes) -> tuple[bytes, bytes | None]:
-    """Return a PNG with the chunks alone that decide its pixels, and its color profile.
+    """Return a PNG with only the chunks that affect its pixels, and its color profile.
 
-    Critical chunks stay as they are, so that damaged pixels stay damaged. Other chunks with a wrong checksum are left
-    out, and so is a profile that cannot be decompressed.
+    Critical chunks are kept unchanged, so that damaged pixels are still detected. Other chunks with a wrong checksum
+    are dropped, and so is a profile that cannot be decompressed.
     """
     parts, profile, has_pixels = [_SIGNATURE], None, False
     for name, chunk, is_good in _chunks(data):
@@ -32,34 +33,37 @@ def without_metadata(data: bytes) -> tuple[bytes, bytes | None]:
         if name == b"IEND":
             break
     else:
-        if has_pixels:  # cut off in the metadata behind them: without an end, what is missing would be waited for
+        if has_pixels:  # truncated in the metadata after the pixels: add the end, else the decoder fails
             parts.append(_chunk(b"IEND", b""))
     return b"".join(parts), profile
 
 
 def transparent_color(data: bytes) -> int | tuple[int, ...] | None:
-    """Return the grey value or color that is transparent, as it is in pixels of 8 bits (of 16 in a 16-bit grey PNG);
-    None where there is none, or the PNG has a palette. Readers compare it unscaled with scaled pixels."""
+    """Return the transparent gray value or color, scaled to 8-bit pixels (16-bit for a 16-bit grayscale PNG).
+
+    Return None without one or with a palette. Scaling is needed because PIL compares the unscaled value with scaled
+    pixels.
+    """
     depth, kind = data[24], data[25]
     found = next((chunk[8:-4] for name, chunk, is_good in _chunks(data) if name == b"tRNS" and is_good), b"")
-    if kind == _GREY and len(found) == 2:
-        (grey,) = struct.unpack(">H", found)
-        return grey if depth in (8, 16) else grey * 255 // (2**depth - 1)
+    if kind == _GRAY and len(found) == 2:
+        (gray,) = struct.unpack(">H", found)
+        return gray if depth in (8, 16) else gray * 255 // (2**depth - 1)
     if kind == _RGB and len(found) == 6:
         return tuple(value >> (depth - 8) for value in struct.unpack(">3H", found))
     return None
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Yield (name, the whole chunk, whether its checksum holds) up to the first one that is not whole."""
-    place = len(_SIGNATURE)
-    while place + 12 <= len(data):
-        length, name = struct.unpack_from(">I4s", data, place)
-        chunk = data[place : place + 12 + length]
+    """Yield (name, complete chunk, whether its checksum is right) up to the first truncated chunk."""
+    offset = len(_SIGNATURE)
+    while offset + 12 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, offset)
+        chunk = data[offset : offset + 12 + length]
         if len(chunk) < 12 + length:
             return
         yield name, chunk, zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
-        place += 12 + length
+        offset += 12 + length
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:
@@ -69,7 +73,7 @@ def _chunk(name: bytes, content: bytes) -> bytes:
 def _decompress(data: bytes) -> bytes | None:
     inflate = zlib.decompressobj()
     try:
-        whole = inflate.decompress(data, _LARGEST_PROFILE)
+        profile = inflate.decompress(data, _LARGEST_PROFILE)
     except zlib.error:
         return None
-    return whole if inflate.eof else None
+    return profile if inflate.eof else None

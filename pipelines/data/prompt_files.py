@@ -1,4 +1,4 @@
-"""Read prompts from a file of any common format, each format by its own rules."""
+"""Read prompts from text, CSV, TSV, JSON, JSON lines and parquet files."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
@@ -11,17 +11,17 @@ from asymflow.outside_text import decode_text, parse_json, parse_json_lines, par
 from pipelines.core import storage
 
 Rows = Iterator[tuple[int, Any]]
-"""(row or line number from 1, what stands there: a string, or an object with columns)"""
+"""(row or line number from 1, its content: a string, or an object with columns)"""
 
 
 def read_prompt_file(uri: str, column: str) -> list[str]:
-    """Read the prompts of a local or S3 file, in their order, without surrounding spaces.
+    """Read the prompts of a local or S3 file, in order, without surrounding whitespace.
 
-    `.txt` (or no ending) holds one per line, empty lines left out; `.csv`, `.tsv` and `.parquet` a column of them;
-    `.jsonl`, `.ndjson` and `.json` strings, or objects with the column.
+    `.txt` (or no extension) has one prompt per line, and empty lines are skipped. `.csv`, `.tsv` and `.parquet` have a
+    column of prompts. `.jsonl`, `.ndjson` and `.json` have strings, or objects with the column.
 
     Raises:
-        ValueError: no such file, another format, no such column, or an entry that is not a prompt.
+        ValueError: The file does not exist or has another format, the column is missing, or an entry is not a prompt.
     """
     suffix = PurePosixPath(uri).suffix.lower()
     if suffix not in _READERS:
@@ -36,19 +36,19 @@ def read_text(uri: str) -> str:
 
 
 def value_at(row: Any, column: str, uri: str, number: int) -> Any:
-    """A row's value, which is the row itself where it is a string. Raises ValueError without the column."""
+    """Return a row's value of a column, or the row itself if it is a string. Raises ValueError without the column."""
     if isinstance(row, str):
         return row
     if not isinstance(row, Mapping) or column not in row:
-        has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-        raise ValueError(f"{uri}: row {number} has no {column!r}; it has {has}")
+        found = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+        raise ValueError(f"{uri}: row {number} has no {column!r}; it has {found}")
     return row[column]
 
 
 def to_prompt(value: Any, uri: str, number: int) -> str:
-    """The prompt without surrounding spaces. Raises ValueError for another type, or an empty one."""
+    """Return a prompt without surrounding whitespace. Raises ValueError if it is empty or not a string."""
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{uri}: row {number} holds no prompt but {value!r}")
+        raise ValueError(f"{uri}: row {number} has {value!r}; a prompt must be non-empty text")
     return value.strip()
 
 
@@ -75,7 +75,7 @@ def _is_json(text: str) -> bool:
 
 
 def _json(uri: str, column: str) -> Rows:
-    """A list, or what others name so: an object per line."""
+    """Read a list, or one object per line, since JSON lines are sometimes named .json."""
     text = read_text(uri)
     try:
         found = parse_json(text, uri)
@@ -85,7 +85,7 @@ def _json(uri: str, column: str) -> Rows:
         return _json_lines(uri, column)
     if not isinstance(found, list):
         if isinstance(found, dict) and "\n" not in text.strip():
-            return iter([(1, found)])  # JSON lines, of a single one
+            return iter([(1, found)])  # a JSON lines file with a single line
         raise ValueError(f"{uri} holds a {type(found).__name__}; expected a list of strings or of objects")
     return iter(enumerate(found, 1))
 
@@ -109,7 +109,7 @@ def _parquet(uri: str, column: str) -> Rows:
             raise ValueError(f"{uri} has no column {column!r}; it has {', '.join(file.schema_arrow.names)}")
         return iter(enumerate(file.read([column]).to_pylist(), 1))
     except pa.ArrowException as error:
-        raise ValueError(f"{uri} is no parquet file: {error}") from None
+        raise ValueError(f"{uri} is not a parquet file: {error}") from None
 
 
 _READERS: Mapping[str, Callable[[str, str], Rows]] = {

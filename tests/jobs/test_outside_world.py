@@ -40,7 +40,7 @@ def test_a_place_that_is_not_there_is_one_line_before_ray(
         status, parts = 2, ["run.storage='", "Not a directory"]
     elif place == "server":
         run["tracking_uri"] = "http://127.0.0.1:1"
-        status, parts = 1, ["the MLflow store at http://127.0.0.1:1 does not answer"]
+        status, parts = 1, ["the MLflow store at http://127.0.0.1:1 does not respond"]
     else:
         with open_run(RunSettings(**run), "curate") as tracker:
             made = tracker.client.get_run(tracker.run_id).info.experiment_id
@@ -88,7 +88,7 @@ def test_of_two_identical_jobs_one_works_and_one_waits_and_a_stopped_one_says_so
         assert process.wait(100) == 143
         told = (tmp_path / f"{name}.err").read_text()
         (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
-        assert line == "error: ended by SIGTERM; the same command goes on from what is complete"
+        assert line == "error: ended by SIGTERM; run the same command again to resume"
         assert "Traceback" not in told and "SIGABRT" not in told and "*** SIGTERM" not in told
         assert (tmp_path / f"{name}.out").read_text() == ""
 

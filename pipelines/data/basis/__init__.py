@@ -1,1 +1,1 @@
-"""Bases: PCA and Procrustes with its scale, from one pass over the pictures and their latents (appendix A.1, A.2)."""
+"""Basis step: PCA and Procrustes bases, from one pass over the images and their latents (appendix A.1, A.2)."""

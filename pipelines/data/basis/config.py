@@ -11,40 +11,44 @@ from pipelines.core.workers import ModelWorkers
 
 
 class BasisSettings(StepSettings):
+    """Fit the PCA and Procrustes bases, and the scale, to the curated images and their latents."""
+
     step: ClassVar[str] = "basis"
     inputs = {"curated": "curate", "color_stats": "color_stats", "encoded": "encode"}
     curated: Uri
     """Artifact of the curate step"""
     color_stats: OptionalUri = ""
-    """Artifact of the color_stats step; empty: the statistics of the same pass over the same patches"""
+    """Artifact of the color_stats step; empty: statistics of the same patches that the bases are fitted to"""
     space: Literal["measured", "released", "srgb"] = "measured"
-    """Colour space of the bases: Oklab by those statistics, or by the constants inside the released weights; or sRGB as
-    it is, for models trained from scratch"""
+    """Color space of the bases. measured: Oklab, normalized by `color_stats`; released: Oklab, normalized by the
+    constants of the released weights; srgb: plain sRGB, for models trained from scratch"""
     encoded: OptionalUri = ""
-    """Artifact of the encode step, for its latent tokens; empty: the pictures are encoded here"""
+    """Artifact of the encode step, for its latent tokens; empty: the images are encoded in this step"""
     base: OptionalUri = ""
-    """Folder of the latent model, a diffusers pipeline; without it and without `encoded` only the PCA is made"""
+    """Folder of the latent model, a diffusers pipeline; without `base` and `encoded` only the PCA basis is computed"""
     patch_size: int = Field(None, ge=1)  # type: ignore[assignment]
-    """Empty, here and for the rank: the base's own; without a base 16, and a rank of 128"""
+    """Side of a patch in pixels; empty: that of the base, or 16 without a base"""
     layout: Layout = "channel_first"
     """Order of values in a patch of `subspace` and `pca`; both are written in the other order too"""
     pca_rank: Rank = Field(None)  # type: ignore[arg-type]
-    """Rank of the PCA basis (Procrustes has the latent tokens'). auto: the smallest that captures `energy`"""
+    """Rank of the PCA basis (the Procrustes basis has the rank of the latent tokens); empty: that of the base, or 128
+    without a base; auto: the smallest rank that captures `energy`"""
     energy: float = added(0.93, gt=0, le=1)
-    """Share of the patches' energy for which a rank is recommended; the default is about what the paper's rank 8
+    """Share of the patches' energy that the recommended rank captures; the default is about what the paper's rank 8
     captures of 16x16 patches of photographs"""
     pictures: int | None = Field(None, ge=1)
-    """About so many at random, whole row groups of them; null: all"""
+    """Approximate number of images, chosen at random in whole row groups; null: all"""
     patches_per_image: PositiveInt | Literal["all"] = 256
-    """At random, each standing for its share of the picture: unbiased, standard errors are reported; or `all`"""
+    """Number of random patches per image, weighted so that estimates are unbiased; standard errors are reported. all:
+    every patch"""
     products: Literal["float32", "float64"] = "float32"
-    """Precision of products within a batch; sums are float64 always"""
+    """Precision of products within a batch; sums are always float64"""
     resources: ModelWorkers = ModelWorkers()
 
     @model_validator(mode="before")
     @classmethod
     def _follow_base(cls, tree: Any) -> Any:
-        """Set what is left to the base: identities and manifests hold the numbers."""
+        """Set patch size and rank from the base if they are not given, so that hashes and manifests have the values."""
         if not isinstance(tree, Mapping) or not isinstance(base := tree.get("base") or "", str):
             return tree
         names = ("patch_size", "pca_rank")

@@ -1,4 +1,4 @@
-"""From moments to bases, and what is to be known of them: energies, residual, errors, convergence."""
+"""Compute the bases from the moments, and their captured energies, residual, standard errors and convergence."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,8 +11,11 @@ from asymflow.subspace import captured_energy, fit_scale, pca_basis, procrustes_
 
 
 def bases_of(moments: PatchMoments, pca_rank: int) -> dict[str, tuple[Tensor, float]]:
-    """{"pca": (A, 1), "subspace": (A, s)} of moments in the space of the model; `subspace`, the Procrustes basis,
-    only where the moments have latents."""
+    """Compute the bases from moments in the model's color space.
+
+    Returns:
+        {"pca": (A, 1), "subspace": (A, s)}. `subspace`, the Procrustes basis, exists only if the moments have latents.
+    """
     bases = {"pca": (pca_basis(moments.pixel_gram, pca_rank), 1.0)}
     if moments.cross_gram is not None and moments.latent_norm_sq is not None:
         A = procrustes_basis(moments.cross_gram)
@@ -21,7 +24,7 @@ def bases_of(moments: PatchMoments, pca_rank: int) -> dict[str, tuple[Tensor, fl
 
 
 def measure(moments: PatchMoments, pca_rank: int) -> dict[str, float]:
-    """What is reported of the bases."""
+    """Return the metrics of the bases: captured energies, and with latents the scale and the residual."""
     bases, gram = bases_of(moments, pca_rank), moments.pixel_gram
     measured = {"captured_pca": captured_energy(bases["pca"][0], gram)}
     if "subspace" in bases and moments.cross_gram is not None and moments.latent_norm_sq is not None:
@@ -32,7 +35,7 @@ def measure(moments: PatchMoments, pca_rank: int) -> dict[str, float]:
 
 
 def merged(groups: Sequence[PatchMoments]) -> PatchMoments:
-    """The sum of some, which stay as they are."""
+    """Return the sum of moments, without changing them."""
     total = PatchMoments(groups[0].patch_dim, groups[0].latent_dim)
     for group in groups:
         total.merge(group)
@@ -42,7 +45,15 @@ def merged(groups: Sequence[PatchMoments]) -> PatchMoments:
 def standard_errors(
     groups: Sequence[PatchMoments], measure_of: Callable[[PatchMoments], dict[str, float]]
 ) -> dict[str, float]:
-    """Of each number, by the jackknife: measured again without each of the groups. Empty for a single group."""
+    """Estimate the standard error of each metric by the jackknife, leaving out one group at a time.
+
+    Args:
+        groups: Moments of disjoint random parts of the data.
+        measure_of: Computes the metrics from moments.
+
+    Returns:
+        {metric: standard error}, empty for a single group.
+    """
     n = len(groups)
     if n < 2:
         return {}
@@ -55,19 +66,19 @@ def standard_errors(
 
 
 def convergence(groups: Sequence[PatchMoments], bases: dict[str, tuple[Tensor, float]]) -> list[dict[str, Any]]:
-    """How much of each basis's space a part of the data finds: ||A_part^T A||_F^2 / r, 1 where it is the same.
+    """Compute the overlap of each basis with that of a part of the data, ||A_part^T A||_F^2 / r, 1 if they are equal.
 
-    Parts are 1/16, 1/8, ... of the groups, each within the next. One too small for a basis is left out.
+    Parts are 1/16, 1/8, ... of the groups, each contained in the next. A part that is too small for a basis is skipped.
     """
-    found, n, size = [], len(groups), 1
+    rows, n, size = [], len(groups), 1
     while size < n:
         part = merged(groups[:size])
         row: dict[str, Any] = {"share": size / n, "patches": part.count}
         try:
             for name, (A, _) in bases_of(part, bases["pca"][0].shape[1]).items():
                 row[name] = float((A.mT @ bases[name][0]).square().sum() / A.shape[1])
-            found.append(row)
+            rows.append(row)
         except ValueError:  # fewer patches than latent channels
             pass
         size *= 2
-    return found
+    return rows

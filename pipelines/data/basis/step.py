@@ -1,4 +1,4 @@
-"""Bases: PCA and Procrustes with its scale, from one pass over the pictures and their latents (appendix A.1, A.2)."""
+"""Basis step: PCA and Procrustes bases, from one pass over the images and their latents (appendix A.1, A.2)."""
 
 import json
 from collections.abc import Mapping
@@ -30,13 +30,14 @@ from pipelines.viz.figures import basis_tiles, convergence_figure, spectrum_figu
 
 
 def check(settings: BasisSettings) -> None:
+    """Check that the settings are consistent with each other and with the base. Raises ConfigError."""
     if settings.space == "released" and settings.color_stats:
-        raise ConfigError("space='released': its constants are fixed; leave color_stats out, or set space=measured")
+        raise ConfigError("space='released': its constants are fixed; remove color_stats, or set space=measured")
     if settings.base:
         check_base(settings.base, images=True)
         check_patch_size(settings, settings.base)
     if settings.space == "srgb" and (settings.color_stats or settings.encoded or settings.base):
-        raise ConfigError("space='srgb': is for a PCA alone; leave color_stats, encoded and base out")
+        raise ConfigError("space='srgb': allows only the PCA basis; remove color_stats, encoded and base")
     patch_dim = 3 * settings.patch_size**2
     if settings.pca_rank == 0:
         raise ConfigError("pca_rank=0: must be auto, or at least 1")
@@ -45,42 +46,45 @@ def check(settings: BasisSettings) -> None:
 
 
 def check_patch_size(settings: BasisSettings, base: str) -> None:
-    """Raise ConfigError unless a patch is what a latent token of the base stands for."""
+    """Raise ConfigError unless a patch has the pixels of one latent token of the base."""
     own = read_geometry(base).pixels_per_token
     if settings.patch_size != own:
         raise ConfigError(
-            f"patch_size={settings.patch_size}: latent tokens of {base} stand for {own}x{own} pixels; set {own}"
+            f"patch_size={settings.patch_size}: latent tokens of {base} represent {own}x{own} pixels; set {own}"
         )
 
 
 def check_inputs(settings: BasisSettings, inputs: Mapping[str, Artifact]) -> None:
+    """Check that the encoded latents are stored, of the curated images and of the patch size. Raises ConfigError."""
     if "encoded" in inputs and inputs["encoded"].manifest["inputs"]["curated"] != inputs["curated"].id:
         raise ConfigError("encoded: made from another curated artifact than `curated`; run the encode step on it")
     if "encoded" in inputs and not are_latents_stored(inputs["encoded"]):
         raise ConfigError(
-            "encoded: it stores no latents (latents=on_the_fly); leave it out and set `base`, so that the pictures are "
-            "encoded here"
+            "encoded: it stores no latents (latents=on_the_fly); remove it and set `base`, so that this step encodes "
+            "the images"
         )
     if "encoded" in inputs and Path(base := inputs["encoded"].manifest["config"]["base"]).is_dir():
         check_patch_size(settings, base)
 
 
 def build(settings: BasisSettings, context: Context) -> dict[str, float]:
-    groups, pictures = take_moments(settings, context)
+    """Compute and write the bases; see `pipelines.core.step.Step`."""
+    groups, images = compute_moments(settings, context)
     if settings.space == "srgb":
-        return write_bases(settings, context, groups, SrgbSpace(), pictures)
+        return write_bases(settings, context, groups, SrgbSpace(), images)
     space = space_for(settings, context.inputs.get("color_stats"), groups)
-    return write_bases(settings, context, [in_space(group, space) for group in groups], space, pictures)
+    return write_bases(settings, context, [in_space(group, space) for group in groups], space, images)
 
 
 def space_for(settings: BasisSettings, stats: Artifact | None, groups: list[PatchMoments]) -> OklabSpace:
+    """Return the Oklab space of the bases: released, from the color_stats artifact, or measured on the patches."""
     if settings.space == "released":
         return RELEASED
     return load_space(stats) if stats else own_space(merged(groups))
 
 
-def take_moments(settings: BasisSettings, context: Context) -> tuple[list[PatchMoments], int]:
-    """The moments of GROUPS random parts of the pictures (fewer where there is less data), summed as a stream."""
+def compute_moments(settings: BasisSettings, context: Context) -> tuple[list[PatchMoments], int]:
+    """Return the moments of GROUPS random parts of the images (fewer for little data), and the number of images."""
     pieces = cut_into_pieces(context.inputs["curated"].files("train", ".parquet"), GROUPS)
     if settings.pictures is not None:
         rows = torch.tensor([piece.rows for piece in pieces]).cumsum(0)
@@ -99,20 +103,20 @@ def take_moments(settings: BasisSettings, context: Context) -> tuple[list[PatchM
 
 
 def write_bases(
-    settings: BasisSettings, context: Context, groups: list[PatchMoments], space: Space, pictures: int
+    settings: BasisSettings, context: Context, groups: list[PatchMoments], space: Space, images: int
 ) -> dict[str, float]:
-    """Write the bases in both layouts, and what is to be known of them."""
+    """Write the bases in both layouts, and `basis.json` with their metrics; return the metrics."""
     total = merged(groups)
     captured = captured_by_rank(total.pixel_gram)
     recommended = smallest_rank(captured, settings.energy)
     rank = recommended if settings.pca_rank == "auto" else settings.pca_rank
     bases = bases_of(total, rank)
-    metrics = {**measure(total, rank), "patches": total.count, "pictures": pictures}
+    metrics = {**measure(total, rank), "patches": total.count, "pictures": images}
     metrics |= {f"captured_at_{r}": float(captured[r]) for r in powers_of_two(len(captured) - 1)}
     metrics["recommended_rank"] = recommended
     errors = standard_errors(groups, lambda moments: measure(moments, rank))
     converging = convergence(groups, bases)
-    provenance = {"pictures": pictures, "patches": round(total.count), "base": settings.base}
+    provenance = {"pictures": images, "patches": round(total.count), "base": settings.base}
     for layout in LAYOUTS:
         suffix = "" if layout == settings.layout else f"_{layout}"
         order = layout_order(settings.patch_size, "channel_first", layout)
@@ -130,11 +134,11 @@ def write_bases(
         "space": asdict(space),
     }
     storage.write_bytes(context.file("basis.json"), json.dumps(content, indent=1).encode())
-    draw(settings, context, total, bases, converging, space)
+    log_figures(settings, context, total, bases, converging, space)
     return metrics | {f"{name}_error": error for name, error in errors.items()}
 
 
-def draw(
+def log_figures(
     settings: BasisSettings,
     context: Context,
     moments: PatchMoments,
@@ -142,6 +146,7 @@ def draw(
     converging: list[dict[str, Any]],
     space: Space,
 ) -> None:
+    """Log the images of the bases, and the figures of spectrum and convergence."""
     tracker = context.tracker
     for name, (A, _) in bases.items():
         tracker.log_picture(f"basis_{name}", basis_tiles(A, settings.patch_size, "channel_first", space))
@@ -158,12 +163,12 @@ def powers_of_two(most: int) -> list[int]:
 
 
 def load_subspace(artifact: Artifact, name: str = "subspace") -> Subspace:
-    """A basis of a basis artifact: `subspace` (Procrustes) or `pca`."""
+    """Load a basis of a basis artifact: `subspace` (Procrustes) or `pca`."""
     return storage.read_file(artifact.file(f"{name}.safetensors"), Subspace.load)
 
 
 def decides(settings: BasisSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:
-    """The precision of the encoder, where the pictures are encoded here."""
+    """Return the precision of the encoder, if this step encodes the images; see `pipelines.core.step.Step`."""
     encodes = settings.base and "encoded" not in inputs
     return {"resources.precision": settings.resources.precision} if encodes else {}
 

@@ -1,1 +1,1 @@
-"""Curate: img2dataset shards to clean pictures of one size a file, and everything else set aside with its reason."""
+"""Curate step: filter img2dataset shards into files of one image size each, and list rejected rows with a reason."""

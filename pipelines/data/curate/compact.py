@@ -1,4 +1,4 @@
-"""The second pass: a plan of even files over all that was staged, without duplicates; then the files of the plan."""
+"""Second pass of curation: plan files of even length over all staged rows without duplicates, and write them."""
 
 import json
 from collections import defaultdict
@@ -14,16 +14,27 @@ from pipelines.data.curate.duplicates import REASONS, Index, find_duplicates
 from pipelines.data.curate.shard import REJECTED, SCHEMA, STAGED, index_file, staged_file
 from pipelines.data.datasets import RowWriter, read_rows
 
-# A piece of a staged file: its URI, first and last row (exclusive), and the rows in between that are left out.
+# Part of a staged file: URI, first row, last row (exclusive), and the rows in between that are dropped.
 Segment = tuple[str, int, int, list[int]]
 
 
 def plan_files(folder: str, names: list[str], near_bits: int | None, rows_per_file: int) -> dict[str, Any]:
-    """{"files": {SPLIT/NAME: segments}, "dropped": counts by reason, "kept": counts by target}. Made once; the rows
-    that it leaves out are written below `rejected/duplicates`, where no shard's rejected rows can lie."""
-    place = storage.join(folder, STAGED, "plan.json")
-    if storage.exists(place):
-        return json.loads(storage.read_bytes(place))
+    """Plan the output files, or load the plan of an interrupted run.
+
+    Dropped rows are written to `rejected/duplicates`, a path that no shard's rejected rows use.
+
+    Args:
+        folder: Folder of the artifact.
+        names: Names of the shards.
+        near_bits: Maximum number of different hash bits of duplicates; None to compare no hashes.
+        rows_per_file: Maximum number of rows per file.
+
+    Returns:
+        {"files": {SPLIT/NAME: segments}, "dropped": counts by reason, "kept": counts by target}.
+    """
+    plan_file = storage.join(folder, STAGED, "plan.json")
+    if storage.exists(plan_file):
+        return json.loads(storage.read_bytes(plan_file))
     parts = [_read_index(folder, name) for name in names]
     columns = [np.concatenate([part[i] for part in parts]) for i in range(4)]
     reason, keeper = find_duplicates(Index(*columns), near_bits)
@@ -46,12 +57,12 @@ def plan_files(folder: str, names: list[str], near_bits: int | None, rows_per_fi
         "dropped": {why: int(n) for why, n in zip(REASONS[1:], np.bincount(reason, minlength=4)[1:], strict=True) if n},
         "kept": {target: sum(map(_length, pieces)) for target, pieces in segments.items()},
     }
-    storage.write_bytes(place, json.dumps(plan).encode())
+    storage.write_bytes(plan_file, json.dumps(plan).encode())
     return plan
 
 
 def _read_index(folder: str, name: str) -> tuple:
-    """The numbers of a shard's index, and the target of each row; empty where the shard kept nothing."""
+    """Read the numeric columns of a shard's index and the target of each row; empty if the shard kept nothing."""
     uri = index_file(folder, name)
     numbers = ("key_hash", "sha256", "phash", "pixels")
     if not storage.exists(uri):
@@ -62,7 +73,7 @@ def _read_index(folder: str, name: str) -> tuple:
 
 
 def _rows_by_target(targets: Any) -> dict[str, Any]:
-    """{target: rows of the shard that went to it, in order}, which is their order in its staged file."""
+    """Return {target: indices of the shard's rows with this target}, in the order of the target's staged file."""
     if not len(targets):
         return {}
     codes = targets.indices.to_numpy()
@@ -75,7 +86,7 @@ def _length(segment: Segment) -> int:
 
 
 def _even_files(segments: list[Segment], rows_per_file: int) -> Iterator[list[Segment]]:
-    """Cut the kept rows into as few files as may be, whose lengths differ by at most one."""
+    """Split the kept rows into as few files as possible, whose lengths differ by at most one."""
     total = sum(map(_length, segments))
     count = -(-total // rows_per_file)
     sizes = [total // count + (i < total % count) for i in range(count)]
@@ -97,7 +108,7 @@ def _even_files(segments: list[Segment], rows_per_file: int) -> Iterator[list[Se
 
 
 def _write_dropped(path: Path, folder: str, names: list[str], reason: Any, keeper: Any) -> None:
-    """Keys are read a shard at a time, those of the rows that stand for others first."""
+    """Write the dropped rows with reason and kept duplicate, reading the keys one shard at a time, in two passes."""
     wanted = np.unique(keeper[keeper >= 0])
     kept_keys = {row: key for row, key in _keys(folder, names) if _contains(wanted, row)} if len(wanted) else {}
     with RowWriter(path, REJECTED) as writer:
@@ -107,8 +118,8 @@ def _write_dropped(path: Path, folder: str, names: list[str], reason: Any, keepe
 
 
 def _contains(ordered: Any, value: int) -> bool:
-    place = int(np.searchsorted(ordered, value))
-    return place < len(ordered) and ordered[place] == value
+    index = int(np.searchsorted(ordered, value))
+    return index < len(ordered) and ordered[index] == value
 
 
 def _keys(folder: str, names: Iterable[str]) -> Iterator[tuple[int, str]]:
@@ -122,12 +133,13 @@ def _keys(folder: str, names: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 class FileWriter:
-    """One file of the plan from its segments; see `map_items`. Items are JSON: [SPLIT/NAME, segments]."""
+    """Worker of `map_items` that writes one file of the plan. Items are JSON: [SPLIT/NAME, segments]."""
 
     def __init__(self, folder: str):
         self.folder = folder
 
     def __call__(self, item: str) -> dict[str, Any]:
+        """Write a file; return its number of rows."""
         name, segments = json.loads(item)
 
         def write(path: Path) -> None:

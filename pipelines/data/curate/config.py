@@ -1,4 +1,4 @@
-"""The settings of curation."""
+"""Settings of the curate step."""
 
 from typing import ClassVar, Literal
 
@@ -11,34 +11,39 @@ from pipelines.data.curate.samples import Columns
 
 
 class Encoding(Settings):
-    """How the resized pictures are stored."""
+    """Encoding of the resized images."""
 
     format: Literal["png", "webp", "jpeg"] = "png"
-    """png and webp are lossless, webp smaller and faster to read; jpeg is a third of them, without subsampled colour"""
+    """png and webp are lossless, webp is smaller and faster to read; jpeg has a third of their size, without chroma
+    subsampling"""
     quality: int = Field(95, ge=1, le=100)
-    """Of jpeg"""
+    """Quality of jpeg"""
 
 
 class CurateSettings(StepSettings):
+    """Filter, resize and deduplicate img2dataset shards."""
+
     step: ClassVar[str] = "curate"
     source: Uri
     """Folder of img2dataset shards, tars or parquet with the image bytes, local or s3://"""
     columns: Columns = Columns()
     labels: Literal["", "column", "folder"] = ""
-    """Class of each picture: column: `columns.label` of its row or json; folder: every folder of the source, or tar in
-    it, holds the pictures of one class, numbered in the order of their names, as ImageNet is shared; empty: none"""
+    """Class label of each image. column: `columns.label` of its row or JSON; folder: each folder or tar directly in the
+    source is one class, numbered in the order of their names, the layout of ImageNet; empty: no labels"""
     buckets: list[tuple[int, int]] = Field([(64, 64)], min_length=1)
-    """Sizes (width, height), multiples of 16; each picture goes to the one that crops it least"""
+    """Sizes (width, height), multiples of 16; each image is resized to the one that crops it least"""
     filters: Filters = Filters()
     near_duplicate_bits: int | None = Field(3, ge=0, le=5)
-    """Pictures whose 64-bit perceptual hashes differ in at most so many bits are duplicates; null: not compared"""
+    """Maximum number of different bits in the 64-bit perceptual hashes of duplicates; null: not compared"""
     crop: Literal["lanczos", "adm"] = "lanczos"
-    """adm: halved while it is twice too large, then bicubic, then the centre, as for ImageNet's reference statistics"""
+    """lanczos: Lanczos resize, then center crop; adm: halvings by box filter, bicubic resize, then center crop, as for
+    ImageNet's reference statistics"""
     linear_light: bool = False
-    """Resize light rather than sRGB values: fine bright detail keeps its brightness, at several times the cost"""
+    """Resize in linear light instead of sRGB values, which preserves the brightness of fine detail at several times
+    the cost"""
     encoding: Encoding = Encoding()
     rows_per_file: int = Field(1024, ge=1)
-    """At most; the files of one size are of even length"""
+    """Maximum number of rows per file; the files of one size have even length"""
     held_out_every: int = Field(16, ge=2)
-    """One picture in this many is kept out of training"""
+    """About one image in this many is held out of training"""
     resources: Workers = Workers()

@@ -1,8 +1,8 @@
-"""Duplicates over a whole crawl: equal files, look-alikes, and repeated values of a global key.
+"""Find duplicates over a whole crawl: equal files, near duplicates, and repeated values of a global key.
 
 The index has 32 bytes per image, and comparing 3 million takes 0.9 GB.
 
-Only pictures that passed the filters are compared, so that a bad copy never displaces a good one.
+Only images that passed the filters are compared, so that a bad copy never displaces a good one.
 """
 
 from dataclasses import dataclass
@@ -12,26 +12,33 @@ from numpy.typing import NDArray
 
 REASONS = ("", "repeated key", "duplicate", "near duplicate")
 _BITS = 64
-_SAME_FILE_BITS = 8  # by which one file, resized to two sizes, can differ in its perceptual hash; others: about 32
+_SAME_FILE_BITS = 8  # maximum hash distance of one file resized to two sizes; of unrelated images it is about 32
 
 
 @dataclass(frozen=True)
 class Index:
-    """What is known of every staged picture, in the order of the crawl."""
+    """Hashes and sizes of all staged images, in the order of the crawl."""
 
     key_hash: NDArray[np.uint64]
     sha256: NDArray[np.uint64]
     phash: NDArray[np.uint64]
     pixels: NDArray[np.int64]
-    """Of the original, before resizing"""
+    """Number of pixels of the original, before resizing"""
 
 
 def find_duplicates(index: Index, near_bits: int | None) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """(place in REASONS of why each row is dropped, 0 where it is kept; the kept row it repeats, -1 where kept).
+    """Find the rows to drop.
 
-    Of rows with one key the first stays; of equal files and of pictures whose perceptual hashes differ in at most
-    `near_bits` bits (None: not compared) the one with the most pixels, then the first. No chains: a row is dropped
-    only for a row that stays.
+    Of rows with equal keys, the first is kept. Of equal files and near duplicates, the row with the most pixels is
+    kept, then the first. There are no chains: a row is dropped only as a duplicate of a kept row.
+
+    Args:
+        index: Hashes and sizes of the N rows.
+        near_bits: Maximum number of different bits in the perceptual hashes of near duplicates; None to skip them.
+
+    Returns:
+        Index into REASONS per row (N,), 0 for a kept row; and the kept row that each one duplicates (N,), -1 for a
+        kept row.
     """
     reason = np.zeros(len(index.pixels), np.uint8)
     keeper = np.full(len(index.pixels), -1, np.int64)
@@ -49,8 +56,10 @@ def find_duplicates(index: Index, near_bits: int | None) -> tuple[NDArray[np.uin
 def _drop_equal(
     values: NDArray, order: NDArray, why: int, reason: NDArray, keeper: NDArray, phash: NDArray | None = None
 ) -> None:
-    """Of the kept rows with one value, keep the first in `order`, and with `phash` those that do not look like it:
-    hashes come from the source, which may have stored anything as one."""
+    """Drop all but the first row, by `order`, of the kept rows with equal values.
+
+    With `phash`, keep rows that do not look like the first, since file hashes come from the source and may be wrong.
+    """
     order = order[reason[order] == 0]
     _, first, group = np.unique(values[order], return_index=True, return_inverse=True)
     winners = order[first][group]
@@ -61,8 +70,10 @@ def _drop_equal(
 
 
 def _drop_near(phash: NDArray, order: NDArray, near_bits: int, reason: NDArray, keeper: NDArray) -> None:
-    """Greedy, best first. Hashes that differ in k bits agree in at least one of k + 1 bands, so only rows that
-    share a band are compared."""
+    """Drop near duplicates greedily, best row first.
+
+    Hashes that differ in k bits agree in at least one of k + 1 bands, so only rows that share a band are compared.
+    """
     order = order[reason[order] == 0]
     rank = np.empty(len(phash), np.int64)
     rank[order] = np.arange(len(order))
@@ -75,19 +86,19 @@ def _drop_near(phash: NDArray, order: NDArray, near_bits: int, reason: NDArray, 
 
 
 def _bands(count: int) -> list[tuple[int, int]]:
-    """(first bit, bits) of `count` bands of almost equal width."""
+    """Return (first bit, number of bits) of `count` bands of almost equal width."""
     edges = [_BITS * i // count for i in range(count + 1)]
     return [(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 def _near_pairs(phash: NDArray, order: NDArray, shift: int, width: int, near_bits: int) -> NDArray[np.int64]:
-    """Pairs (better, worse) of rows in `order` (best first) that share a band and differ in at most `near_bits`."""
+    """Return pairs (better, worse) of rows in `order` that share a band and differ in at most `near_bits` bits."""
     band = (phash[order] >> np.uint64(shift)) & np.uint64(2**width - 1)
     by_band = np.argsort(band, kind="stable")
     sorted_band, rows = band[by_band], order[by_band]
     found = [np.empty((0, 2), np.int64)]
     distance = 1
-    # each row against its neighbours at distance 1, 2, ... within the band's run, all rows at once
+    # compare all rows at once with their neighbors at distance 1, 2, ... among the rows with an equal band
     same = np.arange(len(rows) - 1)
     while len(same := same[sorted_band[same] == sorted_band[np.minimum(same + distance, len(rows) - 1)]]):
         a, b = rows[same], rows[same + distance]
@@ -99,7 +110,7 @@ def _near_pairs(phash: NDArray, order: NDArray, shift: int, width: int, near_bit
 
 
 def _follow(reason: NDArray, keeper: NDArray) -> None:
-    """A row dropped for one that was dropped later points to the one that stays."""
+    """Make a dropped row whose keeper was dropped later point to the row that is kept."""
     lost = np.flatnonzero(reason)
     while len(lost := lost[reason[keeper[lost]] > 0]):
         keeper[lost] = keeper[keeper[lost]]

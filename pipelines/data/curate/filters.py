@@ -1,4 +1,4 @@
-"""Which samples are kept: thresholds on the crawl's scores, on captions and on sizes."""
+"""Filter samples by thresholds on the crawl's scores, on captions and on image sizes."""
 
 import math
 import re
@@ -11,16 +11,16 @@ from pydantic import Field
 from pipelines.core.config import Settings
 from pipelines.data.curate.samples import Columns
 
-_LARGEST = 1e9  # of a believable score
+_LARGEST = 1e9  # larger scores are invalid
 _URL = re.compile(r"https?://|\bwww\.|\S+\.(?:com|net|org)(?:/|$)|^\S+\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg)$", re.I)
 
 
 class Rejected(Exception):
-    """Why a row is set aside."""
+    """Raised for a row that fails a filter; the message is the reason written to `rejected/`."""
 
 
 class Filters(Settings):
-    """Rows that fail any of these are rejected; a missing or NaN score fails too. `null` turns a threshold off."""
+    """Thresholds; a row that fails one is rejected, also for a missing or NaN score. `null` disables a threshold."""
 
     min_aesthetic: float | None = 4.5
     max_punsafe: float | None = 0.5
@@ -29,14 +29,14 @@ class Filters(Settings):
     min_side: int = Field(64, ge=1)
     """Shorter side in pixels, before resizing"""
     max_aspect: float = Field(2.0, ge=1)
-    """Longer side over shorter side"""
+    """Ratio of longer to shorter side"""
     captions: bool = True
-    """Reject empty, too long and URL-like captions; turn off where the caption step writes new ones"""
+    """Reject empty, too long and URL-like captions; disable it if the caption step writes new ones"""
     max_caption_chars: int = Field(2000, ge=1)
 
 
 def check_caption(caption: str, filters: Filters) -> None:
-    """Raises Rejected."""
+    """Raise Rejected if a caption is empty, too long or URL-like."""
     if not filters.captions:
         return
     if not caption:
@@ -48,14 +48,14 @@ def check_caption(caption: str, filters: Filters) -> None:
 
 
 def read_scores(record: dict[str, Any], columns: Columns) -> dict[str, float]:
-    """Return the scores that are believable numbers, by our names."""
+    """Return the valid scores of a record, by the names of the thresholds."""
     names = ("aesthetic", "punsafe", "pwatermark", "similarity")
     found = {name: _number(record.get(getattr(columns, name))) for name in names}
     return {name: score for name, score in found.items() if score is not None and -_LARGEST < score < _LARGEST}
 
 
 def _number(value: Any) -> float | None:
-    """Return a number that may be stored as text or decimal; None for anything else."""
+    """Convert a number that may be stored as text or decimal; return None for anything else."""
     if isinstance(value, bool) or not isinstance(value, float | int | str | Decimal):
         return None
     try:
@@ -65,7 +65,7 @@ def _number(value: Any) -> float | None:
 
 
 def read_label(record: dict[str, Any], columns: Columns) -> int:
-    """Return the number of the class. Raises Rejected."""
+    """Return the class label of a record. Raises Rejected if it is not a whole number from 0 to 2**31 - 1."""
     label = _number(record.get(columns.label))
     if label is None or not 0 <= label < 2**31 or label != int(label):
         raise Rejected("no label")
@@ -73,7 +73,7 @@ def read_label(record: dict[str, Any], columns: Columns) -> int:
 
 
 def check_scores(scores: dict[str, float], filters: Filters) -> None:
-    """Raises Rejected unless every score with a threshold is there and on its right side."""
+    """Raise Rejected unless every score with a threshold exists and passes."""
     limits = {
         "aesthetic": (filters.min_aesthetic, math.inf),
         "punsafe": (-math.inf, filters.max_punsafe),
@@ -90,7 +90,7 @@ def check_scores(scores: dict[str, float], filters: Filters) -> None:
 
 
 def check_dimensions(image: Image.Image, filters: Filters) -> None:
-    """Raises Rejected."""
+    """Raise Rejected if an image is too small or too elongated."""
     if min(image.size) < filters.min_side:
         raise Rejected("too small")
     if max(image.size) > filters.max_aspect * min(image.size):

@@ -1,4 +1,4 @@
-"""Samples of parquet: tables with the images' bytes, and the metadata that img2dataset writes beside a tar."""
+"""Read samples from parquet shards, and the metadata that img2dataset writes beside a tar."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,18 +13,18 @@ from pipelines.data.curate.samples import LARGEST_FILE, Columns, Sample, key_of,
 FAILED = "failed download"
 DAMAGED = "damaged shard"
 NOT_READABLE = "no readable shard"
-# What readers of damaged bytes run into; text that is not UTF-8 is a ValueError.
+# Errors of reading damaged bytes; text that is not UTF-8 is a ValueError.
 _DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
 
 
 def check_columns(shard: str, columns: Columns) -> None:
-    """Raise ConfigError where a parquet shard lacks a column that must be there."""
+    """Raise ConfigError if a parquet shard lacks a required column."""
     with storage.open_file(shard) as file:
         try:
             found = pq.read_schema(file).names
         except _DAMAGE as error:
             _raise_if_of_store(error)
-            return  # is rejected, with its reason, as a damaged shard among good ones is
+            return  # like any damaged shard, it is rejected later, with its reason
     for setting in ("key", "global_key", "image", "caption", "label"):
         name = getattr(columns, setting)
         if name not in found and (name or setting == "image"):
@@ -35,8 +35,11 @@ def check_columns(shard: str, columns: Columns) -> None:
 
 
 def read_parquet(shard: str, columns: Columns) -> Iterator[Sample]:
-    """Yield a sample for each row of a parquet shard, with a problem where a needed column is missing or the row is
-    damaged; one without a key for a shard that is no parquet."""
+    """Yield a sample for each row of a parquet shard.
+
+    A sample has a problem if a required column is missing or the row is damaged. A file that is not parquet yields one
+    sample without a key.
+    """
     with storage.open_file(shard) as stream:
         try:
             file = pq.ParquetFile(stream, buffer_size=1 << 20)  # a row group may be gigabytes: read it by pages
@@ -55,14 +58,16 @@ def read_parquet(shard: str, columns: Columns) -> Iterator[Sample]:
 
 
 def _rows_of(file: pq.ParquetFile, size: int, columns: Columns) -> Iterator[Sample]:
-    """Yield rows group by group, so that one whose pages are damaged costs its own rows only. A damaged footer may
-    state any number of rows: no more are counted as lost than the file has bytes."""
+    """Yield the samples one row group at a time, so that damaged pages affect only their own row group.
+
+    A damaged footer may state any number of rows, so at most as many lost rows are counted as the file has bytes.
+    """
     wanted = [c for c in dict.fromkeys((*columns.model_dump().values(), "status")) if c in file.schema_arrow.names]
     first = 0
     for group in range(file.num_row_groups):
         read, rows = 0, file.metadata.row_group(group).num_rows
         try:
-            # one by one: a few bytes of a dictionary page can be many large cells
+            # row by row, because a few bytes of a dictionary page can expand to many large cells
             for batch in file.iter_batches(1, row_groups=[group], columns=wanted):
                 for row in batch.to_pylist():
                     yield _sample_of_row(row, str(first + read), columns)
@@ -77,7 +82,7 @@ def _sample_of_row(row: dict[str, Any], number: str, columns: Columns) -> Sample
     key, global_key = key_of(row.get(columns.key, number)), key_of(row.get(columns.global_key))
     row.pop(columns.key, None)
     image, caption = row.pop(columns.image), row.pop(columns.caption, "")
-    if isinstance(image, dict):  # as `datasets` stores it
+    if isinstance(image, dict):  # the layout of Hugging Face `datasets`
         image = image.get("bytes")
     if not key:
         return Sample(number, problem="no key")
@@ -89,16 +94,16 @@ def _sample_of_row(row: dict[str, Any], number: str, columns: Columns) -> Sample
 
 
 def has_failed(status: Any) -> bool:
-    """Return whether img2dataset failed to download or resize an image; other tools' `status` columns say nothing."""
+    """Return whether img2dataset failed to download or resize an image; `status` of other tools is ignored."""
     return isinstance(status, str) and status.startswith("failed_to_")
 
 
 class Metadata:
-    """What the parquet beside a tar states: img2dataset's metadata, a table of images, or nothing that is needed.
+    """The parquet file beside a tar: img2dataset's metadata, a shard of its own, or an unrelated table.
 
     Attributes:
-        is_table: It has the images' bytes and is a shard itself.
-        problem: Why it cannot be read; a foreign table has none.
+        is_table: Whether it has the images' bytes, and so is a shard itself.
+        problem: Why it cannot be read; empty for an unrelated table.
     """
 
     def __init__(self, uri: str, columns: Columns):
@@ -125,20 +130,20 @@ class Metadata:
                 self._expected[self._comparable(name)] = (name, has_failed(status))
 
     def _comparable(self, key: str) -> str:
-        """Return a key without the zeros in front that numbers lose, where the metadata has numbers."""
+        """Return a key without leading zeros if the metadata stores keys as numbers."""
         return key.lstrip("0") if self._by_number else key
 
     def found(self, path: str) -> None:
-        """Take note of a sample in the tar, which may have been packed into folders since."""
+        """Record that the tar has a sample; its path may have gained folders since the metadata was written."""
         for name in (path, path.rpartition("/")[2]):
             self._expected.pop(self._comparable(name), None)
 
     def missing(self) -> Iterator[tuple[str, bool]]:
-        """Yield (key, whether its download failed) of what was not found."""
+        """Yield (key, whether its download failed) of the samples that were not found."""
         yield from self._expected.values()
 
 
 def _raise_if_of_store(error: BaseException) -> None:
-    """Raise an error of the store: its shard is not a damaged one. (pyarrow's own OSErrors have no errno.)"""
+    """Raise an error again if the store caused it, not a damaged shard. (pyarrow's own OSErrors have no errno.)"""
     if isinstance(error, storage.StorageError) or (isinstance(error, OSError) and error.errno is not None):
         raise error

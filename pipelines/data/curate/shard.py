@@ -1,4 +1,4 @@
-"""The first pass: one shard of a crawl to resized pictures by size, an index of their hashes, and the rejected."""
+"""First pass of curation: filter and resize one shard, stage its images by size, index their hashes, list rejects."""
 
 import hashlib
 import json
@@ -49,32 +49,34 @@ INDEX = pa.schema(
 )  # fmt: skip
 _SHA256 = re.compile("[0-9a-fA-F]{64}")
 STAGED = ".staged"
-STAGED_GROUP = 8  # rows; a file a size is open at once, and each holds a group in memory
+STAGED_GROUP = 8  # rows per row group; one file per size is open at once, each with one group in memory
 
 
 def staged_file(folder: str, name: str, target: str) -> str:
-    """The staged rows of a shard that belong to a target, SPLIT/WIDTHxHEIGHT."""
+    """Return the URI of a shard's staged rows of a target, SPLIT/WIDTHxHEIGHT."""
     return storage.join(folder, STAGED, target, f"{name}.parquet")
 
 
 def index_file(folder: str, name: str) -> str:
+    """Return the URI of a shard's index."""
     return storage.join(folder, STAGED, "index", f"{name}.parquet")
 
 
 class ShardCurator:
-    """One shard to staged files, their index, and `rejected/NAME.parquet`; see `map_items`.
+    """Worker of `map_items` that writes one shard's staged files, their index, and `rejected/NAME.parquet`.
 
-    Items: JSON [NAME, URI, label], the label of those that hold one class, else null.
+    Items are JSON: [NAME, URI, label], where the label is null unless the shard is one class.
     """
 
     def __init__(self, settings: CurateSettings, folder: str):
         self.settings, self.folder = settings, folder
 
     def __call__(self, item: str) -> dict[str, Any]:
+        """Curate a shard; return counts of kept rows by target and rejected rows by reason, and the histograms."""
         name, shard, label = json.loads(item)
         try:
             return self._curate_shard(name, shard, label, frozenset())
-        except TornSamples as found:  # nothing is stored yet
+        except TornSamples as found:  # nothing has been stored yet
             return self._curate_shard(name, shard, label, found.keys)
 
     def _curate_shard(self, name: str, shard: str, label: int | None, torn: frozenset[str]) -> dict[str, Any]:
@@ -112,7 +114,20 @@ class ShardCurator:
     def curate(
         self, sample: Sample, histograms: Histograms, label: int | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """One sample to its curated row and its row in the index. Raises Rejected or BadImage with the reason."""
+        """Curate one sample.
+
+        Args:
+            sample: The sample; its key is replaced by its global key if that is configured.
+            histograms: Counts its scores and sizes.
+            label: Label of the shard's class, if it has one.
+
+        Returns:
+            The curated row, and its row in the index.
+
+        Raises:
+            Rejected: It has a problem or fails a filter.
+            BadImage: It cannot be decoded.
+        """
         settings = self.settings
         if sample.problem:
             raise Rejected(sample.problem)
@@ -138,7 +153,7 @@ class ShardCurator:
             if settings.crop == "adm"
             else fit_to_size(image, width, height, settings.linear_light)
         )
-        # img2dataset hashes what it downloaded, before it encodes anew: only its own hash finds repeated images.
+        # img2dataset hashes the download before it re-encodes the image, so only its hash finds repeated images
         given = sample.record.get(settings.columns.sha256)
         if not isinstance(given, str) or not _SHA256.fullmatch(given):
             given = hashlib.sha256(sample.image).hexdigest()
@@ -157,16 +172,18 @@ class ShardCurator:
 
 
 def best_bucket(width: int, height: int, buckets: list[tuple[int, int]]) -> tuple[int, int]:
-    """The size that crops least: of those, the nearest in aspect ratio is the one, since a resized picture that
-    covers a size loses 1 - min(a, b) / max(a, b) of its area, a and b being the two ratios."""
+    """Return the size that crops an image least.
+
+    An image of aspect ratio a that is resized to cover a size of ratio b loses 1 - min(a, b) / max(a, b) of its area.
+    """
     ratio = width / height
     return min(buckets, key=lambda b: 1 - min(ratio, b[0] / b[1]) / max(ratio, b[0] / b[1]))
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """64 bits that change little with size, quality and brightness: the signs of the lowest cosine frequencies."""
-    grey = image.convert("L").resize((64, 64), Image.Resampling.BOX)  # most of the shrinking, at little cost
-    bits = imagehash.phash(grey).hash.flatten()
+    """Compute a 64-bit hash from the lowest cosine frequencies, robust to changes of size, quality and brightness."""
+    gray = image.convert("L").resize((64, 64), Image.Resampling.BOX)  # cheap first downscaling
+    bits = imagehash.phash(gray).hash.flatten()
     return int(np.packbits(bits).view(">u8")[0])
 
 

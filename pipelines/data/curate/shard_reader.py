@@ -1,7 +1,7 @@
-"""Reading a source: webdataset tars, parquet, folders of images, one sample at a time.
+"""Read the samples of a source: webdataset tars, parquet, folders of images.
 
-Shards stream: of a shard's size only its keys are held in memory. Nothing is unpacked to disk. What cannot be read
-becomes a sample with a `problem`, so that it is counted.
+Shards are streamed: only a shard's keys are held in memory, and nothing is unpacked to disk. Unreadable data becomes a
+sample with a `problem`, so that it is counted.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,15 @@ from pipelines.data.curate.tar_reader import read_tar, read_tar_of_class, split_
 
 
 def read_shard(shard: str, columns: Columns, torn: frozenset[str] = frozenset()) -> Iterator[Sample]:
-    """Yield the samples of a tar or parquet shard, then what the metadata beside a tar lists and the tar lacks.
+    """Yield the samples of a tar or parquet shard, then those that only the metadata beside a tar lists.
+
+    Args:
+        shard: URI of the shard.
+        columns: Names of the source's columns.
+        torn: See `read_tar`.
 
     Raises:
-        OSError: The store failed: no sample is lost.
+        OSError: The store failed; this is never treated as a damaged shard.
         TornSamples: See `read_tar`.
     """
     if not is_tar(shard):
@@ -37,14 +42,14 @@ def read_shard(shard: str, columns: Columns, torn: frozenset[str] = frozenset())
     missing = list(metadata.missing())
     cause = lost[0].problem if lost else "not in the tar"
     yield from (Sample(key, problem=FAILED if failed else cause) for key, failed in missing)
-    if all(failed for _, failed in missing):  # else the damage is reported by the samples that it cost
+    if all(failed for _, failed in missing):  # else the missing samples report the damage
         yield from lost
     if metadata.problem:
         yield Sample("", problem=metadata.problem)
 
 
 def read_class(place: str) -> Iterator[Sample]:
-    """Yield the images of a folder or tar of one class; their paths in it are their keys."""
+    """Yield the images of a folder or tar of one class, with their paths in it as keys."""
     if is_tar(place):
         yield from read_tar_of_class(place)
         return

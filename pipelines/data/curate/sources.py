@@ -1,4 +1,4 @@
-"""What a source consists of: its shards or classes by name, and a refusal of what curate does not read."""
+"""List the shards or classes of a source by name, and reject sources with files that curate does not read."""
 
 from pathlib import Path
 
@@ -15,14 +15,17 @@ _READ = "it reads .tar, .tar.gz, .tgz and .parquet; repack them, or move them ou
 
 
 def is_tar(uri: str) -> bool:
+    """Return whether a file is a tar, by its name."""
     return uri.lower().endswith(TAR_ENDINGS)
 
 
 def is_table(uri: str) -> bool:
+    """Return whether a file is parquet, by its name."""
     return uri.lower().endswith(".parquet")
 
 
 def without_ending(shard: str) -> str:
+    """Return the URI of a shard without its extension."""
     ending = next(e for e in (".tar.gz", ".tar", ".tgz", ".parquet") if shard.lower().endswith(e))
     return shard[: -len(ending)]
 
@@ -31,22 +34,22 @@ def list_shards(source: str) -> dict[str, str]:
     """Return {name: URI} of a source's shards: all tars, and every parquet file that has no tar beside it.
 
     Raises:
-        ConfigError: There are none, or there are images in a form that is not read, or two shards share a name.
+        ConfigError: There are no shards, or images in a form that is not read, or two shards have the same name.
     """
     files = _list_files(source)
     tars = {without_ending(f) for f in files if is_tar(f)}
     shards = [f for f in files if is_tar(f) or (is_table(f) and f.removesuffix(".parquet") not in tars)]
     if not shards:
         raise ConfigError(
-            f"source={source!r}: no .tar or .parquet shards there; point it at img2dataset output, or make the "
-            "demo's with `python jobs/make_demo_data.py`"
+            f"source={source!r}: no .tar or .parquet shards there; set it to the output folder of img2dataset, or "
+            "make the demo's with `python jobs/make_demo_data.py`"
         )
-    _refuse_unread(source, files, (*_OTHER_ENDINGS, *_IMAGE_ENDINGS), "hold images outside of shards")
+    _reject_unread(source, files, (*_OTHER_ENDINGS, *_IMAGE_ENDINGS), "hold images outside of shards")
     named: dict[str, str] = {}
     for shard in shards:
         name = path_below(source, without_ending(shard)).replace("/", "-")
         if other := named.get(name):
-            raise ConfigError(f"source={source!r}: two shards have one name, {other} and {shard}; rename one of them")
+            raise ConfigError(f"source={source!r}: two shards have one name, {other} and {shard}; rename one")
         named[name] = shard
     return named
 
@@ -55,9 +58,9 @@ def list_classes(source: str) -> dict[str, str]:
     """Return {class: URI} of the folders of images and the tars directly in a source, by name.
 
     Raises:
-        ConfigError: There are none, or there are images that would belong to no class, or two classes share a name.
+        ConfigError: There are no classes, or images that belong to no class, or two classes have the same name.
     """
-    root, found, homeless = storage.absolute(source), dict[str, str](), []
+    root, found, unclassified = storage.absolute(source), dict[str, str](), []
     for file in _list_files(source):
         name, inside, _ = path_below(source, file).partition("/")
         if inside and file.lower().endswith(_IMAGE_ENDINGS):
@@ -65,15 +68,16 @@ def list_classes(source: str) -> dict[str, str]:
         elif not inside and is_tar(file):
             name, place = without_ending(name), file
         else:
-            homeless.append(file)
+            unclassified.append(file)
             continue
         if found.setdefault(name, place) != place:
             raise ConfigError(f"source={source!r}: two classes have one name, {found[name]} and {place}; rename one")
     if not found:
         raise ConfigError(f"source={source!r}: labels=folder needs a folder of images, or a tar, for each class")
-    homeless = [f for f in homeless if not (is_table(f) and path_below(source, without_ending(f)) in found)]
+    unclassified = [f for f in unclassified if not (is_table(f) and path_below(source, without_ending(f)) in found)]
     endings = (*_OTHER_ENDINGS, *TAR_ENDINGS, ".parquet", *_IMAGE_ENDINGS)
-    _refuse_unread(source, homeless, endings, "hold images of no class; labels=folder reads a folder or tar of each:")
+    what = "hold images of no class; labels=folder reads a folder or tar of each class:"
+    _reject_unread(source, unclassified, endings, what)
     return dict(sorted(found.items()))
 
 
@@ -84,11 +88,11 @@ def path_below(source: str, uri: str) -> str:
 
 def _list_files(source: str) -> list[str]:
     if storage.is_local(source) and Path(storage.absolute(source)).is_file():
-        raise ConfigError(f"source={source!r}: is not a folder; give the folder that holds the shards")
+        raise ConfigError(f"source={source!r}: is not a folder; set the folder that holds the shards")
     return storage.list_files(source)
 
 
-def _refuse_unread(source: str, files: list[str], endings: tuple[str, ...], what: str) -> None:
+def _reject_unread(source: str, files: list[str], endings: tuple[str, ...], what: str) -> None:
     unread = [f for f in files if f.lower().endswith(endings)]
     if unread:
         more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""

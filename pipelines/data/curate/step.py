@@ -1,7 +1,7 @@
-"""Curate: img2dataset shards to clean pictures of one size a file, and everything else set aside with its reason.
+"""Curate step: filter img2dataset shards into files of one image size each, and list rejected rows with a reason.
 
-Two passes. Each shard is filtered, resized and staged; then, when the whole crawl is known, duplicates are left out
-and the staged rows are brought into files of even length.
+There are two passes. The first filters, resizes and stages each shard. The second removes duplicates over the whole
+crawl and writes the staged rows to files of even length.
 """
 
 import json
@@ -24,11 +24,12 @@ from pipelines.viz.image_grid import grid_of
 
 
 def check(settings: CurateSettings) -> None:
+    """Check buckets and labels, and that the source has shards with the needed columns. Raises ConfigError."""
     for width, height in settings.buckets:
         if width % 16 or height % 16 or width < 16 or height < 16:
-            raise ConfigError(f"buckets: {width}x{height} is not made of multiples of 16")
+            raise ConfigError(f"buckets: {width}x{height}: width and height must be multiples of 16")
         if settings.crop == "adm" and width != height:
-            raise ConfigError(f"crop='adm': makes squares, and buckets has {width}x{height}")
+            raise ConfigError(f"crop='adm': makes squares, but buckets has {width}x{height}")
     if settings.labels == "folder" and settings.columns.global_key:
         raise ConfigError(
             f"columns.global_key={settings.columns.global_key!r}: labels=folder has no columns; leave it empty"
@@ -44,6 +45,7 @@ def check(settings: CurateSettings) -> None:
 
 
 def build(settings: CurateSettings, context: Context) -> dict[str, float]:
+    """Curate all shards of the source; see `pipelines.core.step.Step`."""
     by_class = settings.labels == "folder"
     shards = list_classes(settings.source) if by_class else list_shards(settings.source)
     reasons: Counter[str] = Counter()
@@ -61,14 +63,14 @@ def build(settings: CurateSettings, context: Context) -> dict[str, float]:
     buckets, splits = count_kept(plan["kept"])
     if not splits["train"] or not splits["held_out"]:
         raise ConfigError(
-            f"curation of {settings.source} kept {dict(splits)} pictures: nothing to train or test on; rejected: "
+            f"source={settings.source!r}: curation kept {dict(splits)} images, too few to train and test on; rejected: "
             f"{dict(reasons.most_common())}"
         )
     items = {name: json.dumps([name, segments]) for name, segments in plan["files"].items()}
     write = partial(FileWriter, context.folder)
     for _ in map_items(items, write, context.folder, settings.resources, stage="write"):
         pass
-    for folder in ("index", *plan["kept"]):  # the plan stays: it says that these are needed no more
+    for folder in ("index", *plan["kept"]):  # the plan is kept, so that a rerun does not need these
         storage.delete_folder(context.file(STAGED, folder))
     report(context, reasons, buckets, histograms, next(name for name in plan["files"] if name.startswith("train/")))
     kept = {f"kept_{split}": float(n) for split, n in splits.items()}
@@ -76,7 +78,7 @@ def build(settings: CurateSettings, context: Context) -> dict[str, float]:
 
 
 def count_kept(targets: dict[str, int]) -> tuple[Counter[str], Counter[str]]:
-    """Rows by size, and by split, of counts by SPLIT/SIZE."""
+    """Sum the counts of rows per SPLIT/SIZE to counts per size and per split."""
     buckets: Counter[str] = Counter()
     splits: Counter[str] = Counter({"train": 0, "held_out": 0})
     for target, rows in targets.items():
@@ -89,6 +91,7 @@ def count_kept(targets: dict[str, int]) -> tuple[Counter[str], Counter[str]]:
 def report(
     context: Context, reasons: Counter[str], buckets: Counter[str], histograms: Histograms, shown: str
 ) -> None:
+    """Write `report.json`, and log tables, histograms and the first images of the file `shown`."""
     counts = {"rejected": reasons, "kept": buckets, "histograms": histograms.counts}
     storage.write_bytes(context.file("report.json"), json.dumps(counts, indent=1).encode())
     for name, rows in (("rejected", reasons), ("kept", buckets)):

@@ -1,4 +1,4 @@
-"""Samples of a webdataset tar: adjacent members whose paths differ in the extension alone."""
+"""Read the samples of a webdataset tar: adjacent members whose paths differ only in the extension."""
 
 import json
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ _NO_IMAGE = "no image of its key"
 _SECOND = "another image of its key is used"
 _ARCHIVES = ("tar", "gz", "tgz", "zip", "parquet")
 _TEXTS = ("txt", "json")
-# Written by systems into every folder, and by macOS beside every file: never samples.
+# Files that operating systems create in folders, never samples.
 _LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 class TornSamples(Exception):
-    """At the end of a tar: some images were read whose captions or metadata stand elsewhere in it, `keys`."""
+    """Raised at the end of a tar if images were read whose captions or JSON are not adjacent, with their `keys`."""
 
     def __init__(self, keys: set[str]):
         super().__init__(f"{len(keys)} keys whose {TORN}")
@@ -36,11 +36,11 @@ class TornSamples(Exception):
 
 @dataclass
 class _Group:
-    """Adjacent members of one key: the data of its first image and of its texts, and the extensions of all."""
+    """Adjacent members of one key: data of its first image and of its texts, and the extensions of all members."""
 
     key: str
     before: str = ""
-    """Damage in front of it that may have cost it members"""
+    """Damage before the group, which may have destroyed members of it"""
     image: bytes = b""
     texts: dict[str, bytes] = field(default_factory=dict)
     images: list[str] = field(default_factory=list)
@@ -61,13 +61,13 @@ def read_tar(shard: str, columns: Columns, torn: frozenset[str] = frozenset()) -
     """Yield the samples of a tar, plain or compressed with gzip, then a sample for each stretch that is damaged.
 
     Args:
-        shard: Its URI.
-        columns: What its JSON calls things.
-        torn: Keys that are known to be torn: their images are rejected with TORN.
+        shard: URI of the tar.
+        columns: Names of the keys in its JSON.
+        torn: Keys whose members are known not to be adjacent; their images are rejected with TORN.
 
     Raises:
-        TornSamples: At the end, where keys not in `torn` are torn. Whoever kept samples of this pass has wrong ones:
-            discard them, and read again with these keys.
+        TornSamples: At the end, if members of other keys are not adjacent. The samples of this pass are wrong: discard
+            them, and read again with these keys.
     """
     found = _TornKeys()
     lost = []
@@ -78,7 +78,7 @@ def read_tar(shard: str, columns: Columns, torn: frozenset[str] = frozenset()) -
         found.add(group)
         if group.key in torn and group.images:
             group.problem = group.problem or TORN
-        elif group.key in torn and group.texts:  # is reported with its image
+        elif group.key in torn and group.texts:  # reported with the image
             continue
         yield from _samples_of(group, columns)
     yield from lost
@@ -87,18 +87,20 @@ def read_tar(shard: str, columns: Columns, torn: frozenset[str] = frozenset()) -
 
 
 def read_tar_of_class(shard: str) -> Iterator[Sample]:
-    """Yield every image of a tar as a sample of its own, and what can be none with the reason; other files are not
-    looked at."""
+    """Yield every image of a tar as a separate sample, and unreadable images with the reason; skip other files."""
     for group in _groups(shard, alone=True):
         group.key = split_name(group.key)[0]
-        if group.problem or group.images or _why_no_image(group) != _NO_IMAGE:
+        if group.problem or group.images or _explain_no_image(group) != _NO_IMAGE:
             (sample,) = _samples_of(group, Columns())
             yield sample
 
 
 def split_name(path: str) -> tuple[str, str]:
-    """Return (path without the extension, extension in lower case). The last dot begins the extension, so that
-    `IMG 2.0.jpg` and `IMG 2.1.jpg` are two images; a name that begins with its only dot is both."""
+    """Split a path into (path without the extension, extension in lower case).
+
+    The last dot begins the extension, so that `IMG 2.0.jpg` and `IMG 2.1.jpg` are two images. For a name whose only dot
+    is the first character, the rest is both stem and extension.
+    """
     folder, slash, name = path.rpartition("/")
     stem, dot, extension = name.rpartition(".")
     if not dot:
@@ -107,17 +109,19 @@ def split_name(path: str) -> tuple[str, str]:
 
 
 def is_litter(path: str) -> bool:
-    """Return whether a file is one that an operating system leaves in folders and archives."""
+    """Return whether a file was created by an operating system, in a folder or an archive."""
     *folders, name = path.split("/")
     return name.startswith("._") or name in _LITTER or "__MACOSX" in folders
 
 
 def _groups(shard: str, alone: bool = False) -> Iterator[_Group]:
-    """Yield the groups of a tar; with `alone` each member is one, and its path the key. A group without a key is
-    damage of which nothing shows what sample it cost."""
+    """Yield the groups of a tar; with `alone` each member is a group, and its path the key.
+
+    A group without a key is damage that cannot be assigned to a sample.
+    """
     current: _Group | None = None
     damage = ""  # after the last member of `current`
-    usual: set[str] = set()  # extensions of the last group that nothing happened to
+    usual: set[str] = set()  # extensions of the last undamaged group
 
     def limit(name: str) -> int | None:
         key, extension = split_name(_plain(name))
@@ -127,7 +131,7 @@ def _groups(shard: str, alone: bool = False) -> Iterator[_Group]:
         return LARGEST_FILE if extension in IMAGE_EXTENSIONS and not is_second else None
 
     def end(group: _Group) -> Iterator[_Group]:
-        """Blame damage next to a group for what it lacks; damage that explains nothing is reported by itself."""
+        """Assign adjacent damage to a group with missing members; report other damage separately."""
         nonlocal damage, usual
         if not group.problem and (not group.images or group.extensions < usual):
             group.problem = group.before or damage
@@ -166,20 +170,20 @@ def _groups(shard: str, alone: bool = False) -> Iterator[_Group]:
 
 
 def _plain(name: str) -> str:
-    """Return a member's path without `./`, as text: names in a tar are bytes, and parquet holds UTF-8 alone."""
+    """Return a member's path without `./`, as valid UTF-8 for parquet: names in a tar are bytes."""
     path = "/".join(part for part in name.split("/") if part != ".")
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _samples_of(group: _Group, columns: Columns) -> Iterator[Sample]:
-    """Yield one sample for each image of a group, and one for a group without any."""
+    """Yield one sample for each image of a group, or a single one for a group without images."""
     yield _first_sample(group, columns)
     for extension in group.images[1:]:
         yield Sample(f"{group.key}.{extension}", problem=group.problem or _SECOND)
 
 
 def _first_sample(group: _Group, columns: Columns) -> Sample:
-    if problem := group.problem or ("" if group.images else _why_no_image(group)):
+    if problem := group.problem or ("" if group.images else _explain_no_image(group)):
         return Sample(group.key, problem=problem)
     try:
         record = json.loads(group.texts.get("json", b"{}"))
@@ -187,14 +191,15 @@ def _first_sample(group: _Group, columns: Columns) -> Sample:
         return Sample(group.key, problem="JSON cannot be read")
     if not isinstance(record, dict):
         return Sample(group.key, problem="JSON is not a mapping")
-    try:  # a mark of the byte order is no part of a caption
+    try:  # utf-8-sig drops a byte order mark
         caption = group.texts["txt"].decode("utf-8-sig") if "txt" in group.texts else record.get(columns.caption)
     except ValueError:
         return Sample(group.key, problem="caption is not UTF-8")
     return Sample(group.key, group.image, text_of(caption), record, global_key=key_of(record.get(columns.global_key)))
 
 
-def _why_no_image(group: _Group) -> str:
+def _explain_no_image(group: _Group) -> str:
+    """Return the reason for rejecting a group without an image."""
     for extension in sorted(group.extensions):
         if extension in UNREAD_EXTENSIONS:
             return f"image format {extension} is not read"
@@ -204,12 +209,12 @@ def _why_no_image(group: _Group) -> str:
 
 
 class _TornKeys:
-    """Finds keys with an image in one place of the tar and its caption or JSON in another."""
+    """Collects keys with an image in one place of the tar and its caption or JSON in another."""
 
     def __init__(self) -> None:
         self.keys: set[str] = set()
         self._seen: dict[str, tuple[frozenset[str], ...]] = {}
-        self._shared: dict[tuple[frozenset[str], ...], tuple[frozenset[str], ...]] = {}  # few differ: hold them once
+        self._shared: dict[tuple[frozenset[str], ...], tuple[frozenset[str], ...]] = {}  # share equal values
 
     def add(self, group: _Group) -> None:
         extensions = frozenset(group.extensions)

@@ -1,8 +1,8 @@
-"""The members of a tar as a stream, with everything that is wrong with it.
+"""Stream the members of a tar, and report everything that is damaged.
 
-`tarfile` takes the first end mark and the first damaged header for the end, and trusts the sizes that headers state.
-Here reading goes on behind both (tars joined by `cat`, damage in the middle), and what is held or skipped is bounded by
-the bytes that are really there.
+`tarfile` stops at the first end mark and at the first damaged header, and trusts the sizes that headers state. This
+reader continues after both (tars joined by `cat`, damage in the middle), and never holds or skips more bytes than the
+file has.
 """
 
 import gzip
@@ -22,16 +22,16 @@ DAMAGED = "damaged header in tar"
 NO_TAR = "no readable shard"
 _BLOCK = 512
 _CHUNK = 1 << 17
-_LARGEST_EXTENSION = 1 << 16  # of the headers for long names and the like
+_LARGEST_EXTENSION = 1 << 16  # maximum bytes of an extension header, for long names for example
 _MAGIC = b"ustar"
-_MAGIC_PLACE = 257
-_CHECKSUM = re.compile(rb" *[0-7]+[ \0]")  # is looked at before the whole header is
+_MAGIC_OFFSET = 257
+_CHECKSUM = re.compile(rb" *[0-7]+[ \0]")  # a quick check before the header is parsed
 _GZIP = b"\x1f\x8b"
 
 
 @dataclass
 class Member:
-    """A file in a tar, or a problem: of the named member, or of an unknown one where the name is empty."""
+    """A file in a tar, or a problem of the named member, or of an unknown member if the name is empty."""
 
     name: str
     data: bytes = b""
@@ -43,10 +43,11 @@ def read_members(file: io.BufferedReader, most_bytes: Callable[[str], int | None
 
     Args:
         file: The open tar.
-        most_bytes: Called with each member's name: a larger one has the problem TOO_LARGE; None: do not read its data.
+        most_bytes: Returns the size limit of a member, given its name; a larger member has the problem TOO_LARGE. None
+            skips the member's data.
 
     Raises:
-        OSError: The store failed; damage of the tar becomes a member with a problem instead.
+        OSError: The store failed. (Damage of the tar becomes a member with a problem.)
     """
     stream = _Stream(file)
     has_ended = found_any = False
@@ -72,11 +73,11 @@ def read_members(file: io.BufferedReader, most_bytes: Callable[[str], int | None
                 yield Member("", problem=CUT_OFF)
             else:
                 yield Member("", problem=DAMAGED if another or found_any else NO_TAR)
-            has_ended = not another  # the problem stands for all up to the end
+            has_ended = not another  # the problem covers everything up to the end
             continue
         extensions, has_ended, found_any = {}, False, True
         if not header.isreg() or header.type == tarfile.GNUTYPE_SPARSE:
-            if header.isreg() or header.type not in tarfile.SUPPORTED_TYPES:  # of the others no data follow
+            if header.isreg() or header.type not in tarfile.SUPPORTED_TYPES:  # the other types have no data
                 stream.skip(_padded(size))
             if not header.isdir() and header.type not in _NO_FILES:
                 yield Member(name, problem=LINK)
@@ -90,18 +91,18 @@ def read_members(file: io.BufferedReader, most_bytes: Callable[[str], int | None
 
 _EXTENSIONS = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME,
                tarfile.GNUTYPE_LONGLINK)  # fmt: skip
-_NO_FILES = (b"V", b"D")  # GNU's name of the volume and list of a folder
+_NO_FILES = (b"V", b"D")  # GNU's volume label and directory list
 
 
 def _read_file(stream: "_Stream", name: str, size: int, limit: int | None) -> Member:
-    """Read one file's data, which may be less than its header states: then look for a header in it."""
+    """Read one file's data. If there is less than its header states, search for the next header."""
     if size <= stream.most_left():
         start = stream.position
         if limit is not None and size <= limit:
             padded = stream.read(_padded(size))
             if len(padded) >= size:
                 if (inside := _first_header(padded)) is not None:
-                    stream.push_back(padded[inside:])  # another tar was joined to one that was cut off in this file
+                    stream.push_back(padded[inside:])  # a tar that was cut off in this file, joined with another
                     return Member(name, problem=FALSE_SIZE)
                 return Member(name, padded[:size], _path_problem(name))
         elif stream.skip(size) == size:
@@ -112,12 +113,12 @@ def _read_file(stream: "_Stream", name: str, size: int, limit: int | None) -> Me
 
 
 def _first_header(data: bytes) -> int | None:
-    """Return where the first header in some bytes begins."""
-    place = data.find(_MAGIC, _MAGIC_PLACE)
-    while place >= 0 and (start := place - _MAGIC_PLACE) + _BLOCK <= len(data):
+    """Return the offset of the first header in some bytes, or None."""
+    found = data.find(_MAGIC, _MAGIC_OFFSET)
+    while found >= 0 and (start := found - _MAGIC_OFFSET) + _BLOCK <= len(data):
         if _CHECKSUM.match(data, start + 148) and _parse(data[start : start + _BLOCK]):
             return start
-        place = data.find(_MAGIC, place + 1)
+        found = data.find(_MAGIC, found + 1)
     return None
 
 
@@ -137,7 +138,7 @@ def _parse(block: bytes) -> tarfile.TarInfo | None:
 
 
 def _read_extension(header: tarfile.TarInfo, stream: "_Stream") -> dict[str, bytes]:
-    """Return what a header in front of another one states about that. Raises ValueError where it is damaged."""
+    """Read an extension header, which describes the next header. Raises ValueError if it is damaged."""
     if not 0 <= header.size <= _LARGEST_EXTENSION:
         raise ValueError
     padded = stream.read(_padded(header.size))
@@ -168,7 +169,7 @@ def _parse_extension(header: tarfile.TarInfo, data: bytes) -> dict[str, bytes]:
 
 
 def _apply(header: tarfile.TarInfo, extensions: dict[str, bytes]) -> tuple[str, int]:
-    """Return a member's (name, size). Raises ValueError for a size that is none."""
+    """Return a member's (name, size) after its extension headers. Raises ValueError for an invalid size."""
     name = extensions["path"].decode("utf-8", "surrogateescape") if "path" in extensions else header.name
     size = int(extensions.get("size", header.size))
     if any(key.startswith("GNU.sparse.") for key in extensions):
@@ -179,7 +180,7 @@ def _apply(header: tarfile.TarInfo, extensions: dict[str, bytes]) -> tuple[str, 
 
 
 class _Stream:
-    """The bytes of a file, decompressed where it is compressed, read forward; damage of the compression is its end."""
+    """The bytes of a file, decompressed if it is gzip, read forward; damaged compression counts as the end."""
 
     def __init__(self, file: io.BufferedReader):
         self.end = file.seek(0, io.SEEK_END)
@@ -187,15 +188,15 @@ class _Stream:
         self.zipped = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == _GZIP else None
         self.file = file
         self.position = 0
-        self._held, self._at = b"", 0  # bytes fetched, and how many of them were read
+        self._held, self._at = b"", 0  # buffer, and the number of its bytes that were read
         self._knows_end = self.zipped is None
 
     def most_left(self) -> float:
-        """Return how many bytes there can be from here on."""
+        """Return an upper bound of the remaining bytes."""
         return self.end - self.position if self._knows_end else float("inf")
 
     def read(self, size: int) -> bytes:
-        """Return the next bytes, fewer at the end alone."""
+        """Return the next `size` bytes, fewer only at the end."""
         parts = []
         while size > 0 and (self._at < len(self._held) or self._fetch()):
             parts.append(self._held[self._at : self._at + size])
@@ -205,14 +206,14 @@ class _Stream:
         return b"".join(parts)
 
     def skip(self, size: int) -> int:
-        """Pass over bytes; return how many there were."""
+        """Skip up to `size` bytes; return the number skipped."""
         skipped = 0
         while skipped < size and (part := self.read(min(size - skipped, _CHUNK))):
             skipped += len(part)
         return skipped
 
     def push_back(self, data: bytes) -> None:
-        """Make the bytes that were read last the next ones again."""
+        """Return the bytes that were read last to the stream."""
         if self._at >= len(data):
             self._at -= len(data)
         else:
@@ -220,12 +221,12 @@ class _Stream:
         self.position -= len(data)
 
     def rewind(self, position: int) -> None:
-        """Go back. Decompresses from the beginning, once at most: the end is known then."""
+        """Go back to a position. This decompresses from the beginning, at most once, since the end is known then."""
         (self.zipped or self.file).seek(position)
         self._held, self._at, self.position = b"", 0, position
 
     def find_header(self) -> bool:
-        """Go to the next header, wherever it begins; return whether there is one (else: to the end)."""
+        """Skip to the next header, at any offset, or to the end; return whether a header was found."""
         window = b""
         while part := self.read(_CHUNK):
             window += part

@@ -133,8 +133,8 @@ def test_settings_that_are_validated_later_have_their_types_already(load):
     [
         (["prompts=[a] # red"], "prompts='.a. # red' is not a YAML value: '# red' follows its last bracket"),
         (["prompts=[a # red]"], "prompts=.*is not a YAML value"),
-        (["optim={lr: 1, lr: 2}"], "the key 'lr' stands twice, in lines 1 and 1"),
-        (["steps=3", "steps=4"], "'steps=3' would be lost, for 'steps=4' comes after it"),
+        (["optim={lr: 1, lr: 2}"], "the key 'lr' appears twice, in lines 1 and 1"),
+        (["steps=3", "steps=4"], "'steps=3' would be lost, because 'steps=4' replaces it"),
         (["optim.lr=3", "optim={kind: sgd}"], "'optim.lr=3' would be lost"),
         (["prompts=" + "[" * 3000], "prompts=.*is not a YAML value: it is nested deeper than 50 levels"),
         (["optim.lr=.inf"], "optim.lr=inf: input should be a finite number"),
@@ -151,8 +151,8 @@ def test_overrides_that_would_lose_something_are_refused(refuse, overrides, name
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("source: data\noptim: {lr: 1}\nsteps: 3\noptim:\n", "the key 'optim' stands twice, in lines 2 and 4"),
-        ("source: data\noptim:\n  lr: 1\n  kind: sgd\n  lr: 2", "the key 'lr' stands twice, in lines 3 and 5"),
+        ("source: data\noptim: {lr: 1}\nsteps: 3\noptim:\n", "the key 'optim' appears twice, in lines 2 and 4"),
+        ("source: data\noptim:\n  lr: 1\n  kind: sgd\n  lr: 2", "the key 'lr' appears twice, in lines 3 and 5"),
         ("source: data\noptim: {lr: .inf}", "optim.lr=inf: input should be a finite number"),
         ("source: " + "[" * 3000, "is not YAML: it is nested deeper than 50 levels"),
         ("source: data\nsteps: 1:30", "steps='1:30': input should be a valid integer"),

@@ -72,7 +72,7 @@ def test_the_step_is_no_setting(write):
 
 def test_circles_are_refused(write):
     a, b = write("a.yaml", "extends: b.yaml"), write("b.yaml", "extends: a.yaml")
-    assert refused(a) == f"{a} extends {b} extends {a}: a circle; leave one `extends` out"
+    assert refused(a) == f"{a} extends {b} extends {a}: a circle; remove one `extends`"
     alone = write("alone.yaml", "extends: ./alone.yaml")
     assert "a circle" in refused(alone)
 
@@ -83,7 +83,7 @@ def test_circles_are_refused(write):
         ("extends: absent.yaml", "absent.yaml', which "),
         ("extends: [a, b]", "extends=['a', 'b']: must be the path of a file"),
         ("extends: ''", "extends='': must be the path of a file"),
-        ("extends: list.yaml", "list.yaml must hold settings (key: value), it holds a list"),
+        ("extends: list.yaml", "list.yaml must hold settings (key: value), but it holds a list"),
         ("extends: broken.yaml", "broken.yaml is not YAML"),
     ],
 )

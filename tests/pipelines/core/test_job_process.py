@@ -72,7 +72,7 @@ def kill_self(number=signal.SIGTERM):
 
 
 def test_sigterm_is_one_line_and_143(capfd):
-    told = "error: ended by SIGTERM; the same command goes on from what is complete\n"
+    told = "error: ended by SIGTERM; run the same command again to resume\n"
     assert end_of(kill_self, capfd) == (143, told)
 
 
@@ -96,7 +96,7 @@ def test_sigterm_in_a_destructor(capfd):
         time.sleep(30)
 
     started = time.monotonic()
-    told = "error: ended by SIGTERM; the same command goes on from what is complete\n"
+    told = "error: ended by SIGTERM; run the same command again to resume\n"
     assert end_of(work, capfd) == (143, told) and time.monotonic() - started < 10
 
 
@@ -123,4 +123,4 @@ def test_a_clean_up_that_never_ends(capfd, monkeypatch):
             time.sleep(30)
 
     status, told = end_of(work, capfd)
-    assert status == 143 and told.startswith("error: asked to end, and still busy after 0 s; ")
+    assert status == 143 and told.startswith("error: still busy 0 s after the signal; ")

@@ -70,7 +70,7 @@ def test_failure_costs_its_item_alone_and_is_done_again(run, capfd):
         run(items)
     message = str(stopped.value)
     assert message.startswith("step: 5 of 11 items failed (fails 0: ValueError: bad picture in fails 0; fails 1: ")
-    assert message.count("ValueError") == 3 and "; and 2 more); running again does only what is missing" in message
+    assert message.count("ValueError") == 3 and "; and 2 more); run again to process only the missing items" in message
     assert "\n" not in message and run.calls() == Counter(items)
     run.mend()
     assert run(items) == [{"item": item, "length": len(item)} for item in items]
@@ -93,7 +93,7 @@ def assert_nothing_is_held(ray):
 @pytest.mark.ray
 def test_many_failures_stop_early_and_leave_no_actor(run, local_ray):
     items = [f"fails {i}" for i in range(20)] + [f"good {i}" for i in range(40)]
-    with pytest.raises(ItemsFailed, match="stopped early, for 11 of 60 items failed") as stopped:
+    with pytest.raises(ItemsFailed, match="stopped early: 11 of 60 items failed") as stopped:
         run(items)
     assert_nothing_is_held(local_ray)  # although the traceback, which holds the rows, still stands
     assert stopped.tb
@@ -166,7 +166,7 @@ def test_odd_names_on_s3(s3):
     for name in ("a/b.c", "%41", "é?#"):
         storage.write_bytes(shards._summary_file(f"{s3}/.done", name), b"{}")
         storage.write_bytes(shards._summary_file(f"{s3}/.done/stage", f"{name} staged"), b"{}")
-    assert shards._names_done(f"{s3}/.done") == {"a/b.c", "%41", "é?#"}
+    assert shards._list_finished(f"{s3}/.done") == {"a/b.c", "%41", "é?#"}
 
 
 def test_summaries_are_read_ahead_a_little_and_in_order(s3, s3_server):

@@ -58,9 +58,9 @@ def test_a_storage_that_can_never_be_written(tmp_path, place):
 
 def test_the_database_beside_it_can_not_either(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"^run.storage: cannot make the folder .*/file/runs: Not a directory$"):
+    with pytest.raises(ConfigError, match=r"^run.storage: cannot create the folder .*/file/runs: Not a directory$"):
         check_places(RunSettings(storage=str(tmp_path / "file/runs")))
-    with pytest.raises(ConfigError, match="^run.tracking_uri: cannot make the folder .*/file/x: "):
+    with pytest.raises(ConfigError, match="^run.tracking_uri: cannot create the folder .*/file/x: "):
         check_places(RunSettings(storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/file/x/mlflow.db"))
 
 
@@ -87,7 +87,7 @@ def test_a_tracking_store_that_does_not_answer(tmp_path, monkeypatch, scheme, st
     with socket.create_server(("127.0.0.1", 0)) as server:
         uri = f"{scheme}://127.0.0.1:{server.getsockname()[1] if state == 'silent' else 1}/mlflow"
         started = time.monotonic()
-        with pytest.raises(TrackingError, match="^the MLflow store at .* does not answer as one: ") as error:
+        with pytest.raises(TrackingError, match="^the MLflow store at .* does not respond as expected: ") as error:
             check_tracking(RunSettings(storage=str(tmp_path), tracking_uri=uri))
     assert time.monotonic() - started < 15 and "\n" not in str(error.value)
     assert dict(preflight.os.environ) == before
@@ -95,7 +95,7 @@ def test_a_tracking_store_that_does_not_answer(tmp_path, monkeypatch, scheme, st
 
 def test_a_database_that_is_none(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(b"no database " * 500)
-    with pytest.raises(TrackingError, match="mlflow.db does not answer as one: .*not a database"):
+    with pytest.raises(TrackingError, match="mlflow.db does not respond as expected: .*not a database"):
         check_tracking(RunSettings(storage=str(tmp_path)))
 
 

@@ -78,7 +78,7 @@ def test_a_page_links_to_what_it_is_made_from(run, tmp_path):
 )
 def test_passwords_are_kept_out_of_addresses(uri, monkeypatch):
     """And out of the message that says so."""
-    with pytest.raises(ConfigError, match="run.tracking_uri: holds a password or a token; cred") as error:
+    with pytest.raises(ConfigError, match="run.tracking_uri: holds a password or a token; pass") as error:
         validate(RunSettings, {"tracking_uri": uri}, "run")
     assert "pass-word" not in str(error.value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -51,7 +51,7 @@ def test_two_at_once_make_it_once(step, tmp_path, request, place, caplog):
     assert len(built) == 1 and sorted(outcome.reused for outcome in outcomes) == [False, True]
     assert outcomes[0].artifact.manifest == outcomes[1].artifact.manifest
     assert list(outcomes[0].artifact.manifest["files"]) == ["numbers"]
-    assert caplog.text.count("already: waiting until it ends") == 1
+    assert caplog.text.count(": waiting until it ends") == 1
 
 
 def test_what_is_done_needs_no_server_and_no_writing(step, tmp_path, monkeypatch):
@@ -62,7 +62,7 @@ def test_what_is_done_needs_no_server_and_no_writing(step, tmp_path, monkeypatch
     monkeypatch.setattr(storage, "_write_local", lambda *arguments: pytest.fail("something was written"))
     assert run_step(found, CountSettings(run=gone)).reused
     monkeypatch.undo()
-    with pytest.raises(TrackingError, match="http://127.0.0.1:1 does not answer"):
+    with pytest.raises(TrackingError, match="http://127.0.0.1:1 does not respond"):
         run_step(found, CountSettings(run=gone, to=4))
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="run.storage='.*': cannot write: Not a directory"):

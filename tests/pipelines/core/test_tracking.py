@@ -46,7 +46,7 @@ def test_where_to_look(tmp_path):
 
 
 def test_stores_that_cannot_be_are_refused():
-    with pytest.raises(ConfigError, match="run.tracking_uri: say which MLflow server .* cannot lie in s3://bucket/x"):
+    with pytest.raises(ConfigError, match="run.tracking_uri: set the MLflow server .* cannot be stored in s3://bucket/x"):
         tracking_uri(RunSettings(storage="s3://bucket/x"))
     with pytest.raises(ConfigError, match="run.tracking_uri='mlruns': must be sqlite:///PATH"):
         tracking_uri(RunSettings(tracking_uri="mlruns"))

@@ -260,7 +260,7 @@ def test_batches_hold_as_many_pictures_as_fit():
 
 def test_a_picture_that_cannot_be_decoded_is_named():
     with pytest.raises(BadImage, match="^key7: not an image$"):
-        caption.picture_of({"key": "key7", "image": b"no"})
+        caption.decode_row({"key": "key7", "image": b"no"})
 
 
 def refusal(settings):
@@ -292,8 +292,8 @@ def broken(model, tmp_path):
     ("name", "content", "message"),
     [
         ("config.json", None, "it has no config.json"),
-        ("config.json", "{", "config.json is broken"),
-        ("config.json", '{"model_type": "llama"}', "config.json says model_type 'llama', not 'qwen2_5_vl'"),
+        ("config.json", "{", "config.json is not a JSON object"),
+        ("config.json", '{"model_type": "llama"}', "config.json has model_type 'llama', not 'qwen2_5_vl'"),
         ("tokenizer.json", None, "it has no tokenizer.json"),
         ("preprocessor_config.json", None, "it has no preprocessor_config.json"),
         ("model.safetensors", None, "it has no model.safetensors"),
@@ -304,13 +304,13 @@ def test_a_folder_that_is_no_whole_model_is_refused(broken, curated, tmp_path, n
     folder = broken(name, content)
     said = refusal(settings_of(curated, folder, tmp_path))
     assert said == (
-        f"model='{folder}': {message}; get it whole, for example with "
+        f"model='{folder}': {message}; download the complete model, for example with "
         f"`hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir {folder}`"
     )
 
 
 def test_an_absent_folder_is_refused_and_a_whole_one_is_not(curated, model, tmp_path):
-    assert "model='absent': no such folder; get it whole, for" in refusal(settings_of(curated, "absent", tmp_path))
+    assert "model='absent': no such folder; download" in refusal(settings_of(curated, "absent", tmp_path))
     STEP.check(settings_of(curated, model, tmp_path))
 
 
@@ -324,7 +324,7 @@ def test_vllm_must_be_installed_and_have_whole_gpus(curated, model, tmp_path, mo
     for gpus in (0, 0.5, 1.5):
         resources = CaptionWorkers(gpus_per_worker=gpus)
         said = refusal(settings.model_copy(update={"resources": resources}))
-        assert said == f"resources.gpus_per_worker={gpus:g}: vLLM takes whole GPUs, 1 or more a worker"
+        assert said == f"resources.gpus_per_worker={gpus:g}: vLLM needs whole GPUs, 1 or more per worker"
     STEP.check(settings.model_copy(update={"resources": CaptionWorkers(gpus_per_worker=2)}))
 
 

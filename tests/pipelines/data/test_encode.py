@@ -257,7 +257,7 @@ def test_sizes_that_do_not_divide_into_tokens_are_refused(tiny_base, tmp_path):
     settings = settings_for(odd, tiny_base, tmp_path)
     with pytest.raises(ConfigError, match="curated: its buckets hold 40x32; tokens of this base are 16x16"):
         STEP.check_inputs(settings, {"curated": odd})
-    with pytest.raises(ValueError, match="a-40x32.parquet: pictures of 40x32 do not divide into tokens of 16x16"):
+    with pytest.raises(ValueError, match="a-40x32.parquet: images of 40x32 do not divide into tokens of 16x16"):
         LatentWorker(settings, str(tmp_path / "out"))(odd.file("train/a-40x32.parquet"))
 
 

@@ -58,7 +58,7 @@ def test_from_a_bucket(s3):
         ("a.json", '["a", 3]', "row 2 has no 'prompt'; it has int"),
         ("a.json", "[" * 100_000, "is nested too deep"),
         ("a.csv", "a fox\nb\n", "no column prompt; its first line has a fox"),
-        ("a.parquet", "PAR1", "is no parquet file"),
+        ("a.parquet", "PAR1", "is not a parquet file"),
     ],
 )
 def test_what_is_ambiguous_or_broken_is_refused(tmp_path, name, data, named):

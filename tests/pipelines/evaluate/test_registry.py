@@ -64,7 +64,7 @@ def test_every_night(nightly, tiny_workflow, tmp_path):
     made = {p: p.stat().st_mtime_ns for p in Path(settings.run.storage, "pictures").rglob("*.png")}
 
     status, again, err = nightly()  # no new version
-    assert status == 0 and json.loads(again) == found and "done before, nothing to do" in err
+    assert status == 0 and json.loads(again) == found and "up to date, nothing to do" in err
 
     status, line, err = nightly("floors={trained/high_frequency_power: 99}")
     assert status == 1 and json.loads(line) == found  # the scores are printed all the same

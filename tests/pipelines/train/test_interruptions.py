@@ -208,7 +208,7 @@ def test_a_driver_that_is_asked_to_stop_leaves_a_checkpoint_and_says_so(training
     assert_the_same(artifact, plain, training)
     done = start_job(training, again, tmp_path)
     assert done.wait(120) == 0
-    assert f"done before, nothing to do: {artifact.uri}" in (tmp_path / "log").read_text()
+    assert f"up to date, nothing to do: {artifact.uri}" in (tmp_path / "log").read_text()
 
 
 @finetune

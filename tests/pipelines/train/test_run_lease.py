@@ -48,7 +48,7 @@ def test_looks_that_fail_are_not_tried_again_each(faulty_s3, caplog):
     time.sleep(2.5)
     lease_monitor.close()
     assert 1 <= server.count("(GET|HEAD) .*attempt.json") <= 4
-    assert "trying again" not in caplog.text
+    assert "retrying" not in caplog.text
 
 
 def test_a_look_that_hangs_hides_no_stop():

@@ -29,7 +29,7 @@ FAULTS = {  # one of each in the demo's faulty rows, and what lies among the sha
 @pytest.mark.parametrize("size", [(64, 60), (0, 64), (8, 8)])
 def test_buckets_are_whole_patches(make_shards, make_pictures, size):
     settings = CurateSettings(source=str(make_shards(make_pictures(3))), buckets=[size])
-    with pytest.raises(ConfigError, match=f"buckets: {size[0]}x{size[1]} is not made of multiples of 16"):
+    with pytest.raises(ConfigError, match=f"buckets: {size[0]}x{size[1]}: width and height must be multiples of 16"):
         check(settings)
 
 
@@ -208,5 +208,5 @@ def test_number_of_workers_changes_nothing(outcome, settings, tmp_path):
 def test_nothing_left_is_an_error(settings, local_ray, tmp_path):
     run = RunSettings(storage=str(tmp_path))
     strict = settings.model_copy(update={"run": run, "filters": Filters(min_aesthetic=9.9)})
-    with pytest.raises(ConfigError, match="nothing to train or test on; rejected: {'aesthetic below the threshold'"):
+    with pytest.raises(ConfigError, match="too few to train and test on; rejected: {'aesthetic below the threshold'"):
         run_step(STEP, strict)

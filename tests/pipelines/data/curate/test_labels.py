@@ -107,7 +107,7 @@ def test_labels_of_a_column_as_the_hub_has_them(tmp_path, make_pictures):
     [
         ({"labels": "column"}, "labels='column', columns.label='': one needs the other"),
         ({"labels": "", "columns": Columns(label="y")}, "labels='', columns.label='y': one needs the other"),
-        ({"buckets": [(64, 32)]}, "crop='adm': makes squares, and buckets has 64x32"),
+        ({"buckets": [(64, 32)]}, "crop='adm': makes squares, but buckets has 64x32"),
     ],
 )
 def test_settings_that_do_not_go_together(imagenet, changes, message):
