@@ -1,1 +1,1 @@
-"""The demo's own world: pictures that need no network, and a tiny FLUX.2 klein trained on them."""
+"""The demo's images, which need no network, and a tiny FLUX.2 klein trained on them."""

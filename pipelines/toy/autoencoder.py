@@ -10,10 +10,11 @@ from torch import Tensor
 from pipelines.toy.training import adamw, train
 
 KL_WEIGHT = 1e-6  # per value; larger ones pull the latents away from the pixels and make the lift worse
-CROP = 32  # of images in training: it has no attention, so crops teach it as much as whole images of twice the side
+CROP = 32  # of images in training: without attention, a crop is a training example like a whole image
 
 
 def new_autoencoder() -> AutoencoderKLFlux2:
+    """Return the untrained autoencoder."""
     torch.manual_seed(0)
     return AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -28,18 +29,18 @@ def new_autoencoder() -> AutoencoderKLFlux2:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 -> float in [-1, 1]."""
+    """Convert images (B, 3, H, W) from uint8 to float32 in [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], mean over pictures."""
+    """Return the peak signal-to-noise ratio in dB of images in [-1, 1], the mean over images."""
     mse = ((a - b) / 2).square().flatten(1).mean(1)
     return float((-10 * mse.log10()).mean())
 
 
 def train_autoencoder(train_images: Tensor, held_out: Tensor, folder: Path, steps: int) -> AutoencoderKLFlux2:
-    """Images are (N, 3, 64, 64) uint8. The batch-norm statistics are taken over all training latents at the end."""
+    """Train on images (N, 3, 64, 64) uint8, then measure the batch-norm statistics on all their latents."""
     model = new_autoencoder().to(memory_format=torch.channels_last)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
@@ -67,7 +68,7 @@ def train_autoencoder(train_images: Tensor, held_out: Tensor, folder: Path, step
 
 @torch.no_grad()
 def set_whitening(model: AutoencoderKLFlux2, images: Tensor) -> None:
-    """Batch-norm mean and variance over the packed latents of `images`, in float64."""
+    """Set the batch-norm mean and variance to those of the packed latents of `images`, summed in float64."""
     total = torch.zeros(model.bn.num_features, dtype=torch.float64)
     square, count = torch.zeros_like(total), 0
     for batch in images.split(256):

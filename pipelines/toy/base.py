@@ -1,4 +1,4 @@
-"""The toy's parts put together: a genuine diffusers folder of a tiny FLUX.2 klein, trained on the demo pictures."""
+"""Training of all parts of the toy base model, written as a diffusers folder of FLUX.2 klein's classes."""
 
 import json
 from pathlib import Path
@@ -27,21 +27,28 @@ BACKBONE_FILE = "perceptual_squeeze.safetensors"
 
 
 def load_images(files: list[str]) -> tuple[Tensor, list[str]]:
-    """(N, 3, 64, 64) uint8 and captions; the demo's few thousand small pictures fit in memory."""
+    """Return images (N, 3, 64, 64) uint8 and captions; the demo's few thousand small images fit in memory."""
     batches = [rows for file in files for rows in read_images(file)]
     images = torch.cat([((rows.images + 1) * 127.5).round().to(torch.uint8) for rows in batches])
     return images, [caption for rows in batches for caption in rows.captions]
 
 
 def shrunk(images: Tensor, scale: int) -> Tensor:
-    """Images with a side `scale` times smaller, by area."""
+    """Return images whose sides are `scale` times smaller, by area."""
     return F.avg_pool2d(images, scale)
 
 
 def make_toy_base(curated: Artifact, work: Path, out: Path, steps: Steps) -> dict[str, float]:
-    """Train what `work` does not hold yet, write the pipeline folder `out`, and return its measures.
+    """Train all parts and write them as a pipeline folder.
 
-    `work` keeps checkpoints, logs and sample pictures: look at those before believing the numbers.
+    Args:
+        curated: Artifact of the curate step.
+        work: Local folder of checkpoints, from which an interrupted run resumes, logs, and sample images.
+        out: Folder to write.
+        steps: Optimizer steps of each part.
+
+    Returns:
+        {"psnr_held_out": of the autoencoder, in dB}.
     """
     images, captions = load_images(curated.files("train", ".parquet"))
     held_out, held_out_captions = load_images(curated.files("held_out", ".parquet"))
@@ -92,7 +99,7 @@ def make_toy_base(curated: Artifact, work: Path, out: Path, steps: Steps) -> dic
 
 
 def _write(pipeline: Flux2KleinPipeline, backbone: dict[str, Tensor], measures: dict[str, float], out: Path) -> None:
-    """Half precision on disk; the folder appears whole or not at all."""
+    """Write the folder atomically, in float16."""
     with atomic_folder(out) as partial:
         pipeline.to(torch.float16).save_pretrained(partial)
         save_file({k: v.half().contiguous() for k, v in backbone.items()}, partial / BACKBONE_FILE)

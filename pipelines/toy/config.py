@@ -8,6 +8,8 @@ from pipelines.core.config import Settings, Uri
 
 
 class DemoDataSettings(Settings):
+    """Settings of the job that makes the demo's images."""
+
     step: ClassVar[str] = "make_demo_data"
     folder: Uri = "data/demo"
     """Where the shards are written, local or s3://"""
@@ -28,6 +30,8 @@ class Steps(Settings):
 
 
 class ToyBaseSettings(Settings):
+    """Settings of the job that trains the toy base model."""
+
     step: ClassVar[str] = "make_toy_base"
     data: Uri = "data/demo"
     """Folder written by make_demo_data"""
@@ -39,6 +43,8 @@ class ToyBaseSettings(Settings):
 
 
 class ToyEncoderSettings(Settings):
+    """Settings of the job that trains the toy DINOv2."""
+
     step: ClassVar[str] = "make_toy_encoder"
     data: Uri = "data/demo"
     """Folder written by make_demo_data"""

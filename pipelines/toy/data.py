@@ -1,4 +1,4 @@
-"""Demo pictures with captions, written exactly as img2dataset writes LAION.
+"""Demo images with captions, written exactly as img2dataset writes LAION.
 
 Emoji (OpenMoji, captions from unicodedata) on coloured grounds, and crops of the photographs that ship inside
 scikit-image and scikit-learn. Some rows are broken, unsafe or duplicated on purpose: the filters need work.
@@ -111,7 +111,7 @@ def _photo_images(name: str, count: int, seed: int) -> list[Picture]:
 
 
 def _faulty_images() -> list[Picture]:
-    """What a real crawl holds besides pictures: one row for each thing the filters must catch."""
+    """Return one row for each defect of a real crawl that a filter must reject."""
     good = _jpeg(Image.linear_gradient("L").resize((96, 96)).convert("RGB"))
     tone = tuple(int(255 * c) for c in colorsys.hsv_to_rgb(0.6, 0.4, 0.9))
     plain = _jpeg(Image.new("RGB", (96, 96), tone))

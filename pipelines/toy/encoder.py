@@ -1,5 +1,7 @@
-"""A small DINOv2 for the representation alignment where no published weights can be had: transformers' own class, its
-tokens taught to read the captions' words off the demo pictures."""
+"""A small DINOv2 for representation alignment where published weights are not available.
+
+It is transformers' own class, trained to predict the captions' words from the demo images.
+"""
 
 from pathlib import Path
 
@@ -15,11 +17,11 @@ from pipelines.toy.perceptual import words_of
 from pipelines.toy.training import adamw, train
 
 GRID = (4, 4)
-"""Of tokens: as the toy models' patches of 16 in pictures of 64"""
+"""Rows and columns of tokens: those of a JiT with patches of 16 on images of 64 x 64"""
 
 
 class _Reader(nn.Module):
-    """Words from the mean of all tokens: they are what is aligned with, so they are what must know."""
+    """Predicts words from the mean of all tokens, because the tokens are what a model is aligned with."""
 
     def __init__(self, words: int):
         super().__init__()
@@ -32,8 +34,18 @@ class _Reader(nn.Module):
 
 
 def make_encoder(images: Tensor, captions: list[str], work: Path, out: Path, steps: int) -> dict[str, float]:
-    """Train on (N, 3, 64, 64) uint8 pictures and write a folder that `Dinov2Model.from_pretrained` reads. Returns its
-    mean cross-entropy on a word of these captions, in nats. `work` keeps the checkpoint, from which a rerun goes on."""
+    """Train the encoder and write a folder that `Dinov2Model.from_pretrained` reads.
+
+    Args:
+        images: Images (N, 3, 64, 64) uint8.
+        captions: Their captions.
+        work: Folder of the checkpoint, from which an interrupted run resumes.
+        out: Folder to write.
+        steps: Optimizer steps.
+
+    Returns:
+        {"cross_entropy": mean over these images and words, in nats}.
+    """
     torch.manual_seed(4)
     targets = words_of(captions)
     reader = _Reader(targets.shape[1])

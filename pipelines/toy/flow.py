@@ -17,8 +17,8 @@ from pipelines.toy.training import adamw, train
 UNCONDITIONAL = 0.1  # share of captions dropped, for guidance
 LONGEST = 20  # tokens of text; the few longer captions count as dropped, or every batch would be padded for them
 SHIFT = 1.5  # of sampling
-# Of training: the lifted model is asked at tau, below a tenth while sigma is still 0.2, and pixels show the noise that
-# a decoder hides; so low levels get their share.
+# Of training, wider than usual: the lifted model is evaluated at tau, which is below 0.1 at sigma = 0.2, and pixels
+# show the noise that a decoder hides.
 TIME_STD = 1.6
 MATRICES_LR, OTHERS_LR = 2e-3, 2e-3
 
@@ -44,6 +44,7 @@ class Captions:
     unconditional: Tensor
 
     def batch(self, embeddings: list[Tensor], dropped: Tensor) -> tuple[Tensor, Tensor]:
+        """Return padded embeddings (B, LONGEST, E) and their mask; dropped and longer captions are empty ones."""
         chosen = [
             self.unconditional if drop or len(e) > LONGEST else e
             for e, drop in zip(embeddings, dropped.tolist(), strict=True)

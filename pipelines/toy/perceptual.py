@@ -1,5 +1,7 @@
-"""A small backbone for the perceptual term where no published weights can be had: SqueezeNet, one of lpips'
-architectures, taught to read the captions' words, and how much noise was added, off the demo pictures."""
+"""A small backbone for the perceptual term where ImageNet weights are not available.
+
+It is SqueezeNet, one of lpips' architectures, trained to predict the captions' words and the level of added noise.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -16,16 +18,16 @@ WORDS = 256
 
 
 def words_of(captions: list[str]) -> Tensor:
-    """(N, 256) float: which of the 256 most frequent words of all captions stand in each."""
+    """Return indicators (N, 256) of the 256 most frequent words of all captions, or of fewer if there are fewer."""
     split = [set(c.replace(",", "").split()) for c in captions]
     common = Counter(w for words in split for w in words).most_common(WORDS)
     return torch.tensor([[float(word in words) for word, _ in common] for words in split])
 
 
 def train_backbone(images: Tensor, captions: list[str], folder: Path, steps: int) -> nn.Module:
-    """Words and noise level of (N, 3, 64, 64) uint8 pictures; returns the features `lpips` builds on.
+    """Train on images (N, 3, 64, 64) uint8; return the features that `lpips` uses.
 
-    Features that only name things learn to look past noise, and a perceptual term on those invites it.
+    Without the noise level as a target, the features become insensitive to noise, and so does a perceptual term.
     """
     torch.manual_seed(3)
     features = squeezenet1_1().features

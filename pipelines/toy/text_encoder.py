@@ -1,4 +1,4 @@
-"""The toy's text encoder: a narrow Qwen3 as deep as the pipeline's hidden states 9, 18 and 27 ask, on captions."""
+"""The toy's text encoder: a narrow Qwen3, deep enough for the pipeline's hidden states 9, 18 and 27."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ CHAT_TEMPLATE = (  # Qwen3's user turn alone: the empty answer that follows it w
 
 
 def train_tokenizer(captions: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 1,024 pieces, with Qwen3's special tokens and chat layout."""
+    """Train a byte-level BPE of 1,024 tokens, with Qwen3's special tokens and chat layout."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -41,6 +41,7 @@ def train_tokenizer(captions: list[str]) -> PreTrainedTokenizerFast:
 
 
 def new_text_encoder(vocabulary: int) -> Qwen3ForCausalLM:
+    """Return the untrained model."""
     torch.manual_seed(1)
     config = Qwen3Config(
         vocab_size=vocabulary,
@@ -62,7 +63,7 @@ def new_text_encoder(vocabulary: int) -> Qwen3ForCausalLM:
 def train_text_encoder(
     tokenizer: PreTrainedTokenizerFast, captions: list[str], folder: Path, steps: int
 ) -> Qwen3ForCausalLM:
-    """Next-token prediction on captions inside the chat template."""
+    """Train by next-token prediction on captions inside the chat template."""
     model = new_text_encoder(len(tokenizer))
     texts = [tokenizer.apply_chat_template([{"role": "user", "content": c}], tokenize=False) for c in captions]
     encoded = tokenizer(texts, padding=True, return_tensors="pt")

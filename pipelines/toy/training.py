@@ -1,4 +1,4 @@
-"""The loop that the toy's parts share: cosine learning rate, a log, and checkpoints that a rerun goes on from."""
+"""Training loop of the toy's parts: cosine learning rate, a log, and checkpoints from which a rerun resumes."""
 
 import json
 import math
@@ -14,6 +14,7 @@ from asymflow.ema import ConstantEMA
 
 
 def adamw(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.AdamW:
+    """Return AdamW with the toy's betas and weight decay."""
     return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
 
 
@@ -35,11 +36,22 @@ def train(
     ema: float = 0.999,
     report_every: int = 250,
 ) -> nn.Module:
-    """Minimize `loss_of(step, generator)` over `model`; returns the model holding its moving average.
+    """Minimize a loss over a model's parameters.
 
-    Each step's generator is seeded by the step alone, so that an interrupted run continues as it would have gone.
-    The optimizers' learning rates are the peaks of a cosine schedule. `report` is called on the averaged weights every
-    `report_every` steps; its numbers go to `NAME.log`.
+    Args:
+        name: Name of the files NAME.pt (checkpoint) and NAME.log.
+        model: The model, trained in place.
+        loss_of: Returns the loss of a step from its index and a generator that is seeded by the index alone, so that
+            a resumed run equals an uninterrupted one.
+        folder: Folder of the files.
+        steps: Optimizer steps.
+        optimizers: Optimizers of disjoint parameters; their learning rates are the peaks of a cosine schedule.
+        report: Called with the averaged weights in the model every `report_every` steps; its numbers are logged.
+        ema: Decay of the moving average.
+        report_every: Steps between reports and checkpoints.
+
+    Returns:
+        The model with its averaged weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{name}.pt"

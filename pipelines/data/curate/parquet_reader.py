@@ -144,6 +144,6 @@ class Metadata:
 
 
 def _raise_if_of_store(error: BaseException) -> None:
-    """Raise an error again if the store caused it, not a damaged shard. (pyarrow's own OSErrors have no errno.)"""
+    """Raise an error again if the store caused it, not a damaged shard; pyarrow's own OSErrors have no errno."""
     if isinstance(error, storage.StorageError) or (isinstance(error, OSError) and error.errno is not None):
         raise error
