@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asymflow.models.latent import ImageEncoder, TextEncoder, TokenGeometry, family_of
+from asymflow.models.backbone import Backbone, Kind
+from asymflow.models.latent import ImageEncoder, TextEncoder, TokenGeometry, family_of, published_model
 from pipelines.core.config import ConfigError, read_json_setting
 
 if TYPE_CHECKING:
@@ -30,18 +31,26 @@ def check_base(base: str, parts: tuple[str, ...] = (), *, images: bool = False, 
             raise ConfigError(f"base={base!r}: it has no {part!r} folder, so it is no whole diffusers pipeline")
 
 
-PUBLISHED = TokenGeometry(16, 128)
+def check_kind(model: Kind, backbone: Backbone) -> None:
+    """Raise ConfigError unless the family of this transformer supports such a finetuned model."""
+    if model not in backbone.adapter_classes:
+        allowed = ", ".join(backbone.adapter_classes)
+        raise ConfigError(f"model={model}: not supported for a {backbone.transformer}; allowed: {allowed}")
+
+
+PUBLISHED = published_model().geometry
 """Of FLUX.2 klein"""
 
 
 def read_geometry(base: str) -> TokenGeometry:
     """Return the geometry of tokens that the autoencoder in the base's folder has.
 
-    A folder that is elsewhere, or has no autoencoder, counts as the published one's: plans need no files, and inputs
-    of a run that do not fit are refused. Raises ConfigError for files that no family has.
+    A folder that is elsewhere, or has no autoencoder, counts as the published model of its name, else as FLUX.2 klein:
+    plans need no files, and inputs of a run that do not fit are refused. Raises ConfigError for files that no family
+    has.
     """
     if not (Path(base) / "vae").is_dir():
-        return PUBLISHED
+        return published_model(base).geometry
     try:
         return family_of(base).read_geometry(base)
     except ValueError as error:

@@ -17,7 +17,7 @@ from pipelines.sample.config import Safety, SampleSettings
 from pipelines.sample.metadata import encode_with_metadata
 from pipelines.sample.page_guard import Busy, Guard, Turns, names_of
 from pipelines.sample.safety import SafetyFilter, check_safety
-from pipelines.sample.sampler import PipelineSampler
+from pipelines.sample.sampler import BothSampler, open_sampler
 from pipelines.sample.step import check, check_model, made_from, models_of
 from pipelines.viz.image_grid import to_pil_images
 
@@ -65,7 +65,7 @@ def open_page(
         from starlette.middleware import Middleware  # comes with Gradio
 
         try:
-            artist = Artist(PipelineSampler(base, adapter, device), SafetyFilter(safety, device), Path(folder))
+            artist = Artist(open_sampler(base, adapter, device), SafetyFilter(safety, device), Path(folder))
         except ValueError as error:
             raise ConfigError(f"base={base!r}, adapter={adapter!r}: {error}") from error
         page = build_page(gradio, artist)
@@ -95,7 +95,7 @@ class Artist:
     """Draws what a form asks for. The pictures are files, which Gradio serves as they are; what is no file it encodes
     itself, without what the picture says about itself."""
 
-    def __init__(self, painter: PipelineSampler, safety: SafetyFilter, folder: Path):
+    def __init__(self, painter: BothSampler, safety: SafetyFilter, folder: Path):
         self.painter, self.safety, self.folder = painter, safety, folder
 
     def read(self, prompt: str, seed: int, **form: Any) -> SampleSettings:
@@ -137,9 +137,9 @@ class Artist:
         return files, {"seconds": seconds, "flagged": flagged, **about}
 
 
-def limits_of(painter: PipelineSampler) -> dict[str, tuple[float, float]]:
+def limits_of(painter: BothSampler) -> dict[str, tuple[float, float]]:
     """(lowest, highest) of what decides how long an image takes, by the names of `SamplingParameters`."""
-    defaults, side = painter.defaults, painter.pipeline.patch_size
+    defaults, side = painter.defaults, painter.patch_size
     return {
         "steps": (1, 2 * defaults.num_inference_steps),
         "guidance": (1, max(10, defaults.guidance_scale)),
@@ -151,7 +151,7 @@ def limits_of(painter: PipelineSampler) -> dict[str, tuple[float, float]]:
 def build_page(gradio: Any, artist: Artist) -> Any:
     """The gradio.Blocks."""
     defaults, beside = artist.painter.defaults, bool(artist.painter.adapter)
-    models, side = ("latent", "pixel") if beside else ("pixel",), artist.painter.pipeline.patch_size
+    models, side = ("latent", "pixel") if beside else ("pixel",), artist.painter.patch_size
 
     turns, limits = Turns(), limits_of(artist.painter)
 

@@ -22,7 +22,7 @@ from pipelines.sample.config import SampleSettings
 from pipelines.sample.metadata import encode_with_metadata
 from pipelines.sample.parameters import SamplingParameters
 from pipelines.sample.safety import SafetyFilter, check_safety
-from pipelines.sample.sampler import PipelineSampler
+from pipelines.sample.sampler import BothSampler, open_sampler
 from pipelines.viz.image_grid import side_by_side, thumbnail, to_pil_images
 
 
@@ -68,7 +68,7 @@ class Sampler:
 
     def __init__(self, settings: SampleSettings, folder: str):
         self.settings, self.folder = settings, folder
-        self.painter = PipelineSampler(settings.base, settings.adapter, settings.resources.device)
+        self.painter = open_sampler(settings.base, settings.adapter, settings.resources.device)
         self.filter = SafetyFilter(settings.safety, settings.resources.device)
 
     def __call__(self, item: str) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Sampler:
         return {"rows": rows}
 
 
-def made_from(painter: PipelineSampler, prompt: str, seed: int, drawing: SamplingParameters) -> dict[str, Any]:
+def made_from(painter: BothSampler, prompt: str, seed: int, drawing: SamplingParameters) -> dict[str, Any]:
     """What has to be known to draw a picture again."""
     source = {"base": Path(painter.base).name, "adapter_sha256": painter.adapter_sha256}
     return {"prompt": prompt, "seed": seed, **source, **asdict(drawing)}

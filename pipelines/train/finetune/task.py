@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from asymflow.ema import PowerEMA
-from asymflow.models.adapted import AdaptedFlux2
+from asymflow.models.adapted import AdaptedModel
 from asymflow.objectives.finetune import FinetuneObjective
 from asymflow.subspace import Subspace
 from pipelines.core import storage
@@ -46,7 +46,7 @@ class FinetuneTask:
         return blank_batch(self.model, pictures)
 
     def step_flops(self, tokens: Tokens) -> float:
-        config = self.model.transformer.config
+        config = {"_class_name": self.model.backbone.transformer, **self.model.transformer.config}
         return step_flops(self.settings, config, tokens.image, tokens.text, self.settings.optim.batch)
 
     def draw(self, device: torch.device) -> Image.Image:
@@ -61,7 +61,7 @@ class FinetuneTask:
         return self._validator.draw()
 
 
-def make_objective(model: AdaptedFlux2, loss: Loss) -> FinetuneObjective:
+def make_objective(model: AdaptedModel, loss: Loss) -> FinetuneObjective:
     """Return the loss of these settings, with its perceptual network loaded."""
     judge = loss.perceptual if loss.kind == "variance_reduced" else None
     return FinetuneObjective(
@@ -96,23 +96,23 @@ def text_source(config: dict[str, Any], rank: int) -> Source:
     return RemoteText(config["text_encoders"], rank) if config["text_encoders"] else StoredText()
 
 
-def parameter_groups(model: AdaptedFlux2, optim: Optim) -> list[dict[str, Any]]:
-    """`proj_out` may learn at its own rate (appendix B.2)."""
+def parameter_groups(model: AdaptedModel, optim: Optim) -> list[dict[str, Any]]:
+    """The last layer may learn at its own rate (appendix B.2)."""
     named = model.trainable()
-    last = {id(p) for p in model.transformer.proj_out.parameters()}
+    last = {id(p) for p in model.last_layer.parameters()}
     rates = {False: optim.lr, True: optim.lr_proj_out or optim.lr}
     parts = {is_last: [p for p in named.values() if (id(p) in last) == is_last] for is_last in rates}
     return [{"params": p, "lr": rates[key], "peak": rates[key]} for key, p in parts.items() if p]
 
 
-def blank_batch(model: AdaptedFlux2, pictures: int) -> Batch:
+def blank_batch(model: AdaptedModel, pictures: int) -> Batch:
     """The smallest pictures that every part of the loss takes: a perceptual network halves them five times."""
     side = max(2, -(-64 // model.patch_size))
-    picture, config = (pictures, 3, side * model.patch_size, side * model.patch_size), model.transformer.config
+    picture = (pictures, 3, side * model.patch_size, side * model.patch_size)
     return Batch(
         images=torch.zeros(picture),
-        z_0=torch.zeros(pictures, side * side, config.in_channels),
-        text=torch.zeros(pictures, 1, config.joint_attention_dim),
+        z_0=torch.zeros(pictures, side * side, model.subspace.rank),
+        text=torch.zeros(pictures, 1, model.text_width),
         text_mask=torch.ones(pictures, 1).bool(),
         noise=torch.zeros(picture),
         sigma=torch.full((pictures,), 0.5),
@@ -120,5 +120,3 @@ def blank_batch(model: AdaptedFlux2, pictures: int) -> Batch:
         keys=[""] * pictures,
         key_sums=torch.zeros(pictures).double(),
     )
-
-

@@ -1,0 +1,131 @@
+"""Pipeline folders of all families of base models: the real classes with random weights, small enough for a test."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
+)
+from tiny_base import make_base
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PixtralImageProcessor,
+    PixtralProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from pipelines.toy.autoencoder import set_whitening
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """How to make a base of the family, and what the shared suite has to know about its tiny transformer."""
+
+    make: Callable[[Path], Any]
+    padding: str
+    """That of the stock pipeline"""
+    lora: frozenset[str]
+    """Layers that LoRA adapts"""
+    wholes: frozenset[str]
+    """Parameters of the three trained modules"""
+    published: tuple[str, ...]
+    depths: dict[str, int]
+    """Settings that are numbers of blocks, and the index of their kind in `Backbone.block_memory`"""
+    unguided: dict[str, float] = field(default_factory=lambda: {"guidance_scale": 1.0})
+    """Argument of the stock pipeline that switches guidance off"""
+    reconstruct: Callable[[Any, torch.Tensor], torch.Tensor] = lambda vae, images: (
+        vae.decode(vae.encode(images).latent_dist.mode()).sample
+    )
+    """The autoencoder's own round trip"""
+
+
+def bpe_tokenizer(specials: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([f"a picture of {i} red suns" for i in range(50)], trainer)
+    return tokenizer
+
+
+def flux2_autoencoder() -> AutoencoderKLFlux2:
+    autoencoder = AutoencoderKLFlux2(
+        block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=32, layers_per_block=1, norm_num_groups=4,
+        sample_size=32,
+    )  # fmt: skip
+    set_whitening(autoencoder, torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8))
+    return autoencoder
+
+
+def make_dev(folder: Path) -> None:
+    specials = ["<pad>", "<s>", "</s>", "[IMG]", "[IMG_BREAK]", "[IMG_END]", "[SYSTEM_PROMPT]", "[INST]", "[/INST]"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe_tokenizer(specials), bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        additional_special_tokens=specials[3:], padding_side="left",
+    )  # fmt: skip
+    template = (
+        "<s>{% for m in messages %}{% if m['role'] == 'system' %}[SYSTEM_PROMPT]{% else %}[INST]{% endif %}"
+        "{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endfor %}[/INST]"
+    )
+    torch.manual_seed(0)
+    text_config = {
+        "model_type": "mistral", "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32,
+        "num_hidden_layers": 31, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+        "max_position_embeddings": 1024,
+    }  # fmt: skip
+    vision_config = {
+        "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "head_dim": 8, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    text_encoder = Mistral3ForConditionalGeneration(
+        Mistral3Config(text_config=text_config, vision_config=vision_config, image_token_index=3)
+    )
+    torch.manual_seed(0)
+    transformer = Flux2Transformer2DModel(
+        in_channels=128, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=48, timestep_guidance_channels=16, mlp_ratio=1.0, axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=True,
+    )  # fmt: skip
+    Flux2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=flux2_autoencoder(),
+        text_encoder=text_encoder,
+        tokenizer=PixtralProcessor(
+            PixtralImageProcessor(), tokenizer, patch_size=14, spatial_merge_size=2, chat_template=template
+        ),
+        transformer=transformer,
+    ).save_pretrained(folder)
+
+
+FLUX2_LORA = frozenset(
+    {
+        *(f"transformer_blocks.0.{ff}.linear_{end}" for ff in ("ff", "ff_context") for end in ("in", "out")),
+        "single_transformer_blocks.0.attn.to_out",
+        *(f"time_guidance_embed.timestep_embedder.linear_{i}" for i in (1, 2)),
+    }
+)
+FLUX2_DEPTHS = {"num_layers": 0, "num_single_layers": 1}
+FLUX2_WHOLES = frozenset({"x_embedder.weight", "norm_out.linear.weight", "proj_out.weight"})
+FAMILIES = {
+    "klein": TinyFamily(
+        make_base,
+        "max_length",
+        FLUX2_LORA,
+        FLUX2_WHOLES,
+        ("FLUX.2-klein-base-9B", "FLUX.2-klein-base-4B"),
+        FLUX2_DEPTHS,
+    ),
+    "flux2_dev": TinyFamily(make_dev, "max_length", FLUX2_LORA, FLUX2_WHOLES, ("FLUX.2-dev",), FLUX2_DEPTHS),
+}
