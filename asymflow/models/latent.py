@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MODULES = (
     "asymflow.models.klein",
     "asymflow.models.flux2_dev",
+    "asymflow.models.z_image",
 )
 DEFAULT = "FLUX.2-klein-base-9B"
 """Published model that stands for a base of unknown name"""

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKL,
     AutoencoderKLFlux2,
     FlowMatchEulerDiscreteScheduler,
     Flux2Pipeline,
     Flux2Transformer2DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from tiny_base import make_base
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -23,6 +26,7 @@ from transformers import (
 )
 
 from pipelines.toy.autoencoder import set_whitening
+from pipelines.toy.text_encoder import CHAT_TEMPLATE, new_text_encoder, train_tokenizer
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,47 @@ def make_dev(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def make_z_image(folder: Path) -> None:
+    tokenizer = train_tokenizer([f"picture {i}" for i in range(100)])
+    # Qwen3's template adds an empty answer where thinking is switched off
+    tokenizer.chat_template = (
+        CHAT_TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    )
+    torch.manual_seed(0)
+    transformer = ZImageTransformer2DModel(
+        in_channels=16, dim=48, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=32,
+        axes_dims=[8, 8, 8], axes_lens=[1536, 64, 64],
+    )  # fmt: skip
+    with torch.no_grad():
+        transformer.x_pad_token.normal_()
+        transformer.cap_pad_token.normal_()
+    autoencoder = AutoencoderKL(
+        block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16, layers_per_block=1, norm_num_groups=4,
+        sample_size=32, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+    ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder,
+        text_encoder=new_text_encoder(len(tokenizer)),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    ).save_pretrained(folder)
+
+
+Z_IMAGE_LORA = frozenset(
+    {
+        *(f"{block}.feed_forward.w{i}" for block in ("layers.0", "layers.1", "noise_refiner.0", "context_refiner.0")
+          for i in (1, 2, 3)),
+        *(f"layers.{i}.attention.to_out.0" for i in (0, 1)),
+        *(f"t_embedder.mlp.{i}" for i in (0, 2)),
+    }
+)  # fmt: skip
+Z_IMAGE_WHOLES = frozenset(
+    f"{module}.{kind}"
+    for module in ("all_x_embedder.2-1", "all_final_layer.2-1.adaLN_modulation.1", "all_final_layer.2-1.linear")
+    for kind in ("weight", "bias")
+)
 FLUX2_LORA = frozenset(
     {
         *(f"transformer_blocks.0.{ff}.linear_{end}" for ff in ("ff", "ff_context") for end in ("in", "out")),
@@ -128,4 +173,13 @@ FAMILIES = {
         FLUX2_DEPTHS,
     ),
     "flux2_dev": TinyFamily(make_dev, "max_length", FLUX2_LORA, FLUX2_WHOLES, ("FLUX.2-dev",), FLUX2_DEPTHS),
+    "z_image": TinyFamily(
+        make_z_image,
+        "none",
+        Z_IMAGE_LORA,
+        Z_IMAGE_WHOLES,
+        ("Z-Image",),
+        {"n_layers": 2},
+        unguided={"guidance_scale": 0.0},
+    ),
 }
