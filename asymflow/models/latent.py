@@ -21,6 +21,7 @@ MODULES = (
     "asymflow.models.klein",
     "asymflow.models.flux2_dev",
     "asymflow.models.z_image",
+    "asymflow.models.qwen_image",
 )
 DEFAULT = "FLUX.2-klein-base-9B"
 """Published model that stands for a base of unknown name"""

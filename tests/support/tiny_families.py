@@ -9,9 +9,12 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
     Flux2Pipeline,
     Flux2Transformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -23,6 +26,8 @@ from transformers import (
     PixtralImageProcessor,
     PixtralProcessor,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
 )
 
 from pipelines.toy.autoencoder import set_whitening
@@ -141,6 +146,47 @@ def make_z_image(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def make_qwen_image(folder: Path) -> None:
+    tokenizer = train_tokenizer([f"picture {i}" for i in range(100)])
+    torch.manual_seed(0)
+    text_config = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 1024,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+    }  # fmt: skip
+    vision_config = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32,
+        "fullatt_block_indexes": [0],
+    }  # fmt: skip
+    text_encoder = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config=text_config, vision_config=vision_config)
+    )
+    torch.manual_seed(0)
+    transformer = QwenImageTransformer2DModel(
+        patch_size=2, in_channels=64, out_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=AutoencoderKLQwenImage(base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    ).save_pretrained(folder)
+
+
+QWEN_IMAGE_LORA = frozenset(
+    {
+        *(f"transformer_blocks.{i}.img_mlp.net.{layer}" for i in (0, 1) for layer in ("0.proj", "2")),
+        *(f"transformer_blocks.0.txt_mlp.net.{layer}" for layer in ("0.proj", "2")),
+        *(f"transformer_blocks.{i}.attn.to_out.0" for i in (0, 1)),
+        "transformer_blocks.0.attn.to_add_out",
+        *(f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2)),
+    }
+)
+QWEN_IMAGE_WHOLES = frozenset(
+    f"{module}.{kind}" for module in ("img_in", "norm_out.linear", "proj_out") for kind in ("weight", "bias")
+)
 Z_IMAGE_LORA = frozenset(
     {
         *(f"{block}.feed_forward.w{i}" for block in ("layers.0", "layers.1", "noise_refiner.0", "context_refiner.0")
@@ -181,5 +227,15 @@ FAMILIES = {
         ("Z-Image",),
         {"n_layers": 2},
         unguided={"guidance_scale": 0.0},
+    ),
+    "qwen_image": TinyFamily(
+        make_qwen_image,
+        "none",
+        QWEN_IMAGE_LORA,
+        QWEN_IMAGE_WHOLES,
+        ("Qwen-Image",),
+        {"num_layers": 0},
+        unguided={"true_cfg_scale": 1.0},
+        reconstruct=lambda vae, images: vae.decode(vae.encode(images[:, :, None]).latent_dist.mode()).sample[:, :, 0],
     ),
 }
