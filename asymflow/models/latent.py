@@ -94,6 +94,8 @@ class LatentFamily:
     """The transformer"""
     published: Mapping[str, PublishedModel] = field(default_factory=dict)
     """Published models by the names of their repositories"""
+    paddings: tuple[str, ...] = ("max_length", "none")
+    """Those of `asymflow.models.text.PADDINGS` that the transformer was trained for"""
     pixel_pipeline: bool = False
     """Whether `asymflow.diffusers_pipeline` samples this family's pixel models, and holds merged ones"""
 

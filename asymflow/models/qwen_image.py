@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from asymflow.models.latent import ImageEncoder, TextEncoder
 
+PADDINGS = ("none",)
+"""Padding is masked, so captions are not padded"""
 CELL = 2
 """Side of the cell of latents that is a token"""
 LAST_HIDDEN_STATE, SKIPPED = -1, 34
@@ -236,7 +238,7 @@ def _load_text_encoder(
         return tokenizer(texts, padding=padding, max_length=length, truncation=True, return_tensors="pt")
 
     model = load_language_model(folder, device, dtype)
-    return HiddenStates(model, tokenize, (LAST_HIDDEN_STATE,), max_tokens, padding, SKIPPED, paddings=("none",))
+    return HiddenStates(model, tokenize, (LAST_HIDDEN_STATE,), max_tokens, padding, SKIPPED, paddings=PADDINGS)
 
 
 FAMILY = LatentFamily(
@@ -246,6 +248,7 @@ FAMILY = LatentFamily(
     text_parts=("text_encoder", "tokenizer"),
     load_image_encoder=_load_image_encoder,
     load_text_encoder=_load_text_encoder,
+    paddings=PADDINGS,
     backbone=Backbone(
         transformer="QwenImageTransformer2DModel",
         first="img_in",

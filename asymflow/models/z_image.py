@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from asymflow.models.latent import ImageEncoder, TextEncoder
 
+PADDINGS = ("none",)
+"""Padding is masked, so captions are not padded"""
 CELL = 2
 """Side of the cell of latents that is a token; the only one of the published models"""
 LORA_TARGETS = (
@@ -269,7 +271,7 @@ def _load_text_encoder(
         return tokenizer(texts, padding=padding, max_length=length, truncation=True, return_tensors="pt")
 
     model = load_language_model(folder, device, dtype)
-    return HiddenStates(model, tokenize, (HIDDEN_STATE,), max_tokens, padding, paddings=("none",))
+    return HiddenStates(model, tokenize, (HIDDEN_STATE,), max_tokens, padding, paddings=PADDINGS)
 
 
 FAMILY = LatentFamily(
@@ -279,6 +281,7 @@ FAMILY = LatentFamily(
     text_parts=("text_encoder", "tokenizer"),
     load_image_encoder=_load_image_encoder,
     load_text_encoder=_load_text_encoder,
+    paddings=PADDINGS,
     backbone=Backbone(
         transformer="ZImageTransformer2DModel",
         first=_FIRST,

@@ -38,6 +38,13 @@ def check_kind(model: Kind, backbone: Backbone) -> None:
         raise ConfigError(f"model={model}: not supported for a {backbone.transformer}; allowed: {allowed}")
 
 
+def check_padding(base: str, padding: str) -> None:
+    """Raise ConfigError unless the family of `base`, the folder of a known one, takes captions padded so."""
+    allowed = family_of(base).paddings
+    if padding not in allowed:
+        raise ConfigError(f"text_padding={padding}: not supported by base={base!r}; allowed: {', '.join(allowed)}")
+
+
 PUBLISHED = published_model().geometry
 """Of FLUX.2 klein"""
 

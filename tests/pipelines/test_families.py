@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +19,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from asymflow.adapters import SamplingDefaults, kind_of, read_adapter, restore, save_adapter
 from asymflow.models.backbone import Backbone
+from asymflow.models.ddt import DdtFlux2
 from asymflow.models.latent import MODULES, LatentFamily, family_of, load_transformer, published_model
 from asymflow.models.lifted import LatentModel, PixelModel
-from asymflow.models.text import pad_embeddings
+from asymflow.models.text import PADDINGS, pad_embeddings
 from asymflow.oklab import RELEASED
 from asymflow.parameterization import latent_input, lift, recover_u
 from asymflow.patches import patchify, unpatchify
 from asymflow.schedule import calibrate
 from asymflow.subspace import Subspace
-from pipelines.core.base_models import read_geometry
+from pipelines.core.base_models import check_padding, read_geometry
+from pipelines.core.config import ConfigError
 from pipelines.sample.parameters import SamplingParameters
 from pipelines.sample.sampler import load_sampler, open_sampler
 from pipelines.train.finetune.batches import Batch
@@ -134,6 +137,32 @@ def test_an_embedding_depends_on_its_own_caption_alone(made):
     assert len(together[0]) < len(together[1])
     short = made.family.load_text_encoder(made.folder, "cpu", torch.float32, 5).encode(CAPTIONS[1:])[0]
     assert len(short) == 5
+
+
+def test_a_padding_that_the_family_does_not_know_is_refused(made):
+    assert made.tiny.padding in made.family.paddings
+    for padding in PADDINGS:
+        load = partial(made.family.load_text_encoder, made.folder, "cpu", torch.float32, 512, padding)
+        if padding in made.family.paddings:
+            check_padding(made.folder, padding)
+            (embedding,) = load().encode(CAPTIONS[:1])
+            assert (len(embedding) == 512) == (padding == "max_length")
+        else:
+            with pytest.raises(ConfigError, match=f"text_padding={padding}: not supported"):
+                check_padding(made.folder, padding)
+            with pytest.raises(ValueError, match=f"padding is '{padding}'"):
+                load()
+
+
+def test_a_kind_that_the_family_does_not_have_is_refused(made):
+    settings = settings_of(made.folder, "ddt")
+    if "ddt" in made.backbone.adapter_classes:
+        assert plan(settings).values.total_trained > 0
+        return
+    with pytest.raises(ConfigError, match="model=ddt: not supported"):
+        plan(settings)
+    with pytest.raises(ValueError, match="there is no DDT head"):
+        DdtFlux2.from_latent(transformer_of(made), made.subspace, 1, 2, 8)
 
 
 def test_images_are_encoded_as_decoding_undoes_it(made):

@@ -72,7 +72,8 @@ def plan_values(settings: FinetuneSettings, config: Mapping[str, Any]) -> Values
     values = {layer.name: layer.values for layer in trained}
     if settings.model == "ddt":
         values |= {f"head.blocks.{i}.block.attn.norms": 2 * head.head_width for i in range(head.blocks)}
-    parts = {part.name: part.values for part in (*latent.linears, *latent.vectors)}
+    parts = {layer.name: layer.values for layer in latent.linears}
+    parts |= {vectors.name: vectors.values for vectors in latent.vectors}
     original = sum(n for name, n in parts.items() if f"{name}.".startswith(tuple(f"{e}." for e in backbone.trained)))
     blocks: dict[str, int] = {}
     for name, number in parts.items():
@@ -134,7 +135,7 @@ def activation_memory(
     tokens = tokens_by_stream(image_tokens, text_tokens)
     kinds = backbone_of_config(config).block_memory(config, with_lora, dropout)
     # the products are made with copies of the trained values in the base's type, which are kept until then too
-    copies = size * values.total_trained if size != FLOAT32 else 0
+    copies: float = size * values.total_trained if size != FLOAT32 else 0
     if settings.resources.gradient_checkpointing:
         entering = sum(kind.blocks * tokens[kind.stream] * kind.width for kind in kinds)
         entering += head_blocks * image_tokens * head

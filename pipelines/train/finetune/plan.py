@@ -215,7 +215,8 @@ def print_plan(settings: FinetuneSettings) -> dict[str, float]:
 
 def trained_groups(values: Values, config: Mapping[str, Any]) -> dict[str, int]:
     """Trained values by part of the model; `config` are the latent transformer's settings."""
-    block_names, groups = backbone_of_config(config).block_names, {}
+    block_names = backbone_of_config(config).block_names
+    groups: dict[str, int] = {}
     for name, number in values.trained.items():
         group = _group(name, block_names)
         groups[group] = groups.get(group, 0) + number

@@ -12,7 +12,7 @@ from asymflow.models.latent import family_of
 from asymflow.oklab import OklabSpace
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
-from pipelines.core.base_models import check_base, check_kind
+from pipelines.core.base_models import check_base, check_kind, check_padding
 from pipelines.core.config import ConfigError
 from pipelines.core.identity import fingerprint_of
 from pipelines.core.step import Context, Step
@@ -35,6 +35,7 @@ def check(settings: FinetuneSettings) -> None:
     check_export(settings)
     check_base(settings.base, ("transformer",))
     check_kind(settings.model, family_of(settings.base).backbone)
+    check_padding(settings.base, settings.text_padding)
     if settings.loss.kind == "variance_reduced" and settings.loss.perceptual:
         check_perceptual(settings.loss.perceptual)
     check_optimizer(settings.optim)
