@@ -1,15 +1,15 @@
 """Batches of samples, latent and pixel, from the same noise: sample i of a seed is the same in any batch."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
 from asymflow.guidance import Guidance, Velocity, guided
-from asymflow.models.adapted import run_transformer
 from asymflow.models.ddt import DdtFlux2
-from asymflow.models.flux2 import PixelFlux2
+from asymflow.models.latent import backbone_of
+from asymflow.models.lifted import PixelModel
 from asymflow.models.text import pad_embeddings
 from asymflow.samplers import noise_for, unipc
 
@@ -67,7 +67,7 @@ def _under(predict: Predict, text: list[Tensor]) -> Velocity:
     return lambda x_t, sigma: predict(x_t, sigma, padded.to(x_t.device), mask.to(x_t.device))
 
 
-def latent_velocity(transformer: Flux2Transformer2DModel, grid: tuple[int, int]) -> Predict:
+def latent_velocity(transformer: Any, grid: tuple[int, int]) -> Predict:
     """Return the velocity of a latent model, evaluated in the transformer's own precision.
 
     Args:
@@ -77,10 +77,11 @@ def latent_velocity(transformer: Flux2Transformer2DModel, grid: tuple[int, int])
     Returns:
         A function from (z_t (B, hw, d), sigma (B,), text, mask) to u_z (B, hw, d), float32.
     """
-    dtype = transformer.context_embedder.weight.dtype
+    backbone = backbone_of(transformer)
+    dtype = transformer.get_submodule(backbone.text_input).weight.dtype
 
     def predict(z_t: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        return run_transformer(transformer, z_t.to(dtype), sigma, text.to(dtype), grid, mask).float()
+        return backbone.run(transformer, z_t.to(dtype), sigma, text.to(dtype), grid, mask).float()
 
     return predict
 
@@ -114,7 +115,7 @@ def sample_latents(
 
 @torch.no_grad()
 def sample_pixels(
-    model: PixelFlux2 | DdtFlux2,
+    model: PixelModel | DdtFlux2,
     noise: Tensor,
     text: list[Tensor],
     unconditional: Tensor,

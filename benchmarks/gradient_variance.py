@@ -37,7 +37,7 @@ import asymflow as asymflow  # noqa: E402  # its torchvision remedy must come be
 from asymflow.adapters import restore  # noqa: E402
 from asymflow.adapters.basis import find_subspace  # noqa: E402
 from asymflow.adapters.files import read_adapter  # noqa: E402
-from asymflow.models.adapted import AdaptedFlux2  # noqa: E402
+from asymflow.models.adapted import AdaptedModel  # noqa: E402
 from asymflow.models.flux2 import PixelFlux2  # noqa: E402
 from asymflow.models.text import pad_embeddings  # noqa: E402
 from asymflow.objectives import FinetuneObjective  # noqa: E402
@@ -113,7 +113,7 @@ class Level:
     lam: float
 
 
-def measure(model: AdaptedFlux2, samples: Samples, sigma: float, draws: int, kappa: float | None) -> Level:
+def measure(model: AdaptedModel, samples: Samples, sigma: float, draws: int, kappa: float | None) -> Level:
     """Draw noise for the same samples, and compare the gradients of both losses, which see the same noise."""
     plain = FinetuneObjective(model, "flow_matching")
     reduced = FinetuneObjective(model, "variance_reduced", kappa=kappa)
@@ -138,7 +138,7 @@ def measure(model: AdaptedFlux2, samples: Samples, sigma: float, draws: int, kap
     )  # fmt: skip
 
 
-def mean_lambda(model: AdaptedFlux2, samples: Samples, sigma: float, draws: int) -> float:
+def mean_lambda(model: AdaptedModel, samples: Samples, sigma: float, draws: int) -> float:
     objective = FinetuneObjective(model, "variance_reduced")
     with torch.no_grad():
         terms = [objective(*drawn(samples, sigma, seed))[1] for seed in range(draws)]
@@ -172,7 +172,7 @@ def read_samples(base: str, curated: Artifact, count: int) -> Samples:
     return Samples(images, load_image_encoder(base, "cpu").encode(images).float(), text, mask)
 
 
-def lift(base: str, adapter: Path) -> AdaptedFlux2:
+def lift(base: str, adapter: Path) -> AdaptedModel:
     """Return the model that the adapter's training began with, but for its random matrices."""
     tensors, _ = read_adapter(adapter)
     model = PixelFlux2.from_latent(load_transformer(base, "cpu"), find_subspace(adapter, tensors))
@@ -183,7 +183,7 @@ def lift(base: str, adapter: Path) -> AdaptedFlux2:
     return model
 
 
-def stages(base: str, adapter: Path, finetune: str) -> Iterator[tuple[str, AdaptedFlux2, bool]]:
+def stages(base: str, adapter: Path, finetune: str) -> Iterator[tuple[str, AdaptedModel, bool]]:
     """Return names and models over training; and whether gradients are wanted of it, or lambda alone."""
     yield "lift", lift(base, adapter), True
     if finetune:

@@ -15,7 +15,7 @@ from torch import Tensor
 from asymflow.adapters.basis import find_subspace
 from asymflow.adapters.files import read_adapter, read_defaults
 from asymflow.adapters.released import adapter_config, check_config, check_finite, check_shapes
-from asymflow.models.adapted import LORA_TARGETS
+from asymflow.models.geometry import LORA_TARGETS
 from asymflow.models.pixel import TRAINED_WEIGHTS, AsymFlux2Transformer2DModel
 from asymflow.subspace import Subspace
 

@@ -1,63 +1,43 @@
-"""The released adapter's file format: what finetuning changed of a FLUX.2 transformer, without its base.
+"""The released adapter's file format: what finetuning changed of a transformer, without its base.
 
 Trained values are float16, the subspace bfloat16. There are no alphas: a LoRA whose scale alpha / rank is not 1 has it
 multiplied into `lora_B`. Patches are packed channel first; those of other models are reordered when written and read.
-The two baselines have files of the same form under class names of ours; the latent one has no subspace.
+The two baselines, and other families than FLUX.2, have files of the same form under class names of ours; the latent
+baseline has no subspace.
 """
 
-import inspect
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
 from asymflow.adapters.basis import LAYOUT, differing_buffer
 from asymflow.adapters.defaults import SamplingDefaults
 from asymflow.adapters.files import read_adapter, write_adapter
-from asymflow.models.adapted import AdaptedFlux2
+from asymflow.models.adapted import AdaptedModel
+from asymflow.models.backbone import Backbone, Kind
 from asymflow.models.ddt import DdtFlux2
-from asymflow.models.flux2 import LatentFlux2, PixelFlux2
+from asymflow.models.latent import backbone_of_config, families
+from asymflow.models.lifted import LatentModel, PixelModel
 from asymflow.patches import layout_order
 from asymflow.subspace import Subspace
 
-Kind = Literal["asymflow", "latent", "ddt"]
-CLASSES: dict[Kind, type[AdaptedFlux2]] = {"asymflow": PixelFlux2, "latent": LatentFlux2, "ddt": DdtFlux2}
-CLASS_NAMES: dict[Kind, str] = {
-    "asymflow": "AsymFlux2Transformer2DModel",
-    "latent": "Flux2Transformer2DModelAdapter",
-    "ddt": "DdtFlux2Transformer2DModelAdapter",
-}
-BASE_KEYS = (
-    "num_layers",
-    "num_single_layers",
-    "num_attention_heads",
-    "attention_head_dim",
-    "joint_attention_dim",
-    "timestep_guidance_channels",
-    "axes_dims_rope",
-    "rope_theta",
-    "mlp_ratio",
-    "guidance_embeds",
-    "eps",
-)
+CLASSES: dict[Kind, type[AdaptedModel]] = {"asymflow": PixelModel, "latent": LatentModel, "ddt": DdtFlux2}
 SAMPLING_KEYS = ("sigma_min",)
 """Keys of config.json that need not match the model"""
-PATCH_AXES = {
-    "x_embedder.weight": 1,
-    "proj_out.weight": 0,
+_SHARED_AXES = {
     "proj_buffer": 0,
     "head.embed.weight": 1,
     "head.proj_out.weight": 0,
     "head.proj_out.bias": 0,
 }
-"""Axes of the values of a patch, in the tensors of a model with a subspace"""
+"""Axes of the values of a patch, in the tensors that all models with a subspace may have"""
 _SHOWN = 8
 
 
-def save_adapter(model: AdaptedFlux2, folder: str | os.PathLike, defaults: SamplingDefaults | None = None) -> None:
+def save_adapter(model: AdaptedModel, folder: str | os.PathLike, defaults: SamplingDefaults | None = None) -> None:
     """Write a model's trained values in the released format. Equal values give equal bytes.
 
     Args:
@@ -74,7 +54,7 @@ def save_adapter(model: AdaptedFlux2, folder: str | os.PathLike, defaults: Sampl
 
 
 @torch.no_grad()
-def load_adapter(model: AdaptedFlux2, folder: str | os.PathLike) -> None:
+def load_adapter(model: AdaptedModel, folder: str | os.PathLike) -> None:
     """Set a model's trained values; its A and s stay in float32.
 
     Args:
@@ -169,6 +149,7 @@ def adapter_config(
     subspace: Subspace | None,
     sigma_min: float = 1e-4,
     head: Mapping[str, int] | None = None,
+    backbone: Backbone | None = None,
 ) -> dict[str, Any]:
     """Return the content of config.json.
 
@@ -178,19 +159,20 @@ def adapter_config(
         subspace: Subspace of the model; None: the latent baseline, which has none.
         sigma_min: `sigma_floor_sample`, the lower bound of sigma in the recovery.
         head: The DDT head's `blocks`, `heads` and `head_width`.
+        backbone: Family's transformer; None: that of the settings (`asymflow.models.latent.backbone_of_config`).
 
     Returns:
         The content.
     """
-    defaults = {name: p.default for name, p in inspect.signature(Flux2Transformer2DModel.__init__).parameters.items()}
-    known = {**defaults, **base}
-    config: dict[str, Any] = {"_class_name": CLASS_NAMES[kind]}
+    backbone = backbone or backbone_of_config(base)
+    known = backbone.complete(base)
+    config: dict[str, Any] = {"_class_name": backbone.adapter_classes[kind]}
     if subspace is None:
-        config |= {name: known[name] for name in ("in_channels", "patch_size")}
+        config |= {name: known[name] for name in ("in_channels", "patch_size") if name in known}
     else:
         config |= {"in_channels": 3, "patch_size": subspace.patch_size, "base_rank": subspace.rank}
-    config |= {name: known[name] for name in BASE_KEYS} | {"num_timesteps": 1}
-    config["axes_dims_rope"] = list(config["axes_dims_rope"])
+    config |= {name: known[name] for name in backbone.adapter_keys} | dict(backbone.adapter_constants)
+    config = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
     if kind == "asymflow":
         config["sigma_min"] = sigma_min
     if kind == "ddt":
@@ -198,23 +180,24 @@ def adapter_config(
     return config
 
 
-def _config_of(model: AdaptedFlux2) -> dict[str, Any]:
+def _config_of(model: AdaptedModel) -> dict[str, Any]:
     kind = next(kind for kind, cls in CLASSES.items() if isinstance(model, cls))
     subspace, base = _subspace_of(model), model.transformer.config
     if isinstance(model, DdtFlux2):
         head_width = sum(model.head.positions.axes_dim)
         heads = model.head.embed.out_features // head_width
         head = {"blocks": len(model.head.blocks), "heads": heads, "head_width": head_width}
-        return adapter_config(kind, base, subspace, head=head)
-    return adapter_config(kind, base, subspace, getattr(model, "sigma_floor_sample", 0.0))
+        return adapter_config(kind, base, subspace, head=head, backbone=model.backbone)
+    sigma_min = getattr(model, "sigma_floor_sample", 0.0)
+    return adapter_config(kind, base, subspace, sigma_min, backbone=model.backbone)
 
 
-def _subspace_of(model: AdaptedFlux2) -> Subspace | None:
+def _subspace_of(model: AdaptedModel) -> Subspace | None:
     """Return the subspace that the model computes with; the latent baseline's belongs only to its teacher."""
-    return None if isinstance(model, LatentFlux2) else model.subspace
+    return None if isinstance(model, LatentModel) else model.subspace
 
 
-def _lora_scale(model: AdaptedFlux2) -> float:
+def _lora_scale(model: AdaptedModel) -> float:
     adapters = getattr(model.transformer, "peft_config", {})
     return adapters["default"].lora_alpha / adapters["default"].r if adapters else 1.0
 
@@ -227,11 +210,19 @@ def _buffers(subspace: Subspace) -> dict[str, Tensor]:
 
 def _repacked(tensors: Mapping[str, Tensor], subspace: Subspace, source: str, target: str) -> dict[str, Tensor]:
     """Return the tensors with their patches reordered from the layout `source` to `target`."""
-    order = layout_order(subspace.patch_size, source, target)
+    order, axes = layout_order(subspace.patch_size, source, target), _patch_axes()
     return {
-        name: tensor.index_select(PATCH_AXES[name], order.to(tensor.device)) if name in PATCH_AXES else tensor
+        name: tensor.index_select(axes[name], order.to(tensor.device)) if name in axes else tensor
         for name, tensor in tensors.items()
     }
+
+
+def _patch_axes() -> dict[str, int]:
+    """Return the axis of the values of a patch in each tensor that has one, by its name in the file of any family."""
+    axes = dict(_SHARED_AXES)
+    for backbone in (family.backbone for family in families()):
+        axes |= {f"{backbone.first}.weight": 1, f"{backbone.last}.weight": 0, f"{backbone.last}.bias": 0}
+    return axes
 
 
 def _half(name: str, value: Tensor) -> Tensor:

@@ -4,14 +4,16 @@ The baselines need it, since they have no diffusers pipeline.
 """
 
 import os
+from typing import Any
 
 import torch
-from diffusers import Flux2Transformer2DModel
 
 from asymflow.adapters.basis import find_subspace
 from asymflow.adapters.files import read_adapter
-from asymflow.adapters.released import CLASS_NAMES, CLASSES, Kind, load_adapter
-from asymflow.models.adapted import AdaptedFlux2
+from asymflow.adapters.released import CLASSES, load_adapter
+from asymflow.models.adapted import AdaptedModel
+from asymflow.models.backbone import Kind
+from asymflow.models.latent import families
 from asymflow.subspace import Subspace
 
 
@@ -28,15 +30,14 @@ def kind_of(config: dict) -> Kind:
         ValueError: If the class is unknown.
     """
     found = config.get("_class_name")
-    kinds = [kind for kind, name in CLASS_NAMES.items() if name == found]
-    if not kinds:
-        raise ValueError(f"its config.json names {found!r}; known: {', '.join(CLASS_NAMES.values())}")
-    return kinds[0]
+    classes = [family.backbone.adapter_classes for family in families()]
+    kinds: dict[str, Kind] = {name: kind for names in classes for kind, name in names.items()}
+    if found not in kinds:
+        raise ValueError(f"its config.json names {found!r}; known: {', '.join(kinds)}")
+    return kinds[found]
 
 
-def restore(
-    transformer: Flux2Transformer2DModel, folder: str | os.PathLike, subspace: Subspace | None = None
-) -> AdaptedFlux2:
+def restore(transformer: Any, folder: str | os.PathLike, subspace: Subspace | None = None) -> AdaptedModel:
     """Return the model of an adapter's folder on its base, ready to sample from.
 
     Args:

@@ -8,7 +8,7 @@ from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from asymflow.models.adapted import image_positions, text_positions
+from asymflow.models.flux2 import image_positions, text_positions
 from asymflow.models.pixel import AsymFlux2Transformer2DModel
 from asymflow.models.text import MAX_TOKENS, encode_captions, pad_embeddings
 from asymflow.patches import patchify, unpatchify

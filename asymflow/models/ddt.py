@@ -25,8 +25,10 @@ from diffusers.models.transformers.transformer_flux2 import Flux2PosEmbed, Flux2
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from asymflow.models.adapted import RECOMPILE_LIMIT, AdaptedFlux2, image_positions
-from asymflow.models.flux2 import fused
+from asymflow.models.adapted import RECOMPILE_LIMIT, AdaptedModel
+from asymflow.models.flux2 import image_positions
+from asymflow.models.latent import backbone_of
+from asymflow.models.lifted import fused
 from asymflow.patches import patchify, unpatchify
 from asymflow.schedule import calibrate
 from asymflow.subspace import Subspace
@@ -125,8 +127,8 @@ class DdtHead(nn.Module):
         return self.proj_out((1 + scale) * self.norm_out(x) + shift)
 
 
-class DdtFlux2(AdaptedFlux2):
-    """DDT baseline: normalized Oklab images in, velocity out, as PixelFlux2. Build one with `from_latent`.
+class DdtFlux2(AdaptedModel):
+    """DDT baseline: normalized Oklab images in, velocity out, as PixelModel. Build one with `from_latent`.
 
     Trained are the head, the backbone's `x_embedder` and `norm_out`, and LoRA; the backbone has no `proj_out`.
     """
@@ -159,8 +161,10 @@ class DdtFlux2(AdaptedFlux2):
             The model.
 
         Raises:
-            ValueError: As in `AdaptedFlux2`, or for another head width.
+            ValueError: As in `AdaptedModel`, or for another head width.
         """
+        if "ddt" not in backbone_of(transformer).adapter_classes:
+            raise ValueError(f"there is no DDT head for a {type(transformer).__name__}; it has FLUX.2's blocks")
         weight, config = transformer.x_embedder.weight, transformer.config
         with weight.device:
             head = DdtHead(
@@ -174,7 +178,7 @@ class DdtFlux2(AdaptedFlux2):
                 eps=config.eps,
             )
         model = cls(transformer, subspace)
-        model._replace_trained(x_embedder=fused(weight, subspace.A, after=False), proj_out=nn.Identity())
+        model._replace_trained({"x_embedder": fused(weight, subspace.A, after=False), "proj_out": nn.Identity()})
         model.head = head.requires_grad_(True)
         model._keep_masters(head)
         return model

@@ -1,167 +1,102 @@
-"""Latent FLUX.2 lifted into pixel space: the same transformer with other first and last layers (Sec. 5.1).
-
-Also the latent baseline, finetuned in its own latent space (Sec. 6.2).
-"""
-
-import copy
+"""FLUX.2: its tokens, positions and call; and the models that are lifted from it, by their names for FLUX.2."""
 
 import torch
 from diffusers import Flux2Transformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from asymflow.models.adapted import (
-    LORA_TARGETS,
-    TRAINED_MODULES,
-    AdaptedFlux2,
-    pack_latents,
-    run_transformer,
-    square_grid,
-    unpack_latents,
-)
-from asymflow.parameterization import calibrated_velocity
-from asymflow.patches import patchify, unpatchify
-from asymflow.subspace import Subspace
+from asymflow.models.cells import pack_latents, unpack_latents
+from asymflow.models.geometry import LORA_TARGETS
+from asymflow.models.lifted import LatentModel, PixelModel, fused
 
 __all__ = [
     "LORA_TARGETS",
-    "TRAINED_MODULES",
     "LatentFlux2",
     "PixelFlux2",
     "fused",
+    "image_positions",
     "pack_latents",
     "run_transformer",
+    "text_positions",
     "unpack_latents",
 ]
 
-
-class PixelFlux2(AdaptedFlux2):
-    """Pixel model G_theta with the recovery of the full-rank velocity: normalized Oklab images in, velocity out.
-
-    Build one with `from_latent`. The pixel model is the student, the latent model that it came from the teacher.
-    """
-
-    sigma_floor_sample = 1e-4
-    """Lower bound of sigma in the recovery, in evaluation mode"""
-    sigma_floor_train = 1e-6
-    """Lower bound of sigma in the recovery, in training mode"""
-
-    @classmethod
-    def from_latent(
-        cls, transformer: Flux2Transformer2DModel, subspace: Subspace, sigma_floor_sample: float = 1e-4
-    ) -> "PixelFlux2":
-        """Lift a latent transformer: fuse A^T into its `x_embedder` and A into its `proj_out` (Eq. 6).
-
-        The base is frozen; the three trained modules are not.
-
-        Args:
-            transformer: The latent transformer. The model keeps and changes it.
-            subspace: Subspace of the latent tokens.
-            sigma_floor_sample: Lower bound of sigma in the recovery, in evaluation mode.
-
-        Returns:
-            The model.
-
-        Raises:
-            ValueError: If the rank is not the width of the transformer's tokens, or the patches are not square.
-        """
-        model = cls(transformer, subspace)
-        model.sigma_floor_sample = sigma_floor_sample
-        model._replace_trained(
-            x_embedder=fused(transformer.x_embedder.weight, subspace.A, after=False),
-            proj_out=fused(transformer.proj_out.weight, subspace.A, after=True),
-        )
-        return model
-
-    def forward(
-        self, x_t: Tensor, sigma: Tensor, encoder_hidden_states: Tensor, text_mask: Tensor | None = None
-    ) -> Tensor:
-        """Return the velocity of images (Eqs. 13-17). The recovery runs in float32 whatever the network's type.
-
-        Args:
-            x_t: Noisy images (B, 3, H, W) in normalized Oklab; H and W are multiples of the patch size.
-            sigma: Noise levels (B,).
-            encoder_hidden_states: Text embeddings (B, T, E).
-            text_mask: True for valid text tokens (B, T); None: all are valid.
-
-        Returns:
-            u (B, 3, H, W), float32.
-        """
-        tokens = patchify(x_t.float(), self.patch_size, self.subspace.layout)
-        sigma_floor = self.sigma_floor_train if self.training else self.sigma_floor_sample
-
-        def network(scaled: Tensor, tau: Tensor) -> Tensor:
-            return self._run(scaled, tau, encoder_hidden_states, self._grid(x_t), text_mask)
-
-        u = calibrated_velocity(network, tokens, sigma.float(), self.A, self.s, sigma_floor)
-        height, width = x_t.shape[-2:]
-        return unpatchify(u, height, width, self.patch_size, layout=self.subspace.layout)
+PixelFlux2 = PixelModel
+LatentFlux2 = LatentModel
+EMBEDDED_GUIDANCE = 1.0
+"""Guidance that a guidance-distilled transformer (FLUX.2 dev) is evaluated at: its conditional velocity, which the loss
+needs. Samplers apply guidance themselves"""
 
 
-class LatentFlux2(AdaptedFlux2):
-    """Latent baseline of Sec. 6.2: the same parts trained, in latent space. Only its teacher uses the lift."""
-
-    @classmethod
-    def from_latent(cls, transformer: Flux2Transformer2DModel, subspace: Subspace) -> "LatentFlux2":
-        """Add trained copies of a transformer's three modules; at first the output does not change.
-
-        Args:
-            transformer: The latent transformer. The model keeps and changes it.
-            subspace: Subspace of the latent tokens.
-
-        Returns:
-            The model.
-
-        Raises:
-            ValueError: As in `AdaptedFlux2`.
-        """
-        model = cls(transformer, subspace)
-        copies = {name: copy.deepcopy(getattr(transformer, name)) for name in ("x_embedder", "proj_out")}
-        model._replace_trained(**copies)
-        return model
-
-    def forward(
-        self,
-        z_t: Tensor,
-        sigma: Tensor,
-        encoder_hidden_states: Tensor,
-        text_mask: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
-    ) -> Tensor:
-        """Return the velocity of latent tokens. sigma is the latent model's own noise level, without calibration.
-
-        Args:
-            z_t: Noisy latent tokens (B, N, d).
-            sigma: Noise levels (B,).
-            encoder_hidden_states: Text embeddings (B, T, E).
-            text_mask: True for valid text tokens (B, T); None: all are valid.
-            grid: Rows and columns of tokens, (h, w); None: a square.
-
-        Returns:
-            u_z (B, N, d), float32.
-
-        Raises:
-            ValueError: If the tokens do not fill the grid.
-        """
-        return self._run(z_t, sigma.float(), encoder_hidden_states, grid or square_grid(z_t), text_mask).float()
-
-
-def fused(weight: Tensor, A: Tensor, after: bool) -> nn.Linear:
-    """Return the pixel layer of a latent layer: W A^T before the blocks, A W after them (Eq. 6).
-
-    The product is computed in float64 and stored in at least float32.
+def image_positions(grid: tuple[int, int], device: torch.device | str | None = None, time: int = 0) -> Tensor:
+    """Return the positions (time, row, column, 0) of the tokens on a grid.
 
     Args:
-        weight: Weight W of the latent layer, (width, d) before the blocks, (d, width) after them.
-        A: Basis (D, d).
-        after: Whether the layer comes after the blocks.
+        grid: Rows and columns of tokens, (h, w).
+        device: Device of the result.
+        time: First coordinate of all tokens; it separates reference images.
 
     Returns:
-        A layer without bias, from D values or to D values.
+        Positions (h w, 4), int64, row by row.
     """
-    W, A = weight.double(), A.double().to(weight.device)
-    product = A @ W if after else W @ A.mT
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    layer = nn.Linear(product.shape[1], product.shape[0], bias=False, device=weight.device, dtype=dtype)
-    with torch.no_grad():
-        layer.weight.copy_(product)
-    return layer
+    rows, columns = (torch.arange(side, device=device) for side in grid)
+    one = torch.arange(1, device=device)
+    return torch.cartesian_prod(one + time, rows, columns, one)
+
+
+def text_positions(tokens: int, device: torch.device | str | None = None) -> Tensor:
+    """Return the positions (0, 0, 0, index) of text tokens.
+
+    Args:
+        tokens: Number of tokens, T.
+        device: Device of the result.
+
+    Returns:
+        Positions (T, 4), int64.
+    """
+    one = torch.arange(1, device=device)
+    return torch.cartesian_prod(one, one, one, torch.arange(tokens, device=device))
+
+
+def run_transformer(
+    transformer: Flux2Transformer2DModel,
+    tokens: Tensor,
+    sigma: Tensor,
+    encoder_hidden_states: Tensor,
+    grid: tuple[int, int],
+    text_mask: Tensor | None = None,
+) -> Tensor:
+    """Evaluate a FLUX.2 transformer once.
+
+    Args:
+        transformer: The transformer.
+        tokens: Image tokens (B, N, C).
+        sigma: Noise levels (B,) in [0, 1].
+        encoder_hidden_states: Text embeddings (B, T, E).
+        grid: Rows and columns of image tokens, (h, w) with h w = N.
+        text_mask: True for valid text tokens (B, T); None: all are valid. Masked tokens are ignored, so each row of a
+            batch equals the same row alone without padding.
+
+    Returns:
+        Output tokens (B, N, C').
+
+    Raises:
+        ValueError: If the tokens do not fill the grid.
+    """
+    height, width = grid
+    if height * width != tokens.shape[1]:
+        raise ValueError(f"{tokens.shape[1]} tokens do not fill a grid of {height} x {width}")
+    attention = {}
+    if text_mask is not None:
+        image_mask = text_mask.new_ones(tokens.shape[:2])
+        attention["attention_mask"] = torch.cat([text_mask, image_mask], dim=1)[:, None, None, :]
+    guided = transformer.config.guidance_embeds
+    return transformer(
+        hidden_states=tokens,
+        encoder_hidden_states=encoder_hidden_states,
+        timestep=sigma,
+        guidance=torch.full_like(sigma, EMBEDDED_GUIDANCE) if guided else None,
+        img_ids=image_positions(grid, tokens.device),
+        txt_ids=text_positions(encoder_hidden_states.shape[1], tokens.device),
+        joint_attention_kwargs=attention,
+        return_dict=False,
+    )[0]

@@ -1,13 +1,12 @@
-"""Matrices of a FLUX.2 transformer and their cost in floating-point operations, from shapes alone.
+"""Matrices of a FLUX.2 transformer and of the DDT head, from its settings; importable without torch."""
 
-A multiplication and an addition are two operations (FLOPs). Counted are linear layers, 2 x inputs x outputs per token,
-and the two products of attention, 4 x width x tokens^2 in all; norms, rotations and activations (below 1 %) are not.
-"""
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from asymflow.models.network import Attention as Attention
+from asymflow.models.network import BlockMemory, Linear, Network, Stream, Vectors, lora_layers
+from asymflow.models.network import Flops as Flops
+from asymflow.models.network import count_flops as count_flops
 
 LORA_TARGETS = (  # appendix B.2
     r"transformer_blocks\.\d+\.(ff|ff_context)\.linear_(in|out)"
@@ -35,58 +34,23 @@ KLEIN_9B: dict[str, Any] = {
 DDT_MLP_RATIO = 3
 """MLP ratio of DdtFlux2's head, whatever the backbone's"""
 
-Stream = Literal["image", "text", "both", "one"]
-"""Input of a layer: image tokens, text tokens, both, or one vector per image (the conditions)"""
+KLEIN_4B: dict[str, Any] = {
+    **KLEIN_9B,
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+}
+"""Settings of Flux2Transformer2DModel for FLUX.2 klein Base 4B, as published"""
 
-
-class Linear(NamedTuple):
-    """Linear layer, by its name in the model."""
-
-    name: str
-    """Name in the model"""
-    inputs: int
-    """Width of the input"""
-    outputs: int
-    """Width of the output"""
-    stream: Stream
-    """Tokens that pass the layer"""
-    first: bool = False
-    """No trained layer comes before it, so it passes no gradient on"""
-    trained: bool = False
-    """Whether the matrix is trained"""
-
-
-class Attention(NamedTuple):
-    """Attention of a block, all heads together."""
-
-    width: int
-    """Width of all heads together"""
-    stream: Stream
-    """Tokens that attend to each other"""
-
-
-@dataclass(frozen=True)
-class Network:
-    """Layers that an evaluation of one image passes through."""
-
-    linears: tuple[Linear, ...]
-    """Linear layers, in order"""
-    attentions: tuple[Attention, ...]
-    """Attentions, in order"""
-
-    def __add__(self, other: "Network") -> "Network":
-        return Network(self.linears + other.linears, self.attentions + other.attentions)
-
-
-class Flops(NamedTuple):
-    """Floating-point operations per image."""
-
-    forward: float
-    """Forward pass"""
-    backward: float
-    """Gradients of activations, back to the first trained layer, and of the trained matrices"""
-    recomputed: float
-    """Operations that gradient checkpointing repeats: the blocks"""
+DEV: dict[str, Any] = {
+    **KLEIN_9B,
+    "num_single_layers": 48,
+    "num_attention_heads": 48,
+    "joint_attention_dim": 15360,
+    "guidance_embeds": True,
+}
+"""Settings of Flux2Transformer2DModel for FLUX.2 dev, as published"""
 
 
 def network(config: Mapping[str, Any], patch_dim: int | None = None, lora_rank: int = 0, head: bool = False) -> Network:
@@ -94,7 +58,7 @@ def network(config: Mapping[str, Any], patch_dim: int | None = None, lora_rank: 
 
     Args:
         config: Settings of Flux2Transformer2DModel.
-        patch_dim: Width of a token; the three modules are trained, as in PixelFlux2 (in LatentFlux2, for the
+        patch_dim: Width of a token; the three modules are trained, as in PixelModel (in LatentModel, for the
             transformer's own width). None: the frozen latent model.
         lora_rank: Rank of the adapters; 0: no LoRA.
         head: Whether a DDT head replaces the last layer: add `ddt_head`.
@@ -112,6 +76,10 @@ def network(config: Mapping[str, Any], patch_dim: int | None = None, lora_rank: 
         time = "time_guidance_embed.timestep_embedder"
         yield Linear(f"{time}.linear_1", config["timestep_guidance_channels"], width, "one", first=True)
         yield Linear(f"{time}.linear_2", width, width, "one")
+        if config["guidance_embeds"]:
+            guidance = "time_guidance_embed.guidance_embedder"
+            yield Linear(f"{guidance}.linear_1", config["timestep_guidance_channels"], width, "one", first=True)
+            yield Linear(f"{guidance}.linear_2", width, width, "one", first=True)
         yield Linear("double_stream_modulation_img.linear", width, 6 * width, "one")
         yield Linear("double_stream_modulation_txt.linear", width, 6 * width, "one")
         yield Linear("single_stream_modulation.linear", width, 3 * width, "one")
@@ -122,13 +90,21 @@ def network(config: Mapping[str, Any], patch_dim: int | None = None, lora_rank: 
         yield Linear("norm_out.linear", width, 2 * width, "one", trained=trained)
         if not head:
             yield Linear("proj_out", width, tokens, "image", trained=trained)
-        if not head and tokens != config["in_channels"]:  # PixelFlux2's recovery of u: down to the subspace and up
+        if not head and tokens != config["in_channels"]:  # PixelModel's recovery of u: down to the subspace and up
             yield Linear("A^T", tokens, config["in_channels"], "image")
             yield Linear("A", config["in_channels"], tokens, "image")
 
     blocks = config["num_layers"] + config["num_single_layers"]
-    base = Network(tuple(layers()), (Attention(width, "both"),) * blocks)
-    return base + Network(tuple(_adapters(base.linears, lora_rank)), ())
+    # norms of queries and keys: a double block has them for each of its streams
+    norms = {"transformer_blocks": 4, "single_transformer_blocks": 2}
+    counts = {"transformer_blocks": config["num_layers"], "single_transformer_blocks": config["num_single_layers"]}
+    vectors = tuple(
+        Vectors(f"{kind}.{i}.attn.norms", norms[kind] * config["attention_head_dim"])
+        for kind, count in counts.items()
+        for i in range(count)
+    )
+    base = Network(tuple(layers()), (Attention(width, "both"),) * blocks, vectors)
+    return base + Network(tuple(lora_layers(base.linears, LORA_TARGETS, lora_rank)), ())
 
 
 def ddt_head(config: Mapping[str, Any], patch_dim: int, blocks: int, heads: int, head_width: int) -> Network:
@@ -156,30 +132,9 @@ def ddt_head(config: Mapping[str, Any], patch_dim: int, blocks: int, heads: int,
         yield Linear("head.modulation_out", width, 2 * width, "image")
         yield Linear("head.proj_out", width, patch_dim, "image")
 
-    return Network(tuple(layer._replace(trained=True) for layer in layers()), (Attention(width, "image"),) * blocks)
-
-
-def count_flops(network: Network, image_tokens: int, text_tokens: int) -> Flops:
-    """Count the operations for one image.
-
-    The modulations are assumed to pass a gradient, which needs LoRA on the time embedding or a trained `norm_out`. What
-    attention kernels recompute inside their backward pass is not counted.
-
-    Args:
-        network: The network. For a network that is not trained, ignore `backward` and `recomputed`.
-        image_tokens: Number of image tokens.
-        text_tokens: Number of text tokens.
-
-    Returns:
-        The operations.
-    """
-    tokens = {"image": image_tokens, "text": text_tokens, "both": image_tokens + text_tokens, "one": 1}
-    products = [(layer, 2.0 * layer.inputs * layer.outputs * tokens[layer.stream]) for layer in network.linears]
-    attention = sum(4.0 * width * tokens[stream] ** 2 for width, stream in network.attentions)
-    return Flops(
-        forward=sum(n for _, n in products) + attention,
-        backward=sum(n * ((not layer.first) + layer.trained) for layer, n in products) + 2 * attention,
-        recomputed=sum(n for layer, n in products if "blocks." in layer.name) + attention,
+    return Network(
+        tuple(layer._replace(trained=True, bias=".block." not in layer.name) for layer in layers()),
+        (Attention(width, "image"),) * blocks,
     )
 
 
@@ -218,6 +173,24 @@ def values_kept(config: Mapping[str, Any], lora: bool, dropout: bool, head_width
     )
 
 
+def block_memory(config: Mapping[str, Any], lora: bool, dropout: bool) -> tuple[BlockMemory, ...]:
+    """Return the memory of the blocks by kind.
+
+    Args:
+        config: Settings of Flux2Transformer2DModel.
+        lora: Whether there is LoRA.
+        dropout: Whether LoRA has dropout.
+
+    Returns:
+        Double-stream blocks, then single-stream blocks.
+    """
+    kept, width = values_kept(config, lora, dropout), _width(config)
+    return (
+        BlockMemory(config["num_layers"], "both", width, kept.double),
+        BlockMemory(config["num_single_layers"], "both", width, kept.single),
+    )
+
+
 def _double_block(name: str, width: int, mlp: int) -> Iterator[Linear]:
     streams: dict[Stream, tuple[str, tuple[str, ...]]] = {
         "image": ("ff", ("to_q", "to_k", "to_v", "to_out.0")),
@@ -233,13 +206,6 @@ def _double_block(name: str, width: int, mlp: int) -> Iterator[Linear]:
 def _single_block(name: str, width: int, mlp: int, stream: Stream) -> Iterator[Linear]:
     yield Linear(f"{name}.attn.to_qkv_mlp_proj", width, 3 * width + 2 * mlp, stream)
     yield Linear(f"{name}.attn.to_out", width + mlp, width, stream)
-
-
-def _adapters(linears: Iterable[Linear], rank: int) -> Iterator[Linear]:
-    for layer in linears:
-        if rank and re.fullmatch(LORA_TARGETS, layer.name):
-            yield Linear(f"{layer.name}.lora_A", layer.inputs, rank, layer.stream, layer.first, trained=True)
-            yield Linear(f"{layer.name}.lora_B", rank, layer.outputs, layer.stream, trained=True)
 
 
 def _width(config: Mapping[str, Any]) -> int:

@@ -1,30 +1,30 @@
-"""Interface of a latent model besides its transformer: an image encoder and a text encoder.
+"""Interface of a latent model: a transformer, an image encoder and a text encoder.
 
 A family of models is a file such as `klein.py` that defines FAMILY, and its name in MODULES.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from asymflow.models.backbone import Backbone, PublishedModel
+from asymflow.models.backbone import TokenGeometry as TokenGeometry
 from asymflow.outside_text import read_json_object
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-MODULES = ("asymflow.models.klein",)
-
-
-class TokenGeometry(NamedTuple):
-    """Geometry of a latent token."""
-
-    pixels_per_token: int
-    """Side in pixels of the square that a token covers: the pixel model's patch size"""
-    token_width: int
-    """Width of a token, d"""
+MODULES = (
+    "asymflow.models.klein",
+    "asymflow.models.flux2_dev",
+    "asymflow.models.z_image",
+    "asymflow.models.qwen_image",
+)
+DEFAULT = "FLUX.2-klein-base-9B"
+"""Published model that stands for a base of unknown name"""
 
 
 class ImageEncoder(Protocol):
@@ -90,6 +90,23 @@ class LatentFamily:
     """(folder, device, dtype)"""
     load_text_encoder: Callable[..., TextEncoder]
     """(folder, device, dtype, max_tokens, padding="none"): longer captions are cut; `asymflow.models.text.PADDINGS`"""
+    backbone: Backbone
+    """The transformer"""
+    published: Mapping[str, PublishedModel] = field(default_factory=dict)
+    """Published models by the names of their repositories"""
+    paddings: tuple[str, ...] = ("max_length", "none")
+    """Those of `asymflow.models.text.PADDINGS` that the transformer was trained for"""
+    pixel_pipeline: bool = False
+    """Whether `asymflow.diffusers_pipeline` samples this family's pixel models, and holds merged ones"""
+
+
+def families() -> list[LatentFamily]:
+    """Return all families.
+
+    Returns:
+        The families, in the order of MODULES.
+    """
+    return [import_module(name).FAMILY for name in MODULES]
 
 
 def family_of(folder: str | Path) -> LatentFamily:
@@ -104,8 +121,7 @@ def family_of(folder: str | Path) -> LatentFamily:
     Raises:
         ValueError: If model_index.json is missing or names an unknown pipeline.
     """
-    families: list[LatentFamily] = [import_module(name).FAMILY for name in MODULES]
-    known = {pipeline: family for family in families for pipeline in family.pipelines}
+    known = {pipeline: family for family in families() for pipeline in family.pipelines}
     index = Path(folder) / "model_index.json"
     if not index.is_file():
         raise ValueError(f"it has no model_index.json, which names the pipeline; known: {', '.join(known)}")
@@ -113,3 +129,74 @@ def family_of(folder: str | Path) -> LatentFamily:
     if pipeline not in known:
         raise ValueError(f"its model_index.json names the pipeline {pipeline!r}; known: {', '.join(known)}")
     return known[pipeline]
+
+
+def backbone_of(transformer: Any) -> Backbone:
+    """Return the description of a latent transformer.
+
+    Args:
+        transformer: The transformer, or the name of its class in diffusers.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        ValueError: If no family has such a transformer.
+    """
+    known = {family.backbone.transformer: family.backbone for family in families()}
+    names = [transformer] if isinstance(transformer, str) else [cls.__name__ for cls in type(transformer).__mro__]
+    for name in names:
+        if name in known:
+            return known[name]
+    raise ValueError(f"{names[0]} is the transformer of no family; known: {', '.join(known)}")
+
+
+def backbone_of_config(config: Mapping[str, Any]) -> Backbone:
+    """Return the backbone that settings of a transformer belong to.
+
+    Args:
+        config: Settings, with the `_class_name` that diffusers saves; without one they are FLUX.2's.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        ValueError: If no family has such a transformer.
+    """
+    return backbone_of(config.get("_class_name") or published_model().config["_class_name"])
+
+
+def published_model(base: str | Path = "") -> PublishedModel:
+    """Return the published model that a base is, by the last part of its path.
+
+    Args:
+        base: Folder or repository of the base, such as `/models/FLUX.2-klein-base-4B`; it need not exist.
+
+    Returns:
+        The model; that of DEFAULT for another name. Its settings have a `_class_name`.
+    """
+    models = {
+        name: model._replace(config={"_class_name": family.backbone.transformer, **model.config})
+        for family in families()
+        for name, model in family.published.items()
+    }
+    return models.get(Path(base).name, models[DEFAULT])
+
+
+def load_transformer(folder: str | Path, dtype: "torch.dtype") -> Any:
+    """Load the transformer of a pipeline folder.
+
+    Args:
+        folder: The folder.
+        dtype: Type of the weights.
+
+    Returns:
+        The transformer, on the CPU.
+
+    Raises:
+        ValueError: If the folder belongs to no family.
+    """
+    import diffusers  # with torch: geometries are read without it
+
+    transformer = getattr(diffusers, family_of(folder).backbone.transformer)
+    return transformer.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)

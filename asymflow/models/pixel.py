@@ -1,6 +1,6 @@
 """Finished pixel model as one diffusers model, which a pipeline loads, saves, offloads, quantizes and compiles.
 
-`asymflow.models.flux2.PixelFlux2` is the same model in training, beside its teacher. This one has its adapter merged,
+`asymflow.models.lifted.PixelModel` is the same model in training, beside its teacher. This one has its adapter merged,
 uses the released names of all weights, and takes tokens packed channel first.
 """
 
@@ -14,7 +14,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin as ModelMixin  # diffusers' loader looks for it in this module
 from torch import Tensor
 
-from asymflow.models.flux2 import fused
+from asymflow.models.lifted import fused
 from asymflow.parameterization import calibrated_velocity
 from asymflow.subspace import Subspace
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from asymflow.losses import flow_matching_loss, omega, perceptual_loss, total_loss, vr_loss
-from asymflow.models.adapted import AdaptedFlux2
-from asymflow.models.flux2 import LatentFlux2
+from asymflow.models.adapted import AdaptedModel
+from asymflow.models.lifted import LatentModel
 from asymflow.parameterization import interpolate, lift, x_0_from_u
 from asymflow.patches import patchify
 
@@ -23,9 +23,9 @@ class FinetuneObjective(nn.Module):
     """Loss of the finetune of a model. The model is the only registered submodule.
 
     Args:
-        model: The student, which contains its teacher. A LatentFlux2 is trained on latents, with noise projected from
+        model: The student, which contains its teacher. A LatentModel is trained on latents, with noise projected from
             the pixels' noise: all models are trained with the same noise.
-        kind: `variance_reduced` (Eq. 22; for a PixelFlux2), or `flow_matching` (Eq. 2).
+        kind: `variance_reduced` (Eq. 22; for a PixelModel), or `flow_matching` (Eq. 2).
         perceptual: The distance of Eq. 20, such as `lpips.LPIPS(net="vgg", spatial=True)`; None: no perceptual term.
             A module is moved to the images' device. It is not registered: casting, sharding and checkpoints leave it
             unchanged.
@@ -37,12 +37,12 @@ class FinetuneObjective(nn.Module):
         loss_scale: Factor of the whole loss.
 
     Raises:
-        ValueError: If the kind is `variance_reduced` and the model is a LatentFlux2, which has no lifted teacher.
+        ValueError: If the kind is `variance_reduced` and the model is a LatentModel, which has no lifted teacher.
     """
 
     def __init__(
         self,
-        model: AdaptedFlux2,
+        model: AdaptedModel,
         kind: Kind = "variance_reduced",
         perceptual: Distance | None = None,
         perceptual_weight: float = 0.2,
@@ -52,7 +52,7 @@ class FinetuneObjective(nn.Module):
         loss_scale: float = 1.0,
     ):
         super().__init__()
-        if kind == "variance_reduced" and isinstance(model, LatentFlux2):
+        if kind == "variance_reduced" and isinstance(model, LatentModel):
             raise ValueError("kind is 'variance_reduced'; a latent model is trained with 'flow_matching'")
         self.model, self.kind = model, kind
         self.perceptual_weight, self.kappa, self.sigma_floor = perceptual_weight, kappa, sigma_floor
@@ -84,7 +84,7 @@ class FinetuneObjective(nn.Module):
             (loss, terms): the mean of weight times loss, a scalar to call `backward` on; and the unweighted terms per
             image: `loss` and, with variance reduction, `variance_reduced`, `lambda`, `omega`, `perceptual`.
         """
-        if isinstance(self.model, LatentFlux2):
+        if isinstance(self.model, LatentModel):
             loss, terms = self._latent(images, noise, sigma, z_0, text, text_mask)
         else:
             x_0 = self.model.subspace.space.encode(images)

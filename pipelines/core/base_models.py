@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asymflow.models.latent import ImageEncoder, TextEncoder, TokenGeometry, family_of
+from asymflow.models.backbone import Backbone, Kind
+from asymflow.models.latent import ImageEncoder, TextEncoder, TokenGeometry, family_of, published_model
 from pipelines.core.config import ConfigError, read_json_setting
 
 if TYPE_CHECKING:
@@ -37,21 +38,35 @@ def check_base(base: str, parts: tuple[str, ...] = (), *, images: bool = False, 
             raise ConfigError(f"base={base!r}: it has no {part!r} folder, so the diffusers pipeline is incomplete")
 
 
-PUBLISHED = TokenGeometry(16, 128)
+def check_kind(model: Kind, backbone: Backbone) -> None:
+    """Raise ConfigError unless the family of this transformer supports this kind of finetuned model."""
+    if model not in backbone.adapter_classes:
+        allowed = ", ".join(backbone.adapter_classes)
+        raise ConfigError(f"model={model}: not supported for a {backbone.transformer}; allowed: {allowed}")
+
+
+def check_padding(base: str, padding: str) -> None:
+    """Raise ConfigError unless the family of `base`, a folder of a known family, supports this padding of captions."""
+    allowed = family_of(base).paddings
+    if padding not in allowed:
+        raise ConfigError(f"text_padding={padding}: not supported by base={base!r}; allowed: {', '.join(allowed)}")
+
+
+PUBLISHED = published_model().geometry
 """Token geometry of FLUX.2 klein"""
 
 
 def read_geometry(base: str) -> TokenGeometry:
     """Return the token geometry of the base's autoencoder.
 
-    Without an autoencoder on this machine, return the published geometry: plans work without the files, and runs check
-    their inputs against it.
+    Without an autoencoder on this machine, return the geometry of the published model of the folder's name, else that
+    of FLUX.2 klein: plans work without the files, and runs check their inputs against it.
 
     Raises:
         ConfigError: The files match no known model family.
     """
     if not (Path(base) / "vae").is_dir():
-        return PUBLISHED
+        return published_model(base).geometry
     try:
         return family_of(base).read_geometry(base)
     except ValueError as error:

@@ -21,7 +21,7 @@ from torch import Tensor
 from asymflow.models.latent import TextEncoder
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
-from pipelines.core.base_models import check_base, load_image_encoder, load_text_encoder, read_geometry
+from pipelines.core.base_models import check_base, check_padding, load_image_encoder, load_text_encoder, read_geometry
 from pipelines.core.config import ConfigError
 from pipelines.core.map_items import by_name, map_items
 from pipelines.core.step import Context, Step
@@ -36,6 +36,7 @@ UNCONDITIONAL = "unconditional.safetensors"
 def check(settings: EncodeSettings) -> None:
     """Check that the base has an image and a text encoder. Raises ConfigError."""
     check_base(settings.base, images=True, text=True)
+    check_padding(settings.base, settings.text_padding)
 
 
 def check_inputs(settings: EncodeSettings, inputs: Mapping[str, Artifact]) -> None:

@@ -17,7 +17,7 @@ from pipelines.sample.config import Safety, SampleSettings
 from pipelines.sample.metadata import encode_with_metadata
 from pipelines.sample.page_guard import Busy, FairQueue, Guard, names_of
 from pipelines.sample.safety import SafetyFilter, check_safety
-from pipelines.sample.sampler import PipelineSampler
+from pipelines.sample.sampler import BothSampler, open_sampler
 from pipelines.sample.step import check, check_model, metadata_of, models_of
 from pipelines.viz.image_grid import to_pil_images
 
@@ -76,7 +76,7 @@ def open_page(
         from starlette.middleware import Middleware  # comes with Gradio
 
         try:
-            artist = Artist(PipelineSampler(base, adapter, device), SafetyFilter(safety, device), Path(folder))
+            artist = Artist(open_sampler(base, adapter, device), SafetyFilter(safety, device), Path(folder))
         except ValueError as error:
             raise ConfigError(f"base={base!r}, adapter={adapter!r}: {error}") from error
         page = build_page(gradio, artist)
@@ -108,7 +108,7 @@ class Artist:
     Images are files, which Gradio serves unchanged; other images it would encode itself, without their metadata.
     """
 
-    def __init__(self, sampler: PipelineSampler, safety: SafetyFilter, folder: Path):
+    def __init__(self, sampler: BothSampler, safety: SafetyFilter, folder: Path):
         self.sampler, self.safety, self.folder = sampler, safety, folder
 
     def read(self, prompt: str, seed: int, **form: Any) -> SampleSettings:
@@ -158,9 +158,9 @@ class Artist:
         return files, {"seconds": seconds, "flagged": flagged, **metadata}
 
 
-def limits_of(sampler: PipelineSampler) -> dict[str, tuple[float, float]]:
+def limits_of(sampler: BothSampler) -> dict[str, tuple[float, float]]:
     """Return (minimum, maximum) of the parameters that determine the sampling time."""
-    defaults, side = sampler.defaults, sampler.pipeline.patch_size
+    defaults, side = sampler.defaults, sampler.patch_size
     return {
         "steps": (1, 2 * defaults.num_inference_steps),
         "guidance": (1, max(10, defaults.guidance_scale)),
@@ -172,7 +172,7 @@ def limits_of(sampler: PipelineSampler) -> dict[str, tuple[float, float]]:
 def build_page(gradio: Any, artist: Artist) -> Any:
     """Return the page as gradio.Blocks."""
     defaults, beside = artist.sampler.defaults, bool(artist.sampler.adapter)
-    models, side = ("latent", "pixel") if beside else ("pixel",), artist.sampler.pipeline.patch_size
+    models, side = ("latent", "pixel") if beside else ("pixel",), artist.sampler.patch_size
 
     queue, limits = FairQueue(), limits_of(artist.sampler)
 

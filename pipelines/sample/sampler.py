@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 from diffusers.utils.logging import disable_progress_bar
 from torch import Tensor
 
 from asymflow.adapters import COMFYUI, WEIGHTS, SamplingDefaults, kind_of, read_adapter, read_defaults, restore
+from asymflow.adapters.basis import LAYOUT, in_layout
 from asymflow.adapters.hub import local_folder
 from asymflow.content import sha256_of
 from asymflow.devices import default_dtype
 from asymflow.diffusers_pipeline import SCHEDULERS, AsymFlux2KleinPipeline
 from asymflow.guidance import Guidance
-from asymflow.models.conditioned import encode_prompts
-from asymflow.models.ddt import DdtFlux2
-from asymflow.models.flux2 import LatentFlux2
+from asymflow.models import latent
 from asymflow.models.latent import ImageEncoder, family_of
+from asymflow.models.lifted import LatentModel, PixelModel
+from asymflow.models.text import MAX_TOKENS
 from asymflow.patches import patchify
 from asymflow.samplers import SOLVERS
 from asymflow.sampling import Predict, latent_velocity, text_guided
@@ -102,10 +102,10 @@ class LatentSampler:
         return self.decoder.decode(z_0, grid).float().cpu()
 
 
-class DdtSampler:
-    """Samples by the DDT baseline."""
+class ModelSampler:
+    """Samples by a pixel model of the project: the DDT baseline, or a model of a family without a pipeline."""
 
-    def __init__(self, model: DdtFlux2, encode: Encode):
+    def __init__(self, model: Any, encode: Encode):
         self.model, self.encode = model, encode
 
     @torch.no_grad()
@@ -147,6 +147,11 @@ class PipelineSampler:
         """Return the model's default sampling parameters."""
         return self.pipeline.defaults
 
+    @property
+    def patch_size(self) -> int:
+        """Return the pixel model's patch size."""
+        return self.pipeline.patch_size
+
     @cached_property
     def latent(self) -> LatentSampler:
         """Return the sampler of the latent base, loaded on first use."""
@@ -154,6 +159,50 @@ class PipelineSampler:
         A, s, size = pixels.proj_buffer, float(pixels.scale_buffer), pixels.config.patch_size
         decoder = load_decoder(self.base, self.device)
         return LatentSampler(partial(latent_velocity, transformer), decoder, self.pipeline.encode_prompt, A, s, size)
+
+
+class AdapterSampler:
+    """The same for a family without a pipeline: the adapter's pixel model, whose frozen teacher is the latent base."""
+
+    def __init__(self, base: str, adapter: str, device: str = "cpu"):
+        self.base, self.adapter, self.device = base, adapter, device
+        with adapter_files(adapter) as folder:
+            if folder is None:
+                raise ValueError("adapter: missing; the base alone is a latent model")
+            if (kind := kind_of(read_adapter(folder)[1])) != "asymflow":
+                raise ValueError(f"adapter={adapter!r}: a model of kind {kind}; only asymflow is sampled here")
+            self.model: Any = restore(load_transformer(base, device), folder).to(device)
+            self.defaults, self.adapter_sha256 = read_defaults(folder), weights_sha256(folder)
+        self.patch_size: int = self.model.patch_size
+        self.encode = load_encode(base, self.defaults.text_padding, device)
+        self.pixel = ModelSampler(self.model, self.encode)
+
+    @cached_property
+    def latent(self) -> LatentSampler:
+        """Return the sampler of the latent base, whose decoder is loaded on first use."""
+        A = in_layout(self.model.subspace, LAYOUT).A.float().to(self.device)
+        decoder = load_decoder(self.base, self.device)
+        return LatentSampler(self._teacher, decoder, self.encode, A, self.model.s, self.patch_size)
+
+    def _teacher(self, grid: tuple[int, int]) -> Predict:
+        predict = latent_velocity(self.model.transformer, grid)
+
+        def run(*arguments: Tensor) -> Tensor:
+            with self.model.teacher_view():
+                return predict(*arguments)
+
+        return run
+
+
+BothSampler = PipelineSampler | AdapterSampler
+"""Samples by a pixel model and by its latent base"""
+
+
+def open_sampler(base: str, adapter: str = "", device: str = "cpu") -> BothSampler:
+    """Return the sampler of a base with an adapter, or of a merged pipeline."""
+    if adapter and not family_of(base).pixel_pipeline:
+        return AdapterSampler(base, adapter, device)
+    return PipelineSampler(base, adapter, device)
 
 
 def load_sampler(
@@ -174,29 +223,36 @@ def load_sampler(
         ValueError: files are missing or do not fit.
     """
     dtype = default_dtype(device)
-    if model == "trained" and (adapter is None or kind_of(read_adapter(adapter)[1]) == "asymflow"):
-        pipeline: Any = AsymFlux2KleinPipeline.from_pretrained(base, adapter=adapter, dtype=dtype)
-        return PixelSampler(pipeline.to(device))
-    if model == "lifted":
+    if model == "trained" and adapter is None:  # a merged pipeline
+        return _pipeline_sampler(AsymFlux2KleinPipeline.from_pretrained(base, dtype=dtype), device)
+    has_pipeline = family_of(base).pixel_pipeline
+    kind = kind_of(read_adapter(adapter)[1]) if model == "trained" and adapter is not None else None
+    if has_pipeline and kind == "asymflow":
+        return _pipeline_sampler(AsymFlux2KleinPipeline.from_pretrained(base, adapter=adapter, dtype=dtype), device)
+    if model == "lifted" and has_pipeline:
         pipeline = AsymFlux2KleinPipeline.from_pretrained(base, subspace=subspace, dtype=dtype)
         pipeline.defaults = defaults  # for the padding of prompts; the rest is in the sampling parameters
-        return PixelSampler(pipeline.to(device))
-    text: Any = Flux2KleinPipeline.from_pretrained(base, vae=None, transformer=None, dtype=dtype).to(device)
-    encode = partial(encode_prompts, text.text_encoder, text.tokenizer, padding=defaults.text_padding)
-    transformer = load_transformer(base, device)
+        return _pipeline_sampler(pipeline, device)
+    encode, transformer = load_encode(base, defaults.text_padding, device), load_transformer(base, device)
     predict_on: Callable[[tuple[int, int]], Predict] = partial(latent_velocity, transformer)
     if model == "trained" and adapter is not None:
         found: Any = restore(transformer, adapter, subspace).to(device)
-        if not isinstance(found, LatentFlux2):
-            return DdtSampler(found, encode)
+        if not isinstance(found, LatentModel):
+            return ModelSampler(found, encode)
 
         def predict_on(grid: tuple[int, int]) -> Predict:
             return partial(found, grid=grid)
 
+    if model == "lifted" and subspace is not None:
+        return ModelSampler(PixelModel.from_latent(transformer, subspace).to(device).eval(), encode)
     if subspace is None:
         raise ValueError("a latent model is sampled from projected pixel noise, which needs a subspace: give a basis")
     A = subspace.A.float().to(device)
     return LatentSampler(predict_on, load_decoder(base, device), encode, A, float(subspace.s), subspace.patch_size)
+
+
+def _pipeline_sampler(pipeline: Any, device: str) -> PixelSampler:
+    return PixelSampler(pipeline.to(device))
 
 
 @contextmanager
@@ -209,11 +265,15 @@ def adapter_files(adapter: str) -> Iterator[Path | None]:
         yield local_folder(adapter) if adapter else None
 
 
-def load_transformer(base: str, device: str) -> Flux2Transformer2DModel:
+def load_transformer(base: str, device: str) -> Any:
     """Return the base's transformer in evaluation mode."""
+    return latent.load_transformer(base, default_dtype(device)).to(device).eval()
+
+
+def load_encode(base: str, padding: str, device: str) -> Encode:
+    """Return the family's text encoder. It truncates prompts to `MAX_TOKENS`."""
     dtype = default_dtype(device)
-    transformer: Any = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer", dtype=dtype)
-    return transformer.to(device).eval()
+    return family_of(base).load_text_encoder(base, device, dtype, MAX_TOKENS, padding).encode
 
 
 def load_decoder(base: str, device: str) -> ImageEncoder:

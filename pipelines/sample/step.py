@@ -22,7 +22,7 @@ from pipelines.sample.config import SampleSettings
 from pipelines.sample.metadata import encode_with_metadata
 from pipelines.sample.parameters import SamplingParameters
 from pipelines.sample.safety import SafetyFilter, check_safety
-from pipelines.sample.sampler import PipelineSampler
+from pipelines.sample.sampler import BothSampler, open_sampler
 from pipelines.viz.image_grid import side_by_side, thumbnail, to_pil_images
 
 
@@ -69,7 +69,7 @@ class SampleWorker:
 
     def __init__(self, settings: SampleSettings, folder: str):
         self.settings, self.folder = settings, folder
-        self.sampler = PipelineSampler(settings.base, settings.adapter, settings.resources.device)
+        self.sampler = open_sampler(settings.base, settings.adapter, settings.resources.device)
         self.filter = SafetyFilter(settings.safety, settings.resources.device)
 
     def __call__(self, item: str) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class SampleWorker:
         return {"rows": rows}
 
 
-def metadata_of(sampler: PipelineSampler, prompt: str, seed: int, parameters: SamplingParameters) -> dict[str, Any]:
+def metadata_of(sampler: BothSampler, prompt: str, seed: int, parameters: SamplingParameters) -> dict[str, Any]:
     """Return the metadata with which an image can be sampled again."""
     source = {"base": Path(sampler.base).name, "adapter_sha256": sampler.adapter_sha256}
     return {"prompt": prompt, "seed": seed, **source, **asdict(parameters)}

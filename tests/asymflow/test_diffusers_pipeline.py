@@ -18,8 +18,8 @@ from toy_pipeline import ADAPTER, BASE, PROMPTS, largest_difference, noise, samp
 
 from asymflow.adapters import load_adapter
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
-from asymflow.models.adapted import pack_latents
 from asymflow.models.autoencoder import encode_images
+from asymflow.models.cells import pack_latents
 from asymflow.models.conditioned import TextVelocity
 from asymflow.models.flux2 import PixelFlux2
 from asymflow.models.pixel import AsymFlux2Transformer2DModel

@@ -251,7 +251,7 @@ def run(monkeypatch, capsys):
 
     for name in ("GRADIO_TEMP_DIR", "NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
-    monkeypatch.setattr("pipelines.sample.demo_page.PipelineSampler", load_nothing)
+    monkeypatch.setattr("pipelines.sample.demo_page.open_sampler", load_nothing)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.chdir(ROOT)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 from asymflow.adapters import SamplingDefaults
+from asymflow.models.latent import family_of
 from asymflow.subspace import Subspace
 from pipelines.train.finetune.config import FinetuneSettings
 
@@ -61,6 +62,11 @@ def without_header(card: str) -> str:
 def _usage(settings: FinetuneSettings) -> str:
     if settings.model != "asymflow":
         return ""
+    if Path(settings.base).is_dir() and not family_of(settings.base).pixel_pipeline:
+        return (
+            "\n## Usage\n\n"
+            "    python jobs/sample.py jobs/configs/sample/klein_9b.yaml base=FOLDER_OF_THE_BASE adapter=THIS_FOLDER\n"
+        )
     return (
         "\n## Usage\n\n"
         "    from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline\n\n"

@@ -1,13 +1,16 @@
 """Export formats of an adapter: ComfyUI, or merged with its base into a pipeline folder."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 
 from asymflow.adapters import read_adapter, read_defaults, save_pth, write_adapter, write_comfyui
 from asymflow.adapters.basis import find_subspace
+from asymflow.models.latent import families, family_of
 from pipelines.core import storage
 from pipelines.core.base_models import check_base
 from pipelines.core.config import ConfigError
@@ -43,6 +46,8 @@ def convert(adapter: str, format: ExportFormat, out: str, base: str = "", dtype:
         if not base:
             raise ConfigError("--base: missing, the folder of the latent model that the adapter was made for")
         check_base(base, ("transformer", "scheduler"), text=True)
+        if not family_of(base).pixel_pipeline:
+            raise ConfigError(f"--format merged: base={base!r} has no merged form; sample with base and adapter")
     with storage.local_folder(adapter) as folder, tempfile.TemporaryDirectory() as scratch:
         if format == "merged":
             merge(folder, base, Path(scratch), TYPES[dtype] if dtype else stored_type(base))
@@ -50,12 +55,21 @@ def convert(adapter: str, format: ExportFormat, out: str, base: str = "", dtype:
             tensors, config = read_adapter(folder)
             subspace, defaults = find_subspace(folder, tensors), read_defaults(folder)
             if format == "comfyui":
+                check_comfyui(config)
                 write_comfyui(scratch, tensors, config, subspace, defaults)
             else:
                 write_adapter(scratch, tensors, config, subspace, defaults)
                 save_pth(subspace, Path(scratch) / PTH)
         storage.put_folder(Path(scratch), storage.absolute(out), last="model_index.json")
     return storage.absolute(out)
+
+
+def check_comfyui(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless ComfyUI's tensor names are known for the model of an adapter's config.json."""
+    found = config.get("_class_name")
+    backbones = (family.backbone for family in families())
+    if not any(found in backbone.adapter_classes.values() for backbone in backbones if backbone.has_comfyui_names):
+        raise ConfigError(f"--format comfyui: not supported for a {found}; use --format released")
 
 
 def merge(adapter: Path, base: str, out: Path, dtype: torch.dtype) -> None:

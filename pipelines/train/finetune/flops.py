@@ -8,7 +8,9 @@ or the optimizer.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from asymflow.models.geometry import Flops, Network, count_flops, ddt_head, network
+from asymflow.models.geometry import ddt_head
+from asymflow.models.latent import backbone_of_config
+from asymflow.models.network import Flops, Network, count_flops
 from pipelines.train.finetune.config import FinetuneSettings
 
 
@@ -66,7 +68,8 @@ def image_flops(
     if variance_reduced and loss.perceptual:
         pixels = image_tokens * settings.pixels.patch_size**2
         perceptual = PERCEPTUAL_COSTS[loss.perceptual.net].flops_per_pixel * pixels
-    teacher = count_flops(network(transformer_config), image_tokens, text_tokens).forward
+    latent = backbone_of_config(transformer_config).network(transformer_config)
+    teacher = count_flops(latent, image_tokens, text_tokens).forward
     return ImageFlops(
         student=count_flops(student_network(settings, transformer_config), image_tokens, text_tokens),
         teacher=teacher if variance_reduced else 0.0,
@@ -76,14 +79,16 @@ def image_flops(
 
 
 def student_network(settings: FinetuneSettings, transformer_config: Mapping[str, Any]) -> Network:
-    """Return the shapes of the trained model."""
-    patch_dim = transformer_config["in_channels"] if settings.model == "latent" else 3 * settings.pixels.patch_size**2
+    """Return the matrices of the trained model; `_class_name` of `transformer_config` determines the family."""
+    backbone = backbone_of_config(transformer_config)
+    width = backbone.token_width(transformer_config)
+    patch_dim = width if settings.model == "latent" else 3 * settings.pixels.patch_size**2
     rank = settings.lora.rank if settings.lora else 0
     if settings.model != "ddt":
-        return network(transformer_config, patch_dim, rank)
+        return backbone.network(transformer_config, patch_dim, rank)
     ddt = settings.ddt
     head = ddt_head(transformer_config, patch_dim, ddt.blocks, ddt.heads, ddt.head_width)
-    return network(transformer_config, patch_dim, rank, head=True) + head
+    return backbone.network(transformer_config, patch_dim, rank, head=True) + head
 
 
 def step_flops(

@@ -4,19 +4,24 @@ Permanent memory (weights, gradients, optimizer, average) is counted; activation
 CUDA context, workspaces, temporary memory of kernels, and fragmentation: leave some GiB.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from asymflow.models.geometry import Linear, network, values_kept
+from asymflow.models.geometry import values_kept
+from asymflow.models.latent import backbone_of_config
+from asymflow.models.network import tokens_by_stream
 from pipelines.train.devices import BYTES, precision_name
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.flops import PERCEPTUAL_COSTS, student_network
 
 if TYPE_CHECKING:
-    from asymflow.models.adapted import AdaptedFlux2
+    from asymflow.models.adapted import AdaptedModel
 
 FLOAT32 = 4
+_BLOCK = re.compile(r"(\w+\.\d+)\.\w")
+"""A layer in a list of blocks, of which it is the name"""
 BUCKET = 500_000_000
 """Values per gradient bucket that workers exchange at once: DeepSpeed 0.19's `reduce_bucket_size`"""
 SHARDED_FROM = {"moments": 1, "gradients": 2, "weights": 3}
@@ -45,11 +50,12 @@ class Values:
         return sum(self.trained.values())
 
 
-def count_values(model: "AdaptedFlux2") -> Values:
+def count_values(model: "AdaptedModel") -> Values:
     """Return the numbers of values of a model in training, on any device, including `meta`."""
     frozen = {name: p.numel() for name, p in model.named_parameters() if not p.requires_grad}
     original = sum(n for name, n in frozen.items() if name.startswith("latent_modules."))
-    blocks = [*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks]
+    kinds = model.transformer._repeated_blocks
+    blocks = [module for module in model.transformer.modules() if type(module).__name__ in kinds]
     return Values(
         base=sum(frozen.values()) - original,
         original=original,
@@ -60,33 +66,22 @@ def count_values(model: "AdaptedFlux2") -> Values:
 
 def plan_values(settings: FinetuneSettings, config: Mapping[str, Any]) -> Values:
     """Return the same as `count_values` from the transformer's `config` alone, without building a model."""
-    latent, ends, head = network(config).linears, ("x_embedder", "norm_out.linear", "proj_out"), settings.ddt
-    places = {layer.name: place for place, layer in enumerate(latent)}
+    backbone, head = backbone_of_config(config), settings.ddt
+    latent = backbone.network(config)
+    places = {layer.name: place for place, layer in enumerate(latent.linears)}
     trained = [layer for layer in student_network(settings, config).linears if layer.trained]
     trained.sort(key=lambda layer: places.get(layer.name.split(".lora_")[0], len(places)))
-    values = {layer.name: _values(layer) for layer in trained}
+    values = {layer.name: layer.values for layer in trained}
     if settings.model == "ddt":
         values |= {f"head.blocks.{i}.block.attn.norms": 2 * head.head_width for i in range(head.blocks)}
-    # norms of queries and keys: a double block has them for each of its streams
-    norms = {"transformer_blocks": 4 * config["attention_head_dim"]}
-    norms["single_transformer_blocks"] = norms["transformer_blocks"] // 2
-    blocks = {"transformer_blocks": config["num_layers"], "single_transformer_blocks": config["num_single_layers"]}
-    block = {
-        kind: norms[kind] + sum(_values(layer) for layer in latent if layer.name.startswith(f"{kind}.0."))
-        for kind in blocks
-    }
-    original = sum(_values(layer) for layer in latent if layer.name in ends)
-    frozen = sum(_values(layer) for layer in latent) + sum(norms[kind] * number for kind, number in blocks.items())
-    if config["guidance_embeds"]:  # as large as the embedding of the time
-        time = "time_guidance_embed.timestep_embedder."
-        frozen += sum(_values(layer) for layer in latent if layer.name.startswith(time))
-    return Values(frozen - original, original, values, max(block[kind] for kind, number in blocks.items() if number))
-
-
-def _values(layer: Linear) -> int:
-    """Return the number of a layer's values; DDT head layers outside of FLUX.2's blocks have a bias."""
-    bias = layer.name.startswith("head.") and ".block." not in layer.name
-    return layer.inputs * layer.outputs + bias * layer.outputs
+    parts = {layer.name: layer.values for layer in latent.linears}
+    parts |= {vectors.name: vectors.values for vectors in latent.vectors}
+    original = sum(n for name, n in parts.items() if f"{name}.".startswith(tuple(f"{e}." for e in backbone.trained)))
+    blocks: dict[str, int] = {}
+    for name, number in parts.items():
+        if inside := _BLOCK.match(name):
+            blocks[inside[1]] = blocks.get(inside[1], 0) + number
+    return Values(sum(parts.values()) - original, original, values, max(blocks.values()))
 
 
 def static_memory(settings: FinetuneSettings, values: Values) -> dict[str, float]:
@@ -139,19 +134,22 @@ def activation_memory(
 ) -> dict[str, float]:
     """Return the estimated bytes that a forward pass on `images` keeps for the backward pass, by part."""
     lora, size = settings.lora, BYTES[precision_name(settings.resources)]
-    width = config["num_attention_heads"] * config["attention_head_dim"]
     head = settings.ddt.heads * settings.ddt.head_width if settings.model == "ddt" else 0
     head_blocks = settings.ddt.blocks if head else 0
-    kept = values_kept(config, bool(lora), bool(lora and lora.dropout), head)
-    tokens, double, single = image_tokens + text_tokens, config["num_layers"], config["num_single_layers"]
+    with_lora, dropout = bool(lora), bool(lora and lora.dropout)
+    head_kept = values_kept(config, with_lora, dropout, head).head if head else 0
+    tokens = tokens_by_stream(image_tokens, text_tokens)
+    kinds = backbone_of_config(config).block_memory(config, with_lora, dropout)
     # the products are made with copies of the trained values in the base's type, which are kept until then too
-    copies = size * values.total_trained if size != FLOAT32 else 0
+    copies: float = size * values.total_trained if size != FLOAT32 else 0
     if settings.resources.gradient_checkpointing:
-        entering = (double + single) * tokens * width + head_blocks * image_tokens * head
-        activations = entering + max(tokens * kept.double, tokens * kept.single, image_tokens * kept.head)
-        copies /= double + single
+        entering = sum(kind.blocks * tokens[kind.stream] * kind.width for kind in kinds)
+        entering += head_blocks * image_tokens * head
+        activations = entering + max(*(tokens[kind.stream] * kind.kept for kind in kinds), image_tokens * head_kept)
+        copies /= sum(kind.blocks for kind in kinds)
     else:
-        activations = tokens * (double * kept.double + single * kept.single) + head_blocks * image_tokens * kept.head
+        activations = sum(kind.blocks * tokens[kind.stream] * kind.kept for kind in kinds)
+        activations += head_blocks * image_tokens * head_kept
     pixels = image_tokens * settings.pixels.patch_size**2
     parts = {
         "activations of the transformer": images * size * activations + copies,

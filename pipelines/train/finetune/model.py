@@ -1,13 +1,15 @@
 """Build the model to train, and load a finetuned one."""
 
+from typing import Any
+
 import torch
-from diffusers import Flux2Transformer2DModel
 from diffusers.utils.logging import disable_progress_bar
 from safetensors.torch import load_file
 
-from asymflow.models.adapted import AdaptedFlux2
+from asymflow.models.adapted import AdaptedModel
 from asymflow.models.ddt import DdtFlux2
-from asymflow.models.flux2 import LatentFlux2, PixelFlux2
+from asymflow.models.latent import load_transformer
+from asymflow.models.lifted import LatentModel, PixelModel
 from asymflow.subspace import Subspace
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
@@ -19,27 +21,27 @@ from pipelines.train.metrics_log import AVERAGE
 disable_progress_bar()  # of model loading
 
 
-def adapt(settings: FinetuneSettings, transformer: Flux2Transformer2DModel, subspace: Subspace) -> AdaptedFlux2:
+def adapt(settings: FinetuneSettings, transformer: Any, subspace: Subspace) -> AdaptedModel:
     """Return the model of `settings.model` around a latent transformer, with its adapters, the same on every worker."""
     torch.manual_seed(settings.seed)
-    model: AdaptedFlux2
+    model: AdaptedModel
     if settings.model == "ddt":
         head = settings.ddt
         model = DdtFlux2.from_latent(transformer, subspace, head.blocks, head.heads, head.head_width)
     elif settings.model == "latent":
-        model = LatentFlux2.from_latent(transformer, subspace)
+        model = LatentModel.from_latent(transformer, subspace)
     else:
-        model = PixelFlux2.from_latent(transformer, subspace)
+        model = PixelModel.from_latent(transformer, subspace)
     if settings.lora:
         model.add_lora(settings.lora.rank, settings.lora.alpha, settings.lora.dropout)
     return model
 
 
-def build_model(settings: FinetuneSettings, subspace: Subspace) -> AdaptedFlux2:
+def build_model(settings: FinetuneSettings, subspace: Subspace) -> AdaptedModel:
     """Return the model to train, on the CPU."""
     resources = settings.resources
     dtype = precision(resources)
-    transformer = Flux2Transformer2DModel.from_pretrained(settings.base, subfolder="transformer", torch_dtype=dtype)
+    transformer = load_transformer(settings.base, dtype)
     model = adapt(settings, transformer, subspace)
     model.set_precision(dtype)
     if resources.gradient_checkpointing:
@@ -49,7 +51,7 @@ def build_model(settings: FinetuneSettings, subspace: Subspace) -> AdaptedFlux2:
     return model.train()
 
 
-def load_finetuned(artifact: Artifact, subspace: Subspace, base: str) -> AdaptedFlux2:
+def load_finetuned(artifact: Artifact, subspace: Subspace, base: str) -> AdaptedModel:
     """Return the moving average of a finetune artifact on its base model, in float32 and evaluation mode.
 
     Args:
@@ -58,7 +60,7 @@ def load_finetuned(artifact: Artifact, subspace: Subspace, base: str) -> Adapted
         base: folder of the base model.
     """
     settings = FinetuneSettings.model_validate(config_to_load(artifact.manifest["config"], base=base))
-    transformer = Flux2Transformer2DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
+    transformer = load_transformer(base, torch.float32)
     model = adapt(settings, transformer, subspace)
     average = storage.read_file(artifact.file(AVERAGE), load_file)
     with torch.no_grad():

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from asymflow.models.geometry import KLEIN_9B
+from asymflow.models.latent import backbone_of_config, published_model
 from pipelines.core.artifacts import MissingArtifact, load_artifact
+from pipelines.core.base_models import check_kind
 from pipelines.core.config import ConfigError, read_json_setting
 from pipelines.core.storage import StorageError
 from pipelines.train.devices import BYTES, Device, device_of, precision_name
@@ -102,7 +102,7 @@ class Plan:
         return "\n\n".join("\n".join(_line(*row) for row in section) for section in sections)
 
     def _model(self) -> list[tuple[str, str, str]]:
-        values, groups = self.values, trained_groups(self.values)
+        values, groups = self.values, trained_groups(self.values, self.config)
         size = 8 * BYTES[precision_name(self.settings.resources)]
         total = values.total_trained + self.basis
         note = f"{total / 1e6:,.1f}M, with A and s as in the adapter's file: {total:,}" if self.basis else ""
@@ -191,7 +191,9 @@ def plan(settings: FinetuneSettings) -> Plan:
         ConfigError: the base's transformer cannot be read, or does not fit the settings.
     """
     config, geometry = _geometry(settings.base)
-    patch_dim, rank = 3 * settings.pixels.patch_size**2, config["in_channels"]
+    backbone = backbone_of_config(config)
+    check_kind(settings.model, backbone)
+    patch_dim, rank = 3 * settings.pixels.patch_size**2, backbone.token_width(config)
     if rank > patch_dim:
         raise ConfigError(f"pixels.patch_size={settings.pixels.patch_size}: {patch_dim} values, fewer than {rank}")
     curated, buckets_from = _manifest(settings.curated, "curate")
@@ -217,34 +219,37 @@ def print_plan(settings: FinetuneSettings) -> dict[str, float]:
     return planned.metrics
 
 
-def trained_groups(values: Values) -> dict[str, int]:
-    """Return the number of trained values by part of the model."""
+def trained_groups(values: Values, config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of trained values by part of the model; `config` is that of the latent transformer."""
+    block_names = backbone_of_config(config).block_names
     groups: dict[str, int] = {}
     for name, number in values.trained.items():
-        groups[_group(name)] = groups.get(_group(name), 0) + number
+        group = _group(name, block_names)
+        groups[group] = groups.get(group, 0) + number
     return groups
 
 
-def _group(name: str) -> str:
+def _group(name: str, block_names: Mapping[str, str]) -> str:
     name = name.removeprefix("transformer.")
     if ".lora_" not in name:
         return "DDT head" if name.startswith("head.") else name.split(".")[0]
-    kinds = {"transformer_blocks": "double blocks", "single_transformer_blocks": "single blocks"}
-    return f"LoRA, {kinds.get(name.split('.')[0], 'time embedding')}"
+    return f"LoRA, {block_names.get(name.split('.')[0], 'time embedding')}"
 
 
 def _geometry(base: str) -> tuple[dict[str, Any], str]:
     file = Path(base) / "transformer" / "config.json"
     if not Path(base).is_dir():
-        return KLEIN_9B, f"published shapes of FLUX.2 klein Base 9B: {base} does not exist"
+        published = published_model(base)
+        return dict(published.config), f"published shapes of {published.name}: {base} does not exist"
     if not file.is_file():
         raise ConfigError(f"base={base!r}: no transformer/config.json: it is not a complete diffusers pipeline")
     config = read_json_setting(file, f"base={base!r}")
-    if any(name not in config for name in KLEIN_9B):
-        from diffusers import Flux2Transformer2DModel  # only hand-written configurations leave keys out
-
-        defaults = signature(Flux2Transformer2DModel.__init__).parameters
-        config = {name: config.get(name, p.default) for name, p in defaults.items() if name != "self"}
+    try:
+        backbone = backbone_of_config(config)
+    except ValueError as error:
+        raise ConfigError(f"base={base!r}: {error}") from None
+    if any(name not in config for name in ("in_channels", *backbone.adapter_keys)):
+        config = backbone.complete(config)  # only hand-written configurations leave keys out
     return config, str(file)
 
 

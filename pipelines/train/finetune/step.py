@@ -8,10 +8,11 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from asymflow.models.latent import family_of
 from asymflow.oklab import OklabSpace
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
-from pipelines.core.base_models import check_base
+from pipelines.core.base_models import check_base, check_kind, check_padding
 from pipelines.core.config import ConfigError
 from pipelines.core.identity import fingerprint_of
 from pipelines.core.step import Context, Step
@@ -34,6 +35,8 @@ def check(settings: FinetuneSettings) -> None:
 
     check_export(settings)
     check_base(settings.base, ("transformer",))
+    check_kind(settings.model, family_of(settings.base).backbone)
+    check_padding(settings.base, settings.text_padding)
     if settings.loss.kind == "variance_reduced" and settings.loss.perceptual:
         check_perceptual(settings.loss.perceptual)
     check_optimizer(settings.optim)

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from asymflow.ema import PowerEMA
-from asymflow.models.adapted import AdaptedFlux2
+from asymflow.models.adapted import AdaptedModel
 from asymflow.objectives.finetune import FinetuneObjective
 from asymflow.subspace import Subspace
 from pipelines.core import storage
@@ -50,7 +50,7 @@ class FinetuneTask:
 
     def step_flops(self, tokens: Tokens) -> float:
         """Return the model FLOPs of a step."""
-        config = self.model.transformer.config
+        config = {"_class_name": self.model.backbone.transformer, **self.model.transformer.config}
         return step_flops(self.settings, config, tokens.image, tokens.text, self.settings.optim.batch)
 
     def sample_images(self, device: torch.device) -> Image.Image:
@@ -66,7 +66,7 @@ class FinetuneTask:
         return self._validator.sample_images()
 
 
-def make_objective(model: AdaptedFlux2, loss: Loss) -> FinetuneObjective:
+def make_objective(model: AdaptedModel, loss: Loss) -> FinetuneObjective:
     """Return the training loss of these settings, with its perceptual network loaded."""
     perceptual = loss.perceptual if loss.kind == "variance_reduced" else None
     return FinetuneObjective(
@@ -110,26 +110,26 @@ def text_source(config: dict[str, Any], rank: int) -> Source:
     return RemoteText(config["text_encoders"], rank) if config["text_encoders"] else StoredText()
 
 
-def parameter_groups(model: AdaptedFlux2, optim: Optim) -> list[dict[str, Any]]:
-    """Return parameter groups; `proj_out` may have its own learning rate (App. B.2)."""
+def parameter_groups(model: AdaptedModel, optim: Optim) -> list[dict[str, Any]]:
+    """Return parameter groups; the last layer may have its own learning rate (App. B.2)."""
     named = model.trainable()
-    last = {id(p) for p in model.transformer.proj_out.parameters()}
+    last = {id(p) for p in model.last_layer.parameters()}
     rates = {False: optim.lr, True: optim.lr_proj_out or optim.lr}
     parts = {is_last: [p for p in named.values() if (id(p) in last) == is_last] for is_last in rates}
     return [{"params": p, "lr": rates[key], "peak": rates[key]} for key, p in parts.items() if p]
 
 
-def blank_batch(model: AdaptedFlux2, count: int) -> Batch:
+def blank_batch(model: AdaptedModel, count: int) -> Batch:
     """Return a batch of the smallest images that every part of the loss accepts.
 
     A perceptual network halves the resolution five times.
     """
     side = max(2, -(-64 // model.patch_size))
-    shape, config = (count, 3, side * model.patch_size, side * model.patch_size), model.transformer.config
+    shape = (count, 3, side * model.patch_size, side * model.patch_size)
     return Batch(
         images=torch.zeros(shape),
-        z_0=torch.zeros(count, side * side, config.in_channels),
-        text=torch.zeros(count, 1, config.joint_attention_dim),
+        z_0=torch.zeros(count, side * side, model.subspace.rank),
+        text=torch.zeros(count, 1, model.text_width),
         text_mask=torch.ones(count, 1).bool(),
         noise=torch.zeros(shape),
         sigma=torch.full((count,), 0.5),
@@ -137,5 +137,3 @@ def blank_batch(model: AdaptedFlux2, count: int) -> Batch:
         keys=[""] * count,
         key_sums=torch.zeros(count).double(),
     )
-
-

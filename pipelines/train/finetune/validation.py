@@ -13,9 +13,9 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
-from asymflow.models.adapted import AdaptedFlux2
-from asymflow.models.flux2 import LatentFlux2
+from asymflow.models.adapted import AdaptedModel
 from asymflow.models.latent import ImageEncoder
+from asymflow.models.lifted import LatentModel
 from asymflow.parameterization import lift
 from asymflow.patches import patchify, unpatchify
 from asymflow.sampling import Guidance, Predict, latent_velocity, pixel_noise, sample_latents, sample_pixels
@@ -32,7 +32,7 @@ class Validator:
     def __init__(
         self,
         settings: Validation,
-        model: AdaptedFlux2,
+        model: AdaptedModel,
         prompts: Prompts,
         source: Source,
         unconditional: Tensor,
@@ -76,7 +76,7 @@ class Validator:
     def _now(self, noise: Tensor, text: list[Tensor]) -> Tensor:
         model, settings = self.model, self.settings
         guidance = Guidance(settings.guidance)
-        if isinstance(model, LatentFlux2):
+        if isinstance(model, LatentModel):
             z_0 = self._latents(partial(model, grid=self._grid), noise, text)
             return self._decoder().decode(z_0, self._grid)
         found: Any = model
@@ -87,7 +87,7 @@ class Validator:
         model, subspace = self.model, self.model.subspace
         with model.teacher_view() as teacher:
             z_0 = self._latents(latent_velocity(teacher, self._grid), noise, text)
-        if isinstance(model, LatentFlux2):
+        if isinstance(model, LatentModel):
             return self._decoder().decode(z_0, self._grid)
         tokens = lift(z_0, model.A, model.s)
         x_0 = unpatchify(tokens, self.height, self.width, model.patch_size, layout=subspace.layout)

@@ -8,9 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from asymflow.adapters import CONFIG, SUBSPACE, WEIGHTS, load_merged, merge, save_adapter, to_released
 from asymflow.adapters.merge import expected_shapes
-from asymflow.models.adapted import image_positions, text_positions
 from asymflow.models.ddt import DdtFlux2
-from asymflow.models.flux2 import LatentFlux2, PixelFlux2
+from asymflow.models.flux2 import LatentFlux2, PixelFlux2, image_positions, text_positions
 from asymflow.models.geometry import KLEIN_9B
 from asymflow.models.pixel import AsymFlux2Transformer2DModel
 from asymflow.oklab import RELEASED

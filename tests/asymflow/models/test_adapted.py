@@ -8,9 +8,9 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor, nn
 
-from asymflow.models.adapted import AdaptedFlux2, image_positions, run_transformer
+from asymflow.models.adapted import AdaptedModel
 from asymflow.models.ddt import DdtFlux2
-from asymflow.models.flux2 import LatentFlux2, PixelFlux2
+from asymflow.models.flux2 import LatentFlux2, PixelFlux2, image_positions, run_transformer
 from asymflow.models.masters import MasterLinear, make_masters
 from asymflow.oklab import RELEASED
 from asymflow.schedule import calibrate
@@ -52,7 +52,7 @@ def kind(request) -> str:
 def make(tiny_transformer, kind):
     """Call for a model of the kind with LoRA on it, each time the same; all that is trained is off its start."""
 
-    def make_model(dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> AdaptedFlux2:
+    def make_model(dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> AdaptedModel:
         model = KINDS[kind](tiny_transformer(8).to(dtype), subspace())
         model.add_lora(rank=2, dropout=dropout)
         generator = torch.Generator().manual_seed(1)
@@ -64,7 +64,7 @@ def make(tiny_transformer, kind):
     return make_model
 
 
-def velocity(model: AdaptedFlux2, grid: tuple[int, int] = GRID, text: int = 5) -> Tensor:
+def velocity(model: AdaptedModel, grid: tuple[int, int] = GRID, text: int = 5) -> Tensor:
     generator = torch.Generator().manual_seed(2)
     sigma, embeddings = torch.tensor([0.3, 0.9]), torch.randn(2, text, 8, generator=generator)
     mask = torch.ones(2, text, dtype=torch.bool)
@@ -75,14 +75,14 @@ def velocity(model: AdaptedFlux2, grid: tuple[int, int] = GRID, text: int = 5) -
     return model(torch.randn(2, 3, 16 * grid[0], 16 * grid[1], generator=generator), sigma, embeddings, mask)
 
 
-def teacher(model: AdaptedFlux2) -> Tensor:
+def teacher(model: AdaptedModel) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     z_0, noise = torch.randn(2, 6, 128, generator=generator), torch.randn(2, 6, 768, generator=generator)
     text = torch.randn(2, 5, 8, generator=generator)
     return model.teacher_x_0_low(z_0, noise, torch.tensor([0.3, 0.9]), text, grid=GRID)
 
 
-def gradients(model: AdaptedFlux2) -> dict[str, Tensor]:
+def gradients(model: AdaptedModel) -> dict[str, Tensor]:
     """The teacher answers between the forward and the backward pass, as it does in training."""
     torch.manual_seed(4)  # dropout
     u = velocity(model)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from asymflow.models.adapted import run_transformer
 from asymflow.models.ddt import DdtFlux2
+from asymflow.models.flux2 import run_transformer
 from asymflow.oklab import RELEASED
 from asymflow.parameterization import latent_input
 from asymflow.patches import patchify

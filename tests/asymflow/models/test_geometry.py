@@ -4,7 +4,7 @@ from diffusers import Flux2Transformer2DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from asymflow.models.adapted import AdaptedFlux2
+from asymflow.models.adapted import AdaptedModel
 from asymflow.models.ddt import DdtFlux2
 from asymflow.models.flux2 import LatentFlux2, PixelFlux2
 from asymflow.models.geometry import KLEIN_9B, Network, count_flops, ddt_head, network, values_kept
@@ -30,7 +30,7 @@ NETWORKS = {
 }
 
 
-def make_model(kind: type[AdaptedFlux2], config: dict, device: str = "cpu", lora: int = RANK) -> AdaptedFlux2:
+def make_model(kind: type[AdaptedModel], config: dict, device: str = "cpu", lora: int = RANK) -> AdaptedModel:
     with torch.device(device):
         transformer = Flux2Transformer2DModel(**config)
     subspace = Subspace(torch.eye(768, 128), 2.0, "channel_first", RELEASED, {})
@@ -40,7 +40,7 @@ def make_model(kind: type[AdaptedFlux2], config: dict, device: str = "cpu", lora
     return model.train()
 
 
-def run(model: AdaptedFlux2) -> torch.Tensor:
+def run(model: AdaptedModel) -> torch.Tensor:
     shape = (BATCH, IMAGE_TOKENS, 128) if isinstance(model, LatentFlux2) else (BATCH, 3, SIDE, SIDE)
     text = torch.randn(BATCH, TEXT_TOKENS, TINY["joint_attention_dim"])
     return model(torch.randn(shape), torch.full((BATCH,), 0.5), text)
@@ -96,7 +96,7 @@ def test_without_adapters_the_backward_pass_is_cheaper():
     assert 0.98 < plain.backward / plain.forward < 1.2  # activation gradients; attention's is twice its forward pass
 
 
-def kept_bytes(model: AdaptedFlux2) -> int:
+def kept_bytes(model: AdaptedModel) -> int:
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 

@@ -195,7 +195,7 @@ def test_values_by_shapes_are_those_of_the_model(kind, guided, lora):
     with torch.device("meta"):
         counted = count_values(adapt(settings, transformer, subspace))
     planned = plan_values(settings, config)
-    assert trained_groups(planned) == trained_groups(counted)
+    assert trained_groups(planned, config) == trained_groups(counted, config)
     assert replace(planned, trained={}) == replace(counted, trained={})
 
 

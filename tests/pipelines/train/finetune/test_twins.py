@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from asymflow.adapters import read_adapter
-from asymflow.models.adapted import LORA_TARGETS
+from asymflow.models.geometry import LORA_TARGETS
 from pipelines.core import storage
 from pipelines.core.config import load_config
 from pipelines.core.step import run_step

@@ -1,0 +1,241 @@
+"""Pipeline folders of all families of base models: the real classes with random weights, small enough for a test."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
+from tiny_base import make_base
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PixtralImageProcessor,
+    PixtralProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+from pipelines.toy.autoencoder import set_whitening
+from pipelines.toy.text_encoder import CHAT_TEMPLATE, new_text_encoder, train_tokenizer
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """How to make a base of the family, and what the shared suite has to know about its tiny transformer."""
+
+    make: Callable[[Path], Any]
+    padding: str
+    """That of the stock pipeline"""
+    lora: frozenset[str]
+    """Layers that LoRA adapts"""
+    wholes: frozenset[str]
+    """Parameters of the three trained modules"""
+    published: tuple[str, ...]
+    depths: dict[str, int]
+    """Settings that are numbers of blocks, and the index of their kind in `Backbone.block_memory`"""
+    unguided: dict[str, float] = field(default_factory=lambda: {"guidance_scale": 1.0})
+    """Argument of the stock pipeline that switches guidance off"""
+    reconstruct: Callable[[Any, torch.Tensor], torch.Tensor] = lambda vae, images: (
+        vae.decode(vae.encode(images).latent_dist.mode()).sample
+    )
+    """The autoencoder's own round trip"""
+
+
+def bpe_tokenizer(specials: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([f"a picture of {i} red suns" for i in range(50)], trainer)
+    return tokenizer
+
+
+def flux2_autoencoder() -> AutoencoderKLFlux2:
+    autoencoder = AutoencoderKLFlux2(
+        block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=32, layers_per_block=1, norm_num_groups=4,
+        sample_size=32,
+    )  # fmt: skip
+    set_whitening(autoencoder, torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8))
+    return autoencoder
+
+
+def make_dev(folder: Path) -> None:
+    specials = ["<pad>", "<s>", "</s>", "[IMG]", "[IMG_BREAK]", "[IMG_END]", "[SYSTEM_PROMPT]", "[INST]", "[/INST]"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe_tokenizer(specials), bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        additional_special_tokens=specials[3:], padding_side="left",
+    )  # fmt: skip
+    template = (
+        "<s>{% for m in messages %}{% if m['role'] == 'system' %}[SYSTEM_PROMPT]{% else %}[INST]{% endif %}"
+        "{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endfor %}[/INST]"
+    )
+    torch.manual_seed(0)
+    text_config = {
+        "model_type": "mistral", "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32,
+        "num_hidden_layers": 31, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+        "max_position_embeddings": 1024,
+    }  # fmt: skip
+    vision_config = {
+        "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "head_dim": 8, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    text_encoder = Mistral3ForConditionalGeneration(
+        Mistral3Config(text_config=text_config, vision_config=vision_config, image_token_index=3)
+    )
+    torch.manual_seed(0)
+    transformer = Flux2Transformer2DModel(
+        in_channels=128, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=48, timestep_guidance_channels=16, mlp_ratio=1.0, axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=True,
+    )  # fmt: skip
+    Flux2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=flux2_autoencoder(),
+        text_encoder=text_encoder,
+        tokenizer=PixtralProcessor(
+            PixtralImageProcessor(), tokenizer, patch_size=14, spatial_merge_size=2, chat_template=template
+        ),
+        transformer=transformer,
+    ).save_pretrained(folder)
+
+
+def make_z_image(folder: Path) -> None:
+    tokenizer = train_tokenizer([f"picture {i}" for i in range(100)])
+    # Qwen3's template adds an empty answer where thinking is switched off
+    tokenizer.chat_template = (
+        CHAT_TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    )
+    torch.manual_seed(0)
+    transformer = ZImageTransformer2DModel(
+        in_channels=16, dim=48, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=32,
+        axes_dims=[8, 8, 8], axes_lens=[1536, 64, 64],
+    )  # fmt: skip
+    with torch.no_grad():
+        transformer.x_pad_token.normal_()
+        transformer.cap_pad_token.normal_()
+    autoencoder = AutoencoderKL(
+        block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16, layers_per_block=1, norm_num_groups=4,
+        sample_size=32, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+    ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder,
+        text_encoder=new_text_encoder(len(tokenizer)),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    ).save_pretrained(folder)
+
+
+def make_qwen_image(folder: Path) -> None:
+    tokenizer = train_tokenizer([f"picture {i}" for i in range(100)])
+    torch.manual_seed(0)
+    text_config = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 1024,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+    }  # fmt: skip
+    vision_config = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32,
+        "fullatt_block_indexes": [0],
+    }  # fmt: skip
+    text_encoder = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config=text_config, vision_config=vision_config)
+    )
+    torch.manual_seed(0)
+    transformer = QwenImageTransformer2DModel(
+        patch_size=2, in_channels=64, out_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=AutoencoderKLQwenImage(base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    ).save_pretrained(folder)
+
+
+QWEN_IMAGE_LORA = frozenset(
+    {
+        *(f"transformer_blocks.{i}.img_mlp.net.{layer}" for i in (0, 1) for layer in ("0.proj", "2")),
+        *(f"transformer_blocks.0.txt_mlp.net.{layer}" for layer in ("0.proj", "2")),
+        *(f"transformer_blocks.{i}.attn.to_out.0" for i in (0, 1)),
+        "transformer_blocks.0.attn.to_add_out",
+        *(f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2)),
+    }
+)
+QWEN_IMAGE_WHOLES = frozenset(
+    f"{module}.{kind}" for module in ("img_in", "norm_out.linear", "proj_out") for kind in ("weight", "bias")
+)
+Z_IMAGE_LORA = frozenset(
+    {
+        *(f"{block}.feed_forward.w{i}" for block in ("layers.0", "layers.1", "noise_refiner.0", "context_refiner.0")
+          for i in (1, 2, 3)),
+        *(f"layers.{i}.attention.to_out.0" for i in (0, 1)),
+        *(f"t_embedder.mlp.{i}" for i in (0, 2)),
+    }
+)  # fmt: skip
+Z_IMAGE_WHOLES = frozenset(
+    f"{module}.{kind}"
+    for module in ("all_x_embedder.2-1", "all_final_layer.2-1.adaLN_modulation.1", "all_final_layer.2-1.linear")
+    for kind in ("weight", "bias")
+)
+FLUX2_LORA = frozenset(
+    {
+        *(f"transformer_blocks.0.{ff}.linear_{end}" for ff in ("ff", "ff_context") for end in ("in", "out")),
+        "single_transformer_blocks.0.attn.to_out",
+        *(f"time_guidance_embed.timestep_embedder.linear_{i}" for i in (1, 2)),
+    }
+)
+FLUX2_DEPTHS = {"num_layers": 0, "num_single_layers": 1}
+FLUX2_WHOLES = frozenset({"x_embedder.weight", "norm_out.linear.weight", "proj_out.weight"})
+FAMILIES = {
+    "klein": TinyFamily(
+        make_base,
+        "max_length",
+        FLUX2_LORA,
+        FLUX2_WHOLES,
+        ("FLUX.2-klein-base-9B", "FLUX.2-klein-base-4B"),
+        FLUX2_DEPTHS,
+    ),
+    "flux2_dev": TinyFamily(make_dev, "max_length", FLUX2_LORA, FLUX2_WHOLES, ("FLUX.2-dev",), FLUX2_DEPTHS),
+    "z_image": TinyFamily(
+        make_z_image,
+        "none",
+        Z_IMAGE_LORA,
+        Z_IMAGE_WHOLES,
+        ("Z-Image",),
+        {"n_layers": 2},
+        unguided={"guidance_scale": 0.0},
+    ),
+    "qwen_image": TinyFamily(
+        make_qwen_image,
+        "none",
+        QWEN_IMAGE_LORA,
+        QWEN_IMAGE_WHOLES,
+        ("Qwen-Image",),
+        {"num_layers": 0},
+        unguided={"true_cfg_scale": 1.0},
+        reconstruct=lambda vae, images: vae.decode(vae.encode(images[:, :, None]).latent_dist.mode()).sample[:, :, 0],
+    ),
+}
