@@ -42,7 +42,7 @@ def _recommended(pca: Subspace | None) -> int:
 def build_model(settings: PretrainSettings, subspace: Subspace, features: int | None = None) -> PixelJiT:
     """Ready to be trained, on the CPU, the same on every worker; `features` are those of REPA's encoder."""
     torch.manual_seed(settings.seed)
-    model = PixelJiT(settings.jit, subspace)
+    model = PixelJiT(settings.jit, subspace, noise_scale=settings.network.noise_scale)
     if settings.repa and features:
         model.add_projector(settings.repa.block, features, settings.repa.width)
     model.set_precision(precision(settings.resources))
@@ -61,7 +61,8 @@ def settings_of(pretrained: Artifact) -> PretrainSettings:
 def load_pretrained(artifact: Artifact, step: int | None = None) -> PixelJiT:
     """The moving average of a pretrain artifact, at the end or a checkpoint, in float32, ready to sample from."""
     settings = settings_of(artifact)
-    model = PixelJiT(settings.jit, storage.read_file(artifact.file(SUBSPACE), Subspace.load))
+    subspace = storage.read_file(artifact.file(SUBSPACE), Subspace.load)
+    model = PixelJiT(settings.jit, subspace, noise_scale=settings.network.noise_scale)
     average = read_average(artifact.uri, step, "pretrain").values
     with torch.no_grad():
         for key, parameter in model.trainable().items():
