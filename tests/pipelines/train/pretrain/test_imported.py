@@ -31,7 +31,7 @@ def checkpoint(tmp_path):
         shapes = published_shapes(config).items()
         tensors = {name: torch.randn(shape, generator=generator) * 0.2 for name, shape in shapes}
         if kind == "asymflow":
-            tensors |= {BASIS: random_basis(config.patch_dim, 5).float(), SCALE: torch.ones(())}
+            tensors |= {BASIS: random_basis(config.patch_dim, 5).float().contiguous(), SCALE: torch.ones(())}
         save_file(tensors, tmp_path / f"{kind}.safetensors")
         return str(tmp_path / f"{kind}.safetensors")
 
