@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
 from asymflow import samplers
-from asymflow.adapters import SamplingDefaults, load_merged
+from asymflow.adapters import SamplingDefaults, load_attached, load_merged
 from asymflow.adapters.basis import LAYOUT, in_layout
 from asymflow.adapters.hub import OPTIONS, local_folder
 from asymflow.guidance import Guidance, guided
@@ -52,8 +52,9 @@ SCHEDULERS = {
 class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
     """Pipeline that samples images from a pixel model made of FLUX.2 klein.
 
-    The adapter is merged, so it cannot be switched off by accident; add LoRAs of styles with `load_lora_weights`. Each
-    sampling default is the transformer's own (`transformer.config.sampling`), unless it is given here.
+    The adapter is merged by default, so it cannot be switched off by accident; add LoRAs of styles with
+    `load_lora_weights`. Each sampling default is the transformer's own (`transformer.config.sampling`), unless it is
+    given here.
 
     Args:
         scheduler: Scheduler whose class selects the solver (SCHEDULERS).
@@ -121,15 +122,18 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         *,
         subspace: Subspace | str | Path | None = None,
         adapter_revision: str | None = None,
+        merge: bool = True,
         **kwargs: Any,
     ) -> "AsymFlux2KleinPipeline":
         """Load base and adapter, or a folder that `save_pretrained` wrote.
 
         Args:
             pretrained_model_name_or_path: FLUX.2 klein, a folder or repository; or this pipeline's own folder.
-            adapter: Folder or repository of an adapter in the released format or ComfyUI's. It is merged.
+            adapter: Folder or repository of an adapter in the released format or ComfyUI's.
             subspace: A subspace, or its file, to lift the base with instead of an adapter: the untrained pixel model.
             adapter_revision: Revision of the adapter's repository; `revision` is that of the base.
+            merge: Merge the adapter into the base. If not, its LoRA stays apart, as the adapter named "asymflow"; the
+                base may then be quantized (`quantization_config`).
             **kwargs: As for every diffusers pipeline (`text_encoder=None`, `cache_dir`, `token`, ...). `dtype` is the
                 type of the parts, float32 by default.
 
@@ -154,8 +158,11 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
                     "or subspace=FILE for the untrained one"
                 )
             return super().from_pretrained(base, **kwargs)
-        if kwargs.get("quantization_config") is not None:
-            raise ValueError("an adapter is merged into full weights: save the pipeline, and quantize what was saved")
+        if kwargs.get("quantization_config") is not None and (merge or adapter is None):
+            raise ValueError(
+                "an adapter is merged into full weights: give merge=False, or save the pipeline, and quantize what was "
+                "saved"
+            )
         folder = None if adapter is None else local_folder(adapter, adapter_revision, kwargs)
         latent = Flux2KleinPipeline.from_pretrained(base, vae=None, **kwargs)
         if folder is None:
@@ -164,7 +171,7 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
                 latent.transformer, basis, sampling=vars(SamplingDefaults())
             )
         else:
-            transformer = load_merged(latent.transformer, folder)[0]
+            transformer = (load_merged if merge else load_attached)(latent.transformer, folder)[0]
         shift = transformer.config.sampling["shift"]
         scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=shift, **samplers.UNIPC)
         return cls(scheduler, latent.text_encoder, latent.tokenizer, transformer)

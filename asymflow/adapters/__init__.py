@@ -5,10 +5,12 @@ files.py      the folder that contains them
 basis.py      the subspace beside them
 comfyui.py    the same tensors for ComfyUI
 merge.py      base and adapter -> one pixel model
+attach.py     base and adapter -> a pixel model whose LoRA stays apart, for quantized bases
 restore.py    base and adapter -> our own class of any kind
 defaults.py   sampling defaults of a model
 """
 
+from asymflow.adapters.attach import attach, load_attached
 from asymflow.adapters.basis import SUBSPACE, load_pth, save_pth
 from asymflow.adapters.defaults import SamplingDefaults
 from asymflow.adapters.files import COMFYUI, CONFIG, WEIGHTS, read_adapter, read_defaults, write_adapter, write_comfyui
@@ -30,9 +32,11 @@ __all__ = [
     "WEIGHTS",
     "SamplingDefaults",
     "adapter_config",
+    "attach",
     "from_released",
     "kind_of",
     "load_adapter",
+    "load_attached",
     "load_merged",
     "load_pth",
     "merge",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from asymflow.oklab import RELEASED, OklabSpace
 from asymflow.patches import layout_order
-from asymflow.subspace import Subspace
+from asymflow.subspace import Subspace, nearest_basis
 
 LOGGER = logging.getLogger(__name__)
 LAYOUT = "channel_first"
@@ -82,7 +82,7 @@ def differing_buffer(subspace: Subspace, tensors: Mapping[str, Tensor]) -> str |
 def from_buffers(A: Tensor, s: Tensor, space: OklabSpace = RELEASED) -> Subspace:
     """Return the subspace of buffers rounded to bfloat16, whose A^T A is off by 7e-4.
 
-    A becomes the nearest orthonormal matrix, U V^T of its SVD.
+    A becomes the nearest orthonormal matrix.
 
     Args:
         A: Rounded basis (D, r).
@@ -98,13 +98,11 @@ def from_buffers(A: Tensor, s: Tensor, space: OklabSpace = RELEASED) -> Subspace
     if A.ndim != 2 or A.shape[0] < A.shape[1] or s.numel() != 1:
         shapes = f"proj_buffer is {list(A.shape)} and scale_buffer {list(s.shape)}"
         raise ValueError(f"{shapes}; expected a basis (D, r) and one number")
-    wide = A.double()
-    if not torch.isfinite(wide).all():
-        raise ValueError("proj_buffer holds NaN or infinite values")
-    left, values, right = torch.linalg.svd(wide, full_matrices=False)
-    if (values - 1).abs().max() > 0.01:
-        raise ValueError("the columns of proj_buffer are not orthonormal: it is not a basis")
-    return Subspace((left @ right).float(), float(s), LAYOUT, space, {"source": "proj_buffer of an adapter"})
+    try:
+        basis = nearest_basis(A).float()
+    except ValueError as error:
+        raise ValueError(f"proj_buffer is not a basis: {error}") from None
+    return Subspace(basis, float(s), LAYOUT, space, {"source": "proj_buffer of an adapter"})
 
 
 def load_pth(path: str | os.PathLike, space: OklabSpace = RELEASED) -> Subspace:

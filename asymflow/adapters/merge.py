@@ -5,7 +5,7 @@ The adapter cannot be switched off by accident, and LoRAs of styles can be added
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -37,12 +37,31 @@ def load_merged(
     Raises:
         ValueError: If the adapter is damaged or was made for another base.
     """
+    return load_onto(transformer, folder, merge)
+
+
+def load_onto(
+    transformer: Flux2Transformer2DModel, folder: str | os.PathLike, join: Callable[..., AsymFlux2Transformer2DModel]
+) -> tuple[AsymFlux2Transformer2DModel, Subspace]:
+    """Load an adapter's folder, check that it fits a base, and join the two.
+
+    Args:
+        transformer: The latent transformer.
+        folder: Folder of the adapter.
+        join: `merge`, or a function with the same arguments.
+
+    Returns:
+        The result of `join`, and the subspace (channel first).
+
+    Raises:
+        ValueError: If the adapter is damaged or was made for another base.
+    """
     tensors, config = read_adapter(folder)
     try:
         subspace = find_subspace(folder, tensors)
         check_config(config, adapter_config("asymflow", transformer.config, subspace))
         sampling = vars(read_defaults(folder))
-        return merge(transformer, tensors, subspace, config["sigma_min"], sampling), subspace
+        return join(transformer, tensors, subspace, config["sigma_min"], sampling), subspace
     except ValueError as error:
         raise ValueError(f"the adapter in {folder} does not fit the base: {error}") from None
 

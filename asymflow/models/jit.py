@@ -15,6 +15,7 @@ from asymflow.models.jit_config import JiTConfig as JiTConfig
 from asymflow.models.jit_positions import FREQUENCIES, positions, rotate, rotations, wave
 from asymflow.parameterization import recover_u
 from asymflow.patches import patchify, unpatchify
+from asymflow.schedule import calibrate, expand_sigma
 from asymflow.subspace import Subspace
 
 LAYOUT = "channel_last"
@@ -264,21 +265,29 @@ class PixelJiT(nn.Module):
         config: Shapes of the network.
         subspace: Subspace of the patches, packed channel last, of scale 1.
         sigma_floor_sample: Lower bound of sigma in the recovery, when sampling.
+        noise_scale: Standard deviation of the noise that the network is given. Images always have noise of standard
+            deviation 1; the network gets them rescaled, at the time of the same signal-to-noise ratio.
 
     Raises:
-        ValueError: If the subspace does not fit the network's patches and their packing.
+        ValueError: If the subspace does not fit the network's patches and their packing, or the noise scale is not
+            above 0.
     """
 
     A: Tensor
 
-    def __init__(self, config: JiTConfig, subspace: Subspace, sigma_floor_sample: float = 4e-2):
+    def __init__(
+        self, config: JiTConfig, subspace: Subspace, sigma_floor_sample: float = 4e-2, noise_scale: float = 1.0
+    ):
         super().__init__()
         if subspace.layout != LAYOUT or subspace.patch_dim != config.patch_dim or subspace.s != 1:
             raise ValueError(
                 f"a basis of {subspace.patch_dim} values packed {subspace.layout}, scale {subspace.s:g}; needed are "
                 f"{config.patch_dim} packed {LAYOUT}, scale 1"
             )
+        if noise_scale <= 0:
+            raise ValueError(f"noise_scale is {noise_scale}; it must be above 0")
         self.config, self.subspace, self.sigma_floor_sample = config, subspace, sigma_floor_sample
+        self.noise_scale = noise_scale
         self.network = JiT(config)
         self.network.begin_with_basis(subspace.A)
         self.register_buffer("A", subspace.A.float().clone(), persistent=False)
@@ -333,8 +342,13 @@ class PixelJiT(nn.Module):
         Returns:
             u_a_hat (B, N, D), and the projected features (B, N, features), or None without a projector.
         """
+        network_tokens, tau = tokens, sigma
+        if self.noise_scale != 1:
+            # n k x_t = (1 - tau) x_0 + tau n noise: the sample that noise of standard deviation n gives at tau
+            tau, k = calibrate(sigma, self.noise_scale)
+            network_tokens = tokens * expand_sigma(self.noise_scale * k, tokens).to(tokens.dtype)
         with torch.autocast(tokens.device.type, self.products, enabled=self.products is not None):
-            u_a_hat, features = self.network(tokens, 1 - sigma, labels, grid, self.features_after)
+            u_a_hat, features = self.network(network_tokens, 1 - tau, labels, grid, self.features_after)
         if self.projector is not None and features is not None:  # outside autocast: it computes in float32
             features = self.projector(features.to(next(self.projector.parameters()).dtype))
         return u_a_hat.to(tokens.dtype), features

@@ -9,6 +9,20 @@ from asymflow.models.jit_config import FREQUENCIES as FREQUENCIES
 _THETA = 10_000.0
 
 
+def wave_frequencies(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the frequencies of the sinusoidal time embedding, falling from 1.
+
+    Args:
+        device: Device of the result.
+        dtype: Type of the result.
+
+    Returns:
+        Frequencies (128,).
+    """
+    half = FREQUENCIES // 2
+    return _THETA ** (-torch.arange(half, device=device, dtype=dtype) / half)
+
+
 def wave(t: Tensor) -> Tensor:
     """Return the sinusoidal embedding of the time: cosines, then sines, at falling frequencies.
 
@@ -18,9 +32,7 @@ def wave(t: Tensor) -> Tensor:
     Returns:
         Embeddings (B, 256).
     """
-    half = FREQUENCIES // 2
-    frequencies = _THETA ** (-torch.arange(half, device=t.device, dtype=t.dtype) / half)
-    angles = t[:, None] * frequencies
+    angles = t[:, None] * wave_frequencies(t.device, t.dtype)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

@@ -12,13 +12,25 @@ from diffusers import Flux2Transformer2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin as ModelMixin  # diffusers' loader looks for it in this module
-from torch import Tensor
+from torch import Tensor, nn
 
 from asymflow.models.lifted import fused
 from asymflow.parameterization import calibrated_velocity
 from asymflow.subspace import Subspace
 
 TRAINED_WEIGHTS = ("x_embedder.weight", "norm_out.linear.weight", "proj_out.weight")
+ATTACHED = "asymflow"
+"""Name of the LoRA of an adapter that is attached, not merged"""
+_QUANTIZATION = (
+    "hf_quantizer",
+    "is_quantized",
+    "quantization_method",
+    "is_loaded_in_4bit",
+    "is_loaded_in_8bit",
+    "is_4bit_serializable",
+    "is_8bit_serializable",
+)
+"""Attributes by which diffusers and peft know a quantized model"""
 
 
 class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
@@ -131,14 +143,80 @@ class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
         weights |= {name: tensor.detach().to(device, dtype) for name, tensor in trained.items()}
         weights["proj_buffer"] = subspace.A.detach().to(device, torch.float32)
         weights["scale_buffer"] = torch.tensor(subspace.s, device=device)
+        model = cls._empty(transformer, subspace, sigma_floor_sample, sampling)
+        model.load_state_dict(weights, assign=True)
+        return model.eval()
+
+    @classmethod
+    def _empty(
+        cls,
+        transformer: Flux2Transformer2DModel,
+        subspace: Subspace,
+        sigma_floor_sample: float,
+        sampling: Mapping[str, Any] | None,
+    ) -> "AsymFlux2Transformer2DModel":
+        """Return a model of the transformer's settings on the meta device."""
         known = {k: v for k, v in transformer.config.items() if k in cls._get_init_keys(cls)}
         settings = {**known, "in_channels": 3, "patch_size": subspace.patch_size, "base_rank": subspace.rank}
         settings |= {"oklab_mean": list(subspace.oklab.mean), "oklab_std": subspace.oklab.std}
         settings["sampling"] = dict(sampling) if sampling else None
         with torch.device("meta"):
-            model = cls(**settings, sigma_min=sigma_floor_sample)
-        model.load_state_dict(weights, assign=True)
+            return cls(**settings, sigma_min=sigma_floor_sample)
+
+    @classmethod
+    def on_modules_of(
+        cls,
+        transformer: Flux2Transformer2DModel,
+        subspace: Subspace,
+        trained: Mapping[str, Tensor],
+        sigma_floor_sample: float = 1e-4,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> "AsymFlux2Transformer2DModel":
+        """Give a latent transformer trained layers and share its other modules, with their quantization and hooks.
+
+        Args:
+            transformer: The latent transformer, quantized or not. The model keeps and changes it.
+            subspace: Subspace of the latent tokens, channel first.
+            trained: Weights named in TRAINED_WEIGHTS.
+            sigma_floor_sample: Lower bound of sigma in the recovery.
+            sampling: Fields of `asymflow.adapters.SamplingDefaults`.
+
+        Returns:
+            The model, in evaluation mode.
+        """
+        dtype, device = transformer.dtype, transformer.device
+        model = cls._empty(transformer, subspace, sigma_floor_sample, sampling)
+        for name, module in transformer.named_children():
+            setattr(model, name, module)
+        for name in TRAINED_WEIGHTS:
+            value = trained[name].detach().to(device, dtype)
+            layer = nn.Linear(value.shape[1], value.shape[0], bias=False, device="meta")
+            layer.weight = nn.Parameter(value, requires_grad=False)
+            model.set_submodule(name.removesuffix(".weight"), layer)
+        model.proj_buffer = subspace.A.detach().to(device, torch.float32)
+        model.scale_buffer = torch.tensor(subspace.s, device=device)
+        for name in _QUANTIZATION:
+            if hasattr(transformer, name):
+                setattr(model, name, getattr(transformer, name))
         return model.eval()
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save the model as every diffusers model is saved.
+
+        Args:
+            save_directory: Folder to write.
+            *args: As in diffusers.
+            **kwargs: As in diffusers.
+
+        Raises:
+            ValueError: If its adapter is attached and not merged: the file would lack the names that loading needs.
+        """
+        if ATTACHED in getattr(self, "peft_config", {}):
+            raise ValueError(
+                "the adapter of this pixel model is not merged, and can be saved only apart from its base: keep both "
+                "as they are, or load the adapter with merge=True and save that"
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def forward(
         self,

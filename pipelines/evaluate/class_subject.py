@@ -44,11 +44,14 @@ def read_class_model(pretrained: Artifact, step: int | None) -> ClassModel:
     settings, files = settings_of(pretrained), pretrained.manifest["files"]
     sampling = settings.validation or Validation()
     height, width = json.loads(storage.read_bytes(pretrained.file(SUMMARY)))["size"]
-    defaults = SamplingDefaults(height, width, sampling.steps, sampling.guidance, 1.0, text_padding="none")
+    shift = settings.network.noise_scale  # steps that are even in the time of the network's own noise, as JiT's are
+    defaults = SamplingDefaults(height, width, sampling.steps, sampling.guidance, shift, text_padding="none")
     if step == settings.optim.steps:
         step = None
     average = files[AVERAGE]["sha256"] if step is None else _checkpointed(pretrained, step)
     parts = {"average": average, "subspace": files[SUBSPACE]["sha256"], "jit": str(settings.jit)}
+    if settings.network.noise_scale != 1:  # named only here, so that other models' images keep their identity
+        parts["noise_scale"] = str(settings.network.noise_scale)
     return ClassModel(pretrained, step, defaults, parts)
 
 

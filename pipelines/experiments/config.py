@@ -14,7 +14,7 @@ from pipelines.evaluate.config import EvaluateSettings
 from pipelines.sample.config import DemoPageSettings, SampleSettings
 from pipelines.toy.config import DemoDataSettings, ToyBaseSettings, ToyEncoderSettings
 from pipelines.train.finetune.config import FinetuneSettings
-from pipelines.train.pretrain.config import PretrainSettings, Repa
+from pipelines.train.pretrain.config import ImportJitSettings, PretrainSettings, Repa
 
 
 class WorkflowSettings(Settings):
@@ -161,7 +161,8 @@ SETTINGS: dict[str, type[Settings]] = {
     for settings in (
         CurateSettings, CaptionSettings, ColorStatsSettings, BasisSettings, EncodeSettings, FinetuneSettings,
         PretrainSettings, SampleSettings, EvaluateSettings, WorkflowSettings, SweepSettings, RankSweepSettings,
-        TimeToQualitySettings, DemoPageSettings, DemoDataSettings, ToyBaseSettings, ToyEncoderSettings,
+        TimeToQualitySettings, DemoPageSettings, ImportJitSettings, DemoDataSettings, ToyBaseSettings,
+        ToyEncoderSettings,
     )
 }  # fmt: skip
 """By step: all jobs that read a configuration file"""

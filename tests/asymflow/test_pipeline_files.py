@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import cpu_offload_with_hook
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from toy_pipeline import ADAPTER, BASE, PROMPTS, largest_difference, samples
 
 from asymflow.adapters import save_pth
@@ -92,6 +92,31 @@ def test_an_adapter_alone_is_read_from_its_rounded_buffers(pipe, tmp_path):
     A = again.transformer.proj_buffer
     assert largest_difference(A.T @ A, torch.eye(128)) < 1e-5
     assert 0 < largest_difference(A, pipe.transformer.proj_buffer) < 1e-3
+
+
+def test_an_unmerged_adapter_gives_the_same_picture_also_under_a_style(pipe, tmp_path):
+    unmerged = AsymFlux2KleinPipeline.from_pretrained(BASE, adapter=ADAPTER, merge=False)
+    unmerged.set_progress_bar_config(disable=True)
+    plain = samples(pipe)
+    assert largest_difference(samples(unmerged), plain) < 1e-3
+    layer, generator = "transformer.transformer_blocks.0.attn.to_q", torch.Generator().manual_seed(0)
+    style = {
+        f"{layer}.lora_A.weight": torch.randn(4, 256, generator=generator),
+        f"{layer}.lora_B.weight": torch.randn(256, 4, generator=generator),
+    }
+    save_file(style, tmp_path / "style.safetensors")
+    found = []
+    for pipeline in (pipe, unmerged):
+        pipeline.load_lora_weights(tmp_path / "style.safetensors", adapter_name="style")
+        try:
+            pipeline.set_adapters(["style"] if pipeline is pipe else ["asymflow", "style"])
+            found.append(samples(pipeline))
+        finally:
+            pipeline.delete_adapters("style")
+    assert largest_difference(*found) < 1e-3 < 0.05 < largest_difference(found[0], plain)
+    assert largest_difference(samples(pipe), plain) == 0
+    with pytest.raises(ValueError, match="is not merged"):
+        unmerged.save_pretrained(tmp_path / "saved")
 
 
 def test_half_precision_keeps_the_basis(tmp_path, pipe):

@@ -56,6 +56,7 @@ def commands(tiny_workflow, folder: Path) -> dict[str, list[str]]:
         "evaluate": ["jobs/configs/evaluate/toy.yaml", run, curated, "--dry-run"],
         "export": [config(folder / "finetune.yaml", finetune), f"--out={folder}/exported", "--no-register"],
         "finetune": ["jobs/configs/finetune/toy_klein.yaml", curated, encoded, basis, base, "--dry-run"],
+        "import_jit": ["checkpoint=jit.pth", "--dry-run"],
         "make_demo_data": ["photos=7", "--dry-run"],
         "make_toy_base": ["--dry-run"],
         "make_toy_encoder": ["--dry-run"],

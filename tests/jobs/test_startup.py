@@ -28,6 +28,7 @@ BAD = {
     "sweep": ["metric=trained/fid"],
     "rank_sweep": ["ranks=[]"],
     "demo_ui": ["port=-1"],
+    "import_jit": ["checkpoint=a.pth", "guidance=0"],
     "make_demo_data": ["photos=few"],
     "make_toy_base": ["steps.flow=0"],
     "make_toy_encoder": ["stepz=3"],

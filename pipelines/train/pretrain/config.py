@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from asymflow.models.jit_config import SIZES, JiTConfig
-from pipelines.core.config import OptionalUri, Rank, Settings, Uri
+from pipelines.core.config import OptionalUri, Rank, RunSettings, Settings, Uri, added
 from pipelines.train import config as train
 
 
@@ -26,10 +26,12 @@ class Network(Settings):
     patch_size: int = Field(16, ge=1)
     attention_float32: bool = True
     """Compute attention in float32, whatever the precision of other products"""
+    noise_scale: float = added(1.0, gt=0)
+    """Standard deviation of the network's input noise; images' noise has 1 and is rescaled. 2 for JiT at 512 pixels"""
 
     def config(self, classes: int) -> JiTConfig:
         """Return the network's shapes. Raises ValueError for shapes that do not fit."""
-        own = self.model_dump(exclude={"size"}, exclude_none=True)
+        own = self.model_dump(exclude={"size", "noise_scale"}, exclude_none=True)
         return replace(SIZES[self.size], classes=classes, **own)
 
 
@@ -173,3 +175,23 @@ class PretrainSettings(train.TrainSettings):
         """Return whether the subspace is a part of the basis step's PCA."""
         rank = self.subspace.rank
         return self.subspace.kind == "pca" and (rank == "auto" or 0 < rank < self.jit.patch_dim)
+
+
+class ImportJitSettings(Settings):
+    """Settings of the job that makes a published checkpoint an artifact of the pretrain step."""
+
+    step: ClassVar[str] = "import_jit"
+    checkpoint: str = Field(min_length=1)
+    """JiT's checkpoint-last.pth, or a .safetensors file of JiT or AsymFlow-ImageNet"""
+    entry: str = "model_ema1"
+    """Entry of a .pth file with several sets of weights"""
+    context_from: int | None = Field(None, ge=0)
+    """First block that sees the class tokens, which no file stores; empty: as the published size has it"""
+    noise_scale: float | None = Field(None, gt=0)
+    """Standard deviation of the noise that the network was trained with; empty: as published, 2 for JiT of 32 x 32
+    patches, else 1"""
+    steps: int = Field(50, ge=2)
+    """Steps of Heun's method, by default"""
+    guidance: float = Field(2.3, ge=1)
+    """Guidance scale, by default"""
+    run: RunSettings = RunSettings()

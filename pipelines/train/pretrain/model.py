@@ -56,7 +56,7 @@ def build_model(settings: PretrainSettings, subspace: Subspace, features: int | 
         features: feature dimension of REPA's encoder.
     """
     torch.manual_seed(settings.seed)
-    model = PixelJiT(settings.jit, subspace)
+    model = PixelJiT(settings.jit, subspace, noise_scale=settings.network.noise_scale)
     if settings.repa and features:
         model.add_projector(settings.repa.block, features, settings.repa.width)
     model.set_precision(precision(settings.resources))
@@ -80,7 +80,8 @@ def load_pretrained(artifact: Artifact, step: int | None = None) -> PixelJiT:
         step: checkpoint; None for the end.
     """
     settings = settings_of(artifact)
-    model = PixelJiT(settings.jit, storage.read_file(artifact.file(SUBSPACE), Subspace.load))
+    subspace = storage.read_file(artifact.file(SUBSPACE), Subspace.load)
+    model = PixelJiT(settings.jit, subspace, noise_scale=settings.network.noise_scale)
     average = read_average(artifact.uri, step, "pretrain").values
     with torch.no_grad():
         for key, parameter in model.trainable().items():
