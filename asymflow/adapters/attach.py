@@ -1,6 +1,7 @@
 """Adapter attached to its base without merging: LoRA stays LoRA, through peft.
 
-The base's weights are not changed, so they may be quantized (bitsandbytes, GGUF, 8-bit storage).
+The base's weights are not changed, so they may be quantized. Tested with weights stored in float8, not yet with
+bitsandbytes or GGUF.
 """
 
 import os

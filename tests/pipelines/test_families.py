@@ -414,7 +414,7 @@ def test_operations_of_a_step_are_those_that_torch_counts(made):
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         objective(**batch.inputs())[0].backward()
     unseen = 2 * 2 * 64 * made.subspace.A.numel()  # addmm_ of the recovery, which torch does not count
-    expected = step_flops(settings, config, 64, 32, pictures=2)
+    expected = step_flops(settings, config, 64, 32, images=2)
     assert counter.get_total_flops() + unseen == pytest.approx(expected, rel=0.02)
 
 

@@ -72,38 +72,6 @@ def test_a_base_stored_in_eight_bits_has_the_adapter_beside_it(tiny_transformer)
     assert (found[1] - expected[1]).abs().max() < 2e-5 * expected[1].abs().max()
 
 
-def in_four_bits(transformer):
-    """With NF4 weights, as diffusers loads it on a GPU: its own loader refuses to quantize on a CPU."""
-    bnb = pytest.importorskip("bitsandbytes")
-    for name, layer in list(transformer.named_modules()):
-        if isinstance(layer, torch.nn.Linear):
-            small = bnb.nn.Linear4bit(layer.in_features, layer.out_features, False, torch.float32, quant_type="nf4")
-            small.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
-            transformer.set_submodule(name, small.to("cpu"))
-    transformer.is_loaded_in_4bit = True
-    return transformer
-
-
-def test_a_base_of_four_bits_has_the_adapter_beside_it(tiny_transformer):
-    model = trained(tiny_transformer(96))
-    tensors = to_released(model.trainable(), model.subspace)
-    quantized, rounded = in_four_bits(tiny_transformer(96)), tiny_transformer(96)
-    weights = {name: p for name, p in quantized.named_parameters() if p.dtype == torch.uint8}
-    from bitsandbytes.functional import dequantize_4bit
-
-    exact = {name: dequantize_4bit(weight.data, weight.quant_state) for name, weight in weights.items()}
-    with torch.no_grad():
-        for name, weight in rounded.named_parameters():
-            weight.copy_(exact.get(name, weight))
-    attached = attach(quantized, tensors, model.subspace)
-    layer = attached.transformer_blocks[0].ff.linear_in
-    assert layer.base_layer.weight.dtype == torch.uint8 and layer.lora_A[ATTACHED].weight.dtype == torch.float32
-    assert attached.x_embedder.weight.dtype == torch.float32
-    expected, found = velocities(model, merge(rounded, tensors, model.subspace))[1], velocities(model, attached)[1]
-    # some processors multiply 4-bit weights in bfloat16
-    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
-
-
 def test_a_damaged_adapter_is_refused_and_changes_nothing(tmp_path, tiny_transformer):
     save_adapter(trained(tiny_transformer(96)), tmp_path)
     tensors = load_file(tmp_path / WEIGHTS)
