@@ -91,9 +91,9 @@ def test_a_base_model_is_added_as_shown(monkeypatch, tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "PlainTextFlux2Pipeline"}')
 
     found = latent.family_of(tmp_path)
-    assert found.read_geometry(tmp_path) == (16, 128)
+    assert found.read_geometry(tmp_path) == (4, 8)
     images = found.load_image_encoder(str(tmp_path), "cpu", torch.float32)
-    assert images.encode(torch.zeros(1, 3, 32, 48)).shape == (1, 6, 128)
+    assert images.encode(torch.zeros(1, 3, 32, 48)).shape == (1, 96, 8)
     text = found.load_text_encoder(str(tmp_path), "cpu", torch.float32, 16)
     short, long = text.encode(["sun", "a sun over a hill, " * 9])
     assert short.shape[1] == long.shape[1] == text.width and len(short) < len(long) == 16

@@ -31,7 +31,7 @@ def test_every_setting_is_there_with_its_default():
     for line in (
         "| `optim.lr` | number, > 0 | `0.0001` |  |",
         "| `curated` | text | `(required)` | Artifact of the curate step: the images |",
-        "| `repa.block` | integer, ≥ 1 | `8` | The tokens that leave it, counted from 1 |",
+        "| `repa.block` | integer, ≥ 1 | `8` | Block whose output tokens are aligned, counted from 1 |",
         "| `run.storage` | text | `'runs/default'` | Root of all artifacts: a local path or s3://bucket/prefix |",
     ):
         assert line in text

@@ -90,8 +90,8 @@ def test_an_adapter_alone_is_read_from_its_rounded_buffers(pipe, tmp_path):
         (tmp_path / name).write_bytes((ADAPTER / name).read_bytes())
     again = AsymFlux2KleinPipeline.from_pretrained(BASE, adapter=tmp_path, text_encoder=None, tokenizer=None)
     A = again.transformer.proj_buffer
-    assert largest_difference(A.T @ A, torch.eye(128)) < 1e-5
-    assert 0 < largest_difference(A, pipe.transformer.proj_buffer) < 1e-3
+    assert largest_difference(A.T @ A, torch.eye(A.shape[1])) < 1e-5
+    assert 0 < largest_difference(A, pipe.transformer.proj_buffer) < 2**-9  # half a bfloat16 step below 1
 
 
 def test_an_unmerged_adapter_gives_the_same_picture_also_under_a_style(pipe, tmp_path):
@@ -113,6 +113,7 @@ def test_an_unmerged_adapter_gives_the_same_picture_also_under_a_style(pipe, tmp
             found.append(samples(pipeline))
         finally:
             pipeline.delete_adapters("style")
+    pipe.unload_lora_weights()  # it is shared, and with empty LoRA layers it would be saved under other names
     assert largest_difference(*found) < 1e-3 < 0.05 < largest_difference(found[0], plain)
     assert largest_difference(samples(pipe), plain) == 0
     with pytest.raises(ValueError, match="is not merged"):

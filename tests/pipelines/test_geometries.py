@@ -175,7 +175,7 @@ def test_settings_follow_the_base(made, tmp_path):
     assert (basis.patch_size, basis.pca_rank) == (made.patch_size, made.width)
     assert validate(BasisSettings, {"curated": "c", "base": made.base, "pca_rank": 5}).pca_rank == 5
     BASIS.check(basis)
-    with pytest.raises(ConfigError, match=f"patch_size=2: .* stand for {made.patch_size}x{made.patch_size} pixels"):
+    with pytest.raises(ConfigError, match=f"patch_size=2: .* represent {made.patch_size}x{made.patch_size} pixels"):
         BASIS.check(validate(BasisSettings, {"curated": "c", "base": made.base, "patch_size": 2}))
 
 

@@ -140,8 +140,8 @@ def test_flagged_pictures_are_black_in_files_and_counted(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"height": 100}, "height=100: must be a multiple of 16"),
-        ({"width": 72}, "width=72: must be a multiple of 16"),
+        ({"height": 102}, "height=102: must be a multiple of 4"),
+        ({"width": 74}, "width=74: must be a multiple of 4"),
         ({"adapter": "./absent"}, "adapter='./absent': no such folder"),
         ({"adapter": "absent"}, "adapter='absent': no such folder"),
         ({"adapter": "toy_models/toy_asymflow"}, "adapter='toy_models/toy_asymflow': no such folder in .*, and as a"),
