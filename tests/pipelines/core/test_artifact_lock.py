@@ -34,7 +34,7 @@ def test_the_second_waits_and_says_for_whom(folder, caplog):
 
     with only_job(folder):
         waiting = in_thread(second)
-        while "already: waiting" not in caplog.text:
+        while "is already building" not in caplog.text:
             time.sleep(0.01)
         order.append("first")
     waiting.join(20)
@@ -115,7 +115,7 @@ def test_an_answer_that_is_lost_does_not_make_a_job_wait_for_itself(faulty_s3, m
     monkeypatch.setattr(server, "moto", lose_the_first_answer)
     with only_job(uri):
         assert lost and server.count("PUT") == 2
-    assert "already: waiting" not in caplog.text
+    assert "already building" not in caplog.text
 
 
 def test_what_the_store_refuses_is_told_at_once(faulty_s3):

@@ -98,6 +98,6 @@ def test_a_jobs_working_directory_is_no_storage(tmp_path, monkeypatch):
     package = tmp_path / "session/runtime_resources/working_dir_files/_ray_pkg_0"
     package.mkdir(parents=True)
     monkeypatch.chdir(package)
-    with pytest.raises(ConfigError, match="run.storage='runs/demo': is a folder of the job's working directory"):
+    with pytest.raises(ConfigError, match="run.storage='runs/demo': is in the job's working directory"):
         check_run(RunSettings(storage="runs/demo", tracking_uri="http://mlflow:5000"))
     check_run(RunSettings(storage=str(tmp_path / "runs"), tracking_uri="http://mlflow:5000"))
