@@ -1,7 +1,6 @@
-"""Export the moving average of a finetune as adapter files and register them, or convert an adapter's format.
+"""Export the moving average of a finetune as adapter files, or convert an adapter's format.
 
-For a finetune, CONFIG and the overrides are those of the training. A run that is still training is exported from its
-newest checkpoint."""
+CONFIG and overrides of a finetune are those of its training; a running one is exported from its newest checkpoint."""
 
 import argparse
 import json

@@ -113,7 +113,7 @@ def test_both_pictures_from_the_same_noise(page, browser, painter):
 def test_bad_input_is_told_and_the_page_goes_on(page, browser):
     browser.get(page.url)
     assert "prompt: missing" in refusal(browser, steps=2)
-    assert "width=50: must be a multiple of 16" in refusal(browser, prompt=PROMPT, width=50)
+    assert "width=50: must be a multiple of 4" in refusal(browser, prompt=PROMPT, width=50)
     assert sources(browser) == {"latent": None, "pixel": None}
     assert [image.size for image in draw(browser, width=32)] == [(32, 64)] * 2
     browser.find_element(By.CSS_SELECTOR, "#beside input").click()  # without the latent one
@@ -147,7 +147,7 @@ def test_strangers_get_nothing(page):
         ({"prompt": "x" * 20_000_000}, "prompt: has 20000000 characters; at most 2000"),
         ({"negative_prompt": "x" * 2001}, "negative_prompt: has 2001 characters"),
         ({"steps": 10_000}, "steps=10000: must be from 1 to "),
-        ({"width": 16_000}, "width=16000: must be from 16 to "),
+        ({"width": 16_000}, "width=16000: must be from 4 to "),
         ({"guidance": 1e9}, "guidance=1000000000.0: must be from 1 to "),
     ],
 )

@@ -89,7 +89,7 @@ def test_the_page_is_whole_in_itself_and_escapes_what_it_shows(two):
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)""", page) and "@import" not in page and "url(" not in page
     assert "not comparable" in page and page.count("data:image/webp;base64,") == 2
-    assert page.count("(quoted)") == 2 and "None of them was measured here" in page
+    assert page.count("(quoted)") == 2 and "They were not measured here" in page
 
 
 def test_the_papers_tables_are_the_papers():

@@ -204,7 +204,7 @@ def test_space_of_the_released_weights(curated, tmp_path):
     groups = moments_of(curated, tmp_path, patches_per_image="all")
     assert space_for(settings, None, groups) == RELEASED
     assert torch.allclose(in_space(groups[0], RELEASED).pixel_gram, groups[0].pixel_gram)
-    with pytest.raises(ConfigError, match="space='released': its constants are fixed; leave color_stats out"):
+    with pytest.raises(ConfigError, match="space='released': its constants are fixed; remove color_stats"):
         STEP.check(settings.model_copy(update={"color_stats": "somewhere"}))
 
 
