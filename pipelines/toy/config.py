@@ -19,7 +19,7 @@ class DemoDataSettings(Settings):
 
 
 class Steps(Settings):
-    """Optimizer steps of each part. The defaults are the shipped weights': about an hour on two cores."""
+    """Optimizer steps of each part. The defaults are the shipped weights': about an hour and a quarter on two cores."""
 
     autoencoder: int = Field(1200, ge=1)
     text_encoder: int = Field(800, ge=1)
