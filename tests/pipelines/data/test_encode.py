@@ -169,7 +169,7 @@ def test_with_both_on_the_fly_there_are_captions_alone(on_the_fly, curated, tiny
     assert bare.manifest["metrics"]["pictures"] == ROWS * len(FILES)
     assert not are_latents_stored(bare) and are_latents_stored(on_the_fly)
     settings = BasisSettings(curated=curated.uri, encoded=bare.uri, run=RunSettings(storage=str(tmp_path)))
-    with pytest.raises(ConfigError, match="encoded: it stores no latents.*leave it out and set `base`"):
+    with pytest.raises(ConfigError, match="encoded: it stores no latents.*remove it and set `base`"):
         run_step(basis.STEP, settings)
 
 
