@@ -188,7 +188,7 @@ def test_a_picture_of_nan_is_an_error_that_names_it(demo, local_ray, tmp_path):
         ({"adapter": "./nowhere"}, "no such folder|no adapter"),
         ({"curated": ""}, "curated: missing; demo uses its held-out captions"),
         ({"prompts": {"count": 1000}}, "prompts.count=1000: there are only"),
-        ({"sampling": {"height": 100}}, "sampling.height=100: must be a multiple of 16"),
+        ({"sampling": {"height": 102}}, "sampling.height=102: must be a multiple of 4"),
         ({"sampling": {"guidance_interval": [0.5, 0.1]}}, "sampling.guidance_interval"),
         ({"leave_out": ["fid"]}, "leave_out=.'fid'.: demo has the scorers spectrum"),
         ({"models": ["latent", "latent"]}, "models=.*twice"),
