@@ -100,7 +100,7 @@ def test_every_job_runs_and_says_what_it_made(jobs, tiny_workflow, tmp_path):
 
     assert ends["bad setting"] == ends["bad storage"] == 2
     assert "error: rows_per_file=0: input should be greater than or equal to 1" in logs["bad setting"].splitlines()
-    assert "error: run.storage='runs/demo': is a folder of the job's working directory, which" in logs["bad storage"]
+    assert "error: run.storage='runs/demo': is in the job's working directory, which" in logs["bad storage"]
 
     *sent, size = [line for line in logs["sent"].splitlines() if "INFO" not in line and "entrypoint" not in line]
     assert {"asymflow", "jobs", "models", "pipelines"} <= set(sent)
