@@ -124,7 +124,7 @@ def test_workers_that_do_not_stop_are_ended_and_leave_nothing(local_ray, tmp_pat
         asked.set()
 
     threading.Thread(target=ask, daemon=True).start()
-    with pytest.raises(StepFailed, match="did not stop within 0.05 minutes .*that of step 3"):
+    with pytest.raises(StepFailed, match="did not stop within 0.05 minutes .*last complete checkpoint: step 3"):
         driver.fit("finetune", settings, driver.make_trainer(no_task, settings, config), channel, asked)
     deadline = time.monotonic() + 20
     while local_ray.available_resources().get("CPU") != local_ray.cluster_resources()["CPU"]:
