@@ -255,7 +255,8 @@ def test_a_stop_while_the_store_is_away_ends_in_time_and_names_the_last_good_che
         started = time.monotonic()
         assert job.wait(120) == 1 and time.monotonic() - started < 75  # 30 s, and the end of Ray
         gate.open()
-        (name,) = {key.partition("/finetune/")[2].partition("/")[0] for key in object_store.keys(f"{s3}/runs/finetune")}
+        keys = [key for key in object_store.keys(f"{s3}/runs/finetune") if "/.train/" in key]
+        (name,) = {key.partition("/finetune/")[2].partition("/")[0] for key in keys}
         good = list_checkpoints(folder_of(f"{s3}/runs/finetune/{name}"))[-1].step
     (end,) = re.findall(
         r"^error: finetune: stopped at step (\d+), as requested; (.*)$", (tmp_path / "log").read_text(), re.MULTILINE
