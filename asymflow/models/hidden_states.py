@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
-from asymflow.models.text import PADDINGS
+from asymflow.models.text import PADDINGS, encode_by_length
 
 Tokenize = Callable[[Sequence[str], int, bool | str], Mapping[str, Tensor]]
 """(captions, max_tokens, padding of the tokenizer): `input_ids` and `attention_mask` (B, T)"""
-_TOGETHER = 16  # captions; enough to keep a GPU busy
 
 
 class HiddenStates:
@@ -56,12 +55,7 @@ class HiddenStates:
         Returns:
             Embeddings (T_i, E), in the order of the captions.
         """
-        embeddings: dict[int, Tensor] = {}
-        by_length = sorted(range(len(captions)), key=lambda i: len(captions[i]))  # for little padding
-        for start in range(0, len(by_length), _TOGETHER):
-            places = by_length[start : start + _TOGETHER]
-            embeddings.update(zip(places, self._encode([captions[i] for i in places]), strict=True))
-        return [embeddings[i] for i in range(len(captions))]
+        return encode_by_length(captions, self._encode)
 
     def _encode(self, captions: Sequence[str]) -> list[Tensor]:
         whole = self.padding == "max_length"

@@ -10,9 +10,7 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from asymflow.models.autoencoder import decode_latents, encode_images
 from asymflow.models.klein_geometry import token_geometry
-from asymflow.models.text import HIDDEN_STATES, encode_captions
-
-_TOGETHER = 16  # captions; enough to keep a GPU busy
+from asymflow.models.text import HIDDEN_STATES, encode_by_length, encode_captions
 
 
 class KleinImages:
@@ -110,11 +108,7 @@ class KleinText:
         Returns:
             Embeddings (T_i, E), in the order of the captions.
         """
-        embeddings: dict[int, Tensor] = {}
-        by_length = sorted(range(len(captions)), key=lambda i: len(captions[i]))  # for little padding
-        for start in range(0, len(by_length), _TOGETHER):
-            places = by_length[start : start + _TOGETHER]
-            texts = [captions[i] for i in places]
-            found = encode_captions(self.text_encoder, self.tokenizer, texts, self.max_tokens, self.padding)
-            embeddings.update(zip(places, found, strict=True))
-        return [embeddings[i] for i in range(len(captions))]
+        return encode_by_length(
+            captions,
+            lambda some: encode_captions(self.text_encoder, self.tokenizer, some, self.max_tokens, self.padding),
+        )

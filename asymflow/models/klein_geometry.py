@@ -6,8 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from asymflow.models.latent import TokenGeometry
-from asymflow.outside_text import read_json_object
+from asymflow.models.latent import TokenGeometry, read_autoencoder_config
 
 _GEOMETRY = ("patch_size", "block_out_channels", "latent_channels")
 
@@ -48,7 +47,4 @@ def read_token_geometry(folder: str | Path) -> TokenGeometry:
     Raises:
         ValueError: If the folder has no autoencoder, or its packing is not square.
     """
-    file = Path(folder) / "vae" / "config.json"
-    if not file.is_file():
-        raise ValueError("it has no vae/config.json, which defines the size of its patches")
-    return token_geometry(read_json_object(file))
+    return token_geometry(read_autoencoder_config(folder))

@@ -27,6 +27,28 @@ DEFAULT = "FLUX.2-klein-base-9B"
 """Published model that stands for a base of unknown name"""
 
 
+def read_autoencoder_config(folder: str | Path, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the settings of a pipeline folder's autoencoder.
+
+    Args:
+        folder: The folder.
+        needed: Settings that must be there.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: If the folder has no autoencoder, or its settings are incomplete.
+    """
+    file = Path(folder) / "vae" / "config.json"
+    if not file.is_file():
+        raise ValueError("it has no vae/config.json, which defines the size of its patches")
+    config = read_json_object(file)
+    if missing := [name for name in needed if name not in config]:
+        raise ValueError(f"its vae/config.json lacks {' and '.join(missing)}")
+    return config
+
+
 class ImageEncoder(Protocol):
     """Encoder of images to latent tokens and back. Inputs may be on any device; outputs are on the encoder's."""
 

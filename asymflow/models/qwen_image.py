@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asymflow.models.backbone import Backbone, PublishedModel, TokenGeometry
-from asymflow.models.latent import LatentFamily
+from asymflow.models.latent import LatentFamily, read_autoencoder_config
 from asymflow.models.network import Attention, BlockMemory, Linear, Network, Stream, Vectors, lora_layers
-from asymflow.outside_text import read_json_object
 
 if TYPE_CHECKING:
     import torch
@@ -94,12 +93,7 @@ def read_token_geometry(folder: str | Path) -> TokenGeometry:
     Raises:
         ValueError: If the folder has no autoencoder, or its settings are incomplete.
     """
-    file = Path(folder) / "vae" / "config.json"
-    if not file.is_file():
-        raise ValueError("it has no vae/config.json, which defines the size of its patches")
-    config = read_json_object(file)
-    if missing := [name for name in ("temperal_downsample", "z_dim") if name not in config]:
-        raise ValueError(f"its vae/config.json lacks {' and '.join(missing)}")
+    config = read_autoencoder_config(folder, ("temperal_downsample", "z_dim"))
     return _token_geometry(config)
 
 

@@ -1,6 +1,6 @@
 """Captions to the text embeddings of FLUX.2 klein: three hidden states of a Qwen3, concatenated."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 HIDDEN_STATES = (9, 18, 27)
 MAX_TOKENS = 512
 PADDINGS = ("max_length", "none")
+_TOGETHER = 16  # captions; enough to keep a GPU busy
 """max_length: all texts have `max_tokens` tokens and the padding is attended to, as in FLUX.2 klein's training; none:
 no padding"""
 
@@ -59,6 +60,24 @@ def encode_captions(
     embeddings = torch.cat([states[layer] for layer in HIDDEN_STATES], dim=-1)
     lengths = [max_tokens] * len(texts) if whole else inputs["attention_mask"].sum(1).tolist()
     return [e[:n].clone() for e, n in zip(embeddings, lengths, strict=True)]
+
+
+def encode_by_length(captions: Sequence[str], encode: Callable[[list[str]], list[Tensor]]) -> list[Tensor]:
+    """Encode captions a few at a time, those of similar length together, so that little is padded.
+
+    Args:
+        captions: The captions.
+        encode: Encodes some of them.
+
+    Returns:
+        Embeddings (T_i, E), in the order of the captions.
+    """
+    embeddings: dict[int, Tensor] = {}
+    by_length = sorted(range(len(captions)), key=lambda i: len(captions[i]))
+    for start in range(0, len(by_length), _TOGETHER):
+        places = by_length[start : start + _TOGETHER]
+        embeddings.update(zip(places, encode([captions[i] for i in places]), strict=True))
+    return [embeddings[i] for i in range(len(captions))]
 
 
 def pad_embeddings(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

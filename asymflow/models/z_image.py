@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asymflow.models.backbone import Backbone, PublishedModel, TokenGeometry
-from asymflow.models.latent import LatentFamily
+from asymflow.models.latent import LatentFamily, read_autoencoder_config
 from asymflow.models.network import Attention, BlockMemory, Linear, Network, Stream, Vectors, lora_layers
-from asymflow.outside_text import read_json_object
 
 if TYPE_CHECKING:
     import torch
@@ -93,8 +92,8 @@ def run(
 ) -> "Tensor":
     """Evaluate the transformer once; see `Backbone.run`.
 
-    The transformer packs cells of `out_channels` channels, 16 of latents and D / 4 of pixels: it is told those of the
-    layers that it has now.
+    The transformer packs cells of `out_channels` channels, 16 of latents and D / 4 of pixels, so it is set
+    from the last layer.
 
     Args:
         transformer: A ZImageTransformer2DModel.
@@ -137,12 +136,7 @@ def read_token_geometry(folder: str | Path) -> TokenGeometry:
     Raises:
         ValueError: If the folder has no autoencoder, or its settings are incomplete.
     """
-    file = Path(folder) / "vae" / "config.json"
-    if not file.is_file():
-        raise ValueError("it has no vae/config.json, which defines the size of its patches")
-    config = read_json_object(file)
-    if missing := [name for name in ("block_out_channels", "latent_channels") if name not in config]:
-        raise ValueError(f"its vae/config.json lacks {' and '.join(missing)}")
+    config = read_autoencoder_config(folder, ("block_out_channels", "latent_channels"))
     downsampling = 2 ** (len(config["block_out_channels"]) - 1)
     return TokenGeometry(CELL * downsampling, CELL**2 * config["latent_channels"])
 

@@ -20,7 +20,7 @@ SHIFT = 1.5  # of sampling
 # Of training, wider than usual: the lifted model is evaluated at tau, which is below 0.1 at sigma = 0.2, and pixels
 # show the noise that a decoder hides.
 TIME_STD = 1.6
-MATRICES_LR, OTHERS_LR = 2e-3, 2e-3
+LR = 2e-3
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,6 @@ def train_flow(stages: list[Stage], captions: Captions, folder: Path) -> Flux2Tr
     matrices += [p for p in model.single_transformer_blocks.parameters() if p.ndim == 2]
     inside = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in inside]
-    muon = torch.optim.Muon(matrices, lr=MATRICES_LR, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    optimizers = [muon, adamw(others, lr=OTHERS_LR)]
+    muon = torch.optim.Muon(matrices, lr=LR, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    optimizers = [muon, adamw(others, lr=LR)]
     return train("flow", model, loss_of, folder, stages[-1].until, optimizers, report, ema=0.998)
