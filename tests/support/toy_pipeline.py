@@ -6,7 +6,7 @@ import torch
 
 MODELS = Path(__file__).parents[2] / "models"
 BASE, ADAPTER = MODELS / "toy_klein", MODELS / "toy_asymflow"
-PROMPTS = ["an emoji of socks on white", "a photo of a red flower, wide view", "a photo of grass"]
+PROMPTS = ["an emoji of strawberry on white", "a photo of a red flower, wide view", "a photo of grass"]
 
 
 def seeded(seed=0):

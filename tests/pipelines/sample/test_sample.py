@@ -23,7 +23,7 @@ from pipelines.train.finetune.export_formats import convert
 
 MODELS = Path(__file__).parents[3] / "models"
 BASE, ADAPTER = str(MODELS / "toy_klein"), str(MODELS / "toy_asymflow")
-PROMPTS = ["an emoji of socks on white", "a photo of a red flower, wide view"]
+PROMPTS = ["an emoji of strawberry on white", "a photo of a red flower, wide view"]
 PARAMETERS = SamplingParameters(height=64, width=48, steps=3, guidance=2.0, shift=3.55)
 
 

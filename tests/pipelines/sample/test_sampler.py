@@ -16,7 +16,7 @@ from pipelines.sample.sampler import PipelineSampler, load_sampler, load_transfo
 
 MODELS = Path(__file__).parents[3] / "models"
 BASE, ADAPTER = str(MODELS / "toy_klein"), MODELS / "toy_asymflow"
-PROMPTS, SEEDS = ["an emoji of socks on white", "a photo of grass"], [3, 4]
+PROMPTS, SEEDS = ["an emoji of strawberry on white", "a photo of grass"], [3, 4]
 PARAMETERS = SamplingParameters(height=32, width=48, steps=2, guidance=2.0, shift=3.6)
 
 
