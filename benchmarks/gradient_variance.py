@@ -44,7 +44,7 @@ from asymflow.objectives import FinetuneObjective  # noqa: E402
 from pipelines.core.artifacts import Artifact, load_artifact  # noqa: E402
 from pipelines.core.base_models import load_image_encoder, load_text_encoder  # noqa: E402
 from pipelines.core.text_table import aligned  # noqa: E402
-from pipelines.data.datasets import pixels_of, read_rows  # noqa: E402
+from pipelines.data.datasets import decode_batch, read_rows  # noqa: E402
 from pipelines.sample.sampler import load_transformer  # noqa: E402
 from pipelines.train.checkpoint import folder_of, list_checkpoints  # noqa: E402
 from pipelines.train.finetune.config import FinetuneSettings  # noqa: E402
@@ -167,7 +167,7 @@ def read_samples(base: str, curated: Artifact, count: int) -> Samples:
         for image, caption in zip(group["image"], group["caption"], strict=True)
     )
     encoded, captions = zip(*islice(rows, count), strict=True)
-    images = pixels_of(list(encoded))
+    images = decode_batch(list(encoded))
     text, mask = pad_embeddings([e.float() for e in load_text_encoder(base, "cpu", 512).encode(list(captions))])
     return Samples(images, load_image_encoder(base, "cpu").encode(images).float(), text, mask)
 

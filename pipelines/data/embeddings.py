@@ -17,7 +17,7 @@ from torch import Tensor
 from pipelines.core.artifacts import Artifact
 from pipelines.core.base_models import load_image_encoder, load_text_encoder
 from pipelines.core.workers import ModelWorkers
-from pipelines.data.datasets import MOST_PIXELS, decode_pixels
+from pipelines.data.datasets import MAX_BATCH_PIXELS, decode_pixels
 
 Promise = Callable[[], Sequence[Tensor]]
 """Waits for the result of a request and returns one bfloat16 CPU tensor per row"""
@@ -89,7 +89,7 @@ class EncodedLatents(Encoded):
     def encode(self, values: Sequence[bytes]) -> list[Tensor]:
         """Encode images of one size to latent tokens (N, d), in batches as large as the encode step's."""
         pixels = decode_pixels(list(values))
-        batch_size = max(1, MOST_PIXELS // pixels[0, 0].numel())
+        batch_size = max(1, MAX_BATCH_PIXELS // pixels[0, 0].numel())
         parts = [self.encoder.encode(part.float() / 127.5 - 1) for part in pixels.split(batch_size)]
         return list(torch.cat(parts).to("cpu", torch.bfloat16))
 
@@ -140,17 +140,13 @@ def text_here(encoded: Artifact, base: str, device: str) -> Source:
     return StoredText() if is_stored(encoded) else EncodedText(base, device, *text_length(encoded))
 
 
-def text_actors(
-    encoded: Artifact, base: str, pool: ModelWorkers, restarts: int
-) -> AbstractContextManager[list[Any]]:
+def text_actors(encoded: Artifact, base: str, pool: ModelWorkers, restarts: int) -> AbstractContextManager[list[Any]]:
     """Start the actors for `RemoteText` in a context; none if the embeddings are stored."""
     arguments = (base, pool.device, *text_length(encoded))
     return nullcontext([]) if is_stored(encoded) else _actors(EncodedText, arguments, pool, restarts)
 
 
-def latent_actors(
-    encoded: Artifact, base: str, pool: ModelWorkers, restarts: int
-) -> AbstractContextManager[list[Any]]:
+def latent_actors(encoded: Artifact, base: str, pool: ModelWorkers, restarts: int) -> AbstractContextManager[list[Any]]:
     """Start the actors for `RemoteLatents` in a context; none if the latents are stored."""
     arguments = (base, pool.device)
     return nullcontext([]) if are_latents_stored(encoded) else _actors(EncodedLatents, arguments, pool, restarts)

@@ -281,8 +281,8 @@ def test_patches_are_chosen_by_the_key():
 
 def test_pieces_hold_every_row_group_once(curated):
     files = curated.files("train", ".parquet")
-    for at_least in (1, 5, 16):
-        pieces = cut_into_pieces(files, at_least)
+    for min_pieces in (1, 5, 16):
+        pieces = cut_into_pieces(files, min_pieces)
         groups = sorted((p.uri, g) for p in pieces for g in p.groups)
         assert groups == [(f, g) for f, n in zip(files, (3, 3, 1), strict=True) for g in range(n)]
         assert sum(p.rows for p in pieces) == 344
