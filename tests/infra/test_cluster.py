@@ -106,8 +106,8 @@ class Jobs:
         return ["python", f"jobs/{step}.py", f"jobs/configs/{step}/{config}.yaml", *run, *settings]
 
 
-def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_pictures):
-    write_img2dataset(iter(make_pictures(160)), site.folder / "crawl", 40)
+def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_images):
+    write_img2dataset(iter(make_images(160)), site.folder / "crawl", 40)
     storage.put_folder(site.folder / "crawl", f"{site.storage}/crawl")
     jobs = Jobs(site)
     with ray_head(site.environment) as head:

@@ -12,7 +12,7 @@ from PIL import Image
 from pipelines.toy.data import (
     GROUNDS,
     PHOTOGRAPHS,
-    Picture,
+    DemoImage,
     _emoji_images,
     _faulty_images,
     _photo_images,
@@ -74,8 +74,12 @@ def test_faulty_rows_each_have_their_own_fault():
 
 
 @pytest.fixture
-def folder(make_shards, make_pictures):
-    rows = [*make_pictures(5), Picture("never arrived", None, 6.0), Picture("drawn", b"\x89PNG", 6.0, extension="png")]
+def folder(make_shards, make_images):
+    rows = [
+        *make_images(5),
+        DemoImage("never arrived", None, 6.0),
+        DemoImage("drawn", b"\x89PNG", 6.0, extension="png"),
+    ]
     return make_shards(rows, shard_size=4)
 
 
@@ -106,18 +110,18 @@ def test_records_agree_with_the_parquet(folder):
     assert image.size == (record["width"], record["height"]) == (96, 80)
 
 
-def test_folder_appears_whole_or_not_at_all(tmp_path, make_pictures):
+def test_folder_appears_whole_or_not_at_all(tmp_path, make_images):
     def break_off():
-        yield from make_pictures(3)
+        yield from make_images(3)
         raise RuntimeError("killed")
 
     folder = tmp_path / "demo"
     with pytest.raises(RuntimeError, match="killed"):
         write_img2dataset(break_off(), folder)
     assert not folder.exists()
-    assert write_img2dataset(iter(make_pictures(3)), folder) == 3 and [p.name for p in tmp_path.iterdir()] == ["demo"]
+    assert write_img2dataset(iter(make_images(3)), folder) == 3 and [p.name for p in tmp_path.iterdir()] == ["demo"]
     (folder / "stale.tar").touch()
-    write_img2dataset(iter(make_pictures(3)), folder)
+    write_img2dataset(iter(make_images(3)), folder)
     assert not (folder / "stale.tar").exists()
 
 
