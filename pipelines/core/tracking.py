@@ -166,11 +166,11 @@ class Tracker:
         dataset = MetaDataset(source=source, name=name, digest=digest)  # type: ignore[abstract]
         self.client.log_inputs(self.run_id, [DatasetInput(dataset._to_mlflow_entity())])
 
-    def log_picture(self, name: str, image: Image.Image) -> None:
+    def log_image(self, name: str, image: Image.Image) -> None:
         """Log an image as `pictures/NAME.png`."""
         self.client.log_image(self.run_id, image.convert("RGB"), artifact_file=f"pictures/{name}.png")
 
-    def log_image_at(self, name: str, image: Image.Image, step: int) -> None:
+    def log_image_at_step(self, name: str, image: Image.Image, step: int) -> None:
         """Log an image of an optimizer step, which MLflow's image grid aligns with that step's metrics."""
         self.client.log_image(self.run_id, image.convert("RGB"), key=name, step=step, synchronous=True)
 

@@ -55,7 +55,7 @@ def report(
         buffer = io.BytesIO()
         image_grid.save(buffer, "PNG")
         storage.write_bytes(context.file(f"{name}.png"), buffer.getvalue())
-        tracker.log_picture(name, image_grid)
+        tracker.log_image(name, image_grid)
     group = group_of(settings)
     by_category = {
         f"{group}/{row['model']}/{row['metric']}/{row['category']}": row["value"] for row in rows if row["category"]

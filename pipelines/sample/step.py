@@ -124,7 +124,7 @@ def build(settings: SampleSettings, context: Context) -> dict[str, float]:
     buffer = io.BytesIO()
     image_grid.save(buffer, "PNG")
     storage.write_bytes(context.file("samples.png"), buffer.getvalue())
-    context.tracker.log_picture("samples", image_grid)
+    context.tracker.log_image("samples", image_grid)
     return {"pictures": len(rows), "flagged": sum(row["flagged"] for row in rows)}
 
 

@@ -54,7 +54,7 @@ class TrackingLog:
 
     def image(self, name: str, image: Image.Image, step: int) -> None:
         """Log an image at a step."""
-        self.sender.send(lambda tracker: tracker.log_image_at(name, image, step))
+        self.sender.send(lambda tracker: tracker.log_image_at_step(name, image, step))
 
     def pause_ended(self) -> None:
         """Exclude the time since the last step from the next one."""

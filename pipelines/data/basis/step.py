@@ -149,7 +149,7 @@ def log_figures(
     """Log the images of the bases, and the figures of spectrum and convergence."""
     tracker = context.tracker
     for name, (A, _) in bases.items():
-        tracker.log_picture(f"basis_{name}", basis_tiles(A, settings.patch_size, "channel_first", space))
+        tracker.log_image(f"basis_{name}", basis_tiles(A, settings.patch_size, "channel_first", space))
     vectors = {name: A for name, (A, _) in bases.items()}
     tracker.log_figure("spectrum", spectrum_figure(moments.pixel_gram, vectors, settings.energy))
     if converging:

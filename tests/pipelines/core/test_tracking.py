@@ -46,7 +46,9 @@ def test_where_to_look(tmp_path):
 
 
 def test_stores_that_cannot_be_are_refused():
-    with pytest.raises(ConfigError, match="run.tracking_uri: set the MLflow server .* cannot be stored in s3://bucket/x"):
+    with pytest.raises(
+        ConfigError, match="run.tracking_uri: set the MLflow server .* cannot be stored in s3://bucket/x"
+    ):
         tracking_uri(RunSettings(storage="s3://bucket/x"))
     with pytest.raises(ConfigError, match="run.tracking_uri='mlruns': must be sqlite:///PATH"):
         tracking_uri(RunSettings(tracking_uri="mlruns"))
@@ -62,7 +64,7 @@ def test_run_holds_settings_numbers_pictures_and_lineage(run, tmp_path):
         tracker.log_params({"rank": 128, "optim": {"lr": 1e-4}, "long": "x" * 9000})
         tracker.log_metrics({"loss": 1.0, "scale": 2.4}, step=3)
         tracker.log_input(source)
-        tracker.log_picture("tiles", Image.new("RGBA", (8, 8)))
+        tracker.log_image("tiles", Image.new("RGBA", (8, 8)))
         tracker.log_table("rejected", {"reason": ["too small"], "rows": [3]})
         tracker.set_tag("artifact", "somewhere")
     found = tracker.client.get_run(tracker.run_id)

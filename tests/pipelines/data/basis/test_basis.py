@@ -222,7 +222,7 @@ def test_captured_energy_by_rank_is_reported_and_a_rank_recommended(tmp_path, as
     group.update((shares.sqrt()[:, None] * axes.T).repeat(4, 1))
     tree = {"curated": "c", "patch_size": 4, "pca_rank": asked, "energy": 0.87, "space": "srgb"}
     figures: dict = {}
-    tracker = SimpleNamespace(log_picture=figures.__setitem__, log_figure=figures.__setitem__)
+    tracker = SimpleNamespace(log_image=figures.__setitem__, log_figure=figures.__setitem__)
     context = Context(str(tmp_path), {}, tracker)  # type: ignore[arg-type]
     metrics = write_bases(validate(BasisSettings, tree), context, [group], SrgbSpace(), 4)
     assert metrics["recommended_rank"] == 3
