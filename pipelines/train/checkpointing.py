@@ -11,8 +11,8 @@ from pipelines.core.tracking import MetricsRow
 from pipelines.train.channel import Channel
 from pipelines.train.checkpoint import Tensors, folder_of, prune, write_checkpoint
 from pipelines.train.config import Checkpoints
-from pipelines.train.history import HistoryWriter, prune_history, read_record
-from pipelines.train.metrics_log import Record
+from pipelines.train.history import HistoryWriter, prune_history, read_metrics_log
+from pipelines.train.metrics_log import MetricsLog
 from pipelines.train.run_lease import RunLease
 from pipelines.train.state import copy_to_cpu
 from pipelines.train.tracking_log import write_unsent
@@ -31,17 +31,19 @@ class Checkpointer:
         self.uploader = Uploader(self._write)
         self.history = HistoryWriter(attempt.folder, attempt.name)
 
-    def resume(self, state: Mapping[str, Any]) -> Record:
+    def resume(self, state: Mapping[str, Any]) -> MetricsLog:
         """Continue a checkpoint's history; returns its metrics log."""
         self.history = HistoryWriter(self.attempt.folder, self.attempt.name, state.get("history", []))
         self.uploader.good = state["step"]
-        return read_record(self.attempt.folder, state)
+        return read_metrics_log(self.attempt.folder, state)
 
-    def submit(self, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], record: Record) -> None:
+    def submit(
+        self, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], metrics_log: MetricsLog
+    ) -> None:
         """Schedule a checkpoint of `tensors` (copied), `state` with its `step`, and the metrics so far."""
         copies = {name: copy_to_cpu(part) for name, part in tensors.items()}
-        chunks = record.chunks(self.history.full)
-        self.uploader.submit(copies, {**state, "summary": record.summary(), "chunks": chunks})
+        chunks = metrics_log.chunks(self.history.full)
+        self.uploader.submit(copies, {**state, "summary": metrics_log.summary(), "chunks": chunks})
 
     def end(self) -> dict[str, Any]:
         """Return {"good": step of the last complete checkpoint or None, "reason": why the last one failed}."""

@@ -28,7 +28,7 @@ from pipelines.train.engine import (
     was_skipped,
 )
 from pipelines.train.history import summary_of
-from pipelines.train.metrics_log import AVERAGE, RECORD, TRAINABLE, Record
+from pipelines.train.metrics_log import AVERAGE, METRICS_LOG, TRAINABLE, MetricsLog
 from pipelines.train.monitoring import GiveUp, StepMonitor, Watchdog
 from pipelines.train.run_lease import TERMINATED, LeaseMonitor, RunLease, WorkerSignal
 from pipelines.train.sample_order import slots_per_worker
@@ -99,7 +99,7 @@ class Training:
         )
         self.state = TrainableState(self.engine, self.task.model.trainable())
         self.average = self.task.moving_average(self.state.values())
-        self.record = Record()
+        self.metrics_log = MetricsLog()
         self.reader = self.task.reader
         self.is_stopping = False
         if self.rank == 0:
@@ -168,12 +168,12 @@ class Training:
             return
         self.step = saved["step"]
         if self.rank == 0:
-            self.record = self.checkpointer.resume(saved)
+            self.metrics_log = self.checkpointer.resume(saved)
         else:
-            self.record = Record.from_parts(summary_of(saved), [])
+            self.metrics_log = MetricsLog.from_parts(summary_of(saved), [])
         tensors = found[1] if found else None
         create_optimizer_state(self.engine, self.optimizer, self.task.blank_batch(self.micro_batch))
-        self.state.restore(tensors, self.step - len(self.record.skipped))
+        self.state.restore(tensors, self.step - len(self.metrics_log.skipped))
         self.average.load_state_dict(self.state.average_from(tensors))
         if self.rank == 0:
             LOGGER.warning("resuming from step %d (%s)", self.step, found[0].uri if found else "")
@@ -192,11 +192,11 @@ class Training:
         terms, tokens, signal = self.gather(collected, micro_batches)
         skipped = was_skipped(self.engine)
         self.average.update(self.step, self.state.values())
-        self.record.add(self.step, terms, skipped)
-        spike = not skipped and self.monitor.record_step(self.step, self.record.curves["loss"][-1])
+        self.metrics_log.add(self.step, terms, skipped)
+        spike = not skipped and self.monitor.record_step(self.step, self.metrics_log.curves["loss"][-1])
         if self.rank == 0:
             norm = gradient_norm(self.engine)
-            self.log.step(self.step, self.record, tokens, self.reader.waited, norm, skipped, spike)
+            self.log.step(self.step, self.metrics_log, tokens, self.reader.waited, norm, skipped, spike)
         if skipped:
             self.report_skip(micro_batches)
         return signal
@@ -250,7 +250,7 @@ class Training:
         dist.all_gather_object(everyone, mine)
         keys = [key for keys in everyone for key in keys]
         if self.rank == 0:
-            self.record.skipped_keys[str(self.step)] = keys
+            self.metrics_log.skipped_keys[str(self.step)] = keys
             self.log.skipped_keys(self.step, keys)
         self.monitor.record_skip(self.step, keys)
 
@@ -268,7 +268,7 @@ class Training:
             seconds: how long rank 0 waits for the write.
             meanwhile: called while waiting; False ends the wait.
         """
-        if self.step == len(self.record.skipped):
+        if self.step == len(self.metrics_log.skipped):
             return
         values, moments = self.state.values(), self.state.moments()
         if self.rank:
@@ -282,7 +282,7 @@ class Training:
             "workers": self.workers,
             "zero_stage": self.settings.resources.zero_stage,
         }
-        self.checkpointer.submit(tensors, state, self.record)
+        self.checkpointer.submit(tensors, state, self.metrics_log)
         if seconds:
             self.checkpointer.uploader.wait(seconds, meanwhile or self.watchdog.reset)
         self.log.pause_ended()
@@ -322,7 +322,7 @@ class Training:
         files = ((TRAINABLE, values), (AVERAGE, self.average.average))
         for name, tensors in files:
             self.write_file(name, save(copy_to_cpu(tensors)))
-        self.write_file(RECORD, self.record.to_json().encode())
+        self.write_file(METRICS_LOG, self.metrics_log.to_json().encode())
 
     def write_file(self, name: str, data: bytes) -> None:
         """Write a file of the artifact; storage errors are retried for FINISH_SECONDS."""

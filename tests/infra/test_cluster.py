@@ -23,7 +23,7 @@ from pipelines.core import storage
 from pipelines.core.artifacts import load_artifact
 from pipelines.core.provenance import RAY_JOB
 from pipelines.toy.data import write_img2dataset
-from pipelines.train.metrics_log import RECORD, Record
+from pipelines.train.metrics_log import METRICS_LOG, MetricsLog
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.cluster]
 STEPS, EVERY = 100, 10
@@ -147,8 +147,8 @@ def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_images):
         )  # fmt: skip
         jobs.listen(head)
 
-    record = Record.from_json(storage.read_bytes(f"{finetuned}/{RECORD}").decode())
-    assert record.steps == list(range(1, STEPS + 1))
+    metrics_log = MetricsLog.from_json(storage.read_bytes(f"{finetuned}/{METRICS_LOG}").decode())
+    assert metrics_log.steps == list(range(1, STEPS + 1))
     client = MlflowClient(site.tracking)
     experiment = client.get_experiment_by_name("cluster").experiment_id
     runs = {run.data.tags["step"]: run for run in client.search_runs([experiment])}
