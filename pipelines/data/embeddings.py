@@ -29,14 +29,14 @@ class Source(Protocol):
     column: str
     """The column that it reads"""
 
-    def ask(self, values: Sequence[Any]) -> Promise:
+    def request(self, values: Sequence[Any]) -> Promise:
         """Request the tensors of some rows, given their values of the column. Images must have one size."""
 
 
 class Stored:
     """Source that returns tensors stored in the files."""
 
-    def ask(self, values: Sequence[Tensor]) -> Promise:
+    def request(self, values: Sequence[Tensor]) -> Promise:
         """Return the stored tensors."""
         return lambda: values
 
@@ -60,7 +60,7 @@ class Encoded(ABC):
     def encode(self, values: Sequence[Any]) -> list[Tensor]:
         """Encode some rows, given their values of the column."""
 
-    def ask(self, values: Sequence[Any]) -> Promise:
+    def request(self, values: Sequence[Any]) -> Promise:
         """Encode the rows once the result is needed."""
         return lambda: self.encode(values)
 
@@ -106,7 +106,7 @@ class Remote:
         self.count, start = len(actors), first % len(actors)
         self.actors = cycle(actors[start:] + actors[:start])
 
-    def ask(self, values: Sequence[Any]) -> Promise:
+    def request(self, values: Sequence[Any]) -> Promise:
         """Send the rows to the actors in equal parts."""
         each = -(-len(values) // self.count)
         parts = [next(self.actors).encode.remote(values[i : i + each]) for i in range(0, len(values), each)]

@@ -72,7 +72,7 @@ class BatchReader(reader.BatchReader):
     def request(self, column: Column) -> tuple[Promise, Promise]:
         """Request the latents and text embeddings of a share."""
         # dropped captions too: which they are is known only once the noise is generated
-        return self.latents.ask(column(self.latents.column)), self.text.ask(column(self.text.column))
+        return self.latents.request(column(self.latents.column)), self.text.request(column(self.text.column))
 
     def batch_maker(self, pending: tuple[Promise, Promise], normals: Tensor) -> Callable[[list[int], Common], Batch]:
         """Return a function that builds a batch from some of the share's places."""

@@ -179,7 +179,7 @@ def test_latents_made_of_a_files_pictures_are_those_that_are_stored(encoded, cur
     for name in FILES:
         pictures = pq.read_table(curated.file(f"{name}.parquet"))["image"].to_pylist()
         stored = pq.read_table(encoded.file("latents", f"{name}.parquet"))["latents"].combine_chunks()
-        made = torch.stack(list(source.ask(pictures)()))
+        made = torch.stack(list(source.request(pictures)()))
         assert made.dtype == torch.bfloat16
         torch.testing.assert_close(made.float(), numbers(stored.to_numpy_ndarray()), rtol=2**-7, atol=1e-3)
 

@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from pipelines.core import storage
-from pipelines.train import metrics_log
 from pipelines.train.history import HistoryWriter, history_folder, prune_history, read_metrics_log, summary_of
 from pipelines.train.metrics_log import MetricsLog
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(metrics_log, "CHUNK", 10)
+    monkeypatch.setattr("pipelines.train.metrics_log.CHUNK", 10)
     monkeypatch.setattr("pipelines.train.history.CHUNK", 10)
 
 
@@ -105,7 +104,7 @@ def test_on_s3(s3):
 
 def test_the_state_of_a_long_run_is_small_and_quick(tmp_path, monkeypatch):
     """751,200 steps, 600 epochs of ImageNet: the old state had 47 MB, parsed per checkpoint at each prune."""
-    monkeypatch.setattr(metrics_log, "CHUNK", 10_000)
+    monkeypatch.setattr("pipelines.train.metrics_log.CHUNK", 10_000)
     monkeypatch.setattr("pipelines.train.history.CHUNK", 10_000)
     metrics_log, steps = MetricsLog(), 751_200
     metrics_log.steps = list(range(1, steps + 1))

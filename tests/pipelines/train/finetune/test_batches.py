@@ -260,7 +260,7 @@ def test_embeddings_and_latents_are_asked_for_two_steps_ahead(folder):
         def __init__(self, column):
             self.column, self.asked = column, 0
 
-        def ask(self, values):
+        def request(self, values):
             self.asked += 1
             return lambda: values
 
@@ -395,7 +395,7 @@ def test_a_step_asks_each_actor_once(local_ray):
 
     actors = [Actor() for _ in range(3)]
     source = RemoteLatents(actors, first=1)
-    assert source.ask([1, 2, 3, 4, 5])() == [1, 2, 3, 4, 5]
+    assert source.request([1, 2, 3, 4, 5])() == [1, 2, 3, 4, 5]
     assert [actor.asked for actor in actors] == [[[5]], [[1, 2]], [[3, 4]]]
 
 
