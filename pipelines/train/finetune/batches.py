@@ -8,7 +8,7 @@ from torch import Tensor
 
 from asymflow.models.text import pad_embeddings
 from asymflow.schedule import shift_sigma
-from pipelines.data.embeddings import Promise, Source
+from pipelines.data.embeddings import PendingTensors, Source
 from pipelines.train import data_loader as reader
 from pipelines.train import task
 from pipelines.train.data_loader import Column, Common, to_uniform
@@ -69,12 +69,14 @@ class BatchReader(reader.BatchReader):
         self.text, self.latents, self.unconditional, self.noise = text, latents, unconditional, noise
         self.columns = (latents.column, text.column)
 
-    def request(self, column: Column) -> tuple[Promise, Promise]:
+    def request(self, column: Column) -> tuple[PendingTensors, PendingTensors]:
         """Request the latents and text embeddings of a share."""
         # dropped captions too: which they are is known only once the noise is generated
         return self.latents.request(column(self.latents.column)), self.text.request(column(self.text.column))
 
-    def batch_maker(self, pending: tuple[Promise, Promise], normals: Tensor) -> Callable[[list[int], Common], Batch]:
+    def batch_maker(
+        self, pending: tuple[PendingTensors, PendingTensors], normals: Tensor
+    ) -> Callable[[list[int], Common], Batch]:
         """Return a function that builds a batch from some of the share's places."""
         latents, text = (promise() for promise in pending)
         dropped = to_uniform(normals[:, 0]) < self.noise.caption_dropout

@@ -255,21 +255,21 @@ def test_the_next_step_is_made_while_one_is_trained_on(folder):
     assert 0.1 < slow.waited < 0.5
 
 
-def test_embeddings_and_latents_are_asked_for_two_steps_ahead(folder):
-    class Asked:
+def test_embeddings_and_latents_are_requested_two_steps_ahead(folder):
+    class CountingSource:
         def __init__(self, column):
-            self.column, self.asked = column, 0
+            self.column, self.requests = column, 0
 
         def request(self, values):
-            self.asked += 1
+            self.requests += 1
             return lambda: values
 
-    sources = Asked("text"), Asked("latents")
+    sources = CountingSource("text"), CountingSource("latents")
     batches = reader(folder, 0, 2, *sources).from_step(0, 1)
     for step in (1, 2, 3):
         next(batches)
         time.sleep(0.2)
-        assert [source.asked for source in sources] == [step + 2] * 2
+        assert [source.requests for source in sources] == [step + 2] * 2
 
 
 def damaged(folder: Path, tmp_path: Path, change) -> tuple[Path, int]:
@@ -384,19 +384,19 @@ def test_text_and_latents_on_the_fly_give_the_batches_of_stored_ones_though_acto
 
 
 @pytest.mark.ray
-def test_a_step_asks_each_actor_once(local_ray):
+def test_each_actor_gets_one_request_per_step(local_ray):
     class Actor:
         def __init__(self):
-            self.encode, self.asked = self, []
+            self.encode, self.requests = self, []
 
         def remote(self, values):
-            self.asked.append(values)
+            self.requests.append(values)
             return ray.put(list(values))
 
     actors = [Actor() for _ in range(3)]
     source = RemoteLatents(actors, first=1)
     assert source.request([1, 2, 3, 4, 5])() == [1, 2, 3, 4, 5]
-    assert [actor.asked for actor in actors] == [[[5]], [[1, 2]], [[3, 4]]]
+    assert [actor.requests for actor in actors] == [[[5]], [[1, 2]], [[3, 4]]]
 
 
 def test_where_all_is_stored_no_actor_starts(folder, tiny_base):
