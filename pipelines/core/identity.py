@@ -42,7 +42,7 @@ class Identified(Protocol):
         ...
 
     @property
-    def decides(self) -> Callable[[Any, Mapping[str, Artifact]], Mapping[str, Any]]:
+    def hash_overrides(self) -> Callable[[Any, Mapping[str, Artifact]], Mapping[str, Any]]:
         """Function that returns further values to hash."""
         ...
 
@@ -75,7 +75,7 @@ def identify(step: Identified, settings: BaseModel, inputs: Mapping[str, Artifac
             section = section.get(key) or {}
         if found := fingerprint_of(section.get(last)):
             section[last] = found
-    for name, value in step.decides(settings, inputs).items():
+    for name, value in step.hash_overrides(settings, inputs).items():
         set_at(content, name, value)
     return artifacts.artifact_id(step.name, content, {name: a.id for name, a in inputs.items()})
 

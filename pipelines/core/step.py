@@ -54,7 +54,7 @@ class Step:
     """Settings (dotted keys) that name external files or folders, whose content is hashed into the artifact's ID"""
     repositories: tuple[str, ...] = ()
     """Settings that may name a hub repository instead of a folder"""
-    decides: Callable[[Any, Mapping[str, Artifact]], Mapping[str, Any]] = lambda settings, inputs: {}
+    hash_overrides: Callable[[Any, Mapping[str, Artifact]], Mapping[str, Any]] = lambda settings, inputs: {}
     """Returns {dotted key: value} that is hashed in place of these settings: what else determines the result, such as
     the precision that follows from `resources`"""
     data: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class Step:
     shown: Callable[[Any], dict[str, Any]] = lambda settings: settings.model_dump(mode="json")
     """Returns the settings that MLflow shows as parameters"""
 
-    def numbers(self, settings: Any, metrics: Mapping[str, float]) -> dict[str, float]:
+    def prefix_metrics(self, settings: Any, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return metrics under the names that MLflow shows, with the group as prefix."""
         group = self.group(settings) if self.group else self.name
         return {f"{group}/{name}": value for name, value in metrics.items()}
@@ -154,7 +154,7 @@ def _make(
         metrics = step.build(settings, Context(folder, inputs, tracker))
         ids = {name: a.id for name, a in inputs.items()}
         artifact = artifacts.finish(folder, step.name, identity, settings, ids, metrics)
-        tracker.log_metrics(step.numbers(settings, metrics))
+        tracker.log_metrics(step.prefix_metrics(settings, metrics))
         tracker.set_tag("artifact", artifact.uri)
     return Outcome(artifact, tracker.run_id, time.monotonic() - started, reused=False)
 

@@ -272,5 +272,5 @@ STEP = Step(
     inputs=CaptionSettings.inputs,
     check=check,
     contents=("model",),
-    decides=lambda settings, inputs: {"resources.precision": settings.resources.precision},
+    hash_overrides=lambda settings, inputs: {"resources.precision": settings.resources.precision},
 )

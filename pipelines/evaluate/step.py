@@ -28,7 +28,7 @@ from pipelines.evaluate.score import score
 from pipelines.evaluate.selection import (
     ADAPTER,
     column_of,
-    decides,
+    hash_overrides,
     measures_of,
     models_of,
     read_prompts,
@@ -247,7 +247,7 @@ STEP = Step(
     check_inputs=check_inputs,
     contents=("base", "adapter", "pictures", "prompts.file", "reference.source"),
     repositories=("adapter",),
-    decides=decides,
+    hash_overrides=hash_overrides,
     title=lambda settings: settings.suite,
     group=group_of,
     shown=shown,

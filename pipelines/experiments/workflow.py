@@ -22,7 +22,13 @@ from pipelines.train.finetune import step as finetune
 STEPS: dict[str, Step] = {
     step.name: step
     for step in (
-        curate.STEP, caption.STEP, color_stats.STEP, basis.STEP, encode.STEP, finetune.STEP, evaluate.STEP
+        curate.STEP,
+        caption.STEP,
+        color_stats.STEP,
+        basis.STEP,
+        encode.STEP,
+        finetune.STEP,
+        evaluate.STEP,
     )  # fmt: skip
 }
 
@@ -56,7 +62,7 @@ def run_workflow(settings: WorkflowSettings) -> tuple[str, dict[str, Outcome]]:
             filled = step_settings(step, settings, made)
             outcomes[step.name] = outcome = run_step(step, filled, tracker.run_id)
             tracker.log_input(outcome.artifact)
-            tracker.log_metrics(step.numbers(filled, outcome.artifact.manifest["metrics"]))
+            tracker.log_metrics(step.prefix_metrics(filled, outcome.artifact.manifest["metrics"]))
     return tracker.run_id, outcomes
 
 

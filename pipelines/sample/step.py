@@ -160,5 +160,5 @@ STEP = Step(
     check=check,
     contents=("base", "adapter", "safety.classifier"),
     repositories=("adapter",),
-    decides=lambda settings, inputs: {"resources.precision": settings.resources.precision},
+    hash_overrides=lambda settings, inputs: {"resources.precision": settings.resources.precision},
 )

@@ -167,7 +167,7 @@ def load_subspace(artifact: Artifact, name: str = "subspace") -> Subspace:
     return storage.read_file(artifact.file(f"{name}.safetensors"), Subspace.load)
 
 
-def decides(settings: BasisSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:
+def hash_overrides(settings: BasisSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:
     """Return the precision of the encoder, if this step encodes the images; see `pipelines.core.step.Step`."""
     encodes = settings.base and "encoded" not in inputs
     return {"resources.precision": settings.resources.precision} if encodes else {}
@@ -181,5 +181,5 @@ STEP = Step(
     check=check,
     check_inputs=check_inputs,
     contents=("base",),
-    decides=decides,
+    hash_overrides=hash_overrides,
 )

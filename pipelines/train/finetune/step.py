@@ -139,7 +139,7 @@ def shown(settings: FinetuneSettings) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude=None if settings.model == "ddt" else {"ddt"})
 
 
-def decides(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:
+def hash_overrides(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:
     """Return what else determines the result: precisions, and the perceptual weights by content."""
     resources, encoded = settings.resources, inputs["encoded"]
     found = {"resources.precision": precision_name(resources)}
@@ -161,7 +161,7 @@ STEP = Step(
     check=check,
     check_inputs=check_inputs,
     contents=("base",),
-    decides=decides,
+    hash_overrides=hash_overrides,
     title=lambda settings: settings.model,
     group=lambda settings: "train/end",
     shown=shown,
