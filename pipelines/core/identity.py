@@ -67,7 +67,7 @@ def pin_repositories(step: Identified, settings: S) -> S:
 
 def identify(step: Identified, settings: BaseModel, inputs: Mapping[str, Artifact]) -> str:
     """Return the ID of the artifact that a step makes with these settings and inputs."""
-    content = {k: v for k, v in artifacts.settings_of(settings).items() if k not in step.inputs}
+    content = {k: v for k, v in artifacts.hashed_settings(settings).items() if k not in step.inputs}
     for name in step.contents:
         *sections, last = name.split(".")
         section: Any = content

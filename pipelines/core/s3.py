@@ -184,7 +184,8 @@ class ObjectFile(io.RawIOBase):
     def read_range(self, start: int, size: int) -> bytes:
         """Read `size` bytes from `start` in one request."""
         # IfMatch: ranges of two versions must not be joined if the object is replaced in between
-        answer = client().get_object(**place(self.uri), Range=f"bytes={start}-{start + size - 1}", IfMatch=self.version)
+        bytes_range = f"bytes={start}-{start + size - 1}"
+        answer = client().get_object(**bucket_and_key(self.uri), Range=bytes_range, IfMatch=self.version)
         data = answer["Body"].read()
         if len(data) != size:
             raise IncompleteReadError(actual_bytes=len(data), expected_bytes=size)

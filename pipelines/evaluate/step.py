@@ -17,7 +17,7 @@ from pipelines.core.base_models import check_base, read_patch_size
 from pipelines.core.config import ConfigError
 from pipelines.core.step import Context, Outcome, Step, StepFailed
 from pipelines.data.images import encode_png
-from pipelines.evaluate.class_subject import ClassModel, read_class_model, settings_of
+from pipelines.evaluate.class_subject import ClassModel, read_class_model, read_pretrain_settings
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.found_images import match_images
 from pipelines.evaluate.generate import generate
@@ -102,7 +102,7 @@ def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> 
     prompts = read_prompts(settings, inputs.get("curated"))
     if "pretrained" in inputs:
         read_class_model(inputs["pretrained"], settings.pretrained_step)
-        settings.sampling.check_size(settings_of(inputs["pretrained"]).jit.patch_size, "sampling.")
+        settings.sampling.check_size(read_pretrain_settings(inputs["pretrained"]).jit.patch_size, "sampling.")
     if settings.pictures:
         match_images(settings.pictures, shots_of(prompts, repeats_of(settings)), repeats_of(settings))
     if "lifted" in models_of(settings) and not (settings.adapter or {"basis", "finetuned"} & inputs.keys()):

@@ -166,7 +166,7 @@ def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_images):
 
 def newest_checkpoint(runs: str) -> tuple[int, str]:
     """(step, folder of the finetune); step 0 where there is none yet."""
-    root = object_store.place(runs)["Key"] + "/"
+    root = object_store.bucket_and_key(runs)["Key"] + "/"
     states = [key.removeprefix(root) for key in object_store.keys(runs) if key.endswith("/state.json")]
     steps = [int(state.split("/")[-2].split("-")[0]) for state in states]
     return max(steps, default=0), f"{runs}/{states[0].split('/')[0]}" if states else ""

@@ -15,6 +15,9 @@ from pipelines.train.data_loader import Column, Common, to_uniform
 from pipelines.train.sample_order import SampleOrder
 from pipelines.train.task import Tokens
 
+Pending = tuple[PendingTensors, PendingTensors]
+"""Requested latents and text embeddings of a share"""
+
 
 @dataclass
 class Batch(task.Batch):
@@ -69,16 +72,14 @@ class BatchReader(reader.BatchReader):
         self.text, self.latents, self.unconditional, self.noise = text, latents, unconditional, noise
         self.columns = (latents.column, text.column)
 
-    def request(self, column: Column) -> tuple[PendingTensors, PendingTensors]:
+    def request(self, column: Column) -> Pending:
         """Request the latents and text embeddings of a share."""
         # dropped captions too: which they are is known only once the noise is generated
         return self.latents.request(column(self.latents.column)), self.text.request(column(self.text.column))
 
-    def batch_maker(
-        self, pending: tuple[PendingTensors, PendingTensors], normals: Tensor
-    ) -> Callable[[list[int], Common], Batch]:
+    def batch_maker(self, pending: Pending, normals: Tensor) -> Callable[[list[int], Common], Batch]:
         """Return a function that builds a batch from some of the share's places."""
-        latents, text = (promise() for promise in pending)
+        latents, text = (tensors() for tensors in pending)
         dropped = to_uniform(normals[:, 0]) < self.noise.caption_dropout
         chosen_text = zip(text, dropped, strict=True)
         given = [(self.unconditional if drop else embedding).float() for embedding, drop in chosen_text]
