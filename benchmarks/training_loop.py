@@ -119,7 +119,7 @@ def bare(settings: FinetuneSettings) -> list[float]:
     from pipelines.data.encode import load_unconditional
     from pipelines.train.engine import set_learning_rates
     from pipelines.train.finetune.model import build_model
-    from pipelines.train.finetune.task import make_objective, make_reader, parameter_groups
+    from pipelines.train.finetune.task import make_data_loader, make_objective, parameter_groups
 
     curated, encoded = load_artifact(settings.curated), load_artifact(settings.encoded)
     model = build_model(settings, load_subspace(load_artifact(settings.basis)))
@@ -134,7 +134,7 @@ def bare(settings: FinetuneSettings) -> list[float]:
         "image_encoders": [],
         "unconditional": load_unconditional(encoded),
     }
-    batches = make_reader(settings, config, rank=0, workers=1).from_step(0, optim.batch)
+    batches = make_data_loader(settings, config, rank=0, workers=1).from_step(0, optim.batch)
     times = []
     for step in range(1, optim.steps + 1):
         times.append(time.perf_counter())

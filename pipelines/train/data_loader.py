@@ -51,7 +51,7 @@ class PendingShare:
     rest: Any
 
 
-class BatchReader(ABC):
+class BatchLoader(ABC):
     """Loads a worker's batches; a subclass adds their fields besides images and noise."""
 
     columns: Sequence[str] = ()

@@ -100,7 +100,7 @@ class Training:
         self.state = TrainableState(self.engine, self.task.model.trainable())
         self.average = self.task.moving_average(self.state.values())
         self.metrics_log = MetricsLog()
-        self.reader = self.task.reader
+        self.data_loader = self.task.data_loader
         self.is_stopping = False
         if self.rank == 0:
             self.channel = Channel(self.attempt.name)
@@ -115,7 +115,7 @@ class Training:
         """Train until the end or a stop request. Returns {"ended", "step"} and details of a stopped run."""
         settings = self.settings
         self.resume()
-        batches = self.reader.from_step(self.step, self.micro_batch)
+        batches = self.data_loader.from_step(self.step, self.micro_batch)
         progress = None
         if self.rank == 0:
             progress = open_worker_bar(self.config["step"], settings.optim.steps, "step", self.config["on_terminal"])
@@ -196,7 +196,7 @@ class Training:
         spike = not skipped and self.monitor.record_step(self.step, self.metrics_log.curves["loss"][-1])
         if self.rank == 0:
             norm = gradient_norm(self.engine)
-            self.log.step(self.step, self.metrics_log, tokens, self.reader.waited, norm, skipped, spike)
+            self.log.step(self.step, self.metrics_log, tokens, self.data_loader.waited, norm, skipped, spike)
         if skipped:
             self.report_skip(micro_batches)
         return signal
@@ -303,7 +303,7 @@ class Training:
 
     def cursor(self) -> tuple[int, int]:
         """Return (epoch, batch within the epoch) of the next step."""
-        return divmod(self.step, self.reader.order.steps_per_epoch(self.settings.optim.batch))
+        return divmod(self.step, self.data_loader.order.steps_per_epoch(self.settings.optim.batch))
 
     def validate(self) -> None:
         """Log images of the moving average, swapped in; before the first step the weights are the average."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from asymflow.models.text import pad_embeddings
 from asymflow.schedule import shift_sigma
 from pipelines.data.embeddings import PendingTensors, Source
-from pipelines.train import data_loader as reader
+from pipelines.train import data_loader as base
 from pipelines.train import task
 from pipelines.train.data_loader import Column, Common, to_uniform
 from pipelines.train.sample_order import SampleOrder
@@ -51,7 +51,7 @@ class NoiseSettings:
     caption_dropout: float
 
 
-class BatchReader(reader.BatchReader):
+class BatchLoader(base.BatchLoader):
     """Loads batches with latents and text embeddings."""
 
     normals_per_sample = 1  # whether the caption is dropped

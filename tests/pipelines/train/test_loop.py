@@ -100,7 +100,7 @@ def train(tmp_path, monkeypatch):
             self.settings = settings = PretrainSettings.model_validate(config["settings"])
             self.model = build_model(settings, Subspace.load(tmp_path / "subspace.safetensors"))
             self.objective = make_objective(self.model, settings.loss, None, None)
-            self.reader, self.size, self.rank, self.workers = config["batches"], (SIDE, SIDE), rank, workers
+            self.data_loader, self.size, self.rank, self.workers = config["batches"], (SIDE, SIDE), rank, workers
 
     def go(folder, batches=None, signals=None, **sections):
         settings = validate(PretrainSettings, {**tree, **sections})
