@@ -43,7 +43,7 @@ from asymflow.models.text import pad_embeddings  # noqa: E402
 from asymflow.objectives import FinetuneObjective  # noqa: E402
 from pipelines.core.artifacts import Artifact, load_artifact  # noqa: E402
 from pipelines.core.base_models import load_image_encoder, load_text_encoder  # noqa: E402
-from pipelines.core.text_table import aligned  # noqa: E402
+from pipelines.core.text_table import format_table  # noqa: E402
 from pipelines.data.datasets import decode_batch, read_rows  # noqa: E402
 from pipelines.sample.sampler import load_transformer  # noqa: E402
 from pipelines.train.checkpoint import folder_of, list_checkpoints  # noqa: E402
@@ -210,7 +210,7 @@ def table(found: dict[str, list[Level]], lams: dict[str, dict[float, float]]) ->
     for name, by_sigma in lams.items():
         if name not in found:
             rows += [(name, f"{sigma:g}", "", "", "", "", "", f"{lam:.3f}") for sigma, lam in by_sigma.items()]
-    return aligned(rows)
+    return format_table(rows)
 
 
 def plot(found: dict[str, list[Level]], lams: dict[str, dict[float, float]], file: Path) -> None:

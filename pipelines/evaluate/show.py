@@ -13,7 +13,7 @@ from PIL import Image
 from asymflow.metrics.protocol import fingerprint
 from pipelines.core import storage
 from pipelines.core.step import Context
-from pipelines.core.text_table import aligned
+from pipelines.core.text_table import format_table
 from pipelines.data.images import decode_image
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.image_sets import REAL
@@ -123,4 +123,4 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
         interval = "" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"
         value, count = f"{row['value']:.4g}", str(row["pictures"])
         lines.append((row["model"], row["metric"], row["category"], value, interval, count, row["fingerprint"]))
-    return aligned(lines)
+    return format_table(lines)

@@ -132,12 +132,12 @@ def shown(settings: EvaluateSettings) -> dict[str, Any]:
     return tree | {"scorers": {name: tree["scorers"][name] for name in scorers_of(settings)}}
 
 
-def tell(outcome: Outcome) -> str:
+def summarize(outcome: Outcome) -> str:
     """Return the table of a finished evaluation."""
     return table_of(json.loads(storage.read_bytes(outcome.artifact.file(TABLE))))
 
 
-def hold_limits(settings: EvaluateSettings, outcome: Outcome) -> None:
+def check_thresholds(settings: EvaluateSettings, outcome: Outcome) -> None:
     """Raise StepFailed if scores are below `floors` or above `ceilings`."""
     metrics = outcome.artifact.manifest["metrics"]
     if missing := sorted({*settings.floors, *settings.ceilings} - metrics.keys()):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.core import storage
 from pipelines.core.config import ConfigError, set_at, validate
 from pipelines.core.step import Outcome, find_inputs, run_step
-from pipelines.core.text_table import aligned
+from pipelines.core.text_table import format_table
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.step import STEP, measures_of, models_of, pin_registered
 from pipelines.experiments.config import Search, SweepSettings
@@ -180,7 +180,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     shown = [name for name in rows[0] if name != "run"]
     lines = [shown]
     lines += [[f"{row[n]:.5g}" if isinstance(row[n], float) else str(row[n]) for n in shown] for row in rows]
-    return aligned(lines)
+    return format_table(lines)
 
 
 def sweep_figure(metric: str, points: Sequence[Point]) -> "Figure":

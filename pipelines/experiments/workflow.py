@@ -10,7 +10,7 @@ from pipelines.core import storage
 from pipelines.core.config import ConfigError
 from pipelines.core.preflight import check_places, check_work
 from pipelines.core.step import Outcome, Step, run_step
-from pipelines.core.text_table import aligned
+from pipelines.core.text_table import format_table
 from pipelines.core.tracking import open_run_of
 from pipelines.data import caption, color_stats, encode
 from pipelines.data.basis import step as basis
@@ -74,4 +74,4 @@ def table(outcomes: dict[str, Outcome]) -> str:
         made = ", ".join(f"{k} {v:.4g}" for k, v in metrics)
         seconds = "cached" if outcome.reused else f"{outcome.seconds:.0f}"
         rows.append((name, seconds, made, outcome.artifact.id))
-    return aligned(rows)
+    return format_table(rows)

@@ -38,10 +38,8 @@ from pipelines.train.task import Batch, MakeTask, Tokens
 from pipelines.train.tracking_log import TrackingLog, read_unsent
 
 LOGGER = logging.getLogger(__name__)
-ASK_EVERY = 10.0
-"""Seconds between preemption checks: each is a barrier of all workers"""
-
-
+PREEMPTION_CHECK_SECONDS = 10.0
+"""Interval of preemption checks, each a barrier of all workers"""
 FINISH_SECONDS = 600.0
 """A finished training retries writing its result for this long"""
 CLOSE_SECONDS, TRACKING_SECONDS = 60.0, 20.0
@@ -230,7 +228,7 @@ class Training:
             return WorkerSignal.CONTINUE
         if self.lease_monitor.signal != WorkerSignal.CONTINUE:
             return self.lease_monitor.signal
-        due = time.monotonic() - self._checked_at > ASK_EVERY
+        due = time.monotonic() - self._checked_at > PREEMPTION_CHECK_SECONDS
         return WorkerSignal.CHECK_PREEMPTION if due else WorkerSignal.CONTINUE
 
     def check_preemption(self) -> None:

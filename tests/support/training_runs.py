@@ -167,5 +167,5 @@ def be_preempted(training) -> None:
 
     from pipelines.train import loop
 
-    loop.ASK_EVERY = 0.0
+    loop.PREEMPTION_CHECK_SECONDS = 0.0
     ray.train.get_preemption_info = lambda: SimpleNamespace(preempted_node_ids=["a-node"])

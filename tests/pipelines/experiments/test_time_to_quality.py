@@ -5,7 +5,7 @@ import pytest
 
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError, RunSettings, validate
-from pipelines.core.text_table import aligned
+from pipelines.core.text_table import format_table
 from pipelines.core.tracking import open_run_of
 from pipelines.experiments.config import TimeToQualitySettings
 from pipelines.experiments.time_to_quality import (
@@ -45,7 +45,7 @@ def test_rows_say_steps_and_minutes():
     a, b = rows_of("one", ["a", "b"], found, [1.0, 2.0, 3.5, 4.0])
     assert (a["first"], a["first_minutes"], a["lasting"], a["lasting_minutes"]) == (200, 2.0, 400, 4.0)
     assert a["trained"] == distances["a"] and a["latent"] == 0.5 and b["first"] is b["first_minutes"] is None
-    lines = aligned(quality_table([a, b])).splitlines()
+    lines = format_table(quality_table([a, b])).splitlines()
     assert lines[1].split() == ["one", "a", "0.5", "0.2", "200", "2", "400", "4"]
     assert lines[2].split() == ["one", "b", "1", "1.5", "-", "-", "-", "-"]
     figure = quality_figure([a, b])
