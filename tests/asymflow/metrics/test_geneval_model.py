@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from asymflow.metrics.geneval_picture import GenEval
+from asymflow.metrics.geneval_model import GenEval
 from asymflow.metrics.mask2former import CLASSES, Detection
 
 
