@@ -241,9 +241,9 @@ def log_curves(metrics_log: MetricsLog, context: Context) -> dict[str, tuple[lis
     centers = metrics_log.means_by_sigma("sigma")[0]
     figure = curves_figure(centers, {name: means for name, (_, means) in by_sigma.items()}, "sigma")
     context.tracker.log_figure("by_noise_level", figure)
-    for name, (places, means) in by_sigma.items():
-        for place, mean in zip(places, means, strict=True):
-            context.tracker.log_metrics({f"train/by_sigma/{name}": mean}, step=round(100 * place))
+    for name, (centers, means) in by_sigma.items():
+        for center, mean in zip(centers, means, strict=True):
+            context.tracker.log_metrics({f"train/by_sigma/{name}": mean}, step=round(100 * center))
     return by_sigma
 
 

@@ -78,7 +78,7 @@ class BatchLoader(base.BatchLoader):
         return self.latents.request(column(self.latents.column)), self.text.request(column(self.text.column))
 
     def batch_maker(self, pending: Pending, normals: Tensor) -> Callable[[list[int], Common], Batch]:
-        """Return a function that builds a batch from some of the share's places."""
+        """Return a function that builds a batch from some of the samples of a share."""
         latents, text = (tensors() for tensors in pending)
         dropped = to_uniform(normals[:, 0]) < self.noise.caption_dropout
         chosen_text = zip(text, dropped, strict=True)

@@ -49,7 +49,7 @@ class BatchLoader(base.BatchLoader):
         return column("label")
 
     def batch_maker(self, pending: list[int], normals: Tensor) -> Callable[[list[int], Common], Batch]:
-        """Return a function that builds a batch from some of the share's places."""
+        """Return a function that builds a batch from some of the samples of a share."""
         settings, labels = self.settings, torch.tensor(pending)
         if not ((labels >= 0) & (labels < settings.classes)).all():
             raise ValueError(f"label {int(labels.max())} is out of range for classes={settings.classes}; see `classes`")
