@@ -25,17 +25,17 @@ class Checkpointer:
     """Writes checkpoints of one attempt in the background, and reports the last complete one to the driver."""
 
     def __init__(
-        self, attempt: RunLease, settings: Checkpoints, channel: Channel, unsent: Callable[[], Iterable[MetricsRow]]
+        self, lease: RunLease, settings: Checkpoints, channel: Channel, unsent: Callable[[], Iterable[MetricsRow]]
     ):
-        self.attempt, self.settings, self.channel, self.unsent = attempt, settings, channel, unsent
+        self.lease, self.settings, self.channel, self.unsent = lease, settings, channel, unsent
         self.uploader = Uploader(self._write)
-        self.history = HistoryWriter(attempt.folder, attempt.name)
+        self.history = HistoryWriter(lease.folder, lease.name)
 
     def resume(self, state: Mapping[str, Any]) -> MetricsLog:
         """Continue a checkpoint's history; returns its metrics log."""
-        self.history = HistoryWriter(self.attempt.folder, self.attempt.name, state.get("history", []))
+        self.history = HistoryWriter(self.lease.folder, self.lease.name, state.get("history", []))
         self.uploader.good = state["step"]
-        return read_metrics_log(self.attempt.folder, state)
+        return read_metrics_log(self.lease.folder, state)
 
     def submit(
         self, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], metrics_log: MetricsLog
@@ -51,16 +51,16 @@ class Checkpointer:
 
     def _write(self, tensors: Tensors, state: dict[str, Any]) -> None:
         """Write a checkpoint, in the uploader's thread."""
-        if self.attempt.is_fenced():
+        if self.lease.is_fenced():
             raise RuntimeError("a newer attempt of this run has taken over")
-        write_unsent(self.attempt.folder, self.unsent())
+        write_unsent(self.lease.folder, self.unsent())
         state["history"] = self.history.write(state.pop("chunks"))
-        write_checkpoint(folder_of(self.attempt.folder), tensors, state, self.attempt.name)
+        write_checkpoint(folder_of(self.lease.folder), tensors, state, self.lease.name)
         self.uploader.good = state["step"]  # before pruning, which may fail
         self.channel.report(good=state["step"])
         try:
             with s3.single_attempts():  # retried with the next checkpoint
-                kept = prune(folder_of(self.attempt.folder), self.settings)
-                prune_history(self.attempt.folder, [checkpoint.state for checkpoint in kept])
+                kept = prune(folder_of(self.lease.folder), self.settings)
+                prune_history(self.lease.folder, [checkpoint.state for checkpoint in kept])
         except (OSError, storage.StorageError) as error:  # the checkpoint is complete; pruning is retried with the next
             LOGGER.warning("old checkpoints could not be deleted: %s", error)

@@ -70,17 +70,17 @@ def train(step: str, task: MakeTask, settings: TrainSettings, context: Context, 
     Raises:
         StepFailed: the training did not finish.
     """
-    attempt = RunLease.claim(context.folder)
+    lease = RunLease.claim(context.folder)
     config = {
         **data,
         "step": step,
         "settings": settings.model_dump(mode="json"),
         "tracker": vars(context.tracker),
         "folder": context.folder,
-        "attempt": attempt.name,
+        "attempt": lease.name,
         "on_terminal": on_terminal(),
     }
-    channel = Channel(attempt.name)
+    channel = Channel(lease.name)
     with catch_stop_signals() as stop_requested:
         try:
             ended = fit(step, settings, make_trainer(task, settings, config), channel, stop_requested)

@@ -81,7 +81,7 @@ class Training:
         self.task = make_task(config, self.rank, self.workers)
         self.settings = settings = self.task.settings
         self.folder: str = config["folder"]
-        self.attempt = RunLease(self.folder, config["attempt"])
+        self.lease = RunLease(self.folder, config["attempt"])
         self.watchdog, self.monitor = Watchdog(settings.watch), StepMonitor(settings.watch, warns=self.rank == 0)
         self.watchdog.reset()
         self.step = 0
@@ -101,11 +101,11 @@ class Training:
         self.data_loader = self.task.data_loader
         self.is_stopping = False
         if self.rank == 0:
-            self.channel = Channel(self.attempt.name)
-            self.lease_monitor = LeaseMonitor(self.attempt, self.channel.is_stop_requested)
+            self.channel = Channel(self.lease.name)
+            self.lease_monitor = LeaseMonitor(self.lease, self.channel.is_stop_requested)
             self.log = TrackingLog(Tracker(**config["tracker"]), self.task, self.workers)
             unsent = self.log.sender.unsent
-            self.checkpointer = Checkpointer(self.attempt, settings.checkpoints, self.channel, unsent)
+            self.checkpointer = Checkpointer(self.lease, settings.checkpoints, self.channel, unsent)
         self._checked_at = time.monotonic()
         self._preempted: Any = None
 

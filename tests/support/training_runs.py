@@ -157,7 +157,7 @@ def hang(training) -> None:
 
 def be_overtaken(training) -> None:
     """Another attempt at the same run begins."""
-    training.attempt.claim(training.folder)
+    training.lease.claim(training.folder)
     time.sleep(3)
 
 
