@@ -28,7 +28,7 @@ def test_a_lookout_hears_of_a_stop_while_the_store_fails_and_of_a_newer_attempt_
     uri, server = faulty_s3
     lease, asked = RunLease.claim(uri), threading.Event()
     lease_monitor = LeaseMonitor(lease, asked.is_set)
-    server.deny("GET .*lease.json")
+    server.deny("GET .*attempt.json")
     time.sleep(1.5)
     assert lease_monitor.signal == WorkerSignal.CONTINUE
     asked.set()
@@ -43,11 +43,11 @@ def test_looks_that_fail_are_not_tried_again_each(faulty_s3, caplog):
     """The next poll is a second away: with eight retries each, an outage would fill the log."""
     uri, server = faulty_s3
     lease_monitor = LeaseMonitor(RunLease.claim(uri), lambda: False)
-    server.slow_down("(GET|HEAD) .*lease.json")
+    server.slow_down("(GET|HEAD) .*attempt.json")
     server.requests.clear()
     time.sleep(2.5)
     lease_monitor.close()
-    assert 1 <= server.count("(GET|HEAD) .*lease.json") <= 4
+    assert 1 <= server.count("(GET|HEAD) .*attempt.json") <= 4
     assert "retrying" not in caplog.text
 
 
@@ -104,6 +104,6 @@ def test_of_several_orders_the_greatest_holds():
 @pytest.mark.parametrize("junk", [b"", b"{"])
 def test_a_file_that_cannot_be_read_is_an_error_of_the_store_not_a_fence(tmp_path, junk):
     lease = RunLease.claim(str(tmp_path))
-    storage.write_bytes(str(tmp_path / ".train" / "lease.json"), junk)
+    storage.write_bytes(str(tmp_path / ".train" / "attempt.json"), junk)
     with pytest.raises(ValueError):
         lease.is_fenced()
