@@ -34,7 +34,7 @@ _CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict")
 
 
 @contextmanager
-def only_job(folder: str) -> Iterator[None]:
+def hold_artifact_lock(folder: str) -> Iterator[None]:
     """Hold the lock of an artifact's folder, local or on S3. If another job holds it, log which one and wait.
 
     Raises:

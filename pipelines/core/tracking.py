@@ -81,7 +81,7 @@ def check_run(run: RunSettings) -> None:
         )
 
 
-def how_to_look(run: RunSettings) -> str:
+def describe_ui(run: RunSettings) -> str:
     """Return the URL of MLflow's server, or the command that starts its UI on a database."""
     uri = tracking_uri(run)
     return uri if uri.startswith("http") else f".venv/bin/mlflow ui --backend-store-uri {uri}"
@@ -260,7 +260,9 @@ def _mark_failed(client: MlflowClient, run_id: str) -> None:
 
 
 @contextmanager
-def open_run_of(folder: str, step: str, run: RunSettings, name: str, parent: str | None = None) -> Iterator[Tracker]:
+def open_artifact_run(
+    folder: str, step: str, run: RunSettings, name: str, parent: str | None = None
+) -> Iterator[Tracker]:
     """Open the run that makes the artifact in a folder, and record its ID there, so that the next job resumes it.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 
 from asymflow.metrics.protocol import fingerprint
 from pipelines.core import storage
-from pipelines.core.map_items import do_items
+from pipelines.core.map_items import process_items
 from pipelines.data.images import encode_png
 from pipelines.evaluate.class_subject import ClassModel
 from pipelines.evaluate.image_sets import ImageSet, in_batches, keys_in
@@ -85,5 +85,5 @@ def generate(
         for batch in in_batches(missing, resources.batch):
             items[f"{model} {batch[0][2]}"] = json.dumps([model, folder, batch])
     make_worker = partial(Generator, subject, parameters, resources.device)
-    do_items(items, make_worker, resources, "sample", unit="batch")
+    process_items(items, make_worker, resources, "sample", unit="batch")
     return sets

@@ -14,7 +14,7 @@ from asymflow.adapters import CONFIG, WEIGHTS
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError, RunSettings
-from pipelines.core.preflight import quickly
+from pipelines.core.preflight import short_timeouts
 from pipelines.core.provenance import read_run
 from pipelines.core.tracking import Tracker, tracking_uri
 
@@ -69,7 +69,7 @@ def _find(name: str, run: RunSettings) -> ModelVersion:
     uri = tracking_uri(run)
     client, alias = MlflowClient(uri, uri), "@" in name
     try:
-        with quickly():
+        with short_timeouts():
             if alias:
                 return client.get_model_version_by_alias(*name.split("@", 1))
             return client.get_model_version(*name.rsplit("/", 1))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from asymflow.metrics.protocol import Protocol, fingerprint
 from pipelines.core import storage
-from pipelines.core.map_items import do_items
+from pipelines.core.map_items import process_items
 from pipelines.evaluate.image_sets import ImageSet, in_batches, load_image
 from pipelines.evaluate.prompts import Generation, Prompt
 from pipelines.evaluate.scorers import Row, Scorer
@@ -113,7 +113,7 @@ def score(
         for batch in in_batches(missing, scorer.resources.batch):
             items[f"{label} {batch[0][0]}"] = json.dumps([folders[label], batch])
     make_worker = partial(ScoreWorker, scorer, prompts, list(folders.values()))
-    do_items(items, make_worker, scorer.resources, f"score {name}", unit="batch")
+    process_items(items, make_worker, scorer.resources, f"score {name}", unit="batch")
     return {label: Scores(folders[label], list(found.files)) for label, found in sets.items()}
 
 

@@ -90,12 +90,12 @@ def _artifact_of_run(run_id: str, tracking_uri: str) -> str:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-    from pipelines.core.preflight import quickly
+    from pipelines.core.preflight import short_timeouts
 
     if has_secret(tracking_uri):
         raise ConfigError("--tracking-uri: contains a password or a token; set credentials in the environment")
     try:
-        with quickly():
+        with short_timeouts():
             tags = MlflowClient(tracking_uri or None).get_run(run_id).data.tags
     except MlflowException as error:
         raise ConfigError(f"{run_id}: {str(error).splitlines()[0]} (which MLflow? --tracking-uri URI)") from None

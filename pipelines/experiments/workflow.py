@@ -8,10 +8,10 @@ from typing import Any
 
 from pipelines.core import storage
 from pipelines.core.config import ConfigError
-from pipelines.core.preflight import check_places, check_work
+from pipelines.core.preflight import check_can_build, check_destinations
 from pipelines.core.step import Outcome, Step, run_step
 from pipelines.core.text_table import format_table
-from pipelines.core.tracking import open_run_of
+from pipelines.core.tracking import open_artifact_run
 from pipelines.data import caption, color_stats, encode
 from pipelines.data.basis import step as basis
 from pipelines.data.curate import step as curate
@@ -49,13 +49,13 @@ def check_all(settings: WorkflowSettings) -> None:
 
 def run_workflow(settings: WorkflowSettings) -> tuple[str, dict[str, Outcome]]:
     """Run the steps that have no artifact yet. Returns the parent run's ID and each step's outcome."""
-    check_places(settings.run)
+    check_destinations(settings.run)
     check_all(settings)
-    check_work(settings.run)
+    check_can_build(settings.run)
     identity = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
     folder = storage.join(storage.absolute(settings.run.storage), ".workflows", identity)
     outcomes: dict[str, Outcome] = {}
-    with open_run_of(folder, "workflow", settings.run, settings.name) as tracker:
+    with open_artifact_run(folder, "workflow", settings.run, settings.name) as tracker:
         tracker.log_params(settings.model_dump(mode="json"))
         for step in (STEPS[name] for name in sections_of(settings)):
             made = {name: outcome.artifact.uri for name, outcome in outcomes.items()}

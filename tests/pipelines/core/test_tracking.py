@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError, RunSettings
-from pipelines.core.tracking import PARENT, Tracker, flatten, how_to_look, open_run, tracking_uri
+from pipelines.core.tracking import PARENT, Tracker, describe_ui, flatten, open_run, tracking_uri
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +40,9 @@ def test_server_comes_from_settings_then_environment(monkeypatch):
 
 
 def test_where_to_look(tmp_path):
-    assert how_to_look(RunSettings(tracking_uri="http://server:5000")) == "http://server:5000"
+    assert describe_ui(RunSettings(tracking_uri="http://server:5000")) == "http://server:5000"
     command = f".venv/bin/mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
-    assert how_to_look(RunSettings(storage=str(tmp_path))) == command
+    assert describe_ui(RunSettings(storage=str(tmp_path))) == command
 
 
 def test_stores_that_cannot_be_are_refused():

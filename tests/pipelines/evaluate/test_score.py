@@ -55,7 +55,7 @@ def here(monkeypatch):
         for item in items.values():
             worker(item)
 
-    monkeypatch.setattr(module, "do_items", do)
+    monkeypatch.setattr(module, "process_items", do)
     CALLS.clear()
 
 

@@ -6,7 +6,7 @@ import pytest
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError, RunSettings, validate
 from pipelines.core.text_table import format_table
-from pipelines.core.tracking import open_run_of
+from pipelines.core.tracking import open_artifact_run
 from pipelines.experiments.config import TimeToQualitySettings
 from pipelines.experiments.time_to_quality import (
     SECONDS,
@@ -58,7 +58,7 @@ def test_rows_say_steps_and_minutes():
 def test_minutes_are_those_of_the_finetunes_run(tmp_path):
     """Steps without a metric are assumed average."""
     run, folder = RunSettings(storage=str(tmp_path / "runs")), str(tmp_path / "runs/finetune/ID")
-    with open_run_of(folder, "finetune", run, "a finetune") as tracker:
+    with open_artifact_run(folder, "finetune", run, "a finetune") as tracker:
         for step in (1, 2, 4):
             tracker.log_metrics({SECONDS: 30.0}, step)
     finetuned = Artifact(folder, {"id": "ID"})
