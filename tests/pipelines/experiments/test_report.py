@@ -146,5 +146,5 @@ def test_it_can_be_read_in_a_browser(two, tmp_path, browser):
     texts = "return [...document.querySelectorAll('td.best')].map(cell => cell.textContent.trim())"
     best = browser.execute_script(texts)
     assert len(best) == 1 and best[0].startswith("12.9")
-    generation = Image.open(io.BytesIO(browser.get_screenshot_as_png()))
-    assert len(set(generation.convert("RGB").resize((64, 64)).getdata())) > 10
+    screenshot = Image.open(io.BytesIO(browser.get_screenshot_as_png()))
+    assert len(set(screenshot.convert("RGB").resize((64, 64)).getdata())) > 10

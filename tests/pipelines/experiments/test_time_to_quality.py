@@ -11,11 +11,11 @@ from pipelines.experiments.config import TimeToQualitySettings
 from pipelines.experiments.time_to_quality import (
     SECONDS,
     find_finetunes,
-    passing,
     quality_figure,
     quality_table,
     rows_of,
     run_time_to_quality,
+    steps_to_quality,
     training_minutes,
 )
 
@@ -33,7 +33,7 @@ STEPS = [100, 200, 300, 400]
     ],
 )
 def test_a_model_passes_once_and_for_good(distances, first, lasting):
-    assert passing(STEPS, distances, 0.5) == (first, lasting)
+    assert steps_to_quality(STEPS, distances, 0.5) == (first, lasting)
 
 
 def test_rows_say_steps_and_minutes():

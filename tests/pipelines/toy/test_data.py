@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipelines.toy.data import (
-    GROUNDS,
+    BACKGROUNDS,
     PHOTOGRAPHS,
     DemoImage,
     _emoji_images,
@@ -43,11 +43,11 @@ def test_emoji_are_many_and_no_near_duplicates():
 def test_every_emoji_lies_on_two_grounds_that_its_captions_name():
     pictures = _emoji_images("1F431", 0)
     grounds = [p.caption.removeprefix("an emoji of cat face on ") for p in pictures]
-    assert len(set(grounds)) == 2 and set(grounds) <= set(GROUNDS)
+    assert len(set(grounds)) == 2 and set(grounds) <= set(BACKGROUNDS)
     for picture, ground in zip(pictures, grounds, strict=True):
         image = Image.open(io.BytesIO(picture.image))
         assert image.format == "JPEG" and image.size == (128, 128)
-        wanted = bytes.fromhex(GROUNDS[ground].removeprefix("#"))
+        wanted = bytes.fromhex(BACKGROUNDS[ground].removeprefix("#"))
         assert max(abs(a - b) for a, b in zip(image.getpixel((1, 1)), wanted, strict=True)) < 8
 
 
