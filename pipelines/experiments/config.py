@@ -1,4 +1,4 @@
-"""Settings of experiments over many steps: workflow, sweeps, rank sweep and time to quality."""
+"""Settings of experiments over many steps: workflow, sweeps, rank sweep, time to quality and report."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
@@ -14,6 +14,7 @@ from pipelines.evaluate.config import EvaluateSettings
 from pipelines.sample.config import DemoPageSettings, SampleSettings
 from pipelines.toy.config import DemoDataSettings, ToyBaseSettings, ToyEncoderSettings
 from pipelines.train.finetune.config import FinetuneSettings
+from pipelines.train.finetune.export_config import ExportSettings
 from pipelines.train.pretrain.config import ImportJitSettings, PretrainSettings, Repa
 
 
@@ -156,13 +157,25 @@ class TimeToQualitySettings(Settings):
     """Distances of the suite"""
 
 
+class ReportSettings(Settings):
+    """Compare evaluations on one self-contained HTML page, with the paper's Tables 3 and 4 marked as quoted."""
+
+    step: ClassVar[str] = "report"
+    out: Uri
+    """HTML file to write"""
+    evaluations: dict[str, Uri] = Field(min_length=1)
+    """{label: artifact of the evaluate step, or the ID of its MLflow run}"""
+    tracking_uri: str = ""
+    """MLflow server or database of the runs; empty: MLFLOW_TRACKING_URI"""
+
+
 SETTINGS: dict[str, type[Settings]] = {
     settings.step: settings
     for settings in (
         CurateSettings, CaptionSettings, ColorStatsSettings, BasisSettings, EncodeSettings, FinetuneSettings,
         PretrainSettings, SampleSettings, EvaluateSettings, WorkflowSettings, SweepSettings, RankSweepSettings,
-        TimeToQualitySettings, DemoPageSettings, ImportJitSettings, DemoDataSettings, ToyBaseSettings,
-        ToyEncoderSettings,
+        TimeToQualitySettings, ReportSettings, ExportSettings, DemoPageSettings, ImportJitSettings, DemoDataSettings,
+        ToyBaseSettings, ToyEncoderSettings,
     )
 }  # fmt: skip
 """By step: all jobs that read a configuration file"""
