@@ -152,9 +152,9 @@ class ChannelHistogram:
             images: Images (B, C, H, W).
         """
         for channel, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
-            places = (images[:, channel] - low) * (self.bins / (high - low))
-            places = places.clamp_(0, self.bins - 1).to(torch.int32).flatten()
-            self.counts[channel] += torch.bincount(places, minlength=self.bins).cpu()
+            bins = (images[:, channel] - low) * (self.bins / (high - low))
+            bins = bins.clamp_(0, self.bins - 1).to(torch.int32).flatten()
+            self.counts[channel] += torch.bincount(bins, minlength=self.bins).cpu()
 
     def merge(self, counts: torch.Tensor) -> None:
         """Add the counts of another histogram.
@@ -180,9 +180,7 @@ class PatchMoments:
 
     _BLOCKS = 8  # of the Gram matrix; only the blocks on and above its diagonal are multiplied
 
-    def __init__(
-        self, patch_dim: int, latent_dim: int | None = None, products: torch.dtype = torch.float64
-    ) -> None:
+    def __init__(self, patch_dim: int, latent_dim: int | None = None, products: torch.dtype = torch.float64) -> None:
         self.patch_dim, self.latent_dim, self.products = patch_dim, latent_dim, products
         self.count: float = 0
         shapes = {"pixel_gram": (patch_dim, patch_dim), "pixel_sum": (patch_dim,)}
@@ -215,9 +213,7 @@ class PatchMoments:
         """||Z||_F^2, a float64 scalar; None without latent tokens."""
         return self._sums.get("latent_norm_sq")
 
-    def update(
-        self, pixel_tokens: torch.Tensor, latent_tokens: torch.Tensor | None = None, weight: float = 1
-    ) -> None:
+    def update(self, pixel_tokens: torch.Tensor, latent_tokens: torch.Tensor | None = None, weight: float = 1) -> None:
         """Add pixel tokens and their paired latent tokens. Nothing is added when it raises.
 
         Args:
@@ -231,14 +227,10 @@ class PatchMoments:
                 infinity.
         """
         if pixel_tokens.dim() < 1 or pixel_tokens.shape[-1] != self.patch_dim:
-            raise ValueError(
-                f"pixel_tokens have shape {tuple(pixel_tokens.shape)}; expected (..., {self.patch_dim})"
-            )
+            raise ValueError(f"pixel_tokens have shape {tuple(pixel_tokens.shape)}; expected (..., {self.patch_dim})")
         if (latent_tokens is None) != (self.latent_dim is None):
             have = "missing" if latent_tokens is None else "given"
-            raise ValueError(
-                f"latent_tokens are {have} but latent_dim is {self.latent_dim}"
-            )
+            raise ValueError(f"latent_tokens are {have} but latent_dim is {self.latent_dim}")
         X = pixel_tokens.detach().reshape(-1, self.patch_dim).to(self.products)
         ones = X.new_ones(X.shape[0])  # a matrix product with ones is faster than a sum over rows
         sums = {"pixel_gram": self._gram(X), "pixel_sum": ones @ X}

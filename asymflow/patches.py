@@ -27,9 +27,7 @@ def _check_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
     if patch_size < 1:
         raise ValueError(f"patch_size is {patch_size}; it must be at least 1")
     if height % patch_size or width % patch_size:
-        raise ValueError(
-            f"image size {height}x{width} is not a multiple of patch_size {patch_size} on both sides"
-        )
+        raise ValueError(f"image size {height}x{width} is not a multiple of patch_size {patch_size} on both sides")
     return height // patch_size, width // patch_size
 
 
@@ -57,12 +55,12 @@ def patchify(images: torch.Tensor, patch_size: int, layout: str = "channel_first
     return grid.permute(order).reshape(batch, rows * columns, channels * patch_size * patch_size)
 
 
-def take_patches(images: torch.Tensor, places: torch.Tensor, patch_size: int) -> torch.Tensor:
+def take_patches(images: torch.Tensor, indices: torch.Tensor, patch_size: int) -> torch.Tensor:
     """Return some of the tokens of `patchify(images, patch_size)`, without touching other patches.
 
     Args:
         images: Images (B, C, H, W).
-        places: Indices (B, n) of the patches in the grid, counted row by row.
+        indices: Indices (B, n) of the patches in the grid, counted row by row.
         patch_size: Side of a patch in pixels; it divides H and W.
 
     Returns:
@@ -75,7 +73,7 @@ def take_patches(images: torch.Tensor, places: torch.Tensor, patch_size: int) ->
     rows, columns = _check_grid(height, width, patch_size)
     grid = images.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size)).permute(0, 2, 4, 1, 3, 5)
     which = torch.arange(batch, device=images.device)[:, None]
-    return grid[which, places // columns, places % columns].flatten(2)
+    return grid[which, indices // columns, indices % columns].flatten(2)
 
 
 def unpatchify(
@@ -113,13 +111,9 @@ def unpatchify(
             f"{patch_size} needs N={rows * columns}, D={channels * patch_size * patch_size}"
         )
     if layout == "channel_first":
-        grid = tokens.reshape(batch, rows, columns, channels, patch_size, patch_size).permute(
-            0, 3, 1, 4, 2, 5
-        )
+        grid = tokens.reshape(batch, rows, columns, channels, patch_size, patch_size).permute(0, 3, 1, 4, 2, 5)
     else:
-        grid = tokens.reshape(batch, rows, columns, patch_size, patch_size, channels).permute(
-            0, 5, 1, 3, 2, 4
-        )
+        grid = tokens.reshape(batch, rows, columns, patch_size, patch_size, channels).permute(0, 5, 1, 3, 2, 4)
     return grid.reshape(batch, channels, height, width)
 
 
@@ -138,6 +132,6 @@ def layout_order(patch_size: int, source: str, target: str, channels: int = 3) -
     Raises:
         ValueError: For an unknown layout.
     """
-    places = torch.arange(channels * patch_size**2)
-    image = unpatchify(places[None, None], patch_size, patch_size, patch_size, channels, source)
+    indices = torch.arange(channels * patch_size**2)
+    image = unpatchify(indices[None, None], patch_size, patch_size, patch_size, channels, source)
     return patchify(image, patch_size, target).flatten()

@@ -24,7 +24,7 @@ Space = OklabSpace | SrgbSpace
 _SPACES: dict[type, str] = {OklabSpace: "oklab", SrgbSpace: "srgb"}
 RECOMMENDED = "recommended_rank"
 """In a PCA's provenance: the rank that captures its `energy`"""
-_HOW_TO_GET_ONE = "make one with `python jobs/basis.py CONFIG.yaml`"
+_BASIS_HINT = "make one with `python jobs/basis.py CONFIG.yaml`"
 
 
 def project(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
@@ -117,9 +117,7 @@ def procrustes_basis(cross_gram: torch.Tensor) -> torch.Tensor:
     """
     cross = _check_finite(cross_gram, "cross_gram")
     if cross.shape[1] > cross.shape[0]:
-        raise ValueError(
-            f"cross_gram has shape {tuple(cross.shape)}; the latent width may not exceed the patch width"
-        )
+        raise ValueError(f"cross_gram has shape {tuple(cross.shape)}; the latent width may not exceed the patch width")
     left, values, right = torch.linalg.svd(cross, full_matrices=False)
     if values.numel() and values[-1] <= 1e-12 * values[0]:
         found = int((values > 1e-12 * values[0]).sum())
@@ -278,9 +276,7 @@ class Subspace:
         object.__setattr__(self, "s", float(self.s))
         check_layout(self.layout)
         if self.A.dim() != 2 or self.A.shape[1] > self.A.shape[0] or self.A.shape[0] == 0:
-            raise ValueError(
-                f"A has shape {tuple(self.A.shape)}; expected (patch_dim, rank) with rank <= patch_dim"
-            )
+            raise ValueError(f"A has shape {tuple(self.A.shape)}; expected (patch_dim, rank) with rank <= patch_dim")
         if not torch.isfinite(self.A).all():
             raise ValueError("A holds NaN or infinite values")
         if not (math.isfinite(self.s) and self.s > 0):
@@ -352,21 +348,17 @@ class Subspace:
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
-            raise ValueError(f"there is no subspace file at {path}; {_HOW_TO_GET_ONE}")
+            raise ValueError(f"there is no subspace file at {path}; {_BASIS_HINT}")
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata, names = file.metadata() or {}, set(file.keys())
                 tensors = {name: file.get_tensor(name) for name in ("A", "s") if name in names}
         except SafetensorError as error:
-            raise ValueError(
-                f"{path} is not a readable safetensors file ({error}); {_HOW_TO_GET_ONE}"
-            ) from error
+            raise ValueError(f"{path} is not a readable safetensors file ({error}); {_BASIS_HINT}") from error
         missing = [n for n in ("A", "s") if n not in tensors]
         missing += [f"metadata {n!r}" for n in ("layout", "space", "provenance") if n not in metadata]
         if missing:
-            raise ValueError(
-                f"{path} is not a subspace file, it lacks {', '.join(missing)}; {_HOW_TO_GET_ONE}"
-            )
+            raise ValueError(f"{path} is not a subspace file, it lacks {', '.join(missing)}; {_BASIS_HINT}")
         try:
             if tensors["s"].numel() != 1:
                 raise ValueError(f"s has shape {tuple(tensors['s'].shape)}; expected one number")
@@ -382,4 +374,4 @@ class Subspace:
                 provenance=json.loads(metadata["provenance"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} holds no valid subspace: {error}; {_HOW_TO_GET_ONE}") from error
+            raise ValueError(f"{path} holds no valid subspace: {error}; {_BASIS_HINT}") from error

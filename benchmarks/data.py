@@ -48,7 +48,7 @@ from pipelines.data.curate.sources import list_shards
 from pipelines.data.datasets import Piece, cut_into_pieces, decode_pixels, read_rows
 from pipelines.data.images import decode_image
 from pipelines.data.tensors import open_writer, tensor_field, to_tensor_array
-from pipelines.toy.data import PHOTOGRAPHS, Picture, write_img2dataset
+from pipelines.toy.data import PHOTOGRAPHS, DemoImage, write_img2dataset
 
 LATENT = 128
 SHARDS = 16
@@ -64,7 +64,7 @@ def make_shard(number: int, count: int, size: int, folder: Path) -> None:
     """`count` different crops of the photographs, sides from `size` to 1.4 times that, as img2dataset writes them."""
     rng, sources = random.Random(number), photographs()
 
-    def pictures() -> Iterable[Picture]:
+    def pictures() -> Iterable[DemoImage]:
         for index in range(count):
             photo = rng.choice(sources)
             width, height = (round(size * rng.uniform(1, 1.4)) for _ in range(2))
@@ -74,7 +74,7 @@ def make_shard(number: int, count: int, size: int, folder: Path) -> None:
             crop = photo.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
             buffer = io.BytesIO()
             crop.save(buffer, "JPEG", quality=92)
-            yield Picture(f"picture {index} of {number}", buffer.getvalue(), rng.uniform(5, 7))
+            yield DemoImage(f"picture {index} of {number}", buffer.getvalue(), rng.uniform(5, 7))
 
     write_img2dataset(pictures(), folder / f"part-{number:02d}", count)
 
@@ -180,7 +180,7 @@ def multiplier(size: int = 2048) -> Callable[[int], int]:
     return multiply
 
 
-class Pictures(torch.utils.data.Dataset):
+class ImageDataset(torch.utils.data.Dataset):
     """All curated pictures in memory as bytes: the plain loop is spared its reading."""
 
     def __init__(self, encoded: list[bytes]):
@@ -198,7 +198,7 @@ def plain_loop(pictures: list[bytes], patches: int, workers: int) -> float:
     latents = torch.randn(8, patches, LATENT, dtype=torch.float64)
     gram, cross = torch.zeros(768, 768, dtype=torch.float64), torch.zeros(768, LATENT, dtype=torch.float64)
     total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    loader = torch.utils.data.DataLoader(Pictures(pictures), batch_size=8, num_workers=workers)
+    loader = torch.utils.data.DataLoader(ImageDataset(pictures), batch_size=8, num_workers=workers)
     torch.set_num_threads(workers)
     started, seen = time.perf_counter(), 0
     for number, pixels in enumerate(loader):

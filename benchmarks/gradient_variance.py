@@ -43,8 +43,8 @@ from asymflow.models.text import pad_embeddings  # noqa: E402
 from asymflow.objectives import FinetuneObjective  # noqa: E402
 from pipelines.core.artifacts import Artifact, load_artifact  # noqa: E402
 from pipelines.core.base_models import load_image_encoder, load_text_encoder  # noqa: E402
-from pipelines.core.text_table import aligned  # noqa: E402
-from pipelines.data.datasets import pixels_of, read_rows  # noqa: E402
+from pipelines.core.text_table import format_table  # noqa: E402
+from pipelines.data.datasets import decode_batch, read_rows  # noqa: E402
 from pipelines.sample.sampler import load_transformer  # noqa: E402
 from pipelines.train.checkpoint import folder_of, list_checkpoints  # noqa: E402
 from pipelines.train.finetune.config import FinetuneSettings  # noqa: E402
@@ -167,7 +167,7 @@ def read_samples(base: str, curated: Artifact, count: int) -> Samples:
         for image, caption in zip(group["image"], group["caption"], strict=True)
     )
     encoded, captions = zip(*islice(rows, count), strict=True)
-    images = pixels_of(list(encoded))
+    images = decode_batch(list(encoded))
     text, mask = pad_embeddings([e.float() for e in load_text_encoder(base, "cpu", 512).encode(list(captions))])
     return Samples(images, load_image_encoder(base, "cpu").encode(images).float(), text, mask)
 
@@ -210,7 +210,7 @@ def table(found: dict[str, list[Level]], lams: dict[str, dict[float, float]]) ->
     for name, by_sigma in lams.items():
         if name not in found:
             rows += [(name, f"{sigma:g}", "", "", "", "", "", f"{lam:.3f}") for sigma, lam in by_sigma.items()]
-    return aligned(rows)
+    return format_table(rows)
 
 
 def plot(found: dict[str, list[Level]], lams: dict[str, dict[float, float]], file: Path) -> None:

@@ -2,9 +2,9 @@
 
     python benchmarks/klein_9b.py [--settings plain,compile] [--batch 8] [--steps 10] [--scaled]
 
-Weights are random and made on the GPU; pictures are 1024 x 1024 (4,096 tokens) with 512 tokens of text. A step is what
+Weights are random and made on the GPU; images are 1024 x 1024 (4,096 tokens) with 512 tokens of text. A step is what
 the finetune does: variance-reduced loss, backward pass, DeepSpeed, optimizer, moving average. Each setting runs in a
-process of its own, with 1, 2, 4, ... pictures at once up to --batch, as far as they fit; its row is of the most. MFU
+process of its own, with 1, 2, 4, ... images at once up to --batch, as far as they fit; its row is of the most. MFU
 counts what the method asks for, HFU also what gradient checkpointing computes again. "by plan" is what the finetune's
 --dry-run says of the memory. Without a GPU, or with --scaled, a network of 2 + 4 blocks of width 256 takes its place.
 """
@@ -58,14 +58,14 @@ class Shapes(NamedTuple):
     side: int
     text_tokens: int
     lora_rank: int
-    judge: str
+    perceptual: str
 
     @property
     def image_tokens(self) -> int:
         return (self.side // 16) ** 2
 
 
-TRUE = Shapes(KLEIN_9B, side=1024, text_tokens=512, lora_rank=256, judge="vgg")
+TRUE = Shapes(KLEIN_9B, side=1024, text_tokens=512, lora_rank=256, perceptual="vgg")
 SCALED = Shapes(
     {
         **KLEIN_9B,
@@ -79,21 +79,21 @@ SCALED = Shapes(
     side=256,
     text_tokens=64,
     lora_rank=32,
-    judge="squeeze",
+    perceptual="squeeze",
 )
 
 
 def settings_of(name: str, shapes: Shapes) -> FinetuneSettings:
     """One worker, one micro-batch a step. Raises ValueError where the settings do not go together."""
     given = dict(SETTINGS[name])
-    judge = {"net": shapes.judge, "weights": "random"} if given.pop("perceptual", False) else None
+    perceptual = {"net": shapes.perceptual, "weights": "random"} if given.pop("perceptual", False) else None
     optimizer = given.pop("optimizer", "adam")
     return FinetuneSettings.model_validate(
         {
             **{name: "not read" for name in ("curated", "encoded", "basis", "base")},
             "lora": {"rank": shapes.lora_rank},
             "optim": {"batch": 1, "optimizer": optimizer},
-            "loss": {"perceptual": judge},
+            "loss": {"perceptual": perceptual},
             "resources": {"zero_stage": 0, "use_gpu": CUDA, **given},
         }
     )
@@ -119,22 +119,22 @@ def make_model(settings: FinetuneSettings, shapes: Shapes):
     return model.train()
 
 
-def make_batch(shapes: Shapes, pictures: int) -> Batch:
-    picture = (pictures, 3, shapes.side, shapes.side)
+def make_batch(shapes: Shapes, images: int) -> Batch:
+    shape = (images, 3, shapes.side, shapes.side)
     return Batch(
-        images=torch.rand(picture) * 2 - 1,
-        z_0=torch.randn(pictures, shapes.image_tokens, shapes.config["in_channels"]),
-        text=torch.randn(pictures, shapes.text_tokens, shapes.config["joint_attention_dim"]),
-        text_mask=torch.ones(pictures, shapes.text_tokens).bool(),
-        noise=torch.randn(picture),
-        sigma=torch.rand(pictures),
-        weight=torch.ones(pictures),
-        keys=[str(i) for i in range(pictures)],
-        key_sums=torch.ones(pictures).double(),
+        images=torch.rand(shape) * 2 - 1,
+        z_0=torch.randn(images, shapes.image_tokens, shapes.config["in_channels"]),
+        text=torch.randn(images, shapes.text_tokens, shapes.config["joint_attention_dim"]),
+        text_mask=torch.ones(images, shapes.text_tokens).bool(),
+        noise=torch.randn(shape),
+        sigma=torch.rand(images),
+        weight=torch.ones(images),
+        keys=[str(i) for i in range(images)],
+        key_sums=torch.ones(images).double(),
     )
 
 
-def join_alone() -> None:
+def init_single_process() -> None:
     """torch.distributed of this one process."""
     import deepspeed
 
@@ -151,12 +151,12 @@ def join_alone() -> None:
 
 
 def measure(name: str, shapes: Shapes, most: int, steps: int) -> Iterator[dict[str, float]]:
-    """What each number of pictures at once takes, until they do not fit."""
+    """What each number of images at once takes, until they do not fit."""
     from pipelines.train.engine import backward_and_step, make_engine
     from pipelines.train.finetune.task import make_objective, parameter_groups
     from pipelines.train.state import TrainableState
 
-    join_alone()
+    init_single_process()
     settings = settings_of(name, shapes)
     model = make_model(settings, shapes)
     values = count_values(model)  # before ZeRO-3 cuts them up
@@ -164,9 +164,9 @@ def measure(name: str, shapes: Shapes, most: int, steps: int) -> Iterator[dict[s
     engine, _ = make_engine(make_objective(model, settings.loss), groups, settings, micro_batch=1, accumulation=1)
     state = TrainableState(engine, model.trainable())
     average = PowerEMA(state.values(), start_step=1)
-    pictures = 1
-    while pictures <= most:
-        batch = make_batch(shapes, pictures).to(engine.device)
+    images = 1
+    while images <= most:
+        batch = make_batch(shapes, images).to(engine.device)
         seconds = []
         for step in range(1, steps + 3):  # two to warm up
             started = time.perf_counter()
@@ -177,18 +177,16 @@ def measure(name: str, shapes: Shapes, most: int, steps: int) -> Iterator[dict[s
             seconds.append(time.perf_counter() - started)
         tokens = (shapes.image_tokens, shapes.text_tokens)
         flops = image_flops(settings, shapes.config, *tokens)
-        planned = static_memory(settings, values) | activation_memory(
-            settings, shapes.config, values, *tokens, pictures
-        )
+        planned = static_memory(settings, values) | activation_memory(settings, shapes.config, values, *tokens, images)
         yield {
-            "pictures": pictures,
+            "images": images,
             "seconds": statistics.median(seconds[2:]),
-            "model": pictures * flops.model,
-            "executed": pictures * flops.executed,
+            "model": images * flops.model,
+            "executed": images * flops.executed,
             "peak": peak_bytes(),
             "planned": sum(planned.values()),
         }
-        pictures *= 2
+        images *= 2
 
 
 def peak_bytes() -> int:
@@ -197,7 +195,7 @@ def peak_bytes() -> int:
 
 
 def worker(name: str, shapes: Shapes, most: int, steps: int) -> None:
-    """Print a line of JSON for each number of pictures that fits."""
+    """Print a line of JSON for each number of images that fits."""
     try:
         for row in measure(name, shapes, most, steps):
             print(json.dumps(row), flush=True)
@@ -205,15 +203,15 @@ def worker(name: str, shapes: Shapes, most: int, steps: int) -> None:
         print(json.dumps("does not fit"), flush=True)
 
 
-def run_apart(name: str, arguments: list[str]) -> dict[str, float] | str:
-    """The row of the most pictures that fit, or in words why there is none."""
+def run_in_process(name: str, arguments: list[str]) -> dict[str, float] | str:
+    """The row of the most images that fit, or in words why there is none."""
     command = [sys.executable, __file__, "--worker", name, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
-    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith(('{"pictures"', '"'))]
-    rows = [row for row in said if isinstance(row, dict)]
+    printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith(('{"images"', '"'))]
+    rows = [row for row in printed if isinstance(row, dict)]
     if rows:
         return rows[-1]
-    if said or done.returncode == -9:
+    if printed or done.returncode == -9:
         return "does not fit"
     return f"skipped: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
 
@@ -235,7 +233,7 @@ def product_rate(size: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", help=f"some of {', '.join(SETTINGS)}; default: all")
-    parser.add_argument("--batch", type=int, help="most pictures at once; default: 8, scaled 4")
+    parser.add_argument("--batch", type=int, help="most images at once; default: 8, scaled 4")
     parser.add_argument("--steps", type=int, help="timed steps each; default: 10, scaled 3")
     parser.add_argument("--scaled", action="store_true", help="the small network also on a GPU")
     parser.add_argument("--worker", choices=SETTINGS, help=argparse.SUPPRESS)
@@ -261,15 +259,15 @@ def main() -> None:
     print(f"{c['num_layers']} + {c['num_single_layers']} blocks, ", end="")
     print(f"width {c['num_attention_heads'] * c['attention_head_dim']}, ", end="")
     print(f"{shapes.image_tokens:,} image and {shapes.text_tokens} text tokens; {steps} steps\n")
-    print(f"{'setting':24}{'pictures':>9}{'s a step':>10}{'MFU':>7}{'HFU':>7}{'peak GiB':>10}{'by plan':>9}")
+    print(f"{'setting':24}{'images':>9}{'s a step':>10}{'MFU':>7}{'HFU':>7}{'peak GiB':>10}{'by plan':>9}")
     arguments = ["--batch", str(most), "--steps", str(steps), *(["--scaled"] if scaled else [])]
     for name in names:
-        row = run_apart(name, arguments)
+        row = run_in_process(name, arguments)
         if isinstance(row, str):
             print(f"{name:24} {row}", flush=True)
             continue
         mfu, hfu = (row[kind] / row["seconds"] / peak for kind in ("model", "executed"))
-        print(f"{name:24}{row['pictures']:>9}{row['seconds']:>10.3f}{mfu:>7.1%}{hfu:>7.1%}", end="")
+        print(f"{name:24}{row['images']:>9}{row['seconds']:>10.3f}{mfu:>7.1%}{hfu:>7.1%}", end="")
         print(f"{row['peak'] / GIB:>10.2f}{row['planned'] / GIB:>9.2f}", flush=True)
 
 

@@ -36,7 +36,7 @@ from training_loop import make_inputs, settings_of  # noqa: E402
 
 from pipelines.core import s3 as object_store  # noqa: E402
 from pipelines.core.cli import main as run_job  # noqa: E402
-from pipelines.core.text_table import aligned  # noqa: E402
+from pipelines.core.text_table import format_table  # noqa: E402
 from pipelines.train import driver  # noqa: E402
 from pipelines.train.finetune.config import FinetuneSettings  # noqa: E402
 from pipelines.train.finetune.step import STEP  # noqa: E402
@@ -208,14 +208,14 @@ def compare(seconds: float, batch: int, kinds: list[str]) -> None:
                 config.write_text(yaml.safe_dump(settings))
                 print(f"{outage.name}: load of the machine {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
                 found = train_through(outage, config, own, seconds, mlflow.url)
-                print(aligned(found), file=sys.stderr, flush=True)
+                print(format_table(found), file=sys.stderr, flush=True)
                 rows += found
         finally:
             mlflow.signal(signal.SIGCONT)
             mlflow.kill()
         head = ["outage", "window", "steps", f"late > {BAR:g} s", "s lost / min", "longest step, s", ""]
         print(f"batch {batch}, outages of {seconds:g} s, a checkpoint every 20 steps; bar: 0 late steps")
-        print(aligned([head, *rows]))
+        print(format_table([head, *rows]))
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from pipelines.core.step import run_step  # noqa: E402
 from pipelines.data import encode  # noqa: E402
 from pipelines.data.basis import step as basis  # noqa: E402
 from pipelines.data.curate import step as curate  # noqa: E402
-from pipelines.toy.data import Picture, write_img2dataset  # noqa: E402
+from pipelines.toy.data import DemoImage, write_img2dataset  # noqa: E402
 from pipelines.train import driver  # noqa: E402
 from pipelines.train.finetune.config import FinetuneSettings  # noqa: E402
 from pipelines.train.finetune.step import STEP  # noqa: E402
@@ -48,20 +48,20 @@ WARM_UP, EVERY, WINDOW = 10, 20, 10
 LOOP_BAR, CHECKPOINT_BAR = 1.05, 0.02
 
 
-def make_pictures() -> list[Picture]:
+def make_images() -> list[DemoImage]:
     found = []
     for seed in range(PICTURES):
         torch.manual_seed(seed)
         coarse = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8).numpy()
         buffer = io.BytesIO()
         Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(buffer, "JPEG")
-        found.append(Picture(f"picture {seed}", buffer.getvalue(), aesthetic=6.0))
+        found.append(DemoImage(f"picture {seed}", buffer.getvalue(), aesthetic=6.0))
     return found
 
 
 def make_inputs(folder: Path) -> dict[str, str]:
     """URIs of the artifacts that the finetune needs."""
-    write_img2dataset(iter(make_pictures()), folder / "shards")
+    write_img2dataset(iter(make_images()), folder / "shards")
     run = {"storage": str(folder / "runs")}
     source = {"source": str(folder / "shards"), "buckets": [[SIDE, SIDE]], "filters": {"min_side": SIDE}}
     made = {"curated": run_step(curate.STEP, validate(curate.STEP.settings, {**source, "run": run})).artifact.uri}
@@ -119,7 +119,7 @@ def bare(settings: FinetuneSettings) -> list[float]:
     from pipelines.data.encode import load_unconditional
     from pipelines.train.engine import set_learning_rates
     from pipelines.train.finetune.model import build_model
-    from pipelines.train.finetune.task import make_objective, make_reader, parameter_groups
+    from pipelines.train.finetune.task import make_data_loader, make_objective, parameter_groups
 
     curated, encoded = load_artifact(settings.curated), load_artifact(settings.encoded)
     model = build_model(settings, load_subspace(load_artifact(settings.basis)))
@@ -134,7 +134,7 @@ def bare(settings: FinetuneSettings) -> list[float]:
         "image_encoders": [],
         "unconditional": load_unconditional(encoded),
     }
-    batches = make_reader(settings, config, rank=0, workers=1).from_step(0, optim.batch)
+    batches = make_data_loader(settings, config, rank=0, workers=1).from_step(0, optim.batch)
     times = []
     for step in range(1, optim.steps + 1):
         times.append(time.perf_counter())

@@ -60,7 +60,7 @@ def seconds(call: Callable[[], object], device: str, repeats: int) -> float:
     return statistics.median(times[1:])
 
 
-def high_water_mark() -> int:
+def peak_rss() -> int:
     """Largest resident size so far (Linux). Unlike getrusage's, it does not start at the parent's."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
@@ -74,20 +74,18 @@ def extra_bytes(form: str, tokens: int, device: str) -> int:
         before = torch.cuda.memory_allocated()
         FORMS[form](*arguments)
         return torch.cuda.max_memory_allocated() - before
-    before = high_water_mark()
+    before = peak_rss()
     FORMS[form](*arguments)
-    return high_water_mark() - before
+    return peak_rss() - before
 
 
-def measured_apart(form: str, tokens: int, device: str) -> int:
+def measure_in_process(form: str, tokens: int, device: str) -> int:
     command = [sys.executable, __file__, "--tokens", str(tokens), "--device", device, "--memory-of", form]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -107,7 +105,7 @@ def main() -> None:
         name: seconds(lambda form=form: form(*arguments), options.device, options.repeats)
         for name, form in FORMS.items()
     }
-    memory = {name: measured_apart(name, options.tokens, options.device) for name in FORMS}
+    memory = {name: measure_in_process(name, options.tokens, options.device) for name in FORMS}
 
     # The bound: two thin products at the speed that this machine reaches on them, and the least traffic there
     # can be, two tensors read and one written, at the speed of a copy (one read, one written). They may

@@ -18,9 +18,9 @@ LATEST, SELF_TEST, SUITES = "--latest-registered", "--self-test", get_args(Suite
 
 
 def load(latest: bool) -> Job:
-    from pipelines.evaluate.step import STEP, hold_limits, pin_registered, tell
+    from pipelines.evaluate.step import STEP, check_thresholds, pin_registered, summarize
 
-    return Job(STEP, prepare=partial(pin_registered, latest=latest), summarize=tell, conclude=hold_limits)
+    return Job(STEP, prepare=partial(pin_registered, latest=latest), summarize=summarize, conclude=check_thresholds)
 
 
 @job_process()

@@ -14,12 +14,12 @@ def main() -> None:
         settings, dry = read_settings(RankSweepSettings, __doc__, note=NOTE)
         if dry:
             return print_plan(settings)
-        from pipelines.core.text_table import aligned
-        from pipelines.experiments.rank_report import family_table
+        from pipelines.core.text_table import format_table
+        from pipelines.experiments.rank_report import rank_table
         from pipelines.experiments.rank_sweep import run_rank_sweep
 
         folder, run_id, rows = run_rank_sweep(settings)
-        print(f"\n{aligned(family_table(rows))}\n")
+        print(f"\n{format_table(rank_table(rows))}\n")
         print_result({"artifact": folder, "mlflow_run": run_id, "metrics": rows[-1]["metrics"]})
 
 

@@ -1,30 +1,21 @@
-"""Compare evaluations on one page: python jobs/report.py OUT.html [LABEL=]SOURCE ... [--tracking-uri URI]
+"""Compare evaluations on one self-contained HTML page, with the paper's Tables 3 and 4."""
 
-A SOURCE is the URI of an evaluate artifact, or the ID of its MLflow run. The page is a self-contained file. It includes
-the paper's Tables 3 and 4, marked as quoted.
-"""
-
-import argparse
-import os
-from pathlib import Path
-
+from pipelines.core.cli import print_plan, read_settings
 from pipelines.core.job_process import job_process
+from pipelines.experiments.config import ReportSettings
 
 
 @job_process()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, prog="python jobs/report.py", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", metavar="OUT.html")
-    parser.add_argument("sources", nargs="+", metavar="[LABEL=]SOURCE")
-    parser.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", ""), help="MLflow of the runs")
-    options = parser.parse_args()
+    settings, dry = read_settings(ReportSettings, __doc__, needs_config=False)
+    if dry:
+        return print_plan(settings)
+    from pipelines.core import storage
     from pipelines.experiments.report import read_evaluation, render
 
-    page = render([read_evaluation(source, options.tracking_uri) for source in options.sources])
-    Path(options.out).write_text(page, "utf-8")
-    print(options.out)
+    found = [read_evaluation(label, uri, settings.tracking_uri) for label, uri in settings.evaluations.items()]
+    storage.write_bytes(settings.out, render(found).encode())
+    print(settings.out)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ def main() -> None:
         settings, dry = read_settings(TimeToQualitySettings, __doc__, note=NOTE)
         if dry:
             return print_plan(settings)
-        from pipelines.core.text_table import aligned
+        from pipelines.core.text_table import format_table
         from pipelines.experiments.time_to_quality import quality_table, run_time_to_quality
 
         folder, run_id, rows = run_time_to_quality(settings)
-        print(f"\n{aligned(quality_table(rows))}\n")
+        print(f"\n{format_table(quality_table(rows))}\n")
         names = ("first", "lasting")
         metrics = {f"{row['finetune']}/{row['metric']}/{name}": row[name] for row in rows for name in names}
         print_result({"artifact": folder, "mlflow_run": run_id, "metrics": metrics})

@@ -13,13 +13,13 @@ def main() -> None:
         if dry:
             fill_all(settings)
             return print_plan(settings)
-        from pipelines.core.tracking import how_to_look
+        from pipelines.core.tracking import describe_ui
         from pipelines.experiments.workflow import run_workflow, table
 
         run_id, outcomes = run_workflow(settings)
         last = outcomes["evaluate"].artifact
         print(f"\n{table(outcomes)}\n\nimages:    {last.file('samples.png')}")
-        print(f"MLflow UI: {how_to_look(settings.run)}\n")
+        print(f"MLflow UI: {describe_ui(settings.run)}\n")
         print_result({"artifact": last.uri, "mlflow_run": run_id, "metrics": last.manifest["metrics"]})
 
 

@@ -12,7 +12,7 @@ from tenacity import stop_after_attempt, wait_none
 
 import asymflow as asymflow  # its torchvision remedy must come before tests import diffusers or lpips
 from pipelines.core import s3 as object_store
-from pipelines.toy.data import Picture, write_img2dataset
+from pipelines.toy.data import DemoImage, write_img2dataset
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,11 +58,13 @@ def jpeg_bytes(seed: int, width: int = 96, height: int = 80) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def make_pictures():
+def make_images():
     """Call with a count: that many different pictures which pass all filters."""
 
-    def make(count: int, first: int = 0) -> list[Picture]:
-        return [Picture(f"picture {i}", jpeg_bytes(i), aesthetic=6.0, label=i % 4) for i in range(first, first + count)]
+    def make(count: int, first: int = 0) -> list[DemoImage]:
+        return [
+            DemoImage(f"picture {i}", jpeg_bytes(i), aesthetic=6.0, label=i % 4) for i in range(first, first + count)
+        ]
 
     return make
 
@@ -71,7 +73,7 @@ def make_pictures():
 def make_shards(tmp_path):
     """Call with Pictures: writes them as a small img2dataset folder, and returns it."""
 
-    def make(pictures: list[Picture], shard_size: int = 20, name: str = "shards") -> Path:
+    def make(pictures: list[DemoImage], shard_size: int = 20, name: str = "shards") -> Path:
         folder = tmp_path / name
         write_img2dataset(iter(pictures), folder, shard_size)
         return folder
@@ -156,14 +158,14 @@ def tiny_base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_workflow(tmp_path_factory, tiny_base, make_pictures, local_ray):
+def tiny_workflow(tmp_path_factory, tiny_base, make_images, local_ray):
     """The whole workflow once, on 120 small pictures: its settings, parent run and outcomes."""
     from pipelines.core.config import validate
     from pipelines.experiments.config import WorkflowSettings
     from pipelines.experiments.workflow import run_workflow
 
     folder = tmp_path_factory.mktemp("workflow")
-    write_img2dataset(iter(make_pictures(120)), folder / "shards", 60)
+    write_img2dataset(iter(make_images(120)), folder / "shards", 60)
     settings = validate(
         WorkflowSettings,
         {
@@ -190,7 +192,7 @@ def tiny_workflow(tmp_path_factory, tiny_base, make_pictures, local_ray):
 
 
 @pytest.fixture(scope="session")
-def held_out(tmp_path_factory, make_pictures, local_ray):
+def held_out(tmp_path_factory, make_images, local_ray):
     """URI of a curate artifact of small pictures: the demo suite's captions and real pictures."""
     from pipelines.core.config import validate
     from pipelines.core.step import run_step
@@ -198,7 +200,7 @@ def held_out(tmp_path_factory, make_pictures, local_ray):
     from pipelines.toy.data import write_img2dataset
 
     folder = tmp_path_factory.mktemp("held_out")
-    write_img2dataset(iter(make_pictures(60)), folder / "shards", 30)
+    write_img2dataset(iter(make_images(60)), folder / "shards", 30)
     tree = {
         "run": {"storage": str(folder / "runs")}, "source": str(folder / "shards"), "buckets": [[64, 64]],
         "held_out_every": 4, "filters": {"min_side": 32},

@@ -86,7 +86,7 @@ class ColorClassifier:
         Raises:
             ValueError: For other shapes or types, or a box that is not inside the image.
         """
-        pixels = self.transform(object_alone(image, mask, box))[None].to(self.device)
+        pixels = self.transform(isolate_object(image, mask, box))[None].to(self.device)
         features = F.normalize(self.model.encode_image(pixels), dim=-1)[0]
         return COLORS[int((self._of_class(name) @ features).argmax())]
 
@@ -99,7 +99,7 @@ class ColorClassifier:
         return self.features[name]
 
 
-def object_alone(image: Tensor, mask: Tensor, box: Box) -> Image.Image:
+def isolate_object(image: Tensor, mask: Tensor, box: Box) -> Image.Image:
     """Return the part of an image inside a box, #999 outside the mask.
 
     Args:

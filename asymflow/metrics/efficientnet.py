@@ -61,7 +61,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 class EfficientNetFeatures:
-    """Compute features of images: the means over places of the block FEATURES.
+    """Compute features of images: the means over positions of the block FEATURES.
 
     Args:
         device: Device of the network.
@@ -92,7 +92,7 @@ class EfficientNetFeatures:
         Returns:
             Features (B, 112), float32 on the CPU.
         """
-        return stages_of(self.network, self.prepare(images), FEATURES)[-1].mean((2, 3)).cpu()
+        return stage_features(self.network, self.prepare(images), FEATURES)[-1].mean((2, 3)).cpu()
 
     @torch.no_grad()
     def classify(self, images: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class EfficientNetFeatures:
         return normalize(resized)
 
 
-def stages_of(network: nn.Module, x: Tensor, last: int = STAGES[-1]) -> list[Tensor]:
+def stage_features(network: nn.Module, x: Tensor, last: int = STAGES[-1]) -> list[Tensor]:
     """Return the outputs of the blocks STAGES.
 
     Args:
@@ -166,7 +166,9 @@ class EfficientNetDistance(nn.Module):
             Distance per pixel (B, 1, H, W).
         """
         distance = a.new_zeros(len(a), 1, *a.shape[2:])
-        for of_a, of_b in zip(*(stages_of(self.network, normalize(127.5 * x + 127.5)) for x in (a, b)), strict=True):
+        for of_a, of_b in zip(
+            *(stage_features(self.network, normalize(127.5 * x + 127.5)) for x in (a, b)), strict=True
+        ):
             squared = (F.normalize(of_a, eps=1e-6) - F.normalize(of_b, eps=1e-6)).square().sum(1, keepdim=True)
             distance = distance + F.interpolate(squared, a.shape[2:], mode="bilinear", align_corners=False)
         return distance

@@ -12,7 +12,7 @@ Box = tuple[float, float, float, float, float]
 Objects = Mapping[str, Sequence[Box]]
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
-MOST = 16
+MAX_DETECTIONS = 16
 """Largest number of boxes per class"""
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 _TOUCHING = 0.1  # share of both sizes; centers no farther apart than this count as aligned
@@ -32,12 +32,10 @@ def keep_detections(detections: Sequence[Box], tag: str) -> list[Box]:
     """
     threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
     ranked = sorted(detections, key=lambda box: -box[4])
-    return [box for box in ranked if box[4] > threshold][:MOST]
+    return [box for box in ranked if box[4] > threshold][:MAX_DETECTIONS]
 
 
-def judge(
-    metadata: Mapping[str, Any], objects: Objects, color_of: Callable[[str, Box], str]
-) -> tuple[bool, list[str]]:
+def judge(metadata: Mapping[str, Any], objects: Objects, color_of: Callable[[str, Box], str]) -> tuple[bool, list[str]]:
     """Check whether an image meets the requirements of its prompt.
 
     Args:

@@ -27,7 +27,7 @@ PROMPT = "{text_prompt}"
 """Field of the prompt in the reference's template"""
 FIELDS = (PROMPT, SPECIAL)
 ORIGIN = "INSTRUCTION and prompt_with_special_token of the package hpsv3, one after the other"
-_MOST = 8  # images per forward pass
+_MAX_BATCH = 8  # images per forward pass
 _BASE_FILES = ("*.json", "*.txt", "*.jinja")
 # From the names in the checkpoint, of transformers 4.45 or 4.52, to those of Qwen2VLModel in 5; the first that fits.
 _NAMES = (
@@ -192,8 +192,8 @@ class HpsV3:
                 if name in prompt:
                     raise ValueError(f"the prompt {prompt!r} contains the model's special token {name}")
         scores = [
-            self._score(images[start : start + _MOST], prompts[start : start + _MOST])
-            for start in range(0, len(images), _MOST)
+            self._score(images[start : start + _MAX_BATCH], prompts[start : start + _MAX_BATCH])
+            for start in range(0, len(images), _MAX_BATCH)
         ]
         return torch.cat(scores) if scores else torch.zeros(0)
 

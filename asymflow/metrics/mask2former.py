@@ -17,7 +17,7 @@ from asymflow.metrics.geneval import THRESHOLD, Box, Objects, keep_detections
 from asymflow.metrics.weights import MissingWeights, find
 
 MODEL = "facebook/mask2former-swin-small-coco-instance"
-MOST = 100
+MAX_DETECTIONS = 100
 """Largest number of detections per image, before any threshold"""
 
 # COCO's 80, by index, in GenEval's words: "mouse", "remote" and "keyboard" say whose they are.
@@ -46,13 +46,13 @@ class Detection:
     """(H, W), bool, on the CPU"""
 
 
-def detections_from(
+def find_detections(
     class_logits: Tensor,
     mask_logits: Tensor,
     padded_size: Size,
     valid_size: Size,
     image_size: Size,
-    least: float = 0.0,
+    min_score: float = 0.0,
 ) -> list[Detection]:
     """Return the detections of one image, best first. A mask without pixels, which mmdet scores 0, is not a detection.
 
@@ -62,7 +62,7 @@ def detections_from(
         padded_size: Height and width of the model's input with its padding.
         valid_size: Height and width of the model's input without padding.
         image_size: Height and width of the image.
-        least: Only detections with a score above it are returned.
+        min_score: Only detections with a score above it are returned.
 
     Returns:
         The detections.
@@ -78,12 +78,12 @@ def detections_from(
     if class_logits.isnan().any() or mask_logits.isnan().any():
         raise ValueError("the detector's logits hold NaN")
     scores = class_logits.float().softmax(-1)[:, :-1].flatten()
-    scores, places = scores.topk(min(MOST, len(scores)))
+    scores, indices = scores.topk(min(MAX_DETECTIONS, len(scores)))
     # No score is above its class's: what that alone rules out needs no mask.
-    places, scores = places[scores > least], scores[scores > least]
-    if not len(places):
+    indices, scores = indices[scores > min_score], scores[scores > min_score]
+    if not len(indices):
         return []
-    queries, which = (places // len(CLASSES)).unique(return_inverse=True)
+    queries, which = (indices // len(CLASSES)).unique(return_inverse=True)
     logits = _resize(mask_logits[queries].float(), padded_size)[:, : valid_size[0], : valid_size[1]]
     logits = _resize(logits, image_size)
     masks = logits > 0
@@ -94,11 +94,11 @@ def detections_from(
     boxes = [_box(mask) if count else None for mask, count in zip(masks, pixels.tolist(), strict=True)]
     masks = masks.cpu()
     found = []
-    for place, query, score in zip(places.tolist(), which.tolist(), scores.tolist(), strict=True):
+    for index, query, score in zip(indices.tolist(), which.tolist(), scores.tolist(), strict=True):
         corners = boxes[query]
-        if corners is not None and score > least:
-            index = place % len(CLASSES)
-            found.append(Detection(index, CLASSES[index], (*corners, score), masks[query]))
+        if corners is not None and score > min_score:
+            class_index = index % len(CLASSES)
+            found.append(Detection(class_index, CLASSES[class_index], (*corners, score), masks[query]))
     return sorted(found, key=lambda one: -one.box[4])
 
 
@@ -115,7 +115,7 @@ def _box(mask: Tensor) -> tuple[float, float, float, float]:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def objects_of(detections: Sequence[Detection], tag: str) -> Objects:
+def objects_by_class(detections: Sequence[Detection], tag: str) -> Objects:
     """Return the boxes that count of each class, for `geneval.judge`.
 
     Args:
@@ -143,16 +143,16 @@ class Mask2FormerDetector:
         model: The model, of COCO's 80 classes.
         processor: Its image processor.
         identity: Name of the weights in the protocol.
-        least: Only detections with a score above it are returned; the default is the lowest of GenEval's thresholds.
+        min_score: Only detections with a score above it are returned; by default the lowest threshold of GenEval.
 
     Raises:
         ValueError: If the model has other than 80 classes.
     """
 
-    def __init__(self, model: Any, processor: Any, identity: str, least: float = THRESHOLD):
+    def __init__(self, model: Any, processor: Any, identity: str, min_score: float = THRESHOLD):
         if model.config.num_labels != len(CLASSES):
             raise ValueError(f"{identity} has {model.config.num_labels} classes; expected COCO's {len(CLASSES)}")
-        self.model, self.processor, self.least = model.eval(), processor, least
+        self.model, self.processor, self.min_score = model.eval(), processor, min_score
         size = {edge: side for edge, side in dict(processor.size).items() if side is not None}
         self.protocol: dict[str, Any] = {
             "metric": "mask2former",
@@ -162,13 +162,13 @@ class Mask2FormerDetector:
             "padding": f"to multiples of {processor.size_divisor}",
             "masks": "to the padded input, cropped, bilinear to the picture; > 0",
             "score": "class probability x mean sigmoid in the mask, more than",
-            "least": least,
-            "most": MOST,
+            "least": min_score,
+            "most": MAX_DETECTIONS,
         }
 
     @classmethod
     def load(
-        cls, source: str = MODEL, revision: str = "main", device: str = "cpu", least: float = THRESHOLD
+        cls, source: str = MODEL, revision: str = "main", device: str = "cpu", min_score: float = THRESHOLD
     ) -> "Mask2FormerDetector":
         """Load the model from a folder or repository of safetensors.
 
@@ -176,7 +176,7 @@ class Mask2FormerDetector:
             source: Folder or repository.
             revision: Revision of the repository.
             device: Device of the model.
-            least: Only detections with a score above it are returned.
+            min_score: Only detections with a score above it are returned.
 
         Returns:
             The detector.
@@ -195,7 +195,7 @@ class Mask2FormerDetector:
             processor = Mask2FormerImageProcessor.from_pretrained(found.path, local_files_only=True)
         except OSError as error:
             raise MissingWeights(f"{source}: {error}") from error
-        return cls(model.to(device), processor, found.identity, least)
+        return cls(model.to(device), processor, found.identity, min_score)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> list[list[Detection]]:
@@ -221,4 +221,4 @@ class Mask2FormerDetector:
         outputs = self.model(pixel_values=pixels)
         sizes = _size(pixels), valid, _size(images)
         logits = zip(outputs.class_queries_logits, outputs.masks_queries_logits, strict=True)
-        return [detections_from(classes, masks, *sizes, least=self.least) for classes, masks in logits]
+        return [find_detections(classes, masks, *sizes, min_score=self.min_score) for classes, masks in logits]

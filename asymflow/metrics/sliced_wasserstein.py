@@ -30,7 +30,7 @@ def high_pass(images: torch.Tensor) -> torch.Tensor:
 def patches_of(
     images: torch.Tensor, size: int = 7, per_image: int = 64, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Return random patches of images, at uniform places.
+    """Return random patches of images, at uniform positions.
 
     Args:
         images: Images (B, C, H, W).
@@ -184,17 +184,16 @@ def image_sliced_wasserstein(
         size: Side of a patch in pixels.
         per_image: Patches per image.
         projections: Number of directions.
-        seed: Seed of the places and directions.
+        seed: Seed of the positions and directions.
 
     Returns:
         {"raw": distance, "high_pass": distance}.
     """
     scores = {}
     for name, view in (("raw", lambda images: images), ("high_pass", high_pass)):
-        # The same places in both sets, so that equal images are at distance 0.
+        # The same positions in both sets, so that equal images are at distance 0.
         of_fake, of_real = (
-            patches_of(view(images), size, per_image, torch.Generator().manual_seed(seed))
-            for images in (fake, real)
+            patches_of(view(images), size, per_image, torch.Generator().manual_seed(seed)) for images in (fake, real)
         )
         scores[name] = sliced_wasserstein(of_fake, of_real, projections=projections, seed=seed)
     return scores

@@ -12,7 +12,7 @@ _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # lpips' Image
 
 
 class SqueezeFeatures:
-    """Compute features of images: the means over places of SqueezeNet 1.1's last layer.
+    """Compute features of images: the means over positions of SqueezeNet 1.1's last layer.
 
     Args:
         source: A safetensors file of its `features`, or the folder that contains it.

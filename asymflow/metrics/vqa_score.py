@@ -21,14 +21,14 @@ from asymflow.outside_text import read_json_object
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 ANSWER = "Yes"
-PICTURE = "<image>"
-FIELDS = (PICTURE, "{question}")
+IMAGE_TOKEN = "<image>"
+FIELDS = (IMAGE_TOKEN, "{question}")
 ORIGIN = "the text around a question in t2v_metrics, `format_question` (t5_chat)"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation of CLIP's images, in [0, 1]"""
 _LAYER = -2  # of the vision tower: what the last but one puts out
 _LONGEST = 2048  # tokens, one of them for the image: the reference cuts there
-_MOST = 8  # images per forward pass
+_MAX_BATCH = 8  # images per forward pass
 _WEIGHT_FILES = ("*.json", "*.safetensors", "*.bin")
 _TOKENIZER_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "spiece.model")
 _SHARED = ("embed_tokens.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -47,7 +47,7 @@ def new_projector(width: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Linear(out, out))
 
 
-def picture(image: Tensor, side: int) -> Tensor:
+def preprocess(image: Tensor, side: int) -> Tensor:
     """Return the input of CLIP for an image: padded to a square with CLIP's mean color, then resized by PIL's bicubic.
 
     Args:
@@ -209,14 +209,14 @@ class VqaScore:
         # The reference casts the weights, and runs under autocast besides: norms and CLIP's residuals in float32.
         bfloat16 = self.language.dtype == torch.bfloat16
         with torch.autocast(self.language.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            for start in range(0, len(images), _MOST):
-                part = slice(start, start + _MOST)
+            for start in range(0, len(images), _MAX_BATCH):
+                part = slice(start, start + _MAX_BATCH)
                 scores.append(self._score(images[part], texts[part]))
         return torch.cat(scores) if scores else torch.zeros(0)
 
     def _tokens(self, prompt: str) -> list[Tensor]:
         """Return the tokens of the text before and after the image. A prompt may contain `<image>`, as words."""
-        sides = [side.replace("{question}", QUESTION.format(prompt)) for side in self.template.split(PICTURE)]
+        sides = [side.replace("{question}", QUESTION.format(prompt)) for side in self.template.split(IMAGE_TOKEN)]
         tokens = [torch.tensor(self.tokenizer(side)["input_ids"], device=self.language.device) for side in sides]
         length = sum(map(len, tokens)) + 1
         if length > _LONGEST:
@@ -225,7 +225,7 @@ class VqaScore:
 
     def _score(self, images: Tensor, texts: Sequence[Sequence[Tensor]]) -> Tensor:
         device, dtype = self.language.device, self.language.dtype
-        pixels = torch.stack([picture(image.cpu(), self.vision.config.image_size) for image in images])
+        pixels = torch.stack([preprocess(image.cpu(), self.vision.config.image_size) for image in images])
         seen = self.vision(pixels.to(device, dtype), output_hidden_states=True).hidden_states[_LAYER][:, 1:]
         embed, rows, masks = self.language.get_input_embeddings(), [], []
         for patches, (before, behind) in zip(self.projector(seen).to(dtype), texts, strict=True):

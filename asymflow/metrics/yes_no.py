@@ -18,7 +18,7 @@ from asymflow.metrics.arguments import check_images
 from asymflow.metrics.weights import MissingWeights, find
 
 CHAT_QUESTION = "{} Answer yes or no."
-_MOST = 8  # images per forward pass
+_MAX_BATCH = 8  # images per forward pass
 _MAX_ANSWER = 10  # tokens
 
 
@@ -75,27 +75,27 @@ class YesNo(ABC):
         prompts = [self._prompt(question) for question in questions]
         found = [False] * len(images)
         with torch.inference_mode():
-            for places in self._groups(prompts):
+            for indices in self._groups(prompts):
                 # Images are nested by prompt: some chat models' processors require it.
                 inputs = self.processor(
-                    images=[self._prepare(pil_images[i]) for i in places],
-                    text=[prompts[i] for i in places],
+                    images=[self._prepare(pil_images[i]) for i in indices],
+                    text=[prompts[i] for i in indices],
                     return_tensors="pt",
                 )
                 inputs = inputs.to(self.model.device, self.model.dtype)
-                for i, yes in zip(places, self._answer(inputs), strict=True):
+                for i, yes in zip(indices, self._answer(inputs), strict=True):
                     found[i] = yes
         return found
 
     def _groups(self, prompts: Sequence[str]) -> Iterator[list[int]]:
-        places: dict[int, list[int]] = {}
+        indices: dict[int, list[int]] = {}
         for i, prompt in enumerate(prompts):
             length = len(self.processor.tokenizer(prompt)["input_ids"])
             if length > self._longest():
                 raise ValueError(f"{prompt!r} is {length} tokens; the model reads {self._longest()}")
-            places.setdefault(length, []).append(i)
-        for same in places.values():
-            yield from (same[start : start + _MOST] for start in range(0, len(same), _MOST))
+            indices.setdefault(length, []).append(i)
+        for same in indices.values():
+            yield from (same[start : start + _MAX_BATCH] for start in range(0, len(same), _MAX_BATCH))
 
     def _longest(self) -> int:
         return int(self.model.config.get_text_config().max_position_embeddings)

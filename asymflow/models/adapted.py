@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from asymflow.models.backbone import Backbone
 from asymflow.models.latent import backbone_of
-from asymflow.models.masters import make_masters
+from asymflow.models.mixed_precision import use_master_weights
 from asymflow.schedule import calibrate
 from asymflow.subspace import Subspace
 
@@ -68,10 +68,10 @@ class AdaptedModel(nn.Module):
         """Replace modules of the transformer by trained ones."""
         for name, module in modules.items():
             _set_module(self.transformer, name, module.requires_grad_(True))
-            self._keep_masters(module)
+            self._use_master_weights(module)
 
-    def _keep_masters(self, module: nn.Module) -> None:
-        make_masters(module)
+    def _use_master_weights(self, module: nn.Module) -> None:
+        use_master_weights(module)
         for parameter in module.parameters():
             parameter.data = parameter.data.to(torch.promote_types(self.dtype, torch.float32))
 
@@ -110,8 +110,8 @@ class AdaptedModel(nn.Module):
             self.transformer.get_submodule(name).requires_grad_(True)
         for layer in self._lora_layers():
             layer.cast_input_dtype_enabled = False  # master weights take the input's type, not the reverse
-            self._keep_masters(layer.lora_A)
-            self._keep_masters(layer.lora_B)
+            self._use_master_weights(layer.lora_A)
+            self._use_master_weights(layer.lora_B)
         self.train(self.training)  # new layers are in training mode, with dropout
 
     def set_precision(self, dtype: torch.dtype) -> None:

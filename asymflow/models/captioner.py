@@ -13,7 +13,7 @@ from asymflow.devices import default_dtype
 
 MIN_PIXELS = 56 * 56
 """Smaller images are enlarged to this number of pixels, as in Qwen2.5-VL's training"""
-PIXELS_A_TOKEN = 28 * 28
+PIXELS_PER_TOKEN = 28 * 28
 """Pixels of an image per token of the language model"""
 
 
@@ -72,7 +72,7 @@ def chat_prompt(processor: Any, question: str) -> str:
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
-def picture_size(max_pixels: int) -> dict[str, int]:
+def processor_size(max_pixels: int) -> dict[str, int]:
     """Return the bounds on an image's number of pixels, as Qwen2.5-VL's image processor names them.
 
     Args:
@@ -127,7 +127,7 @@ class QwenCaptioner:
         inputs = self.processor(
             text=[self.prompt] * len(images),
             images=list(images),
-            images_kwargs={"size": picture_size(self.max_pixels)},
+            images_kwargs={"size": processor_size(self.max_pixels)},
             padding=True,
             return_tensors="pt",
         ).to(self.model.device)

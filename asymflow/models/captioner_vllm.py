@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from asymflow.models.captioner import PIXELS_A_TOKEN, Caption, chat_prompt, load_processor, picture_size
+from asymflow.models.captioner import PIXELS_PER_TOKEN, Caption, chat_prompt, load_processor, processor_size
 
 
 class VllmCaptioner:
@@ -33,9 +33,9 @@ class VllmCaptioner:
             load_format="safetensors",
             dtype="bfloat16",
             tensor_parallel_size=gpus,
-            max_model_len=prompt_tokens + max_pixels // PIXELS_A_TOKEN + max_new_tokens,
+            max_model_len=prompt_tokens + max_pixels // PIXELS_PER_TOKEN + max_new_tokens,
             limit_mm_per_prompt={"image": 1, "video": 0},
-            mm_processor_kwargs={"size": picture_size(max_pixels)},
+            mm_processor_kwargs={"size": processor_size(max_pixels)},
             seed=0,
         )
         penalty = self.engine.get_default_sampling_params().repetition_penalty

@@ -111,11 +111,11 @@ class TextVelocity:
         return unpatchify(u, *self.size, patch)
 
 
-def prepare_references(pictures: Image.Image | list[Image.Image] | None, patch_size: int) -> list[Tensor]:
+def prepare_references(images: Image.Image | list[Image.Image] | None, patch_size: int) -> list[Tensor]:
     """Return reference images as FLUX.2 takes them: at most a megapixel, cropped to multiples of the patch.
 
     Args:
-        pictures: One PIL image, a list, or None.
+        images: One PIL image, a list, or None.
         patch_size: Side of a patch in pixels.
 
     Returns:
@@ -126,7 +126,7 @@ def prepare_references(pictures: Image.Image | list[Image.Image] | None, patch_s
     """
     processor = Flux2ImageProcessor(vae_scale_factor=patch_size)
     prepared = []
-    for image in [] if pictures is None else pictures if isinstance(pictures, list) else [pictures]:
+    for image in [] if images is None else images if isinstance(images, list) else [images]:
         processor.check_image_input(image)
         image = processor._resize_if_exceeds_area(image, MAX_REFERENCE_PIXELS)
         height, width = (side // patch_size * patch_size for side in (image.height, image.width))

@@ -180,7 +180,7 @@ class DdtFlux2(AdaptedModel):
         model = cls(transformer, subspace)
         model._replace_trained({"x_embedder": fused(weight, subspace.A, after=False), "proj_out": nn.Identity()})
         model.head = head.requires_grad_(True)
-        model._keep_masters(head)
+        model._use_master_weights(head)
         return model
 
     def forward(

@@ -28,7 +28,7 @@ from asymflow.subspace import Subspace, nearest_basis
 
 EMA = "model_ema1"
 """The moving average that JiT is evaluated with: one of the entries of its `.pth` files"""
-HOW_TO_GET_ONE = (
+DOWNLOAD_HINT = (
     "JiT's are linked in the README of github.com/LTH14/JiT, AsymFlow's are downloaded by "
     "`hf download Lakonik/AsymFlow-ImageNet --local-dir FOLDER`"
 )
@@ -123,7 +123,7 @@ def read_checkpoint(path: str | os.PathLike, entry: str = EMA) -> dict[str, Tens
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the checkpoint in it: a .safetensors or .pth file")
     if not path.is_file():
-        raise ValueError(f"there is no checkpoint at {path}; {HOW_TO_GET_ONE}")
+        raise ValueError(f"there is no checkpoint at {path}; {DOWNLOAD_HINT}")
     content: Any
     if path.suffix == ".safetensors":
         try:

@@ -51,8 +51,8 @@ def positions(width: int, grid: tuple[int, int], device: torch.device) -> Tensor
     frequencies = _THETA ** (-torch.arange(quarter, device=device, dtype=torch.float64) / quarter)
     rows, columns = (torch.arange(side, device=device, dtype=torch.float64) for side in grid)
 
-    def along(places: Tensor) -> Tensor:
-        angles = places[:, None] * frequencies
+    def along(indices: Tensor) -> Tensor:
+        angles = indices[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     by_column = along(columns).expand(grid[0], -1, -1)

@@ -46,7 +46,7 @@ _CONTEXT = {"context_positions": "in_context_posemb"}
 _TIME, _LAST = "time.0.weight", ("output.linear.weight", "output.linear.bias")
 _COMPUTED = re.compile(r"(x_embedder\.)?pos_embed|feat_rope(_incontext)?\..*")
 """Constants that some files store and the network here computes"""
-_TELLING = {
+_SHAPE_TENSORS = {
     "x_embedder.proj1.weight": 4,
     "t_embedder.mlp.2.weight": 2,
     "y_embedder.embedding_table.weight": 2,
@@ -137,12 +137,12 @@ def infer_config(tensors: Mapping[str, Tensor], context_from: int | None = None)
     Raises:
         ValueError: If tensors are missing, or `context_from` is needed and not given.
     """
-    if missing := [name for name in _TELLING if name not in tensors]:
+    if missing := [name for name in _SHAPE_TENSORS if name not in tensors]:
         raise ValueError(f"it lacks {_some(missing)}")
-    for name, dimensions in {**_TELLING, "in_context_posemb": 3}.items():
+    for name, dimensions in {**_SHAPE_TENSORS, "in_context_posemb": 3}.items():
         if name in tensors and (tensors[name].ndim != dimensions or not tensors[name].numel()):
             raise ValueError(f"{name} has shape {list(tensors[name].shape)}; expected {dimensions} dimensions")
-    first, time, labels, head, mlp = (tensors[name].shape for name in _TELLING)
+    first, time, labels, head, mlp = (tensors[name].shape for name in _SHAPE_TENSORS)
     blocks = {int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.\d+\.", name)}
     context = tensors["in_context_posemb"].shape[1] if "in_context_posemb" in tensors else 0
     width, depth = time[0], max(blocks) + 1

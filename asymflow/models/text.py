@@ -75,8 +75,8 @@ def encode_by_length(captions: Sequence[str], encode: Callable[[list[str]], list
     embeddings: dict[int, Tensor] = {}
     by_length = sorted(range(len(captions)), key=lambda i: len(captions[i]))
     for start in range(0, len(by_length), _TOGETHER):
-        places = by_length[start : start + _TOGETHER]
-        embeddings.update(zip(places, encode([captions[i] for i in places]), strict=True))
+        indices = by_length[start : start + _TOGETHER]
+        embeddings.update(zip(indices, encode([captions[i] for i in indices]), strict=True))
     return [embeddings[i] for i in range(len(captions))]
 
 

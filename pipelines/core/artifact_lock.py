@@ -34,7 +34,7 @@ _CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict")
 
 
 @contextmanager
-def only_job(folder: str) -> Iterator[None]:
+def hold_artifact_lock(folder: str) -> Iterator[None]:
     """Hold the lock of an artifact's folder, local or on S3. If another job holds it, log which one and wait.
 
     Raises:
@@ -148,14 +148,14 @@ class _Lease:
 
     def _delete(self) -> None:
         try:
-            s3.client().delete_object(**s3.place(self.uri))  # without retries: the lease expires anyway
+            s3.client().delete_object(**s3.bucket_and_key(self.uri))  # without retries: the lease expires anyway
         except (BotoCoreError, ClientError) as error:
             LOGGER.warning("%s: the lease cannot be deleted; it expires in %d s: %s", self.uri, LEASE_SECONDS, error)
 
     def _write(self, **condition: str) -> bool:
         """Write the lease under a condition; return whether the condition held."""
         content = _holder_content()
-        put = {**s3.place(self.uri), "Body": content}
+        put = {**s3.bucket_and_key(self.uri), "Body": content}
         try:
             answer = s3.retried(self.uri, s3.client().put_object, **put, **condition)
         except FileNotFoundError:  # no object whose ETag could match
@@ -187,7 +187,7 @@ class _Lease:
         """Return (content, ETag, age in seconds) of the lease, or None if it does not exist."""
 
         def get() -> tuple[bytes, dict[str, Any]]:
-            answer = s3.client().get_object(**s3.place(self.uri))
+            answer = s3.client().get_object(**s3.bucket_and_key(self.uri))
             return answer["Body"].read(), answer
 
         try:

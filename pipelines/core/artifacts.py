@@ -50,7 +50,7 @@ class Artifact:
         return [self.file(name) for name in sorted(names)]
 
 
-def settings_of(config: BaseModel) -> dict[str, Any]:
+def hashed_settings(config: BaseModel) -> dict[str, Any]:
     """Return the settings that determine a step's result, as JSON values."""
     return _without_resources({k: v for k, v in _without_additions(config).items() if k not in UNHASHED})
 

@@ -3,8 +3,9 @@
 import gc
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -90,6 +91,7 @@ def read_settings(
     note: str = "",
     *,
     needs_config: bool = True,
+    flags: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Any, bool]:
     """Read a job's settings from the command line; print the help and exit if it is requested.
 
@@ -100,6 +102,7 @@ def read_settings(
         usage: See `main`.
         note: Last paragraph of the help.
         needs_config: Whether the configuration file is required. If not, all settings default.
+        flags: {former option: the setting to write instead}, for the error message.
 
     Returns:
         The settings, and whether --dry-run was given.
@@ -120,8 +123,9 @@ def read_settings(
         sys.exit(0 if wants_help else 2)
     for option in rest:
         if option.startswith("-"):
-            name = option.lstrip("-").partition("=")[0].replace("-", "_")
-            raise ConfigError(f"{option}: settings are written key=value, like {name}=VALUE; --help lists them")
+            name, _, value = option.partition("=")
+            instead = flags.get(name, f"{name.lstrip('-').replace('-', '_')}={value or 'VALUE'}")
+            raise ConfigError(f"{option}: settings are written key=value, like {instead}; --help lists them")
     has_file = needs_config or (bool(rest) and "=" not in rest[0])
     file, overrides = (rest[0], rest[1:]) if has_file else (None, rest)
     return load_config(settings_class, file, overrides), len(rest) < len(arguments)

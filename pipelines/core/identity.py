@@ -42,7 +42,7 @@ class Identified(Protocol):
         ...
 
     @property
-    def decides(self) -> Callable[[Any, Mapping[str, Artifact]], Mapping[str, Any]]:
+    def hash_overrides(self) -> Callable[[Any, Mapping[str, Artifact]], Mapping[str, Any]]:
         """Function that returns further values to hash."""
         ...
 
@@ -67,7 +67,7 @@ def pin_repositories(step: Identified, settings: S) -> S:
 
 def identify(step: Identified, settings: BaseModel, inputs: Mapping[str, Artifact]) -> str:
     """Return the ID of the artifact that a step makes with these settings and inputs."""
-    content = {k: v for k, v in artifacts.settings_of(settings).items() if k not in step.inputs}
+    content = {k: v for k, v in artifacts.hashed_settings(settings).items() if k not in step.inputs}
     for name in step.contents:
         *sections, last = name.split(".")
         section: Any = content
@@ -75,7 +75,7 @@ def identify(step: Identified, settings: BaseModel, inputs: Mapping[str, Artifac
             section = section.get(key) or {}
         if found := fingerprint_of(section.get(last)):
             section[last] = found
-    for name, value in step.decides(settings, inputs).items():
+    for name, value in step.hash_overrides(settings, inputs).items():
         set_at(content, name, value)
     return artifacts.artifact_id(step.name, content, {name: a.id for name, a in inputs.items()})
 

@@ -104,11 +104,11 @@ def map_items(
     done = _list_finished(summaries)
     todo = {name: item for name, item in items.items() if name not in done}
     label = " ".join(filter(None, [PurePosixPath(folder).parent.name, stage]))
-    do_items(todo, make_worker, resources, label, summaries)
+    process_items(todo, make_worker, resources, label, summaries)
     yield from _read_summaries(_summary_file(summaries, name) for name in items)
 
 
-def do_items(
+def process_items(
     todo: Mapping[str, str],
     make_worker: Callable[[], Worker],
     resources: Workers,

@@ -33,16 +33,16 @@ class TrackingError(MlflowException):
     """Raised when the MLflow store does not respond or refuses; the message has URI and cause. Exit status 1."""
 
 
-def check_places(run: RunSettings) -> None:
+def check_destinations(run: RunSettings) -> None:
     """Check what is needed even to find that a job's artifact is up to date. Raises ConfigError or StorageError."""
     check_run(run)
     if not storage.is_local(run.storage):
         s3.check_reachable(run.storage)
 
 
-def check_work(run: RunSettings) -> None:
+def check_can_build(run: RunSettings) -> None:
     """Check what a job needs to build its artifact. Raises ConfigError, StorageError or TrackingError."""
-    check_places(run)
+    check_destinations(run)
     check_storage(run)
     check_tracking(run)
 
@@ -74,7 +74,7 @@ def check_tracking(run: RunSettings) -> None:
     """
     uri = tracking_uri(run)
     try:
-        with quickly():
+        with short_timeouts():
             if not uri.startswith(_HTTP_PREFIXES):
                 _connect(uri)
             experiment = experiment_of(open_store(uri), run)
@@ -111,7 +111,7 @@ def _connect(uri: str) -> None:
 
 
 @contextmanager
-def quickly() -> Iterator[None]:
+def short_timeouts() -> Iterator[None]:
     """Make requests to MLflow fail within seconds; MLflow reads its timeouts from the environment per request."""
     before = {name: os.environ.get(name) for name in _QUICK}
     os.environ.update(_QUICK)

@@ -97,7 +97,7 @@ def code_of(error: StorageError) -> str:
     return cause.response["Error"]["Code"] if isinstance(cause, ClientError) else ""
 
 
-def place(uri: str) -> dict[str, str]:
+def bucket_and_key(uri: str) -> dict[str, str]:
     """Split a URI into bucket and key, as boto3's arguments. Raises ValueError for another scheme than s3."""
     if not uri.startswith("s3://"):
         raise ValueError(f"{uri!r}: storage is a local path or s3://bucket/prefix")
@@ -127,7 +127,7 @@ def check_reachable(uri: str) -> None:
     from botocore.config import Config
 
     config = Config(connect_timeout=QUICK_SECONDS, read_timeout=QUICK_SECONDS, retries={"total_max_attempts": 2})
-    bucket, folder = place(uri).values()
+    bucket, folder = bucket_and_key(uri).values()
     try:
         _new_client(config).list_objects_v2(Bucket=bucket, Prefix=folder and f"{folder}/", MaxKeys=1)
     except (BotoCoreError, ClientError) as error:
@@ -146,7 +146,7 @@ class ObjectFile(io.RawIOBase):
     """Seekable file over an S3 object, read in ranges, each with retries."""
 
     def __init__(self, uri: str):
-        head = retried(uri, client().head_object, **place(uri))
+        head = retried(uri, client().head_object, **bucket_and_key(uri))
         self.uri, self.size, self.version, self.position = uri, head["ContentLength"], head["ETag"], 0
 
     def readable(self) -> bool:
@@ -184,7 +184,8 @@ class ObjectFile(io.RawIOBase):
     def read_range(self, start: int, size: int) -> bytes:
         """Read `size` bytes from `start` in one request."""
         # IfMatch: ranges of two versions must not be joined if the object is replaced in between
-        answer = client().get_object(**place(self.uri), Range=f"bytes={start}-{start + size - 1}", IfMatch=self.version)
+        bytes_range = f"bytes={start}-{start + size - 1}"
+        answer = client().get_object(**bucket_and_key(self.uri), Range=bytes_range, IfMatch=self.version)
         data = answer["Body"].read()
         if len(data) != size:
             raise IncompleteReadError(actual_bytes=len(data), expected_bytes=size)
@@ -196,7 +197,7 @@ def write(uri: str, open_source: Callable[[], BinaryIO]) -> None:
 
     def upload() -> None:
         with open_source() as source:
-            client().upload_fileobj(source, **place(uri))
+            client().upload_fileobj(source, **bucket_and_key(uri))
 
     retried(uri, upload)
 
@@ -204,7 +205,7 @@ def write(uri: str, open_source: Callable[[], BinaryIO]) -> None:
 def exists(uri: str) -> bool:
     """Return whether the object exists, or any object below the folder."""
     try:
-        retried(uri, client().head_object, **place(uri))
+        retried(uri, client().head_object, **bucket_and_key(uri))
     except FileNotFoundError:
         return next(keys(uri), None) is not None
     return True
@@ -223,13 +224,13 @@ def checksums(uri: str) -> dict[str, str]:
     Raises:
         FileNotFoundError: There is no such object and no such folder.
     """
-    key = place(uri)["Key"]
+    key = bucket_and_key(uri)["Key"]
     below = ((entry["Key"].removeprefix(f"{key}/"), entry) for entry in _entries(uri))
     found = {name: f"{entry['ETag']} {entry['Size']}" for name, entry in below if name}  # "": a folder marker
     if not key:
         return found
     try:
-        head = retried(uri, client().head_object, **place(uri))
+        head = retried(uri, client().head_object, **bucket_and_key(uri))
         found[""] = f"{head['ETag']} {head['ContentLength']}"
     except FileNotFoundError:
         if not found:
@@ -238,7 +239,7 @@ def checksums(uri: str) -> dict[str, str]:
 
 
 def _entries(uri: str) -> Iterator[dict[str, Any]]:
-    bucket, folder = place(uri).values()
+    bucket, folder = bucket_and_key(uri).values()
     request = {"Bucket": bucket, "Prefix": folder and f"{folder}/"}
     while True:
         page = retried(uri, client().list_objects_v2, **request)
@@ -252,6 +253,6 @@ def delete_folder(uri: str) -> None:
     """Delete all objects below a folder. Raises StorageError if one cannot be deleted."""
     names = keys(uri)
     while some := [{"Key": key} for key in islice(names, 1000)]:
-        answer = retried(uri, client().delete_objects, Bucket=place(uri)["Bucket"], Delete={"Objects": some})
+        answer = retried(uri, client().delete_objects, Bucket=bucket_and_key(uri)["Bucket"], Delete={"Objects": some})
         for error in answer.get("Errors", []):
             raise StorageError(f"{uri}: cannot delete {error['Key']}: {error['Code']}")

@@ -54,7 +54,7 @@ class Step:
     """Settings (dotted keys) that name external files or folders, whose content is hashed into the artifact's ID"""
     repositories: tuple[str, ...] = ()
     """Settings that may name a hub repository instead of a folder"""
-    decides: Callable[[Any, Mapping[str, Artifact]], Mapping[str, Any]] = lambda settings, inputs: {}
+    hash_overrides: Callable[[Any, Mapping[str, Artifact]], Mapping[str, Any]] = lambda settings, inputs: {}
     """Returns {dotted key: value} that is hashed in place of these settings: what else determines the result, such as
     the precision that follows from `resources`"""
     data: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class Step:
     shown: Callable[[Any], dict[str, Any]] = lambda settings: settings.model_dump(mode="json")
     """Returns the settings that MLflow shows as parameters"""
 
-    def numbers(self, settings: Any, metrics: Mapping[str, float]) -> dict[str, float]:
+    def prefix_metrics(self, settings: Any, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return metrics under the names that MLflow shows, with the group as prefix."""
         group = self.group(settings) if self.group else self.name
         return {f"{group}/{name}": value for name, value in metrics.items()}
@@ -110,12 +110,12 @@ def run_step(step: Step, settings: StepSettings, parent_run: str | None = None) 
         TrackingError: The MLflow store does not respond; before Ray starts.
     """
     # imported here because they load MLflow, which workers do not need although they import this module
-    from pipelines.core.artifact_lock import only_job
-    from pipelines.core.preflight import check_places, check_work
+    from pipelines.core.artifact_lock import hold_artifact_lock
+    from pipelines.core.preflight import check_can_build, check_destinations
     from pipelines.core.provenance import read_run
 
     started = time.monotonic()
-    check_places(settings.run)
+    check_destinations(settings.run)
     inputs = find_inputs(step, settings)
     settings = pin_repositories(step, settings)
     identity = identify(step, settings, inputs)
@@ -131,8 +131,8 @@ def run_step(step: Step, settings: StepSettings, parent_run: str | None = None) 
         return finished
     step.check(settings)
     step.check_inputs(settings, inputs)
-    check_work(settings.run)
-    with only_job(folder):
+    check_can_build(settings.run)
+    with hold_artifact_lock(folder):
         return find_finished() or _make(step, settings, inputs, identity, folder, parent_run, started)
 
 
@@ -145,16 +145,16 @@ def _make(
     parent_run: str | None,
     started: float,
 ) -> Outcome:
-    from pipelines.core.tracking import open_run_of
+    from pipelines.core.tracking import open_artifact_run
 
     start_ray(settings.run)
     name = " ".join(filter(None, [step.name, step.title(settings), identity[:6]]))
-    with open_run_of(folder, step.name, settings.run, name, parent_run) as tracker:
+    with open_artifact_run(folder, step.name, settings.run, name, parent_run) as tracker:
         _log_provenance(step, settings, tracker, folder, inputs)
         metrics = step.build(settings, Context(folder, inputs, tracker))
         ids = {name: a.id for name, a in inputs.items()}
         artifact = artifacts.finish(folder, step.name, identity, settings, ids, metrics)
-        tracker.log_metrics(step.numbers(settings, metrics))
+        tracker.log_metrics(step.prefix_metrics(settings, metrics))
         tracker.set_tag("artifact", artifact.uri)
     return Outcome(artifact, tracker.run_id, time.monotonic() - started, reused=False)
 

@@ -137,7 +137,7 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
         infos = pafs.LocalFileSystem().get_file_info(selector)
         names = [info.path[len(base) + 1 :] for info in infos if info.type == pafs.FileType.File]
     else:
-        names = [f"s3://{s3.place(uri)['Bucket']}/{key}"[len(base) + 1 :] for key in s3.keys(uri)]
+        names = [f"s3://{s3.bucket_and_key(uri)['Bucket']}/{key}"[len(base) + 1 :] for key in s3.keys(uri)]
     # an object named like the folder, or like a folder below it, is a folder marker of other tools
     listed = [name for name in names if name and name.endswith(suffix) and _is_data_file(name)]
     return [join(base, name) for name in sorted(listed)]
@@ -175,7 +175,7 @@ def delete_file(uri: str) -> None:
     if is_local(uri):
         Path(absolute(uri)).unlink(missing_ok=True)
     else:
-        s3.retried(uri, s3.client().delete_object, **s3.place(uri))
+        s3.retried(uri, s3.client().delete_object, **s3.bucket_and_key(uri))
 
 
 def write_file(uri: str, write: Callable[[Path], None]) -> None:

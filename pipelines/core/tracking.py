@@ -81,7 +81,7 @@ def check_run(run: RunSettings) -> None:
         )
 
 
-def how_to_look(run: RunSettings) -> str:
+def describe_ui(run: RunSettings) -> str:
     """Return the URL of MLflow's server, or the command that starts its UI on a database."""
     uri = tracking_uri(run)
     return uri if uri.startswith("http") else f".venv/bin/mlflow ui --backend-store-uri {uri}"
@@ -166,11 +166,11 @@ class Tracker:
         dataset = MetaDataset(source=source, name=name, digest=digest)  # type: ignore[abstract]
         self.client.log_inputs(self.run_id, [DatasetInput(dataset._to_mlflow_entity())])
 
-    def log_picture(self, name: str, image: Image.Image) -> None:
+    def log_image(self, name: str, image: Image.Image) -> None:
         """Log an image as `pictures/NAME.png`."""
         self.client.log_image(self.run_id, image.convert("RGB"), artifact_file=f"pictures/{name}.png")
 
-    def log_image_at(self, name: str, image: Image.Image, step: int) -> None:
+    def log_image_at_step(self, name: str, image: Image.Image, step: int) -> None:
         """Log an image of an optimizer step, which MLflow's image grid aligns with that step's metrics."""
         self.client.log_image(self.run_id, image.convert("RGB"), key=name, step=step, synchronous=True)
 
@@ -260,7 +260,9 @@ def _mark_failed(client: MlflowClient, run_id: str) -> None:
 
 
 @contextmanager
-def open_run_of(folder: str, step: str, run: RunSettings, name: str, parent: str | None = None) -> Iterator[Tracker]:
+def open_artifact_run(
+    folder: str, step: str, run: RunSettings, name: str, parent: str | None = None
+) -> Iterator[Tracker]:
     """Open the run that makes the artifact in a folder, and record its ID there, so that the next job resumes it.
 
     Args:

@@ -22,8 +22,8 @@ _NUMBERS = {
 }
 
 
-class Holds:
-    """Annotate a dict of settings that is validated later: `Annotated[dict[str, Any], Holds(Model)]`.
+class ValidatedAs:
+    """Annotate a dict of settings that is validated later: `Annotated[dict[str, Any], ValidatedAs(Model)]`.
 
     Args:
         model: The settings class that the dict will be validated as.
@@ -34,10 +34,10 @@ class Holds:
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         """Return the schema of the model, so that editors complete its keys."""
-        held: dict[str, Any] = handler(self.model.__pydantic_core_schema__)
+        section: dict[str, Any] = handler(self.model.__pydantic_core_schema__)
         while schema["type"] != "nullable" and "schema" in schema:  # validators wrap the type
             schema = schema["schema"]
-        return {"anyOf": [held, {"type": "null"}]} if schema["type"] == "nullable" else held
+        return {"anyOf": [section, {"type": "null"}]} if schema["type"] == "nullable" else section
 
 
 class _Loader(yaml.SafeLoader):
@@ -117,7 +117,7 @@ def annotation_at(model: type[BaseModel], key: str) -> Any:
     metadata: list[Any] = []
     for part in key.split("."):
         models = [m for m in _members(found) if isinstance(m, type) and issubclass(m, BaseModel)]
-        models += [mark.model for mark in metadata if isinstance(mark, Holds)]
+        models += [mark.model for mark in metadata if isinstance(mark, ValidatedAs)]
         if models:
             field = models[0].model_fields.get(part)
             if field is None:
@@ -140,7 +140,7 @@ def _load(loader_class: type[yaml.SafeLoader], text: str) -> Any:
 def _parse_collection(text: str, loader_class: type[yaml.SafeLoader]) -> Any:
     node = yaml.compose(text, loader_class)
     if node is not None and node.end_mark.index != len(text):
-        raise yaml.YAMLError(f"{text[node.end_mark.index:].strip()!r} follows its last bracket")
+        raise yaml.YAMLError(f"{text[node.end_mark.index :].strip()!r} follows its last bracket")
     return _load(loader_class, text)
 
 

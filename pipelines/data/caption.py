@@ -236,7 +236,7 @@ def log_examples(shard: str, context: Context) -> None:
     """Log the first images of a curated file with their old and new captions."""
     captions = list(islice(rows_of(context.file("train", PurePosixPath(shard).name)), SHOWN))
     images = [decode_row(row) for row in islice(rows_of(shard, ["key", "image"]), SHOWN)]
-    context.tracker.log_picture("captions", caption_sheet(images, captions))
+    context.tracker.log_image("captions", caption_sheet(images, captions))
     context.tracker.log_table("captions", {name: [row[name] for row in captions] for name in SCHEMA.names})
 
 
@@ -272,5 +272,5 @@ STEP = Step(
     inputs=CaptionSettings.inputs,
     check=check,
     contents=("model",),
-    decides=lambda settings, inputs: {"resources.precision": settings.resources.precision},
+    hash_overrides=lambda settings, inputs: {"resources.precision": settings.resources.precision},
 )

@@ -18,7 +18,7 @@ from pipelines.core.map_items import item_name
 from pipelines.data.images import decode_image, to_array
 
 ROW_GROUP = 64
-MOST_PIXELS = 1 << 21  # pixels decoded at once: 6 MiB as uint8, 24 MiB as float32
+MAX_BATCH_PIXELS = 1 << 21  # pixels decoded at once: 6 MiB as uint8, 24 MiB as float32
 
 
 def read_rows(uri: str, columns: list[str], groups: range | None = None) -> Iterator[dict[str, list[Any]]]:
@@ -38,15 +38,15 @@ def rows_by_group(uri: str) -> list[int]:
 class RowWriter:
     """Writer of a parquet file that takes single rows and holds one row group in memory."""
 
-    def __init__(self, path: Path, schema: pa.Schema, rows_a_group: int = ROW_GROUP):
-        self.path, self.schema, self.rows_a_group = path, schema, rows_a_group
+    def __init__(self, path: Path, schema: pa.Schema, rows_per_group: int = ROW_GROUP):
+        self.path, self.schema, self.rows_per_group = path, schema, rows_per_group
         self.writer = pq.ParquetWriter(path, schema)
         self.rows: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
         """Add a row; write a row group when it is full."""
         self.rows.append(row)
-        if len(self.rows) == self.rows_a_group:
+        if len(self.rows) == self.rows_per_group:
             self.flush()
 
     def flush(self) -> None:
@@ -68,7 +68,7 @@ class RowWriter:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageBatch:
     """A batch of rows of one curated file."""
 
     keys: list[str]
@@ -88,27 +88,27 @@ def decode_pixels(encoded: list[bytes]) -> Tensor:
     return torch.from_numpy(arrays).permute(0, 3, 1, 2)
 
 
-def pixels_of(encoded: list[bytes]) -> Tensor:
+def decode_batch(encoded: list[bytes]) -> Tensor:
     """Decode images of one size to (B, 3, H, W) sRGB in [-1, 1], float32."""
     return decode_pixels(encoded).float() / 127.5 - 1
 
 
 def read_images(
-    uri: str, groups: range | None = None, most_pixels: int = MOST_PIXELS, most_rows: int = ROW_GROUP
-) -> Iterator[Pictures]:
+    uri: str, groups: range | None = None, max_pixels: int = MAX_BATCH_PIXELS, max_rows: int = ROW_GROUP
+) -> Iterator[ImageBatch]:
     """Yield the images of a curated file in batches, none of which spans two row groups.
 
     Args:
         uri: The parquet file.
         groups: Row groups to read; by default all.
-        most_pixels: Maximum number of pixels per batch, which has at least one image.
-        most_rows: Maximum number of images per batch.
+        max_pixels: Maximum number of pixels per batch, which has at least one image.
+        max_rows: Maximum number of images per batch.
     """
     for rows in read_rows(uri, ["key", "caption", "width", "height", "image"], groups):
-        size = max(1, min(most_rows, most_pixels // max(1, rows["width"][0] * rows["height"][0])))
+        size = max(1, min(max_rows, max_pixels // max(1, rows["width"][0] * rows["height"][0])))
         for i in range(0, len(rows["key"]), size):
             part = slice(i, i + size)
-            yield Pictures(rows["key"][part], rows["caption"][part], decode_pixels(rows["image"][part]))
+            yield ImageBatch(rows["key"][part], rows["caption"][part], decode_pixels(rows["image"][part]))
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,15 @@ class Piece:
         return cls(uri, range(start, stop), rows)
 
 
-def cut_into_pieces(files: list[str], at_least: int = 16) -> list[Piece]:
-    """Split files into pieces: one per file, or several per file if there are fewer files than `at_least`.
+def cut_into_pieces(files: list[str], min_pieces: int = 16) -> list[Piece]:
+    """Split files into pieces: one per file, or several per file if there are fewer files than `min_pieces`.
 
     Row groups are not split, so there may be fewer pieces. Their order is pseudorandom and depends only on their names.
     """
     pieces = []
     for uri in files:
         rows = rows_by_group(uri)
-        count = min(len(rows), -(-at_least // len(files)))
+        count = min(len(rows), -(-min_pieces // len(files)))
         edges = [len(rows) * i // count for i in range(count + 1)] if count else [0]
         pieces += [Piece(uri, range(a, b), sum(rows[a:b])) for a, b in zip(edges, edges[1:], strict=False)]
     return sorted(pieces, key=lambda piece: zlib.crc32(piece.name.encode()))

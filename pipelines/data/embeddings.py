@@ -17,9 +17,9 @@ from torch import Tensor
 from pipelines.core.artifacts import Artifact
 from pipelines.core.base_models import load_image_encoder, load_text_encoder
 from pipelines.core.workers import ModelWorkers
-from pipelines.data.datasets import MOST_PIXELS, decode_pixels
+from pipelines.data.datasets import MAX_BATCH_PIXELS, decode_pixels
 
-Promise = Callable[[], Sequence[Tensor]]
+PendingTensors = Callable[[], Sequence[Tensor]]
 """Waits for the result of a request and returns one bfloat16 CPU tensor per row"""
 
 
@@ -29,14 +29,14 @@ class Source(Protocol):
     column: str
     """The column that it reads"""
 
-    def ask(self, values: Sequence[Any]) -> Promise:
+    def request(self, values: Sequence[Any]) -> PendingTensors:
         """Request the tensors of some rows, given their values of the column. Images must have one size."""
 
 
 class Stored:
     """Source that returns tensors stored in the files."""
 
-    def ask(self, values: Sequence[Tensor]) -> Promise:
+    def request(self, values: Sequence[Tensor]) -> PendingTensors:
         """Return the stored tensors."""
         return lambda: values
 
@@ -60,7 +60,7 @@ class Encoded(ABC):
     def encode(self, values: Sequence[Any]) -> list[Tensor]:
         """Encode some rows, given their values of the column."""
 
-    def ask(self, values: Sequence[Any]) -> Promise:
+    def request(self, values: Sequence[Any]) -> PendingTensors:
         """Encode the rows once the result is needed."""
         return lambda: self.encode(values)
 
@@ -89,7 +89,7 @@ class EncodedLatents(Encoded):
     def encode(self, values: Sequence[bytes]) -> list[Tensor]:
         """Encode images of one size to latent tokens (N, d), in batches as large as the encode step's."""
         pixels = decode_pixels(list(values))
-        batch_size = max(1, MOST_PIXELS // pixels[0, 0].numel())
+        batch_size = max(1, MAX_BATCH_PIXELS // pixels[0, 0].numel())
         parts = [self.encoder.encode(part.float() / 127.5 - 1) for part in pixels.split(batch_size)]
         return list(torch.cat(parts).to("cpu", torch.bfloat16))
 
@@ -106,7 +106,7 @@ class Remote:
         self.count, start = len(actors), first % len(actors)
         self.actors = cycle(actors[start:] + actors[:start])
 
-    def ask(self, values: Sequence[Any]) -> Promise:
+    def request(self, values: Sequence[Any]) -> PendingTensors:
         """Send the rows to the actors in equal parts."""
         each = -(-len(values) // self.count)
         parts = [next(self.actors).encode.remote(values[i : i + each]) for i in range(0, len(values), each)]
@@ -135,22 +135,18 @@ def are_latents_stored(encoded: Artifact) -> bool:
     return encoded.manifest["config"].get("latents", "stored") == "stored"  # artifacts older than the setting
 
 
-def text_here(encoded: Artifact, base: str, device: str) -> Source:
+def local_text_source(encoded: Artifact, base: str, device: str) -> Source:
     """Return a source of an encode artifact's text embeddings, encoded on `device` if they are not stored."""
     return StoredText() if is_stored(encoded) else EncodedText(base, device, *text_length(encoded))
 
 
-def text_actors(
-    encoded: Artifact, base: str, pool: ModelWorkers, restarts: int
-) -> AbstractContextManager[list[Any]]:
+def text_actors(encoded: Artifact, base: str, pool: ModelWorkers, restarts: int) -> AbstractContextManager[list[Any]]:
     """Start the actors for `RemoteText` in a context; none if the embeddings are stored."""
     arguments = (base, pool.device, *text_length(encoded))
     return nullcontext([]) if is_stored(encoded) else _actors(EncodedText, arguments, pool, restarts)
 
 
-def latent_actors(
-    encoded: Artifact, base: str, pool: ModelWorkers, restarts: int
-) -> AbstractContextManager[list[Any]]:
+def latent_actors(encoded: Artifact, base: str, pool: ModelWorkers, restarts: int) -> AbstractContextManager[list[Any]]:
     """Start the actors for `RemoteLatents` in a context; none if the latents are stored."""
     arguments = (base, pool.device)
     return nullcontext([]) if are_latents_stored(encoded) else _actors(EncodedLatents, arguments, pool, restarts)

@@ -202,7 +202,7 @@ def load_unconditional(artifact: Artifact) -> Tensor:
     return load(storage.read_bytes(artifact.file(UNCONDITIONAL)))["text"]
 
 
-def decides(settings: EncodeSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:
+def hash_overrides(settings: EncodeSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:
     """Return the precision of each encoder that this step runs; see `pipelines.core.step.Step`."""
     pools = {"text": settings.resources.text}  # always runs, for the empty caption
     if settings.latents == "stored":
@@ -218,5 +218,5 @@ STEP = Step(
     check=check,
     check_inputs=check_inputs,
     contents=("base",),
-    decides=decides,
+    hash_overrides=hash_overrides,
 )

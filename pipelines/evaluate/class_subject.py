@@ -13,7 +13,7 @@ from pipelines.sample.sampler import ImageSampler
 from pipelines.train.checkpoint import folder_of, list_checkpoints
 from pipelines.train.metrics_log import AVERAGE
 from pipelines.train.pretrain.config import Validation
-from pipelines.train.pretrain.model import SUBSPACE, SUMMARY, load_pretrained, settings_of
+from pipelines.train.pretrain.model import SUBSPACE, SUMMARY, load_pretrained, read_pretrain_settings
 from pipelines.train.pretrain.sampler import ClassSampler
 
 
@@ -41,7 +41,7 @@ class ClassModel:
 
 def read_class_model(pretrained: Artifact, step: int | None) -> ClassModel:
     """Return the model of a pretrain artifact. Raises ConfigError if the step has no checkpoint."""
-    settings, files = settings_of(pretrained), pretrained.manifest["files"]
+    settings, files = read_pretrain_settings(pretrained), pretrained.manifest["files"]
     sampling = settings.validation or Validation()
     height, width = json.loads(storage.read_bytes(pretrained.file(SUMMARY)))["size"]
     shift = settings.network.noise_scale  # steps that are even in the time of the network's own noise, as JiT's are

@@ -14,7 +14,7 @@ from typing import Any
 from asymflow.outside_text import decode_text, parse_json_lines, parse_table
 from pipelines.core import storage
 from pipelines.core.config import ConfigError
-from pipelines.evaluate.prompts import Prompt, Shot
+from pipelines.evaluate.prompts import Generation, Prompt
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 MAPPING = ("images.csv", "images.jsonl")
@@ -22,7 +22,7 @@ GRID = 4
 """Images per DPG-Bench file, two rows of two"""
 _GENEVAL = re.compile(r"(\d+)/samples/(\d+)")
 _REPEATED = re.compile(r"(.+)[-_/ ](\d+)")
-Places = dict[str, tuple[int, int]]
+Positions = dict[str, tuple[int, int]]
 """{file name: (index of its prompt, repeat)}"""
 
 
@@ -41,47 +41,49 @@ def image_files(uri: str) -> list[str]:
     return [file for file in storage.list_files(uri) if PurePosixPath(file).suffix.lower() in ENDINGS]
 
 
-def match_images(uri: str, shots: Sequence[Shot], repeats: int) -> Match:
-    """Match the images below a folder with the shots of a suite.
+def match_images(uri: str, generations: Sequence[Generation], repeats: int) -> Match:
+    """Match the images below a folder with the generations of a suite.
 
     Raises:
         ConfigError: the number of images differs, names are ambiguous, or a layout's own metadata contradicts the
             match.
     """
-    prompts = [shot.prompt for shot in shots[::repeats]]
+    prompts = [generation.prompt for generation in generations[::repeats]]
     start = len(storage.absolute(uri)) + 1
     files = {file[start:]: file for file in image_files(uri) if not _is_overview(file[start:])}
     mapping = [name for name in MAPPING if storage.exists(storage.join(uri, name))]
     if mapping:
-        return _matched(uri, files, _by_mapping(storage.join(uri, mapping[0]), prompts, repeats), len(shots))
+        return _matched(uri, files, _by_mapping(storage.join(uri, mapping[0]), prompts, repeats), len(generations))
     names = {str(PurePosixPath(name).with_suffix("")): name for name in files}
     if len(names) != len(files):
         raise ConfigError(f"pictures={uri!r}: two images differ only in their suffix; keep one of them")
-    if len(files) == len(prompts) and repeats == GRID and (places := _by_item(names, prompts, 1)):
-        return Match({place: files[names[name]] for name, place in places.items()}, grids=True)
-    if len(files) != len(shots):
-        raise ConfigError(f"pictures={uri!r}: there are {len(files)} images, the suite needs {len(shots)}")
-    ways: list[Callable[[], Places | None]] = [
-        lambda: _by_key(names, shots, repeats),
+    if len(files) == len(prompts) and repeats == GRID and (positions := _by_item(names, prompts, 1)):
+        return Match({position: files[names[name]] for name, position in positions.items()}, grids=True)
+    if len(files) != len(generations):
+        raise ConfigError(f"pictures={uri!r}: there are {len(files)} images, the suite needs {len(generations)}")
+    matchers: list[Callable[[], Positions | None]] = [
+        lambda: _by_key(names, generations, repeats),
         lambda: _by_geneval(uri, names, prompts, repeats),
         lambda: _by_item(names, prompts, repeats),
         lambda: _by_numbers(list(names), len(prompts), repeats),
     ]
-    for way in ways:
-        if places := way():
-            return _matched(uri, files, {names[name]: place for name, place in places.items()}, len(shots))
+    for matcher in matchers:
+        if positions := matcher():
+            return _matched(
+                uri, files, {names[name]: position for name, position in positions.items()}, len(generations)
+            )
     raise ConfigError(
         f"pictures={uri!r}: names such as {min(names)!r} do not identify the prompts; number the images "
-        f"0 to {len(shots) - 1}, name them PROMPT-REPEAT, or add {MAPPING[0]} with the columns file and index"
+        f"0 to {len(generations) - 1}, name them PROMPT-REPEAT, or add {MAPPING[0]} with the columns file and index"
     )
 
 
-def _matched(uri: str, files: Mapping[str, str], places: Places, count: int) -> Match:
-    unknown = sorted(places.keys() - files.keys())
+def _matched(uri: str, files: Mapping[str, str], positions: Positions, count: int) -> Match:
+    unknown = sorted(positions.keys() - files.keys())
     if unknown:
         raise ConfigError(f"pictures={uri!r}: {unknown[0]!r} is in the mapping, but not in the folder")
-    found = {place: files[name] for name, place in places.items()}
-    if not len(found) == len(places) == count:
+    found = {position: files[name] for name, position in positions.items()}
+    if not len(found) == len(positions) == count:
         raise ConfigError(f"pictures={uri!r}: {len(found)} of {count} images are matched with a prompt and repeat")
     return Match(found)
 
@@ -91,20 +93,20 @@ def _is_overview(name: str) -> bool:
     return re.fullmatch(r"\d+/grid\.png", name) is not None
 
 
-def _by_mapping(file: str, prompts: Sequence[Prompt], repeats: int) -> Places:
-    """Return the places from rows {file, index}, {file, id, repeat} or {file, prompt, repeat}."""
-    places: Places = {}
+def _by_mapping(file: str, prompts: Sequence[Prompt], repeats: int) -> Positions:
+    """Return the positions from rows {file, index}, {file, id, repeat} or {file, prompt, repeat}."""
+    positions: Positions = {}
     try:
         for line, row in _rows(file):
             where = f"{file} line {line}"
             if not isinstance(row, Mapping) or not isinstance(row.get("file"), str):
                 raise ValueError(f"{where}: has no file")
-            if row["file"] in places:
+            if row["file"] in positions:
                 raise ValueError(f"{where}: {row['file']!r} is given twice")
-            places[row["file"]] = _place_of(row, where, prompts, repeats)
+            positions[row["file"]] = _read_position(row, where, prompts, repeats)
     except ValueError as error:
         raise ConfigError(f"pictures: {error}") from None
-    return places
+    return positions
 
 
 def _rows(file: str) -> Iterator[tuple[int, Any]]:
@@ -112,14 +114,14 @@ def _rows(file: str) -> Iterator[tuple[int, Any]]:
     return parse_table(text, file, ["file"]) if file.endswith(".csv") else parse_json_lines(text, file)
 
 
-def _place_of(row: Mapping[str, Any], where: str, prompts: Sequence[Prompt], repeats: int) -> tuple[int, int]:
+def _read_position(row: Mapping[str, Any], where: str, prompts: Sequence[Prompt], repeats: int) -> tuple[int, int]:
     if "index" in row:
         index = _number(row["index"], where, "index", len(prompts) * repeats)
         return index // repeats, index % repeats
     kind = next((name for name in ("id", "prompt") if name in row), None)
     if kind is None:
         raise ValueError(f"{where}: has neither index, id nor prompt")
-    matches = [place for place, p in enumerate(prompts) if row[kind] == (p.id if kind == "id" else p.text)]
+    matches = [position for position, p in enumerate(prompts) if row[kind] == (p.id if kind == "id" else p.text)]
     if len(matches) != 1:
         raise ValueError(f"{where}: {kind}={row[kind]!r} matches {len(matches)} prompts")
     return matches[0], _number(row.get("repeat", 0 if repeats == 1 else None), where, "repeat", repeats)
@@ -131,14 +133,14 @@ def _number(value: Any, where: str, name: str, count: int) -> int:
     return int(value)
 
 
-def _by_key(names: Mapping[str, str], shots: Sequence[Shot], repeats: int) -> Places | None:
-    """Return the places from this project's own names, which hold the prompt's digest."""
-    known = {shot.key: (shot.index // repeats, shot.index % repeats) for shot in shots}
+def _by_key(names: Mapping[str, str], generations: Sequence[Generation], repeats: int) -> Positions | None:
+    """Return the positions from this project's own names, which hold the prompt's digest."""
+    known = {generation.key: (generation.index // repeats, generation.index % repeats) for generation in generations}
     found = {name: known.get(name.rpartition("/")[2]) for name in names}
     return _all(found)
 
 
-def _by_geneval(uri: str, names: Mapping[str, str], prompts: Sequence[Prompt], repeats: int) -> Places | None:
+def _by_geneval(uri: str, names: Mapping[str, str], prompts: Sequence[Prompt], repeats: int) -> Positions | None:
     if not all(_GENEVAL.fullmatch(name) for name in names):
         return None
     for folder in sorted({name.partition("/")[0] for name in names}):
@@ -158,10 +160,10 @@ def _by_geneval(uri: str, names: Mapping[str, str], prompts: Sequence[Prompt], r
     return _pairs(pairs, len(prompts), repeats)
 
 
-def _by_item(names: Mapping[str, str], prompts: Sequence[Prompt], repeats: int) -> Places | None:
-    """Return the places from items' names, followed by a repeat if there are several images per prompt."""
-    place_of = {prompt.id: place for place, prompt in enumerate(prompts)}
-    if all(name.isdecimal() for name in place_of):
+def _by_item(names: Mapping[str, str], prompts: Sequence[Prompt], repeats: int) -> Positions | None:
+    """Return the positions from items' names, followed by a repeat if there are several images per prompt."""
+    position_of = {prompt.id: position for position, prompt in enumerate(prompts)}
+    if all(name.isdecimal() for name in position_of):
         return None  # IDs are the prompts' numbers
     found: dict[str, tuple[int, int] | None] = {}
     for name in names:
@@ -171,7 +173,9 @@ def _by_item(names: Mapping[str, str], prompts: Sequence[Prompt], repeats: int) 
             if not parts:
                 return None
             item, repeat = parts[1], int(parts[2])
-        known = [place_of[form] for form in (item, item.replace("/", "-"), item.rpartition("/")[2]) if form in place_of]
+        known = [
+            position_of[form] for form in (item, item.replace("/", "-"), item.rpartition("/")[2]) if form in position_of
+        ]
         if not known:
             return None
         found[name] = known[0], repeat
@@ -179,8 +183,8 @@ def _by_item(names: Mapping[str, str], prompts: Sequence[Prompt], repeats: int) 
     return pairs and _pairs(pairs, len(prompts), repeats)
 
 
-def _by_numbers(names: Sequence[str], prompts: int, repeats: int) -> Places | None:
-    """Return the places from names that differ only in a number, or in one per prompt and one per repeat."""
+def _by_numbers(names: Sequence[str], prompts: int, repeats: int) -> Positions | None:
+    """Return the positions from names that differ only in a number, or in one per prompt and one per repeat."""
     if len(names) == 1:
         return {names[0]: (0, 0)}
     parts = [re.split(r"(\d+)", name) for name in names]
@@ -192,8 +196,8 @@ def _by_numbers(names: Sequence[str], prompts: int, repeats: int) -> Places | No
         start = min(varied[0])
         if start > 1 or sorted(varied[0]) != list(range(start, start + len(names))):
             return None
-        places = (divmod(number - start, repeats) for number in varied[0])
-        return dict(zip(names, places, strict=True))
+        positions = (divmod(number - start, repeats) for number in varied[0])
+        return dict(zip(names, positions, strict=True))
     if len(varied) != 2:
         return None
     orders = [dict(zip(names, zip(*pair, strict=True), strict=True)) for pair in (varied, varied[::-1])]
@@ -201,16 +205,16 @@ def _by_numbers(names: Sequence[str], prompts: int, repeats: int) -> Places | No
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _pairs(pairs: Mapping[str, tuple[int, ...]], prompts: int, repeats: int) -> Places | None:
+def _pairs(pairs: Mapping[str, tuple[int, ...]], prompts: int, repeats: int) -> Positions | None:
     """Return the pairs counted from 0, if each (prompt, repeat) occurs once."""
     starts = [min(pair[axis] for pair in pairs.values()) for axis in (0, 1)]
     if max(starts) > 1:
         return None
-    places = {name: (pair[0] - starts[0], pair[1] - starts[1]) for name, pair in pairs.items()}
+    positions = {name: (pair[0] - starts[0], pair[1] - starts[1]) for name, pair in pairs.items()}
     expected = {(prompt, repeat) for prompt in range(prompts) for repeat in range(repeats)}
-    return places if len(places) == len(expected) and set(places.values()) == expected else None
+    return positions if len(positions) == len(expected) and set(positions.values()) == expected else None
 
 
-def _all(found: Mapping[str, tuple[int, int] | None]) -> Places | None:
-    places = {name: place for name, place in found.items() if place is not None}
-    return places if len(places) == len(found) else None
+def _all(found: Mapping[str, tuple[int, int] | None]) -> Positions | None:
+    positions = {name: position for name, position in found.items() if position is not None}
+    return positions if len(positions) == len(found) else None

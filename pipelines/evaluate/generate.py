@@ -14,11 +14,11 @@ import torch
 
 from asymflow.metrics.protocol import fingerprint
 from pipelines.core import storage
-from pipelines.core.map_items import do_items
+from pipelines.core.map_items import process_items
 from pipelines.data.images import encode_png
 from pipelines.evaluate.class_subject import ClassModel
 from pipelines.evaluate.image_sets import ImageSet, in_batches, keys_in
-from pipelines.evaluate.prompts import Shot
+from pipelines.evaluate.prompts import Generation
 from pipelines.evaluate.subject import EvaluatedModel
 from pipelines.sample.parameters import SamplingParameters
 from pipelines.sample.sampler import ImageSampler
@@ -55,17 +55,17 @@ def generate(
     subject: EvaluatedModel | ClassModel,
     models: Sequence[str],
     parameters: SamplingParameters,
-    shots: Sequence[Shot],
+    generations: Sequence[Generation],
     root: str,
     resources: Any,
 ) -> dict[str, ImageSet]:
-    """Return one image per shot of each model.
+    """Return one image per generation of each model.
 
     Args:
         subject: the evaluated model.
         models: its models to sample from.
         parameters: sampling parameters.
-        shots: images to sample.
+        generations: images to sample.
         root: the storage.
         resources: workers and batch size.
 
@@ -78,12 +78,12 @@ def generate(
         protocol |= {"noise": "torch cpu generator of the seed", "precision": resources.precision}
         folder = storage.join(root, "pictures", fingerprint(protocol))
         storage.write_bytes(storage.join(folder, "protocol.json"), json.dumps(protocol, indent=1).encode())
-        files = {shot.key: storage.join(folder, f"{shot.key}.png") for shot in shots}
+        files = {generation.key: storage.join(folder, f"{generation.key}.png") for generation in generations}
         sets[model] = ImageSet(fingerprint(protocol), files, protocol)
         cached = keys_in(folder)
-        missing = [[shot.index, shot.prompt.text, shot.key] for shot in shots if shot.key not in cached]
+        missing = [[g.index, g.prompt.text, g.key] for g in generations if g.key not in cached]
         for batch in in_batches(missing, resources.batch):
             items[f"{model} {batch[0][2]}"] = json.dumps([model, folder, batch])
     make_worker = partial(Generator, subject, parameters, resources.device)
-    do_items(items, make_worker, resources, "sample", unit="batch")
+    process_items(items, make_worker, resources, "sample", unit="batch")
     return sets

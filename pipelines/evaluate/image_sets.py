@@ -14,7 +14,7 @@ from pipelines.core import storage
 from pipelines.core.config import ConfigError
 from pipelines.data.images import decode_image, encode_png, to_array
 from pipelines.evaluate.found_images import image_files, match_images
-from pipelines.evaluate.prompts import Shot
+from pipelines.evaluate.prompts import Generation
 
 T = TypeVar("T")
 REAL = "real"
@@ -53,24 +53,24 @@ def store_images(encoded: Iterable[bytes], protocol: Mapping[str, Any], count: i
     return ImageSet(fingerprint(protocol), files, protocol)
 
 
-def load_found_images(uri: str, shots: Sequence[Shot], repeats: int, root: str) -> ImageSet:
-    """Match images from elsewhere with the shots; grids are split and stored. Raises ConfigError."""
-    match = match_images(uri, shots, repeats)
+def load_found_images(uri: str, generations: Sequence[Generation], repeats: int, root: str) -> ImageSet:
+    """Match images from elsewhere with the generations; grids are split and stored. Raises ConfigError."""
+    match = match_images(uri, generations, repeats)
     start = len(storage.absolute(uri)) + 1
-    places = {str(place): file[start:] for place, file in sorted(match.files.items())}
-    protocol = {"pictures": storage.fingerprint(uri), "matched": fingerprint(places)}
+    positions = {str(position): file[start:] for position, file in sorted(match.files.items())}
+    protocol = {"pictures": storage.fingerprint(uri), "matched": fingerprint(positions)}
     if not match.grids:
-        files = {shot.key: match.files[divmod(shot.index, repeats)] for shot in shots}
+        files = {generation.key: match.files[divmod(generation.index, repeats)] for generation in generations}
         return ImageSet(fingerprint(protocol), files, protocol)
     protocol["cut"] = "2x2"
     folder = storage.join(root, "pictures", fingerprint(protocol))
-    files = {shot.key: storage.join(folder, f"{shot.key}.png") for shot in shots}
+    files = {generation.key: storage.join(folder, f"{generation.key}.png") for generation in generations}
     cached = keys_in(folder)
-    for (place, _), grid in match.files.items():
-        own = shots[place * repeats : (place + 1) * repeats]
-        if not {shot.key for shot in own} <= cached:
-            for shot, part in zip(own, _cut(grid), strict=True):
-                storage.write_bytes(files[shot.key], encode_png(part))
+    for (position, _), grid in match.files.items():
+        own = generations[position * repeats : (position + 1) * repeats]
+        if not {generation.key for generation in own} <= cached:
+            for generation, part in zip(own, _cut(grid), strict=True):
+                storage.write_bytes(files[generation.key], encode_png(part))
     return ImageSet(fingerprint(protocol), files, protocol)
 
 

@@ -21,7 +21,7 @@ from pipelines.evaluate import bootstrap
 from pipelines.evaluate.bootstrap import Interval
 from pipelines.evaluate.config import Bootstrap
 from pipelines.evaluate.image_sets import ImageSet, load_image
-from pipelines.evaluate.prompts import Prompt, Shot
+from pipelines.evaluate.prompts import Generation, Prompt
 from pipelines.evaluate.score import Scores
 
 Row = dict[str, Any]
@@ -42,9 +42,9 @@ class ScoredImages:
 
 @dataclass(frozen=True)
 class MeasureInput:
-    """Input of a measure: one model's images in the order of the shots, and the real ones."""
+    """Input of a measure: one model's images in the order of the generations, and the real ones."""
 
-    shots: Sequence[Shot]
+    generations: Sequence[Generation]
     repeats: int
     made: ScoredImages
     real: ScoredImages | None
@@ -56,11 +56,11 @@ class MeasureInput:
     @property
     def prompts(self) -> list[Prompt]:
         """Return the prompts in order."""
-        return [shot.prompt for shot in self.shots[:: self.repeats]]
+        return [generation.prompt for generation in self.generations[:: self.repeats]]
 
     def by_prompt(self, values: Sequence[Any]) -> list[Sequence[Any]]:
         """Return values of all images, grouped by prompt."""
-        return [values[i : i + self.repeats] for i in range(0, len(self.shots), self.repeats)]
+        return [values[i : i + self.repeats] for i in range(0, len(self.generations), self.repeats)]
 
     def real_images(self, why: str) -> ScoredImages:
         """Return the real images. Raises ValueError if there are none."""
@@ -88,7 +88,7 @@ class MeasureInput:
         """
         if not math.isfinite(value):
             raise ValueError(f"{metric} {category} is {value}: a score of its images is not finite")
-        count = prompts or len(self.shots) // self.repeats
+        count = prompts or len(self.generations) // self.repeats
         protocol = {
             "metric": metric,
             "scorer": dict(self.made.scores[scorer].protocol) if scorer else {},

@@ -40,8 +40,8 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Shot:
-    """One image to sample; its index counts prompts x repeats, and is the seed of its noise."""
+class Generation:
+    """One image to sample for a prompt; its index counts prompts x repeats, and is the seed of its noise."""
 
     index: int
     prompt: Prompt
@@ -52,9 +52,9 @@ class Shot:
         return f"{self.index:06}-{self.prompt.digest}"
 
 
-def shots_of(prompts: list[Prompt], repeats: int) -> list[Shot]:
-    """Return the shots of the prompts, `repeats` for each."""
-    return [Shot(i * repeats + r, prompt) for i, prompt in enumerate(prompts) for r in range(repeats)]
+def list_generations(prompts: list[Prompt], repeats: int) -> list[Generation]:
+    """Return `repeats` generations per prompt."""
+    return [Generation(i * repeats + r, prompt) for i, prompt in enumerate(prompts) for r in range(repeats)]
 
 
 Reader = Callable[[str, str], list[Prompt]]

@@ -14,14 +14,14 @@ from asymflow.adapters import CONFIG, WEIGHTS
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError, RunSettings
-from pipelines.core.preflight import quickly
+from pipelines.core.preflight import short_timeouts
 from pipelines.core.provenance import read_run
 from pipelines.core.tracking import Tracker, tracking_uri
 
 FOLDER = "registered"
 
 
-def pin(name: str, run: RunSettings) -> str:
+def pin_version(name: str, run: RunSettings) -> str:
     """Return NAME/VERSION of NAME@ALIAS, as an alias may move. Raises ConfigError if there is none."""
     version = _find(name, run)
     return f"{version.name}/{version.version}"
@@ -69,7 +69,7 @@ def _find(name: str, run: RunSettings) -> ModelVersion:
     uri = tracking_uri(run)
     client, alias = MlflowClient(uri, uri), "@" in name
     try:
-        with quickly():
+        with short_timeouts():
             if alias:
                 return client.get_model_version_by_alias(*name.split("@", 1))
             return client.get_model_version(*name.rsplit("/", 1))

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from asymflow.metrics.protocol import Protocol, fingerprint
 from pipelines.core import storage
-from pipelines.core.map_items import do_items
+from pipelines.core.map_items import process_items
 from pipelines.evaluate.image_sets import ImageSet, in_batches, load_image
-from pipelines.evaluate.prompts import Prompt, Shot
+from pipelines.evaluate.prompts import Generation, Prompt
 from pipelines.evaluate.scorers import Row, Scorer
 
 PROTOCOL = "protocol.json"
@@ -56,10 +56,10 @@ class Scores:
 
     def features(self, name: str) -> Iterator[Tensor]:
         """Yield (N, ...) features in chunks of some hundred images, to limit memory."""
-        places = {key: (file, i) for file in self._files for i, key in enumerate(_keys(file))}
+        positions = {key: (file, i) for file in self._files for i, key in enumerate(_keys(file))}
         part = lru_cache(_OPEN)(partial(_features, name=name))
         for keys in in_batches(list(self.keys), _AT_ONCE):
-            yield torch.stack([part(places[key][0])[places[key][1]] for key in keys])
+            yield torch.stack([part(positions[key][0])[positions[key][1]] for key in keys])
 
 
 class ScoreWorker:
@@ -75,7 +75,7 @@ class ScoreWorker:
         """Score a batch, by groups of equal image size, and write its rows."""
         folder, batch = json.loads(item)
         images = [load_image(uri) for _, uri, _ in batch]
-        prompts = [self.prompts[place] for _, _, place in batch]
+        prompts = [self.prompts[index] for _, _, index in batch]
         rows: dict[int, Row] = {}
         sizes = dict.fromkeys(image.shape for image in images)
         for size in sizes:
@@ -87,13 +87,13 @@ class ScoreWorker:
 
 
 def score(
-    sets: Mapping[str, ImageSet], shots: Sequence[Shot], name: str, scorer: Scorer, root: str
+    sets: Mapping[str, ImageSet], generations: Sequence[Generation], name: str, scorer: Scorer, root: str
 ) -> dict[str, Scores]:
-    """Return the scores of each set by its name; images that belong to no shot have an empty prompt.
+    """Return the scores of each set by its name; images that belong to no generation have an empty prompt.
 
     Args:
         sets: image sets by name.
-        shots: shots of the suite.
+        generations: generations of the suite.
         name: name of the scorer.
         scorer: its settings.
         root: the storage.
@@ -103,17 +103,17 @@ def score(
     """
     identity = fingerprint({"scorer": name, **scorer.identity()})
     folders = {label: storage.join(root, "scores", found.id, f"{name}-{identity}") for label, found in sets.items()}
-    prompts = [Prompt("", ""), *{shot.prompt.digest: shot.prompt for shot in shots}.values()]
-    place_of = {prompt.digest: place for place, prompt in enumerate(prompts)}
-    places = {shot.key: place_of[shot.prompt.digest] for shot in shots}
+    prompts = [Prompt("", ""), *{generation.prompt.digest: generation.prompt for generation in generations}.values()]
+    index_of = {prompt.digest: index for index, prompt in enumerate(prompts)}
+    indices = {generation.key: index_of[generation.prompt.digest] for generation in generations}
     items = {}
     for label, found in sets.items():
         cached = {key for file in storage.list_files(folders[label], ".parquet") for key in _keys(file)}
-        missing = [[key, uri, places.get(key, 0)] for key, uri in found.files.items() if key not in cached]
+        missing = [[key, uri, indices.get(key, 0)] for key, uri in found.files.items() if key not in cached]
         for batch in in_batches(missing, scorer.resources.batch):
             items[f"{label} {batch[0][0]}"] = json.dumps([folders[label], batch])
     make_worker = partial(ScoreWorker, scorer, prompts, list(folders.values()))
-    do_items(items, make_worker, scorer.resources, f"score {name}", unit="batch")
+    process_items(items, make_worker, scorer.resources, f"score {name}", unit="batch")
     return {label: Scores(folders[label], list(found.files)) for label, found in sets.items()}
 
 

@@ -235,7 +235,7 @@ class GenEvalScorer(ModelScorer):
     def load(self, device: str) -> tuple[Score, Protocol]:
         """Return the scoring function and its protocol."""
         from asymflow.metrics.colors import ColorClassifier
-        from asymflow.metrics.geneval_picture import GenEval
+        from asymflow.metrics.geneval_model import GenEval
         from asymflow.metrics.mask2former import Mask2FormerDetector
 
         detector = Mask2FormerDetector.load(self.model, device=device)

@@ -78,7 +78,7 @@ def read_prompts(settings: EvaluateSettings, curated: Artifact | None) -> list[P
     return found[:count]
 
 
-def decides(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+def hash_overrides(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
     """Return what else determines the result.
 
     These are the precision of sampling, the scorers in use by their models' content, and, for artifacts whose ID does

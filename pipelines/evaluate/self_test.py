@@ -17,7 +17,7 @@ from asymflow.metrics.geneval import judge, keep_detections
 from pipelines.evaluate.config import Bootstrap
 from pipelines.evaluate.image_sets import ImageSet
 from pipelines.evaluate.measures import MeasureInput, ScoredImages
-from pipelines.evaluate.prompts import Prompt, read_dpg, shots_of
+from pipelines.evaluate.prompts import Prompt, list_generations, read_dpg
 from pipelines.evaluate.suites import SUITES
 
 TOLERANCE = 1e-6
@@ -149,14 +149,14 @@ def _given(count: int, frequency: float) -> dict[str, Any]:
 
 
 def _evaluated(prompts: list[Prompt], repeats: int, scores: Mapping[str, Any]) -> MeasureInput:
-    shots = shots_of(prompts, repeats)
+    generations = list_generations(prompts, repeats)
 
     def sampled(count: int, frequency: float, scores: Mapping[str, Any]) -> _Sampled:
         images = wave(count, 3 * 24 * 24, frequency).float().view(count, 3, 24, 24)
         return _Sampled(ImageSet("", {}, {}), scores, images)
 
-    made = sampled(len(shots), 0.731, scores)
-    return MeasureInput(shots, repeats, made, sampled(REAL, 0.517, _given(REAL, 0.517)), None, NO_INTERVALS)
+    made = sampled(len(generations), 0.731, scores)
+    return MeasureInput(generations, repeats, made, sampled(REAL, 0.517, _given(REAL, 0.517)), None, NO_INTERVALS)
 
 
 def _made_up(suite: str) -> MeasureInput:

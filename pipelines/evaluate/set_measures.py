@@ -26,9 +26,9 @@ from asymflow.metrics.spectrum import distance_of_spectra
 from pipelines.core.step import StepFailed
 from pipelines.evaluate import bootstrap
 from pipelines.evaluate.measures import MeasureInput, Named, Row, ScoredImages, mean_of
-from pipelines.toy.data import GROUNDS
+from pipelines.toy.data import BACKGROUNDS
 
-_ON_PLAIN_GROUND = re.compile(rf"an emoji of .+ on ({'|'.join(GROUNDS)})")
+_ON_PLAIN_GROUND = re.compile(rf"an emoji of .+ on ({'|'.join(BACKGROUNDS)})")
 _FEW = 8  # projections per bootstrap resample, which estimates only the spread
 
 
@@ -53,7 +53,9 @@ class Frechet(Named):
             times = torch.from_numpy(np.repeat(counts, evaluated.repeats))
             return frechet_distance(_statistics(scores.features(self.feature), times), real)
 
-        interval = bootstrap.set_interval(again, len(evaluated.shots) // evaluated.repeats, value, evaluated.settings)
+        interval = bootstrap.set_interval(
+            again, len(evaluated.generations) // evaluated.repeats, value, evaluated.settings
+        )
         return [evaluated.row(self.metric, value, interval, self.scorer, more={"reference": _hash_of(real)})]
 
     def _reference(self, evaluated: MeasureInput) -> FrechetStatistics:
@@ -185,15 +187,15 @@ class FlatGround(Named):
 
     def rows(self, evaluated: MeasureInput) -> list[Row]:
         """Return the mean noise over prompts."""
-        places = [i for i, shot in enumerate(evaluated.shots) if _ON_PLAIN_GROUND.fullmatch(shot.prompt.text)]
-        if not places:
+        plain = [i for i, g in enumerate(evaluated.generations) if _ON_PLAIN_GROUND.fullmatch(g.prompt.text)]
+        if not plain:
             return []
-        images = (127.5 * evaluated.made.tensor[places] + 127.5).round().to(torch.uint8)
+        images = (127.5 * evaluated.made.tensor[plain] + 127.5).round().to(torch.uint8)
         found: dict[str, list[float]] = {}
-        for place, image in zip(places, images, strict=True):
+        for index, image in zip(plain, images, strict=True):
             noise = flat_ground_noise(image)
             if noise is not None:
-                found.setdefault(evaluated.shots[place].prompt.id, []).append(noise)
+                found.setdefault(evaluated.generations[index].prompt.id, []).append(noise)
         if not found:
             return []
         values = [mean_of(of_prompt) for of_prompt in found.values()]

@@ -13,12 +13,12 @@ from PIL import Image
 from asymflow.metrics.protocol import fingerprint
 from pipelines.core import storage
 from pipelines.core.step import Context
-from pipelines.core.text_table import aligned
+from pipelines.core.text_table import format_table
 from pipelines.data.images import decode_image
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.image_sets import REAL
 from pipelines.evaluate.measures import Row, ScoredImages
-from pipelines.evaluate.prompts import Shot
+from pipelines.evaluate.prompts import Generation
 from pipelines.evaluate.suites import SUITES
 from pipelines.viz.image_grid import join_horizontally, side_by_side, thumbnail
 
@@ -34,7 +34,7 @@ def group_of(settings: EvaluateSettings) -> str:
 def report(
     settings: EvaluateSettings,
     context: Context,
-    shots: Sequence[Shot],
+    generations: Sequence[Generation],
     images: Mapping[str, ScoredImages],
     rows: Sequence[Row],
 ) -> None:
@@ -48,14 +48,14 @@ def report(
     _write_json(context.file(PROTOCOLS), {"numbers": protocols, "pictures": made})
     tracker.log_table("table", {name: [row[name] for row in table] for name in COLUMNS})
     own = {label: found for label, found in images.items() if label != REAL}
-    storage.write_file(context.file(SCORES), lambda local: pq.write_table(_scores(shots, own), local))
+    storage.write_file(context.file(SCORES), lambda local: pq.write_table(_scores(generations, own), local))
     for name in (SCORES, PROTOCOLS):
         tracker.log_file(context.file(name))
-    for name, image_grid in _image_grids(settings, shots, images, own):
+    for name, image_grid in _image_grids(settings, generations, images, own):
         buffer = io.BytesIO()
         image_grid.save(buffer, "PNG")
         storage.write_bytes(context.file(f"{name}.png"), buffer.getvalue())
-        tracker.log_picture(name, image_grid)
+        tracker.log_image(name, image_grid)
     group = group_of(settings)
     by_category = {
         f"{group}/{row['model']}/{row['metric']}/{row['category']}": row["value"] for row in rows if row["category"]
@@ -63,15 +63,16 @@ def report(
     tracker.log_metrics({re.sub(r"[^\w\-./ ]", "_", name): value for name, value in by_category.items()})
 
 
-def _scores(shots: Sequence[Shot], own: Mapping[str, ScoredImages]) -> pa.Table:
+def _scores(generations: Sequence[Generation], own: Mapping[str, ScoredImages]) -> pa.Table:
     """Return a table with a row per image: its prompt, and its scores."""
     found: list[dict[str, Any]] = []
     for model, images in own.items():
         scored = {name: scores.rows() for name, scores in images.scores.items()}
-        for i, shot in enumerate(shots):
+        for i, generation in enumerate(generations):
+            prompt = generation.prompt
             row = {
-                "model": model, "index": shot.index, "prompt_id": shot.prompt.id, "prompt": shot.prompt.text,
-                "category": shot.prompt.category, "picture": images.set.files[shot.key],
+                "model": model, "index": generation.index, "prompt_id": prompt.id, "prompt": prompt.text,
+                "category": prompt.category, "picture": images.set.files[generation.key],
             }  # fmt: skip
             for name, rows in scored.items():
                 row |= {f"{name}/{column}": value for column, value in rows[i].items() if column != "key"}
@@ -81,18 +82,18 @@ def _scores(shots: Sequence[Shot], own: Mapping[str, ScoredImages]) -> pa.Table:
 
 def _image_grids(
     settings: EvaluateSettings,
-    shots: Sequence[Shot],
+    generations: Sequence[Generation],
     images: Mapping[str, ScoredImages],
     own: Mapping[str, ScoredImages],
 ) -> Iterable[tuple[str, Image.Image]]:
     """Yield image grids by name: the first prompts for all models, then the best and worst images per scorer."""
-    repeats = next((i for i, shot in enumerate(shots) if shot.prompt is not shots[0].prompt), len(shots))
-    first = list(range(0, len(shots), repeats))[: settings.shown]
+    repeats = next((i for i, g in enumerate(generations) if g.prompt is not generations[0].prompt), len(generations))
+    first = list(range(0, len(generations), repeats))[: settings.shown]
     paired = SUITES[settings.suite].read is None  # real image i belongs to prompt i; other reference images to none
     shown = [label for label in sorted(images, key=lambda label: label in own) if label in own or paired]
-    places = {label: first if label in own else range(len(first)) for label in shown}
-    columns = {label: _read(images[label], places[label]) for label in places}
-    yield "samples", side_by_side(columns, [shots[i].prompt.text for i in first], scale=1)
+    indices = {label: first if label in own else range(len(first)) for label in shown}
+    columns = {label: _read(images[label], indices[label]) for label in indices}
+    yield "samples", side_by_side(columns, [generations[i].prompt.text for i in first], scale=1)
     for model, found in own.items():
         for name, scores in found.scores.items():
             rows = scores.rows()
@@ -102,14 +103,14 @@ def _image_grids(
             count = min(settings.shown, -(-len(ranked) // 2))
             parts = []
             for title, picked in (("most", ranked[:count]), ("least", ranked[::-1][:count])):
-                captions = [f"{rows[i]['score']:.4g}  {shots[i].prompt.text}" for i in picked]
+                captions = [f"{rows[i]['score']:.4g}  {generations[i].prompt.text}" for i in picked]
                 parts.append(side_by_side({f"{name}: {title}": _read(found, picked)}, captions, scale=1))
             yield f"{model}_{name}", join_horizontally(*parts)
 
 
-def _read(images: ScoredImages, places: Iterable[int]) -> list[Image.Image]:
+def _read(images: ScoredImages, indices: Iterable[int]) -> list[Image.Image]:
     files = list(images.set.files.values())
-    return [thumbnail(decode_image(storage.read_bytes(files[i]))) for i in places]
+    return [thumbnail(decode_image(storage.read_bytes(files[i]))) for i in indices]
 
 
 def _write_json(uri: str, content: Any) -> None:
@@ -123,4 +124,4 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
         interval = "" if row["low"] is None else f"[{row['low']:.4g}, {row['high']:.4g}]"
         value, count = f"{row['value']:.4g}", str(row["pictures"])
         lines.append((row["model"], row["metric"], row["category"], value, interval, count, row["fingerprint"]))
-    return aligned(lines)
+    return format_table(lines)

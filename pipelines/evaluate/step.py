@@ -17,18 +17,18 @@ from pipelines.core.base_models import check_base, read_patch_size
 from pipelines.core.config import ConfigError
 from pipelines.core.step import Context, Outcome, Step, StepFailed
 from pipelines.data.images import encode_png
-from pipelines.evaluate.class_subject import ClassModel, read_class_model, settings_of
+from pipelines.evaluate.class_subject import ClassModel, read_class_model, read_pretrain_settings
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.found_images import match_images
 from pipelines.evaluate.generate import generate
 from pipelines.evaluate.image_sets import REAL, ImageSet, load_found_images, reference_images, store_images
 from pipelines.evaluate.measures import MeasureInput, Row, ScoredImages
-from pipelines.evaluate.prompts import Shot, read_held_out, shots_of
+from pipelines.evaluate.prompts import Generation, list_generations, read_held_out
 from pipelines.evaluate.score import score
 from pipelines.evaluate.selection import (
     ADAPTER,
     column_of,
-    decides,
+    hash_overrides,
     measures_of,
     models_of,
     read_prompts,
@@ -102,9 +102,9 @@ def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> 
     prompts = read_prompts(settings, inputs.get("curated"))
     if "pretrained" in inputs:
         read_class_model(inputs["pretrained"], settings.pretrained_step)
-        settings.sampling.check_size(settings_of(inputs["pretrained"]).jit.patch_size, "sampling.")
+        settings.sampling.check_size(read_pretrain_settings(inputs["pretrained"]).jit.patch_size, "sampling.")
     if settings.pictures:
-        match_images(settings.pictures, shots_of(prompts, repeats_of(settings)), repeats_of(settings))
+        match_images(settings.pictures, list_generations(prompts, repeats_of(settings)), repeats_of(settings))
     if "lifted" in models_of(settings) and not (settings.adapter or {"basis", "finetuned"} & inputs.keys()):
         raise ConfigError("basis: missing; a lifted model needs one")
 
@@ -116,14 +116,14 @@ def pin_registered(settings: EvaluateSettings, latest: bool) -> EvaluateSettings
         settings: settings of the evaluation.
         latest: whether `registered` defaults to EXPERIMENT@newest.
     """
-    from pipelines.evaluate.registry import pin  # MLflow: imported in the driver alone
+    from pipelines.evaluate.registry import pin_version  # MLflow: imported in the driver alone
 
     name = settings.registered or (f"{settings.run.experiment}@newest" if latest else "")
     if not name:
         return settings
     settings = settings.model_copy(update={"registered": name})
     check(settings)
-    return settings.model_copy(update={"registered": pin(name, settings.run)})
+    return settings.model_copy(update={"registered": pin_version(name, settings.run)})
 
 
 def shown(settings: EvaluateSettings) -> dict[str, Any]:
@@ -132,12 +132,12 @@ def shown(settings: EvaluateSettings) -> dict[str, Any]:
     return tree | {"scorers": {name: tree["scorers"][name] for name in scorers_of(settings)}}
 
 
-def tell(outcome: Outcome) -> str:
+def summarize(outcome: Outcome) -> str:
     """Return the table of a finished evaluation."""
     return table_of(json.loads(storage.read_bytes(outcome.artifact.file(TABLE))))
 
 
-def hold_limits(settings: EvaluateSettings, outcome: Outcome) -> None:
+def check_thresholds(settings: EvaluateSettings, outcome: Outcome) -> None:
     """Raise StepFailed if scores are below `floors` or above `ceilings`."""
     metrics = outcome.artifact.manifest["metrics"]
     if missing := sorted({*settings.floors, *settings.ceilings} - metrics.keys()):
@@ -155,19 +155,19 @@ def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
     root = storage.absolute(settings.run.storage)
     prompts = read_prompts(settings, context.inputs.get("curated"))
     repeats = repeats_of(settings)
-    shots = shots_of(prompts, repeats)
+    generations = list_generations(prompts, repeats)
     subject = find_evaluated_model(settings, context) if not settings.pictures else None
-    sets = sample_images(settings, subject, shots, root)
+    sets = sample_images(settings, subject, generations, root)
     reference, real = find_real(settings, context, len(prompts), root)
     all_sets = {**sets, **({REAL: real} if real else {})}
     needed = {measure.scorer for measure in measures_of(settings) if measure.needs_real}
     scores: dict[str, dict] = {label: {} for label in all_sets}
     for name in scorers_of(settings):
         scored_sets = all_sets if name in needed else sets
-        for label, found in score(scored_sets, shots, name, getattr(settings.scorers, name), root).items():
+        for label, found in score(scored_sets, generations, name, getattr(settings.scorers, name), root).items():
             scores[label][name] = found
     images = {label: ScoredImages(found, scores[label]) for label, found in all_sets.items()}
-    compare = partial(MeasureInput, shots, repeats)
+    compare = partial(MeasureInput, generations, repeats)
     rows: list[Row] = []
     for model in sets:
         evaluated = compare(images[model], images.get(REAL), reference, settings.bootstrap)
@@ -176,22 +176,22 @@ def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
             for measure in measures_of(settings)
             for row in measure.rows(evaluated)
         ]
-    report(settings, context, shots, images, rows)
+    report(settings, context, generations, images, rows)
     metrics = {f"{row['model']}/{row['metric']}": row["value"] for row in rows if not row["category"]}
     link(context.tracker, subject.lineage if subject else {}, settings.suite, metrics)
     return metrics
 
 
 def sample_images(
-    settings: EvaluateSettings, subject: EvaluatedModel | ClassModel | None, shots: list[Shot], root: str
+    settings: EvaluateSettings, subject: EvaluatedModel | ClassModel | None, generations: list[Generation], root: str
 ) -> dict[str, ImageSet]:
     """Return the images of each model, sampled unless cached or given."""
     if subject is None:
-        return {"trained": load_found_images(settings.pictures, shots, repeats_of(settings), root)}
+        return {"trained": load_found_images(settings.pictures, generations, repeats_of(settings), root)}
     given = settings.sampling.model_dump(exclude_defaults=True)
     sampling = settings.sampling.model_copy(update={**suite_of(settings).sampling, **given})
     parameters = sampling.resolve(subject.defaults)
-    return generate(subject, models_of(settings), parameters, shots, root, settings.resources)
+    return generate(subject, models_of(settings), parameters, generations, root, settings.resources)
 
 
 def find_evaluated_model(settings: EvaluateSettings, context: Context) -> EvaluatedModel | ClassModel:
@@ -247,7 +247,7 @@ STEP = Step(
     check_inputs=check_inputs,
     contents=("base", "adapter", "pictures", "prompts.file", "reference.source"),
     repositories=("adapter",),
-    decides=decides,
+    hash_overrides=hash_overrides,
     title=lambda settings: settings.suite,
     group=group_of,
     shown=shown,

@@ -78,13 +78,13 @@ def read_evaluated_model(
                 parts["adapter"] = fingerprint({"weights": weights_sha256(folder), "config": config})
     except ValueError as error:
         raise ConfigError(f"adapter={adapter!r}: {error}") from None
-    place, parts["text_padding"] = "", defaults.text_padding
+    subspace_file, parts["text_padding"] = "", defaults.text_padding
     if subspace is not None:
-        place = storage.join(folder_for_subspace, SUBSPACE)
-        storage.write_file(place, subspace.save)
+        subspace_file = storage.join(folder_for_subspace, SUBSPACE)
+        storage.write_file(subspace_file, subspace.save)
         values = torch.cat([subspace.A.double().flatten(), torch.tensor([subspace.s], dtype=torch.float64)])
         parts["subspace"] = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
-    return EvaluatedModel(storage.absolute(base), adapter, place, defaults, parts, lineage)
+    return EvaluatedModel(storage.absolute(base), adapter, subspace_file, defaults, parts, lineage)
 
 
 def _pipeline_defaults(base: str) -> SamplingDefaults:

@@ -1,4 +1,4 @@
-"""Settings of experiments over many steps: workflow, sweeps, rank sweep and time to quality."""
+"""Settings of experiments over many steps: workflow, sweeps, rank sweep, time to quality and report."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from pipelines.core.config import RunSettings, Settings, StepSettings, Uri, validate
-from pipelines.core.yaml_values import Holds
+from pipelines.core.yaml_values import ValidatedAs
 from pipelines.data.basis.config import BasisSettings
 from pipelines.data.config import CaptionSettings, ColorStatsSettings, EncodeSettings
 from pipelines.data.curate.config import CurateSettings
@@ -14,6 +14,7 @@ from pipelines.evaluate.config import EvaluateSettings
 from pipelines.sample.config import DemoPageSettings, SampleSettings
 from pipelines.toy.config import DemoDataSettings, ToyBaseSettings, ToyEncoderSettings
 from pipelines.train.finetune.config import FinetuneSettings
+from pipelines.train.finetune.export_config import ExportSettings
 from pipelines.train.pretrain.config import ImportJitSettings, PretrainSettings, Repa
 
 
@@ -25,15 +26,15 @@ class WorkflowSettings(Settings):
     run: RunSettings = RunSettings()
     base: Uri
     """Folder of the latent model, a diffusers pipeline"""
-    curate: Annotated[dict[str, Any], Holds(CurateSettings)] = Field(default_factory=dict)
-    caption: Annotated[dict[str, Any] | None, Holds(CaptionSettings)] = None
+    curate: Annotated[dict[str, Any], ValidatedAs(CurateSettings)] = Field(default_factory=dict)
+    caption: Annotated[dict[str, Any] | None, ValidatedAs(CaptionSettings)] = None
     """Skipped unless given: the images keep the captions of the shards"""
-    color_stats: Annotated[dict[str, Any] | None, Holds(ColorStatsSettings)] = Field(default_factory=dict)
+    color_stats: Annotated[dict[str, Any] | None, ValidatedAs(ColorStatsSettings)] = Field(default_factory=dict)
     """null skips it, for a basis whose color space is not measured"""
-    basis: Annotated[dict[str, Any], Holds(BasisSettings)] = Field(default_factory=dict)
-    encode: Annotated[dict[str, Any], Holds(EncodeSettings)] = Field(default_factory=dict)
-    finetune: Annotated[dict[str, Any], Holds(FinetuneSettings)] = Field(default_factory=dict)
-    evaluate: Annotated[dict[str, Any], Holds(EvaluateSettings)] = Field(default_factory=dict)
+    basis: Annotated[dict[str, Any], ValidatedAs(BasisSettings)] = Field(default_factory=dict)
+    encode: Annotated[dict[str, Any], ValidatedAs(EncodeSettings)] = Field(default_factory=dict)
+    finetune: Annotated[dict[str, Any], ValidatedAs(FinetuneSettings)] = Field(default_factory=dict)
+    evaluate: Annotated[dict[str, Any], ValidatedAs(EvaluateSettings)] = Field(default_factory=dict)
 
 
 class Search(Settings):
@@ -68,7 +69,7 @@ class SweepSettings(Settings):
 
     step: ClassVar[str] = "sweep"
     run: RunSettings = RunSettings()
-    evaluate: Annotated[dict[str, Any], Holds(EvaluateSettings)]
+    evaluate: Annotated[dict[str, Any], ValidatedAs(EvaluateSettings)]
     """Settings of the evaluation, except `run`"""
     metric: str
     """MODEL/METRIC that determines the best point"""
@@ -115,9 +116,9 @@ class RankSweepSettings(Settings):
 
     step: ClassVar[str] = "rank_sweep"
     run: RunSettings = RunSettings()
-    pretrain: Annotated[dict[str, Any], Holds(PretrainSettings)]
+    pretrain: Annotated[dict[str, Any], ValidatedAs(PretrainSettings)]
     """Settings of the training, except `run`, `seed` and `subspace`"""
-    evaluate: Annotated[dict[str, Any], Holds(EvaluateSettings)]
+    evaluate: Annotated[dict[str, Any], ValidatedAs(EvaluateSettings)]
     """Settings of the evaluation, except `run` and `pretrained`"""
     metric: str = "frechet"
     """Metric of the suite to plot"""
@@ -148,7 +149,7 @@ class TimeToQualitySettings(Settings):
     run: RunSettings = RunSettings()
     finetuned: dict[str, Uri] = Field(min_length=1)
     """{label: artifact of the finetune step}; `checkpoints.keep_every` keeps the checkpoints to evaluate"""
-    evaluate: Annotated[dict[str, Any], Holds(EvaluateSettings)]
+    evaluate: Annotated[dict[str, Any], ValidatedAs(EvaluateSettings)]
     """Settings of the evaluations, except `run`, `adapter` and `models`; `base` defaults to the finetune's"""
     metrics: list[str] = Field(
         ["sliced_wasserstein", "sliced_wasserstein_high_pass", "spectrum", "imagenet_frechet"], min_length=1
@@ -156,13 +157,25 @@ class TimeToQualitySettings(Settings):
     """Distances of the suite"""
 
 
+class ReportSettings(Settings):
+    """Compare evaluations on one self-contained HTML page, with the paper's Tables 3 and 4 marked as quoted."""
+
+    step: ClassVar[str] = "report"
+    out: Uri
+    """HTML file to write"""
+    evaluations: dict[str, Uri] = Field(min_length=1)
+    """{label: artifact of the evaluate step, or the ID of its MLflow run}"""
+    tracking_uri: str = ""
+    """MLflow server or database of the runs; empty: MLFLOW_TRACKING_URI"""
+
+
 SETTINGS: dict[str, type[Settings]] = {
     settings.step: settings
     for settings in (
         CurateSettings, CaptionSettings, ColorStatsSettings, BasisSettings, EncodeSettings, FinetuneSettings,
         PretrainSettings, SampleSettings, EvaluateSettings, WorkflowSettings, SweepSettings, RankSweepSettings,
-        TimeToQualitySettings, DemoPageSettings, ImportJitSettings, DemoDataSettings, ToyBaseSettings,
-        ToyEncoderSettings,
+        TimeToQualitySettings, ReportSettings, ExportSettings, DemoPageSettings, ImportJitSettings, DemoDataSettings,
+        ToyBaseSettings, ToyEncoderSettings,
     )
 }  # fmt: skip
 """By step: all jobs that read a configuration file"""

@@ -183,7 +183,7 @@ def curve_figure(rows: Sequence[Row], metric: str) -> "Figure":
     return figure
 
 
-def family_table(rows: Sequence[Row]) -> list[list[str]]:
+def rank_table(rows: Sequence[Row]) -> list[list[str]]:
     """Return the table of variants: means and half intervals over seeds; the first line has the titles."""
     metrics = list(rows[0]["metrics"])
     lines = [["", "seeds", "loss", *metrics]]
@@ -235,7 +235,7 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 def log_report(rows: Sequence[Row], metric: str, tracker: "Tracker", folder: str) -> None:
     """Log figures and tables to MLflow, and write them to the folder."""
     found = claims(rows, metric)
-    tables = {"family": family_table(rows), "floors": floor_table(rows)}
+    tables = {"family": rank_table(rows), "floors": floor_table(rows)}
     tables["claims"] = claim_table(found, metric)
     tables["claims by the loss"] = claim_table(claims(by_loss(rows), "loss"), "the training loss")
     for name, lines in tables.items():

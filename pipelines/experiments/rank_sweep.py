@@ -42,9 +42,7 @@ class Variant:
 def variants_of(settings: RankSweepSettings) -> list[Variant]:
     """Return the variants of a sweep."""
     found = [Variant(r, "pca", {"subspace.rank": r}) for r in settings.ranks]
-    found += [
-        Variant(r, "random", {"subspace.rank": r, "subspace.kind": "random"}) for r in settings.random_ranks
-    ]
+    found += [Variant(r, "random", {"subspace.rank": r, "subspace.kind": "random"}) for r in settings.random_ranks]
     if settings.repa:
         repa = settings.repa.settings.model_dump()
         found += [Variant(r, "repa", {"subspace.rank": r, "repa": repa}) for r in settings.repa.ranks]
@@ -118,16 +116,16 @@ def run_rank_sweep(settings: RankSweepSettings) -> tuple[str, str, list[Row]]:
 
     Seeds are the outer loop: an interrupted sweep has comparable results.
     """
-    from pipelines.core.preflight import check_places, check_work
-    from pipelines.core.tracking import open_run_of
+    from pipelines.core.preflight import check_can_build, check_destinations
+    from pipelines.core.tracking import open_artifact_run
 
-    check_places(settings.run)
+    check_destinations(settings.run)
     check(settings)
-    check_work(settings.run)
+    check_can_build(settings.run)
     identity = hashlib.sha256(settings.model_dump_json(exclude={"run"}).encode()).hexdigest()[:16]
     folder = storage.join(storage.absolute(settings.run.storage), "rank_sweeps", identity)
     rows: list[Row] = []
-    with open_run_of(folder, "rank_sweep", settings.run, f"rank sweep {identity[:6]}") as tracker:
+    with open_artifact_run(folder, "rank_sweep", settings.run, f"rank sweep {identity[:6]}") as tracker:
         tracker.log_params(settings.model_dump(mode="json"))
         for seed in settings.seeds:
             for variant in variants_of(settings):

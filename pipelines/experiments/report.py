@@ -14,7 +14,6 @@ from PIL import Image
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact, load_artifact
 from pipelines.core.config import ConfigError
-from pipelines.core.credentials import has_secret
 from pipelines.evaluate.show import PROTOCOLS, TABLE
 
 Row = Mapping[str, Any]
@@ -71,34 +70,36 @@ class Evaluation:
         return {name.removesuffix(".png"): _data_uri(self.artifact.file(name)) for name in names}
 
 
-def read_evaluation(source: str, tracking_uri: str) -> Evaluation:
-    """Return the evaluation of LABEL=SOURCE or SOURCE: an evaluate artifact, or the ID of its MLflow run.
+def read_evaluation(label: str, uri: str, tracking_uri: str = "") -> Evaluation:
+    """Read an evaluation.
+
+    Args:
+        label: name of the evaluation on the page.
+        uri: an evaluate artifact, or the ID of its MLflow run.
+        tracking_uri: MLflow server or database of the run; empty: MLFLOW_TRACKING_URI.
 
     Raises:
         ConfigError: there is no such artifact or run.
     """
-    label, separator, uri = source.rpartition("=")
     if len(uri) == 32 and not {*uri} - {*"0123456789abcdef"}:
         uri = _artifact_of_run(uri, tracking_uri)
     artifact = load_artifact(uri, "evaluate")
     rows = json.loads(storage.read_bytes(artifact.file(TABLE)))
     protocols = json.loads(storage.read_bytes(artifact.file(PROTOCOLS)))
-    return Evaluation(label if separator else artifact.id[:8], artifact, rows, protocols)
+    return Evaluation(label, artifact, rows, protocols)
 
 
 def _artifact_of_run(run_id: str, tracking_uri: str) -> str:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-    from pipelines.core.preflight import quickly
+    from pipelines.core.preflight import short_timeouts
 
-    if has_secret(tracking_uri):
-        raise ConfigError("--tracking-uri: contains a password or a token; set credentials in the environment")
     try:
-        with quickly():
+        with short_timeouts():
             tags = MlflowClient(tracking_uri or None).get_run(run_id).data.tags
     except MlflowException as error:
-        raise ConfigError(f"{run_id}: {str(error).splitlines()[0]} (which MLflow? --tracking-uri URI)") from None
+        raise ConfigError(f"{run_id}: {str(error).splitlines()[0]} (which MLflow? set tracking_uri)") from None
     if "artifact" not in tags:
         raise ConfigError(f"{run_id}: the run did not finish an evaluation")
     return tags["artifact"]

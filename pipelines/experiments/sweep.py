@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.core import storage
 from pipelines.core.config import ConfigError, set_at, validate
 from pipelines.core.step import Outcome, find_inputs, run_step
-from pipelines.core.text_table import aligned
+from pipelines.core.text_table import format_table
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.step import STEP, measures_of, models_of, pin_registered
 from pipelines.experiments.config import Search, SweepSettings
@@ -80,17 +80,17 @@ def run_sweep(settings: SweepSettings) -> tuple[str, list[Point], Point]:
 
     Raises as a step does.
     """
-    from pipelines.core.preflight import check_places, check_work
-    from pipelines.core.tracking import open_run_of
+    from pipelines.core.preflight import check_can_build, check_destinations
+    from pipelines.core.tracking import open_artifact_run
 
-    check_places(settings.run)
+    check_destinations(settings.run)
     check(settings)
-    check_work(settings.run)
+    check_can_build(settings.run)
     identity = hashlib.sha256(settings.model_dump_json(exclude={"run"}).encode()).hexdigest()[:16]
     folder = storage.join(storage.absolute(settings.run.storage), "sweeps", identity)
     points: dict[str, Point] = {}
     name = f"sweep {settings.metric} {identity[:6]}"
-    with open_run_of(folder, "sweep", settings.run, name) as tracker:
+    with open_artifact_run(folder, "sweep", settings.run, name) as tracker:
         tracker.log_params(settings.model_dump(mode="json"))
 
         def objective(changes: Mapping[str, Any]) -> float:
@@ -180,7 +180,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     shown = [name for name in rows[0] if name != "run"]
     lines = [shown]
     lines += [[f"{row[n]:.5g}" if isinstance(row[n], float) else str(row[n]) for n in shown] for row in rows]
-    return aligned(lines)
+    return format_table(lines)
 
 
 def sweep_figure(metric: str, points: Sequence[Point]) -> "Figure":

@@ -37,14 +37,14 @@ SECONDS = "train/speed/seconds_per_step"
 Row = dict[str, Any]
 
 
-class Passing(NamedTuple):
+class StepsToQuality(NamedTuple):
     """Step of the first checkpoint below a limit, and of the first after which all are; None if there is none."""
 
     first: int | None
     lasting: int | None
 
 
-def passing(steps: Sequence[int], distances: Sequence[float], limit: float) -> Passing:
+def steps_to_quality(steps: Sequence[int], distances: Sequence[float], limit: float) -> StepsToQuality:
     """Return where the distances of checkpoints, in the order of their steps, fall below a limit."""
     below = [distance < limit for distance in distances]
     first = steps[below.index(True)] if any(below) else None
@@ -53,7 +53,7 @@ def passing(steps: Sequence[int], distances: Sequence[float], limit: float) -> P
         if not passed:
             break
         lasting = step
-    return Passing(first, lasting)
+    return StepsToQuality(first, lasting)
 
 
 def training_minutes(finetuned: Artifact, run: RunSettings, steps: Sequence[int]) -> list[float | None]:
@@ -121,17 +121,17 @@ def run_time_to_quality(settings: TimeToQualitySettings) -> tuple[str, str, list
 
     Raises as a step does.
     """
-    from pipelines.core.preflight import check_places, check_work
-    from pipelines.core.tracking import open_run_of
+    from pipelines.core.preflight import check_can_build, check_destinations
+    from pipelines.core.tracking import open_artifact_run
 
-    check_places(settings.run)
+    check_destinations(settings.run)
     finetunes = find_finetunes(settings)
-    check_work(settings.run)
+    check_can_build(settings.run)
     identity = hashlib.sha256(settings.model_dump_json(exclude={"run"}).encode()).hexdigest()[:16]
     root = storage.absolute(settings.run.storage)
     folder = storage.join(root, "time_to_quality", identity)
     rows: list[Row] = []
-    with open_run_of(folder, settings.step, settings.run, f"time to quality {identity[:6]}") as tracker:
+    with open_artifact_run(folder, settings.step, settings.run, f"time to quality {identity[:6]}") as tracker:
         tracker.log_params(settings.model_dump(mode="json"))
         for label, finetuned in finetunes.items():
             found: dict[int, Mapping[str, float]] = {}
@@ -154,7 +154,7 @@ def rows_of(
     for metric in metrics:
         trained = [numbers[f"trained/{metric}"] for numbers in found.values()]
         latent = found[steps[-1]][f"latent/{metric}"]
-        first, lasting = passing(steps, trained, latent)
+        first, lasting = steps_to_quality(steps, trained, latent)
         rows.append({
             "finetune": label, "metric": metric, "latent": latent, "trained": trained, "steps": steps,
             "minutes": list(minutes), "first": first, "first_minutes": None if first is None else at[first],

@@ -8,10 +8,10 @@ from typing import Any
 
 from pipelines.core import storage
 from pipelines.core.config import ConfigError
-from pipelines.core.preflight import check_places, check_work
+from pipelines.core.preflight import check_can_build, check_destinations
 from pipelines.core.step import Outcome, Step, run_step
-from pipelines.core.text_table import aligned
-from pipelines.core.tracking import open_run_of
+from pipelines.core.text_table import format_table
+from pipelines.core.tracking import open_artifact_run
 from pipelines.data import caption, color_stats, encode
 from pipelines.data.basis import step as basis
 from pipelines.data.curate import step as curate
@@ -22,7 +22,13 @@ from pipelines.train.finetune import step as finetune
 STEPS: dict[str, Step] = {
     step.name: step
     for step in (
-        curate.STEP, caption.STEP, color_stats.STEP, basis.STEP, encode.STEP, finetune.STEP, evaluate.STEP
+        curate.STEP,
+        caption.STEP,
+        color_stats.STEP,
+        basis.STEP,
+        encode.STEP,
+        finetune.STEP,
+        evaluate.STEP,
     )  # fmt: skip
 }
 
@@ -43,20 +49,20 @@ def check_all(settings: WorkflowSettings) -> None:
 
 def run_workflow(settings: WorkflowSettings) -> tuple[str, dict[str, Outcome]]:
     """Run the steps that have no artifact yet. Returns the parent run's ID and each step's outcome."""
-    check_places(settings.run)
+    check_destinations(settings.run)
     check_all(settings)
-    check_work(settings.run)
+    check_can_build(settings.run)
     identity = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
     folder = storage.join(storage.absolute(settings.run.storage), ".workflows", identity)
     outcomes: dict[str, Outcome] = {}
-    with open_run_of(folder, "workflow", settings.run, settings.name) as tracker:
+    with open_artifact_run(folder, "workflow", settings.run, settings.name) as tracker:
         tracker.log_params(settings.model_dump(mode="json"))
         for step in (STEPS[name] for name in sections_of(settings)):
             made = {name: outcome.artifact.uri for name, outcome in outcomes.items()}
             filled = step_settings(step, settings, made)
             outcomes[step.name] = outcome = run_step(step, filled, tracker.run_id)
             tracker.log_input(outcome.artifact)
-            tracker.log_metrics(step.numbers(filled, outcome.artifact.manifest["metrics"]))
+            tracker.log_metrics(step.prefix_metrics(filled, outcome.artifact.manifest["metrics"]))
     return tracker.run_id, outcomes
 
 
@@ -68,4 +74,4 @@ def table(outcomes: dict[str, Outcome]) -> str:
         made = ", ".join(f"{k} {v:.4g}" for k, v in metrics)
         seconds = "cached" if outcome.reused else f"{outcome.seconds:.0f}"
         rows.append((name, seconds, made, outcome.artifact.id))
-    return aligned(rows)
+    return format_table(rows)

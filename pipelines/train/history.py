@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines.core import storage
-from pipelines.train.metrics_log import CHUNK, Record
+from pipelines.train.metrics_log import CHUNK, MetricsLog
 
 LOGGER = logging.getLogger(__name__)
 Entry = dict[str, Any]
@@ -37,7 +37,7 @@ class HistoryWriter:
         return frozenset(self._full)
 
     def write(self, chunks: Mapping[int, dict[str, Any]]) -> list[Entry]:
-        """Write the output of `Record.chunks`. Returns the entries of all chunks so far."""
+        """Write the output of `MetricsLog.chunks`. Returns the entries of all chunks so far."""
         entries = dict(self._full)
         for number, rows in chunks.items():
             last = rows["steps"][-1]
@@ -54,17 +54,17 @@ class HistoryWriter:
 
 
 def summary_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a state's history that needs no files; see `Record.summary`."""
-    return Record.from_json(state["record"]).summary() if "record" in state else state["summary"]
+    """Return the part of a state's history that needs no files; see `MetricsLog.summary`."""
+    return MetricsLog.from_json(state["record"]).summary() if "record" in state else state["summary"]
 
 
-def read_record(folder: str, state: Mapping[str, Any]) -> Record:
+def read_metrics_log(folder: str, state: Mapping[str, Any]) -> MetricsLog:
     """Return the metrics log of a checkpoint from its state.
 
     A history file that is missing or damaged loses its steps, with a warning, and never the checkpoint.
     """
     if "record" in state:  # format of checkpoints before the history had its own files
-        return Record.from_json(state["record"])
+        return MetricsLog.from_json(state["record"])
     chunks = []
     for entry in state["history"]:
         uri = storage.join(history_folder(folder), entry["file"])
@@ -77,7 +77,7 @@ def read_record(folder: str, state: Mapping[str, Any]) -> Record:
             LOGGER.warning("%s is damaged (SHA-256 differs): its steps are left out of the curves", uri)
             continue
         chunks.append(json.loads(data))
-    return Record.from_parts(state["summary"], chunks)
+    return MetricsLog.from_parts(state["summary"], chunks)
 
 
 def prune_history(folder: str, states: Iterable[Mapping[str, Any]]) -> None:

@@ -28,7 +28,7 @@ from pipelines.train.engine import (
     was_skipped,
 )
 from pipelines.train.history import summary_of
-from pipelines.train.metrics_log import AVERAGE, RECORD, TRAINABLE, Record
+from pipelines.train.metrics_log import AVERAGE, METRICS_LOG, TRAINABLE, MetricsLog
 from pipelines.train.monitoring import GiveUp, StepMonitor, Watchdog
 from pipelines.train.run_lease import TERMINATED, LeaseMonitor, RunLease, WorkerSignal
 from pipelines.train.sample_order import slots_per_worker
@@ -38,10 +38,8 @@ from pipelines.train.task import Batch, MakeTask, Tokens
 from pipelines.train.tracking_log import TrackingLog, read_unsent
 
 LOGGER = logging.getLogger(__name__)
-ASK_EVERY = 10.0
-"""Seconds between preemption checks: each is a barrier of all workers"""
-
-
+PREEMPTION_CHECK_SECONDS = 10.0
+"""Interval of preemption checks, each a barrier of all workers"""
 FINISH_SECONDS = 600.0
 """A finished training retries writing its result for this long"""
 CLOSE_SECONDS, TRACKING_SECONDS = 60.0, 20.0
@@ -83,7 +81,7 @@ class Training:
         self.task = make_task(config, self.rank, self.workers)
         self.settings = settings = self.task.settings
         self.folder: str = config["folder"]
-        self.attempt = RunLease(self.folder, config["attempt"])
+        self.lease = RunLease(self.folder, config["attempt"])
         self.watchdog, self.monitor = Watchdog(settings.watch), StepMonitor(settings.watch, warns=self.rank == 0)
         self.watchdog.reset()
         self.step = 0
@@ -99,15 +97,15 @@ class Training:
         )
         self.state = TrainableState(self.engine, self.task.model.trainable())
         self.average = self.task.moving_average(self.state.values())
-        self.record = Record()
-        self.reader = self.task.reader
+        self.metrics_log = MetricsLog()
+        self.data_loader = self.task.data_loader
         self.is_stopping = False
         if self.rank == 0:
-            self.channel = Channel(self.attempt.name)
-            self.lease_monitor = LeaseMonitor(self.attempt, self.channel.is_stop_requested)
+            self.channel = Channel(self.lease.name)
+            self.lease_monitor = LeaseMonitor(self.lease, self.channel.is_stop_requested)
             self.log = TrackingLog(Tracker(**config["tracker"]), self.task, self.workers)
             unsent = self.log.sender.unsent
-            self.checkpointer = Checkpointer(self.attempt, settings.checkpoints, self.channel, unsent)
+            self.checkpointer = Checkpointer(self.lease, settings.checkpoints, self.channel, unsent)
         self._checked_at = time.monotonic()
         self._preempted: Any = None
 
@@ -115,7 +113,7 @@ class Training:
         """Train until the end or a stop request. Returns {"ended", "step"} and details of a stopped run."""
         settings = self.settings
         self.resume()
-        batches = self.reader.from_step(self.step, self.micro_batch)
+        batches = self.data_loader.from_step(self.step, self.micro_batch)
         progress = None
         if self.rank == 0:
             progress = open_worker_bar(self.config["step"], settings.optim.steps, "step", self.config["on_terminal"])
@@ -168,12 +166,12 @@ class Training:
             return
         self.step = saved["step"]
         if self.rank == 0:
-            self.record = self.checkpointer.resume(saved)
+            self.metrics_log = self.checkpointer.resume(saved)
         else:
-            self.record = Record.from_parts(summary_of(saved), [])
+            self.metrics_log = MetricsLog.from_parts(summary_of(saved), [])
         tensors = found[1] if found else None
         create_optimizer_state(self.engine, self.optimizer, self.task.blank_batch(self.micro_batch))
-        self.state.restore(tensors, self.step - len(self.record.skipped))
+        self.state.restore(tensors, self.step - len(self.metrics_log.skipped))
         self.average.load_state_dict(self.state.average_from(tensors))
         if self.rank == 0:
             LOGGER.warning("resuming from step %d (%s)", self.step, found[0].uri if found else "")
@@ -192,11 +190,11 @@ class Training:
         terms, tokens, signal = self.gather(collected, micro_batches)
         skipped = was_skipped(self.engine)
         self.average.update(self.step, self.state.values())
-        self.record.add(self.step, terms, skipped)
-        spike = not skipped and self.monitor.record_step(self.step, self.record.curves["loss"][-1])
+        self.metrics_log.add(self.step, terms, skipped)
+        spike = not skipped and self.monitor.record_step(self.step, self.metrics_log.curves["loss"][-1])
         if self.rank == 0:
             norm = gradient_norm(self.engine)
-            self.log.step(self.step, self.record, tokens, self.reader.waited, norm, skipped, spike)
+            self.log.step(self.step, self.metrics_log, tokens, self.data_loader.waited, norm, skipped, spike)
         if skipped:
             self.report_skip(micro_batches)
         return signal
@@ -230,7 +228,7 @@ class Training:
             return WorkerSignal.CONTINUE
         if self.lease_monitor.signal != WorkerSignal.CONTINUE:
             return self.lease_monitor.signal
-        due = time.monotonic() - self._checked_at > ASK_EVERY
+        due = time.monotonic() - self._checked_at > PREEMPTION_CHECK_SECONDS
         return WorkerSignal.CHECK_PREEMPTION if due else WorkerSignal.CONTINUE
 
     def check_preemption(self) -> None:
@@ -250,7 +248,7 @@ class Training:
         dist.all_gather_object(everyone, mine)
         keys = [key for keys in everyone for key in keys]
         if self.rank == 0:
-            self.record.skipped_keys[str(self.step)] = keys
+            self.metrics_log.skipped_keys[str(self.step)] = keys
             self.log.skipped_keys(self.step, keys)
         self.monitor.record_skip(self.step, keys)
 
@@ -268,7 +266,7 @@ class Training:
             seconds: how long rank 0 waits for the write.
             meanwhile: called while waiting; False ends the wait.
         """
-        if self.step == len(self.record.skipped):
+        if self.step == len(self.metrics_log.skipped):
             return
         values, moments = self.state.values(), self.state.moments()
         if self.rank:
@@ -282,7 +280,7 @@ class Training:
             "workers": self.workers,
             "zero_stage": self.settings.resources.zero_stage,
         }
-        self.checkpointer.submit(tensors, state, self.record)
+        self.checkpointer.submit(tensors, state, self.metrics_log)
         if seconds:
             self.checkpointer.uploader.wait(seconds, meanwhile or self.watchdog.reset)
         self.log.pause_ended()
@@ -303,7 +301,7 @@ class Training:
 
     def cursor(self) -> tuple[int, int]:
         """Return (epoch, batch within the epoch) of the next step."""
-        return divmod(self.step, self.reader.order.steps_per_epoch(self.settings.optim.batch))
+        return divmod(self.step, self.data_loader.order.steps_per_epoch(self.settings.optim.batch))
 
     def validate(self) -> None:
         """Log images of the moving average, swapped in; before the first step the weights are the average."""
@@ -322,7 +320,7 @@ class Training:
         files = ((TRAINABLE, values), (AVERAGE, self.average.average))
         for name, tensors in files:
             self.write_file(name, save(copy_to_cpu(tensors)))
-        self.write_file(RECORD, self.record.to_json().encode())
+        self.write_file(METRICS_LOG, self.metrics_log.to_json().encode())
 
     def write_file(self, name: str, data: bytes) -> None:
         """Write a file of the artifact; storage errors are retried for FINISH_SECONDS."""

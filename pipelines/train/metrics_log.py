@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TRAINABLE, AVERAGE, RECORD = "trainable.safetensors", "average.safetensors", "record.json"
+TRAINABLE, AVERAGE, METRICS_LOG = "trainable.safetensors", "average.safetensors", "record.json"
 BINS = 10
 CHUNK = 10_000
 """Steps per file of the history"""
 
 
-class Record:
+class MetricsLog:
     """Means of every term by step, and over the whole run by tenth of sigma."""
 
     def __init__(self) -> None:
@@ -40,16 +40,16 @@ class Record:
         values = {name: v[real].double() for name, v in terms.items() if name not in ("weight", "key_sums")}
         self.steps.append(step)
         self.key_sums.append(int(terms["key_sums"].sum()))
-        for name, of_pictures in values.items():
-            self.curves.setdefault(name, []).append(float(of_pictures.mean()))
+        for name, term in values.items():
+            self.curves.setdefault(name, []).append(float(term.mean()))
         if skipped:
             self.skipped.append(step)
             return
         bins = (values["sigma"] * BINS).long().clamp(0, BINS - 1)
         counts = torch.bincount(bins, minlength=BINS)
         self.counts = [a + b for a, b in zip(self.counts, counts.tolist(), strict=True)]
-        for name, of_pictures in values.items():
-            sums = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, of_pictures).tolist()
+        for name, term in values.items():
+            sums = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, term).tolist()
             self.by_sigma[name] = [a + b for a, b in zip(self.by_sigma.get(name, [0.0] * BINS), sums, strict=True)]
 
     def last(self) -> dict[str, float]:
@@ -89,25 +89,25 @@ class Record:
         }
 
     @classmethod
-    def from_parts(cls, summary: dict[str, Any], chunks: Iterable[dict[str, Any]]) -> "Record":
+    def from_parts(cls, summary: dict[str, Any], chunks: Iterable[dict[str, Any]]) -> "MetricsLog":
         """Return the log of a checkpoint from its `summary` and its `chunks` in order."""
-        record = cls()
-        vars(record).update(summary)
+        metrics_log = cls()
+        vars(metrics_log).update(summary)
         for chunk in chunks:
-            record.steps += chunk["steps"]
-            record.key_sums += chunk["key_sums"]
-            record.skipped_keys |= chunk["skipped_keys"]
+            metrics_log.steps += chunk["steps"]
+            metrics_log.key_sums += chunk["key_sums"]
+            metrics_log.skipped_keys |= chunk["skipped_keys"]
             for name, values in chunk["curves"].items():
-                record.curves.setdefault(name, []).extend(values)
-        return record
+                metrics_log.curves.setdefault(name, []).extend(values)
+        return metrics_log
 
     def to_json(self) -> str:
         """Return the log as JSON."""
         return json.dumps(vars(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "Record":
+    def from_json(cls, text: str) -> "MetricsLog":
         """Return the log that `to_json` wrote."""
-        record = cls()
-        vars(record).update(json.loads(text))
-        return record
+        metrics_log = cls()
+        vars(metrics_log).update(json.loads(text))
+        return metrics_log

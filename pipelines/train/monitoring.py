@@ -10,7 +10,7 @@ from collections import deque
 
 import torch
 
-from pipelines.train.config import Watch
+from pipelines.train.config import Monitoring
 
 LOGGER = logging.getLogger(__name__)
 _STDERR = 2  # file descriptor: Ray redirects it to the worker's log
@@ -24,7 +24,7 @@ class GiveUp(RuntimeError):
 class StepMonitor:
     """Counts skipped steps and detects loss spikes. All ranks count alike; one of them warns."""
 
-    def __init__(self, settings: Watch, warns: bool = True):
+    def __init__(self, settings: Monitoring, warns: bool = True):
         self.settings, self.warns = settings, warns
         self.in_a_row = 0
         self.losses: deque[float] = deque(maxlen=_REMEMBERED)
@@ -59,7 +59,7 @@ class StepMonitor:
 class Watchdog:
     """Ends the process, with the stack traces of all threads on stderr, unless it is reset in time."""
 
-    def __init__(self, settings: Watch):
+    def __init__(self, settings: Monitoring):
         self.seconds = 60 * settings.hang_minutes
 
     def reset(self) -> None:

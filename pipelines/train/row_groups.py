@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pipelines.core import storage
 from pipelines.data.datasets import rows_by_group
 from pipelines.data.tensors import read_group
-from pipelines.train.sample_order import Place, RowGroup, Share
+from pipelines.train.sample_order import RowGroup, SampleLocation, Share
 
 _READERS = 4  # row groups read at once
 _FOOTERS = 16  # footers read at once
@@ -33,7 +33,7 @@ def list_row_groups(curated: list[str], latents: list[str], text: list[str]) -> 
     """
     files = list(zip(curated, latents or [""] * len(curated), text, strict=True))
     with ThreadPoolExecutor(_FOOTERS) as pool:
-        return [group for groups in pool.map(lambda place: _groups_of(*place), files) for group in groups]
+        return [group for groups in pool.map(lambda location: _groups_of(*location), files) for group in groups]
 
 
 def _groups_of(curated: str, latents: str, text: str) -> list[RowGroup]:
@@ -75,31 +75,31 @@ class RowGroupPrefetcher:
         self.pool = ThreadPoolExecutor(_READERS, thread_name_prefix="rows")
 
     def take(self) -> tuple[Share, list[Rows]]:
-        """Return the next share, and for each of its places the columns of its row group.
+        """Return the next share, and for each of its locations the columns of its row group.
 
         Raises the exception of a failed read.
         """
         while len(self.upcoming) <= self.ahead:
             self.upcoming.append(next(self.shares))
-            self._request(self.upcoming[-1].places)
+            self._request(self.upcoming[-1].locations)
         share = self.upcoming.popleft()
-        rows = [self.groups[place.group][1].result() for place in share.places]
-        self._drop_before(share.places)
+        rows = [self.groups[location.group][1].result() for location in share.locations]
+        self._drop_before(share.locations)
         return share, rows
 
     def close(self) -> None:
         """Cancel reads that have not started."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def _request(self, places: list[Place]) -> None:
-        for group, window in {place.group: place.window for place in places}.items():
+    def _request(self, locations: list[SampleLocation]) -> None:
+        for group, window in {location.group: location.window for location in locations}.items():
             known = self.groups.get(group)
             reading = known[1] if known else self.pool.submit(read_columns, group, self.columns)
             self.groups[group] = window, reading
 
-    def _drop_before(self, places: list[Place]) -> None:
+    def _drop_before(self, locations: list[SampleLocation]) -> None:
         """Drop the bucket's groups whose windows have ended."""
-        size, first = places[0].group.size, min(place.window for place in places)
+        size, first = locations[0].group.size, min(location.window for location in locations)
         over = [group for group, (window, _) in self.groups.items() if group.size == size and window < first]
         for group in over:
             del self.groups[group]

@@ -44,9 +44,9 @@ class RunLease:
     @classmethod
     def claim(cls, folder: str) -> "RunLease":
         """Create an attempt, and make it the newest."""
-        attempt = cls(folder, uuid4().hex[:8])
-        storage.write_bytes(attempt._file, json.dumps({"attempt": attempt.name}).encode())
-        return attempt
+        lease = cls(folder, uuid4().hex[:8])
+        storage.write_bytes(lease._file, json.dumps({"attempt": lease.name}).encode())
+        return lease
 
     def is_fenced(self) -> bool:
         """Return whether a newer attempt has taken over."""
@@ -63,10 +63,10 @@ class LeaseMonitor:
     Each has a thread, so that a file that cannot be read hides no stop request. Failed polls are ignored.
     """
 
-    def __init__(self, attempt: RunLease, is_stop_requested: Callable[[], bool]):
-        self.attempt = attempt
-        self._asked, self._fenced, self._ended = threading.Event(), threading.Event(), threading.Event()
-        for poll, found in ((is_stop_requested, self._asked), (self._is_fenced, self._fenced)):
+    def __init__(self, lease: RunLease, is_stop_requested: Callable[[], bool]):
+        self.lease = lease
+        self._stop_requested, self._fenced, self._ended = threading.Event(), threading.Event(), threading.Event()
+        for poll, found in ((is_stop_requested, self._stop_requested), (self._is_fenced, self._fenced)):
             threading.Thread(target=self._poll, args=(poll, found), name="lease-monitor", daemon=True).start()
 
     @property
@@ -74,11 +74,11 @@ class LeaseMonitor:
         """Return CONTINUE, STOP or FENCED."""
         if self._fenced.is_set():
             return WorkerSignal.FENCED
-        return WorkerSignal.STOP if self._asked.is_set() else WorkerSignal.CONTINUE
+        return WorkerSignal.STOP if self._stop_requested.is_set() else WorkerSignal.CONTINUE
 
     def _is_fenced(self) -> bool:
         with s3.single_attempts():  # retried at the next poll
-            return self.attempt.is_fenced()
+            return self.lease.is_fenced()
 
     def _poll(self, poll: Callable[[], bool], found: threading.Event) -> None:
         while not self._ended.wait(_POLL_SECONDS) and not found.is_set():

@@ -38,8 +38,8 @@ class RowGroup:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Location of a sample."""
+class SampleLocation:
+    """Location of a sample in the epoch and in the files."""
 
     number: int
     """epoch * rows + the sample's number within the epoch: with the seed it determines the sample's noise"""
@@ -52,7 +52,7 @@ class Place:
 
 
 class SampleOrder:
-    """Maps a step, counted from 0, to the places of its global batch."""
+    """Maps a step, counted from 0, to the samples of its global batch."""
 
     def __init__(self, groups: list[RowGroup], seed: int, window: int):
         """Prepare the order of row groups.
@@ -79,23 +79,23 @@ class SampleOrder:
         self.rows = sum(self.rows_of)
         self._plan = lru_cache(2)(self._make_plan)
         self._windows = lru_cache(2 * len(self.buckets))(self._make_windows)
-        self._places = lru_cache(2 * len(self.buckets))(self._make_places)
+        self._locations = lru_cache(2 * len(self.buckets))(self._make_locations)
 
     def steps_per_epoch(self, batch: int) -> int:
         """Return the number of batches in an epoch."""
         return sum(-(-rows // batch) for rows in self.rows_of)
 
-    def batch_at(self, step: int, batch: int) -> list[Place]:
-        """Return at most `batch` places, of one bucket."""
+    def batch_at(self, step: int, batch: int) -> list[SampleLocation]:
+        """Return the locations of a batch: at most `batch`, all of one bucket."""
         epoch, index = divmod(step, self.steps_per_epoch(batch))
         bucket, turn = self._plan(epoch, batch)[index]
         first, last = turn * batch, min((turn + 1) * batch, self.rows_of[bucket])
         starts = self._windows(epoch, bucket)[1]
-        places: list[Place] = []
+        locations: list[SampleLocation] = []
         for window in range(bisect_right(starts, first) - 1, bisect_right(starts, last - 1)):
             start = starts[window]
-            places += self._places(epoch, bucket, window)[max(0, first - start) : last - start]
-        return places
+            locations += self._locations(epoch, bucket, window)[max(0, first - start) : last - start]
+        return locations
 
     def _make_plan(self, epoch: int, batch: int) -> list[tuple[int, int]]:
         """Return the batches of an epoch: (bucket, index among the bucket's batches)."""
@@ -116,8 +116,8 @@ class SampleOrder:
         sizes = (sum(g.rows for g in window) for window in windows)
         return windows, list(accumulate(sizes, initial=0))[:-1]
 
-    def _make_places(self, epoch: int, bucket: int, index: int) -> list[Place]:
-        """Return the places of a window, in order."""
+    def _make_locations(self, epoch: int, bucket: int, index: int) -> list[SampleLocation]:
+        """Return the locations of a window, in order."""
         windows, starts = self._windows(epoch, bucket)
         window, generator = windows[index], self._random(epoch, bucket, index)
         by_group = [[(position, group, row) for row in range(group.rows)] for position, group in enumerate(window)]
@@ -126,30 +126,30 @@ class SampleOrder:
         first = epoch * self.rows + sum(self.rows_of[:bucket]) + starts[index]
         by_column = (item for column in zip_longest(*by_group) for item in column if item)
         return [
-            Place(number, group, row, (epoch, index), position)
+            SampleLocation(number, group, row, (epoch, index), position)
             for number, (position, group, row) in enumerate(by_column, first)
         ]
 
-    def _random(self, *place: int) -> random.Random:
-        return random.Random(" ".join(map(str, (self.seed, *place))))
+    def _random(self, *key: int) -> random.Random:
+        return random.Random(" ".join(map(str, (self.seed, *key))))
 
 
 @dataclass(frozen=True)
 class Share:
     """A worker's part of a global batch.
 
-    It has more slots than places if the batch does not divide evenly, or is the last of its bucket: padding slots
-    repeat the places with weight 0.
+    It has more slots than samples if the batch does not divide evenly, or is the last of its bucket: padding slots
+    repeat samples with weight 0.
     """
 
-    places: list[Place]
+    locations: list[SampleLocation]
     real: int
-    """Number of places that count: all, or 0 if other workers have the whole batch"""
+    """Number of samples that count: all, or 0 if other workers have the whole batch"""
     slots: int
 
     def fill(self) -> list[tuple[int, bool]]:
-        """Return for each slot the index of its place, and whether it counts."""
-        return [(slot % len(self.places), slot < self.real) for slot in range(self.slots)]
+        """Return for each slot the index of its sample, and whether it counts."""
+        return [(slot % len(self.locations), slot < self.real) for slot in range(self.slots)]
 
 
 def slots_per_worker(batch: int, workers: int, micro_batch: int) -> int:
@@ -158,19 +158,19 @@ def slots_per_worker(batch: int, workers: int, micro_batch: int) -> int:
     return -(-share // micro_batch) * micro_batch
 
 
-def share_of(places: list[Place], rank: int, workers: int, slots: int) -> Share:
+def share_of(locations: list[SampleLocation], rank: int, workers: int, slots: int) -> Share:
     """Return a worker's share of a batch.
 
     The groups of a window are assigned to workers round-robin; rows beyond a worker's slots go to workers with free
     slots.
     """
-    shares: list[list[Place]] = [[] for _ in range(workers)]
-    left_over = deque[Place]()
-    for place in sorted(places, key=lambda place: place.position):
-        home = shares[place.position % workers]
-        (home if len(home) < slots else left_over).append(place)
+    shares: list[list[SampleLocation]] = [[] for _ in range(workers)]
+    left_over = deque[SampleLocation]()
+    for location in sorted(locations, key=lambda location: location.position):
+        home = shares[location.position % workers]
+        (home if len(home) < slots else left_over).append(location)
     for share in shares:
         while left_over and len(share) < slots:
             share.append(left_over.popleft())
     mine = shares[rank]
-    return Share(mine or [places[rank % len(places)]], len(mine), slots)
+    return Share(mine or [locations[rank % len(locations)]], len(mine), slots)

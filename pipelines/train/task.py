@@ -56,7 +56,7 @@ class Batch:
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
-class Reader(Protocol):
+class DataLoader(Protocol):
     """A worker's data loader: batches are a pure function of the seed and the step, and are prefetched."""
 
     waited: float
@@ -84,7 +84,7 @@ class Task(Protocol):
         ...
 
     @property
-    def reader(self) -> Reader:
+    def data_loader(self) -> DataLoader:
         """Return this worker's data loader."""
         ...
 

@@ -9,7 +9,7 @@ from PIL import Image
 from pipelines.core import storage
 from pipelines.core.tracking import MetricsRow, Tracker
 from pipelines.train.devices import device_of
-from pipelines.train.metrics_log import Record
+from pipelines.train.metrics_log import MetricsLog
 from pipelines.train.monitoring import StepTimer
 from pipelines.train.task import Task, Tokens
 from pipelines.train.tracking_sender import TrackingSender
@@ -34,17 +34,17 @@ class TrackingLog:
         self.timer.restart()
 
     def step(
-        self, step: int, record: Record, tokens: Tokens, waited: float, norm: float, skipped: bool, spike: bool
+        self, step: int, metrics_log: MetricsLog, tokens: Tokens, waited: float, norm: float, skipped: bool, spike: bool
     ) -> None:
         """Log a step's terms, gradient norm, throughput and events."""
         rates = self.timer.step(self.task.settings.optim.batch, tokens.all, waited)
         if self.flops:
             could_do = rates["train/speed/seconds_per_step"] * self.flops
             rates["train/speed/mfu"] = self.task.step_flops(tokens) / could_do
-        terms = {f"train/{name}": value for name, value in record.last().items()}
-        events = {"train/skipped": float(len(record.skipped))} if skipped else {}
+        terms = {f"train/{name}": value for name, value in metrics_log.last().items()}
+        events = {"train/skipped": float(len(metrics_log.skipped))} if skipped else {}
         if spike:
-            events["train/spike"] = record.last()["loss"]
+            events["train/spike"] = metrics_log.last()["loss"]
         self.sender.add(step, {**terms, "train/gradient_norm": norm, **rates, **events})
 
     def skipped_keys(self, step: int, keys: list[str]) -> None:
@@ -54,7 +54,7 @@ class TrackingLog:
 
     def image(self, name: str, image: Image.Image, step: int) -> None:
         """Log an image at a step."""
-        self.sender.send(lambda tracker: tracker.log_image_at(name, image, step))
+        self.sender.send(lambda tracker: tracker.log_image_at_step(name, image, step))
 
     def pause_ended(self) -> None:
         """Exclude the time since the last step from the next one."""

@@ -54,6 +54,6 @@ def test_layout_order_brings_one_packing_into_another(source, target):
 
 def test_some_patches_are_those_of_all():
     images = torch.randint(0, 256, (3, 8, 12, 3), dtype=torch.uint8).permute(0, 3, 1, 2)  # as decoders lay them out
-    places = torch.stack([torch.randperm(6)[:4] for _ in images])
-    expected = patchify(images, 4).take_along_dim(places[..., None], 1)
-    assert torch.equal(take_patches(images, places, 4), expected)
+    indices = torch.stack([torch.randperm(6)[:4] for _ in images])
+    expected = patchify(images, 4).take_along_dim(indices[..., None], 1)
+    assert torch.equal(take_patches(images, indices, 4), expected)

@@ -37,7 +37,7 @@ def test_mean_and_variance_of_known_vectors():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, make_pictures):
+def made(tmp_path_factory, make_images):
     """(base, adapter, curated) of patches of 4 x 4."""
     folder = tmp_path_factory.mktemp("gradients")
     base = make_base(folder / "base", 2, 2)
@@ -51,7 +51,7 @@ def made(tmp_path_factory, make_pictures):
 
     def write(path):
         with RowWriter(path, SCHEMA) as writer:
-            for i, picture in enumerate(make_pictures(3)):
+            for i, picture in enumerate(make_images(3)):
                 row = {"key": f"{i}", "image": picture.image, "caption": picture.caption, "width": 96, "height": 80}
                 writer.add(row)
 

@@ -23,7 +23,7 @@ from pipelines.core import storage
 from pipelines.core.artifacts import load_artifact
 from pipelines.core.provenance import RAY_JOB
 from pipelines.toy.data import write_img2dataset
-from pipelines.train.metrics_log import RECORD, Record
+from pipelines.train.metrics_log import METRICS_LOG, MetricsLog
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.cluster]
 STEPS, EVERY = 100, 10
@@ -106,8 +106,8 @@ class Jobs:
         return ["python", f"jobs/{step}.py", f"jobs/configs/{step}/{config}.yaml", *run, *settings]
 
 
-def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_pictures):
-    write_img2dataset(iter(make_pictures(160)), site.folder / "crawl", 40)
+def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_images):
+    write_img2dataset(iter(make_images(160)), site.folder / "crawl", 40)
     storage.put_folder(site.folder / "crawl", f"{site.storage}/crawl")
     jobs = Jobs(site)
     with ray_head(site.environment) as head:
@@ -147,8 +147,8 @@ def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_pictures)
         )  # fmt: skip
         jobs.listen(head)
 
-    record = Record.from_json(storage.read_bytes(f"{finetuned}/{RECORD}").decode())
-    assert record.steps == list(range(1, STEPS + 1))
+    metrics_log = MetricsLog.from_json(storage.read_bytes(f"{finetuned}/{METRICS_LOG}").decode())
+    assert metrics_log.steps == list(range(1, STEPS + 1))
     client = MlflowClient(site.tracking)
     experiment = client.get_experiment_by_name("cluster").experiment_id
     runs = {run.data.tags["step"]: run for run in client.search_runs([experiment])}
@@ -166,7 +166,7 @@ def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_pictures)
 
 def newest_checkpoint(runs: str) -> tuple[int, str]:
     """(step, folder of the finetune); step 0 where there is none yet."""
-    root = object_store.place(runs)["Key"] + "/"
+    root = object_store.bucket_and_key(runs)["Key"] + "/"
     states = [key.removeprefix(root) for key in object_store.keys(runs) if key.endswith("/state.json")]
     steps = [int(state.split("/")[-2].split("-")[0]) for state in states]
     return max(steps, default=0), f"{runs}/{states[0].split('/')[0]}" if states else ""

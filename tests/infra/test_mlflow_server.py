@@ -82,7 +82,7 @@ def test_runs_written_by_ray_workers_are_read_back(server, account, s3, local_ra
         tracker = Tracker(uri, run_id)
         tracker.log_rows(MetricsRow(step, 1000 * step, {f"train/loss_{rank}": 1 / step}) for step in range(1, 4))
         if rank == 1:  # as in a training: the first pictures of two at once would race for one row of MLflow's
-            tracker.log_image_at("val/pictures", Image.new("RGB", (8, 8)), step=3)
+            tracker.log_image_at_step("val/pictures", Image.new("RGB", (8, 8)), step=3)
 
     settings = RunSettings(storage=s3, tracking_uri=url, experiment="on a server")
     with open_run(settings, "finetune") as tracker:

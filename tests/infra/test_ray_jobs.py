@@ -45,6 +45,7 @@ def commands(tiny_workflow, folder: Path) -> dict[str, list[str]]:
     run, curated, base = f"run.storage={folder}/runs", f"curated={made['curate']}", f"base={settings.base}"
     encoded, basis = f"encoded={made['encode']}", f"basis={made['basis']}"
     small = ["prompts.count=2", "images_per_prompt=1", "sampling.height=32", "sampling.width=32"]
+    exported = config(folder / "finetune.yaml", finetune)
     sweep = [f"evaluate.{setting}" for setting in small]
     return {
         "basis": ["jobs/configs/basis/demo.yaml", run, curated, encoded, "--dry-run"],
@@ -54,7 +55,7 @@ def commands(tiny_workflow, folder: Path) -> dict[str, list[str]]:
         "demo_ui": ["--dry-run"],
         "encode": ["jobs/configs/encode/demo.yaml", run, curated, base, "--dry-run"],
         "evaluate": ["jobs/configs/evaluate/toy.yaml", run, curated, "--dry-run"],
-        "export": [config(folder / "finetune.yaml", finetune), f"--out={folder}/exported", "--no-register"],
+        "export": [f"finetune={exported}", f"out={folder}/exported", "add_to_registry=false"],
         "finetune": ["jobs/configs/finetune/toy_klein.yaml", curated, encoded, basis, base, "--dry-run"],
         "import_jit": ["checkpoint=jit.pth", "--dry-run"],
         "make_demo_data": ["photos=7", "--dry-run"],
@@ -62,7 +63,7 @@ def commands(tiny_workflow, folder: Path) -> dict[str, list[str]]:
         "make_toy_encoder": ["--dry-run"],
         "pretrain": ["jobs/configs/pretrain/toy_jit_r8.yaml", run, curated, basis, "--dry-run"],
         "rank_sweep": ["jobs/configs/rank_sweep/toy.yaml", run, "--dry-run"],
-        "report": [f"{folder}/report.html", made["evaluate"]],
+        "report": [f"out={folder}/report.html", f"evaluations.tiny={made['evaluate']}"],
         "sample": ["jobs/configs/sample/toy.yaml", run, "prompts=[sun]", "seeds=[0]", "latent=false", "steps=2"],
         "sweep": ["jobs/configs/sweep/toy.yaml", run, f"evaluate.{curated}", *sweep, "grid={sampling.steps: [2]}"],
         "time_to_quality": ["jobs/configs/time_to_quality/toy.yaml", run, f"evaluate.{curated}", "--dry-run"],

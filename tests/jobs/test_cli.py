@@ -55,8 +55,8 @@ def test_missing_file(job, name, tmp_path):
         ({}, ["source"], ["override 'source'", "dotted.key=value"]),
     ],
 )
-def test_bad_settings(job, config, tmp_path, make_shards, make_pictures, tree, overrides, parts):
-    base = {"source": str(make_shards(make_pictures(3))), "run": {"storage": str(tmp_path / "runs")}}
+def test_bad_settings(job, config, tmp_path, make_shards, make_images, tree, overrides, parts):
+    base = {"source": str(make_shards(make_images(3))), "run": {"storage": str(tmp_path / "runs")}}
     status, out, err = job("curate", config({**base, **tree}), *overrides)
     assert status == 2 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
@@ -127,8 +127,8 @@ def test_a_person_at_the_command_line(tmp_path):
 
 
 @pytest.mark.ray
-def test_last_line_is_the_artifact(local_ray, monkeypatch, capsys, config, tmp_path, make_shards, make_pictures):
-    tree = {"source": str(make_shards(make_pictures(40))), "run": {"storage": str(tmp_path / "runs")}}
+def test_last_line_is_the_artifact(local_ray, monkeypatch, capsys, config, tmp_path, make_shards, make_images):
+    tree = {"source": str(make_shards(make_images(40))), "run": {"storage": str(tmp_path / "runs")}}
     monkeypatch.setattr(sys, "argv", ["jobs/curate.py", str(config(tree)), "held_out_every=4"])
     lines = []
     for _ in range(2):  # made, then found

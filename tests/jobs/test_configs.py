@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from asymflow.adapters import SamplingDefaults
-from pipelines.core.artifacts import settings_of
+from pipelines.core.artifacts import hashed_settings
 from pipelines.core.config import ConfigError, load_config
 from pipelines.core.config_files import MOVED
 from pipelines.experiments.config import SETTINGS, WORKFLOW, RankSweepSettings, SweepSettings, WorkflowSettings
@@ -81,9 +81,9 @@ def test_klein_trains_as_the_released_weights_were_trained(path):
 
 def test_the_workflow_trains_as_the_finetunes_own_file_does():
     whole = load("workflow/klein_9b")
-    alone = settings_of(load("finetune/klein_9b"))
+    alone = hashed_settings(load("finetune/klein_9b"))
     (inside,) = (settings for settings in fill_all(whole).values() if isinstance(settings, FinetuneSettings))
-    inside = settings_of(inside)
+    inside = hashed_settings(inside)
     for name in ("curated", "encoded", "basis"):
         del alone[name], inside[name]
     assert inside == alone

@@ -21,7 +21,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from pipelines.core.config import ConfigError
 from pipelines.sample.config import Safety
-from pipelines.sample.demo_page import Artist, build_page, open_page
+from pipelines.sample.demo_page import DemoSampler, build_page, open_page
 from pipelines.sample.metadata import read_metadata
 from pipelines.sample.parameters import SamplingParameters
 from pipelines.sample.safety import SafetyFilter
@@ -136,7 +136,7 @@ def test_strangers_get_nothing(page):
     assert status_of(page.url) == 200 and status_of(page.url, Host="evil.example") == 421
     assert status_of(join, b"{}", Origin="http://evil.example") == 403
     assert status_of(f"{page.url}gradio_api/upload", b"x" * 1000) == 404
-    assert status_of(f"{page.url}gradio_api/run/draw", b"{}") == 404
+    assert status_of(f"{page.url}gradio_api/run/sample", b"{}") == 404
     assert status_of(join, b"x" * (1 << 20)) == 413
     assert status_of(join, b"{}") == 422  # Gradio itself, of a request without what it needs
 
@@ -152,18 +152,18 @@ def test_strangers_get_nothing(page):
     ],
 )
 def test_what_a_request_may_cost(painter, tmp_path, form, message):
-    artist = Artist(painter, SafetyFilter(Safety(), "cpu"), tmp_path)
+    demo_sampler = DemoSampler(painter, SafetyFilter(Safety(), "cpu"), tmp_path)
     with pytest.raises(ConfigError, match=message):
-        artist.read(**{"prompt": PROMPT, "seed": 0, **form})
+        demo_sampler.read(**{"prompt": PROMPT, "seed": 0, **form})
 
 
 def test_a_merged_model_has_no_latent_one_beside_it(tmp_path):
     gradio = pytest.importorskip("gradio")
     painter = PipelineSampler(convert(ADAPTER, "merged", str(tmp_path / "merged"), BASE))
-    artist = Artist(painter, SafetyFilter(Safety(), "cpu"), tmp_path)
-    names = {part["props"].get("elem_id") for part in build_page(gradio, artist).config["components"]}
+    demo_sampler = DemoSampler(painter, SafetyFilter(Safety(), "cpu"), tmp_path)
+    names = {part["props"].get("elem_id") for part in build_page(gradio, demo_sampler).config["components"]}
     assert {"prompt", "pixel", "details"} <= names and not {"latent", "beside"} & names
-    files, about = artist.draw(artist.read(PROMPT, 0, steps=2), lambda model, done: None)
+    files, about = demo_sampler.sample(demo_sampler.read(PROMPT, 0, steps=2), lambda model, done: None)
     assert list(files) == ["pixel"] and about["flagged"] == {"pixel": False}
 
 
@@ -171,9 +171,11 @@ def test_what_is_flagged_is_painted_over(painter, tmp_path):
     def flag_all(pictures):
         return [Image.new("RGB", p.size) for p in pictures], [True] * len(pictures)
 
-    artist = Artist(painter, flag_all, tmp_path)
+    demo_sampler = DemoSampler(painter, flag_all, tmp_path)
     done = []
-    files, about = artist.draw(artist.read(PROMPT, 0, steps=2, latent=True), lambda *step: done.append(step))
+    files, about = demo_sampler.sample(
+        demo_sampler.read(PROMPT, 0, steps=2, latent=True), lambda *step: done.append(step)
+    )
     assert done == [(model, step) for model in MODELS for step in (0, 1, 2)]
     assert about["flagged"] == {"latent": True, "pixel": True}
     for path in files.values():

@@ -38,9 +38,9 @@ def run_job(name, tmp_path, **settings):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_curation_on_a_store_that_fails_now_and_then(faulty_s3, tmp_path, make_pictures):
+def test_curation_on_a_store_that_fails_now_and_then(faulty_s3, tmp_path, make_images):
     uri, server = faulty_s3
-    write_img2dataset(iter(make_pictures(90)), tmp_path / "crawl", 30)
+    write_img2dataset(iter(make_images(90)), tmp_path / "crawl", 30)
     for path in (tmp_path / "crawl").iterdir():
         storage.put_file(path, f"{uri}/crawl/{path.name}")
     refused = server.slow_down("(GET|PUT|HEAD)", every=7)

@@ -19,9 +19,9 @@ from pipelines.core.tracking import open_run, tracking_uri
 ROOT = Path(__file__).parents[2]
 
 
-def curate_tree(tmp_path, make_shards, make_pictures, **run):
+def curate_tree(tmp_path, make_shards, make_images, **run):
     return {
-        "source": str(make_shards(make_pictures(12))), "buckets": [[32, 32]], "filters": {"min_side": 32},
+        "source": str(make_shards(make_images(12))), "buckets": [[32, 32]], "filters": {"min_side": 32},
         "run": {"storage": str(tmp_path / "runs"), **run},
     }  # fmt: skip
 
@@ -29,10 +29,10 @@ def curate_tree(tmp_path, make_shards, make_pictures, **run):
 @pytest.mark.parametrize("job_name", ["curate", "workflow"])
 @pytest.mark.parametrize("place", ["storage", "server", "experiment"])
 def test_a_place_that_is_not_there_is_one_line_before_ray(
-    job, config, tmp_path, make_shards, make_pictures, monkeypatch, tiny_base, job_name, place
+    job, config, tmp_path, make_shards, make_images, monkeypatch, tiny_base, job_name, place
 ):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    tree = curate_tree(tmp_path, make_shards, make_pictures)
+    tree = curate_tree(tmp_path, make_shards, make_images)
     run = tree["run"]
     if place == "storage":
         (tmp_path / "file").write_text("")
@@ -62,10 +62,10 @@ def test_a_place_that_is_not_there_is_one_line_before_ray(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_of_two_identical_jobs_one_works_and_one_waits_and_a_stopped_one_says_so(tmp_path, make_shards, make_pictures):
+def test_of_two_identical_jobs_one_works_and_one_waits_and_a_stopped_one_says_so(tmp_path, make_shards, make_images):
     """The first is asked to end in the middle of its work, the second, which takes over, before Ray is up."""
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(curate_tree(tmp_path, make_shards, make_pictures)))
+    path.write_text(yaml.safe_dump(curate_tree(tmp_path, make_shards, make_images)))
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
 
     def start(name):

@@ -17,7 +17,7 @@ from pipelines.core.config import validate
 from pipelines.core.step import Step
 from pipelines.experiments.workflow import step_settings
 from pipelines.train.finetune import step as finetune
-from pipelines.train.metrics_log import Record
+from pipelines.train.metrics_log import MetricsLog
 from pipelines.train.pretrain import step as pretrain
 
 STEPS, BATCH = 20, 6
@@ -82,11 +82,11 @@ def pretrain_of(tiny_workflow) -> Training:
 KINDS = {"finetune": finetune_of, "pretrain": pretrain_of}
 
 
-def record_of(artifact) -> Record:
+def read_metrics_log_of(artifact) -> MetricsLog:
     """Whose steps are there once each."""
-    record = Record.from_json(storage.read_bytes(artifact.file("record.json")).decode())
-    assert record.steps == list(range(1, len(record.steps) + 1))
-    return record
+    metrics_log = MetricsLog.from_json(storage.read_bytes(artifact.file("record.json")).decode())
+    assert metrics_log.steps == list(range(1, len(metrics_log.steps) + 1))
+    return metrics_log
 
 
 def key_sum(curated) -> int:
@@ -157,7 +157,7 @@ def hang(training) -> None:
 
 def be_overtaken(training) -> None:
     """Another attempt at the same run begins."""
-    training.attempt.claim(training.folder)
+    training.lease.claim(training.folder)
     time.sleep(3)
 
 
@@ -167,5 +167,5 @@ def be_preempted(training) -> None:
 
     from pipelines.train import loop
 
-    loop.ASK_EVERY = 0.0
+    loop.PREEMPTION_CHECK_SECONDS = 0.0
     ray.train.get_preemption_info = lambda: SimpleNamespace(preempted_node_ids=["a-node"])

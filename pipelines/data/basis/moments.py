@@ -17,7 +17,7 @@ from asymflow.subspace import Space
 from pipelines.core import storage
 from pipelines.core.base_models import load_image_encoder
 from pipelines.data.basis.config import BasisSettings
-from pipelines.data.datasets import Pictures, Piece, read_images
+from pipelines.data.datasets import ImageBatch, Piece, read_images
 from pipelines.data.tensors import read_group
 
 # Sums are accumulated in this space (or in sRGB), where values have about zero mean and unit variance, and transformed
@@ -65,7 +65,7 @@ class PieceMoments:
         storage.write_bytes(partial_file(self.folder, piece.name), save(moments.state_dict()))
         return {"name": piece.name}
 
-    def read(self, piece: Piece) -> Iterator[tuple[Pictures, Tensor | None]]:
+    def read(self, piece: Piece) -> Iterator[tuple[ImageBatch, Tensor | None]]:
         """Yield batches of images with their latent tokens (B, N, d), if any."""
         if self.encoded:
             yield from read_with_latents(piece, self.encoded)
@@ -74,7 +74,7 @@ class PieceMoments:
             encoder = self.encoder
             yield batch, encoder.encode(batch.images.to(self.device)).float() if encoder else None
 
-    def choose(self, batch: Pictures, latents: Tensor | None) -> tuple[Tensor, Tensor | None, float]:
+    def choose(self, batch: ImageBatch, latents: Tensor | None) -> tuple[Tensor, Tensor | None, float]:
         """Choose the patches to use.
 
         Args:
@@ -110,7 +110,7 @@ class PieceMoments:
         return x.view(tokens.shape)
 
 
-def read_with_latents(piece: Piece, encoded: str) -> Iterator[tuple[Pictures, Tensor]]:
+def read_with_latents(piece: Piece, encoded: str) -> Iterator[tuple[ImageBatch, Tensor]]:
     """Yield the images of a piece with their latent tokens, from the same rows of the encoded file.
 
     Raises:

@@ -149,7 +149,7 @@ def log_figures(
     """Log the images of the bases, and the figures of spectrum and convergence."""
     tracker = context.tracker
     for name, (A, _) in bases.items():
-        tracker.log_picture(f"basis_{name}", basis_tiles(A, settings.patch_size, "channel_first", space))
+        tracker.log_image(f"basis_{name}", basis_tiles(A, settings.patch_size, "channel_first", space))
     vectors = {name: A for name, (A, _) in bases.items()}
     tracker.log_figure("spectrum", spectrum_figure(moments.pixel_gram, vectors, settings.energy))
     if converging:
@@ -167,7 +167,7 @@ def load_subspace(artifact: Artifact, name: str = "subspace") -> Subspace:
     return storage.read_file(artifact.file(f"{name}.safetensors"), Subspace.load)
 
 
-def decides(settings: BasisSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:
+def hash_overrides(settings: BasisSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:
     """Return the precision of the encoder, if this step encodes the images; see `pipelines.core.step.Step`."""
     encodes = settings.base and "encoded" not in inputs
     return {"resources.precision": settings.resources.precision} if encodes else {}
@@ -181,5 +181,5 @@ STEP = Step(
     check=check,
     check_inputs=check_inputs,
     contents=("base",),
-    decides=decides,
+    hash_overrides=hash_overrides,
 )

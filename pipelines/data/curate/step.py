@@ -88,9 +88,7 @@ def count_kept(targets: dict[str, int]) -> tuple[Counter[str], Counter[str]]:
     return buckets, splits
 
 
-def report(
-    context: Context, reasons: Counter[str], buckets: Counter[str], histograms: Histograms, shown: str
-) -> None:
+def report(context: Context, reasons: Counter[str], buckets: Counter[str], histograms: Histograms, shown: str) -> None:
     """Write `report.json`, and log tables, histograms and the first images of the file `shown`."""
     counts = {"rejected": reasons, "kept": buckets, "histograms": histograms.counts}
     storage.write_bytes(context.file("report.json"), json.dumps(counts, indent=1).encode())
@@ -98,7 +96,7 @@ def report(
         context.tracker.log_table(name, {"what": list(rows), "rows": list(rows.values())})
     context.tracker.log_figure("curation", report_figure(histograms, reasons, buckets))
     first = next(read_rows(context.file(f"{shown}.parquet"), ["image"]))
-    context.tracker.log_picture("curated", grid_of([decode_image(data) for data in first["image"]], columns=8))
+    context.tracker.log_image("curated", grid_of([decode_image(data) for data in first["image"]], columns=8))
 
 
 STEP = Step("curate", CurateSettings, build, check=check, contents=("source",), data=("source",))

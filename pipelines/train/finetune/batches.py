@@ -8,12 +8,15 @@ from torch import Tensor
 
 from asymflow.models.text import pad_embeddings
 from asymflow.schedule import shift_sigma
-from pipelines.data.embeddings import Promise, Source
-from pipelines.train import data_loader as reader
+from pipelines.data.embeddings import PendingTensors, Source
+from pipelines.train import data_loader as base
 from pipelines.train import task
 from pipelines.train.data_loader import Column, Common, to_uniform
 from pipelines.train.sample_order import SampleOrder
 from pipelines.train.task import Tokens
+
+Pending = tuple[PendingTensors, PendingTensors]
+"""Requested latents and text embeddings of a share"""
 
 
 @dataclass
@@ -48,7 +51,7 @@ class NoiseSettings:
     caption_dropout: float
 
 
-class BatchReader(reader.BatchReader):
+class BatchLoader(base.BatchLoader):
     """Loads batches with latents and text embeddings."""
 
     normals_per_sample = 1  # whether the caption is dropped
@@ -69,14 +72,14 @@ class BatchReader(reader.BatchReader):
         self.text, self.latents, self.unconditional, self.noise = text, latents, unconditional, noise
         self.columns = (latents.column, text.column)
 
-    def request(self, column: Column) -> tuple[Promise, Promise]:
+    def request(self, column: Column) -> Pending:
         """Request the latents and text embeddings of a share."""
         # dropped captions too: which they are is known only once the noise is generated
-        return self.latents.ask(column(self.latents.column)), self.text.ask(column(self.text.column))
+        return self.latents.request(column(self.latents.column)), self.text.request(column(self.text.column))
 
-    def batch_maker(self, pending: tuple[Promise, Promise], normals: Tensor) -> Callable[[list[int], Common], Batch]:
-        """Return a function that builds a batch from some of the share's places."""
-        latents, text = (promise() for promise in pending)
+    def batch_maker(self, pending: Pending, normals: Tensor) -> Callable[[list[int], Common], Batch]:
+        """Return a function that builds a batch from some of the samples of a share."""
+        latents, text = (tensors() for tensors in pending)
         dropped = to_uniform(normals[:, 0]) < self.noise.caption_dropout
         chosen_text = zip(text, dropped, strict=True)
         given = [(self.unconditional if drop else embedding).float() for embedding, drop in chosen_text]

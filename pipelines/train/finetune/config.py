@@ -122,10 +122,6 @@ class Validation(Settings):
     """Of the base, and of `model: latent`"""
 
 
-ExportFormat = Literal["released", "comfyui", "merged"]
-ExportDtype = Literal["bfloat16", "float16", "float32"]
-
-
 class Export(Settings):
     """Registration of the exported adapter in MLflow's model registry."""
 

@@ -32,7 +32,8 @@ from pipelines.core.tracking import Tracker, tracking_uri
 from pipelines.data.basis.step import load_subspace
 from pipelines.train.ema import read_average
 from pipelines.train.finetune.card import CARD, model_card, without_header
-from pipelines.train.finetune.config import ExportFormat, FinetuneSettings, Validation
+from pipelines.train.finetune.config import FinetuneSettings, Validation
+from pipelines.train.finetune.export_config import ExportSettings
 from pipelines.train.finetune.export_formats import convert as convert
 
 FOLDER = "adapter"
@@ -60,28 +61,17 @@ def model_name(settings: FinetuneSettings) -> str:
     return settings.export.model_name or settings.run.experiment
 
 
-def export_run(
-    finetune: Step,
-    settings: FinetuneSettings,
-    step: int | None = None,
-    out: str = "",
-    registering: bool = True,
-    format: ExportFormat = "released",
-    dtype: str = "",
-) -> dict[str, Any]:
-    """Export the run that these settings describe, finished or not, and register it.
+def export_run(finetune: Step, settings: FinetuneSettings, request: ExportSettings) -> dict[str, Any]:
+    """Export the run of a finetune, finished or not, and register it.
 
     The released format is written to `adapter/` below `out`. Other formats are converted from it; see `convert`.
+    Without `out`, the folder is the finished artifact's, for checkpoints `exports/ID/STEP` in the storage, and for
+    other formats `exports/ID/STEP/FORMAT`.
 
     Args:
         finetune: the step's STEP.
         settings: settings of the run.
-        step: checkpoint to export; None for the newest.
-        out: folder or S3 URI; empty: the finished artifact, for checkpoints `exports/ID/STEP` in the storage, and for
-            other formats `exports/ID/STEP/FORMAT`.
-        registering: whether to register the adapter.
-        format: format of the export.
-        dtype: data type of a merged model; empty: the base's.
+        request: settings of the export.
 
     Returns:
         {"adapter": folder, "step": step, format: folder, "registered": name/version or None}.
@@ -89,23 +79,24 @@ def export_run(
     Raises:
         ERRORS: the run cannot be exported.
     """
+    out, format = request.out, request.format
     check_base(settings.base, ("transformer",))
-    if registering:
+    if request.add_to_registry:
         check_export(settings)
         check_tracking(settings.run)
     inputs = find_inputs(finetune, settings)
     identity, root = identify(finetune, settings, inputs), storage.absolute(settings.run.storage)
     artifact = storage.join(root, finetune.name, identity)
-    average = read_average(artifact, step)
+    average = read_average(artifact, request.checkpoint)
     exports = storage.join(root, "exports", identity, f"{average.step:08}")
     folder = out if out and format == "released" else artifact if average.final else exports
     size = image_size(inputs["curated"])
     adapter = export_adapter(settings, load_subspace(inputs["basis"]), average.values, folder, size)
     done = {"adapter": adapter, "step": average.step}
     if format != "released":
-        done[format] = convert(adapter, format, out or storage.join(exports, format), settings.base, dtype)
+        done[format] = convert(adapter, format, out or storage.join(exports, format), settings.base, request.dtype)
     done["registered"] = None
-    if registering:
+    if request.add_to_registry:
         if not (run := read_run(artifact)):
             raise MissingArtifact(f"{artifact} has no MLflow run to register under: run the finetune first")
         tracker = Tracker(tracking_uri(settings.run), run)

@@ -14,14 +14,14 @@ from asymflow.models.latent import families, family_of
 from pipelines.core import storage
 from pipelines.core.base_models import check_base
 from pipelines.core.config import ConfigError
-from pipelines.train.finetune.config import ExportFormat
+from pipelines.train.finetune.export_config import ExportFormat
 
 PTH = "subspace.pth"
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
-def convert(adapter: str, format: ExportFormat, out: str, base: str = "", dtype: str = "") -> str:
+def convert(adapter: str, format: ExportFormat, out: str, base: str = "", dtype: str | None = None) -> str:
     """Convert an adapter (in the released format or ComfyUI's) into the folder `out`. Returns its URI.
 
     - released: with the subspace twice, as safetensors and as the released `.pth`;
@@ -34,20 +34,16 @@ def convert(adapter: str, format: ExportFormat, out: str, base: str = "", dtype:
         format: one of the above.
         out: folder or S3 URI.
         base: folder of the latent model, for merged.
-        dtype: data type of merged weights; empty: the base's.
+        dtype: data type of merged weights; None for the base's.
 
     Raises:
-        ConfigError: no `out`, or no base where one is needed.
+        ConfigError: the base cannot be merged with.
         ValueError: the adapter is damaged, of another kind or of another base.
     """
-    if not out:
-        raise ConfigError("--out: missing, the folder or s3:// URI to write to")
     if format == "merged":
-        if not base:
-            raise ConfigError("--base: missing, the folder of the latent model that the adapter was made for")
         check_base(base, ("transformer", "scheduler"), text=True)
         if not family_of(base).pixel_pipeline:
-            raise ConfigError(f"--format merged: base={base!r} has no merged form; sample with base and adapter")
+            raise ConfigError(f"format=merged: base={base!r} has no merged form; sample with base and adapter")
     with storage.local_folder(adapter) as folder, tempfile.TemporaryDirectory() as scratch:
         if format == "merged":
             merge(folder, base, Path(scratch), TYPES[dtype] if dtype else stored_type(base))
@@ -69,7 +65,7 @@ def check_comfyui(config: Mapping[str, Any]) -> None:
     found = config.get("_class_name")
     backbones = (family.backbone for family in families())
     if not any(found in backbone.adapter_classes.values() for backbone in backbones if backbone.has_comfyui_names):
-        raise ConfigError(f"--format comfyui: not supported for a {found}; use --format released")
+        raise ConfigError(f"format=comfyui: not supported for a {found}; use format=released")
 
 
 def merge(adapter: Path, base: str, out: Path, dtype: torch.dtype) -> None:
@@ -91,5 +87,5 @@ def stored_type(base: str) -> torch.dtype:
     with safe_open(str(files[0]), framework="pt") as file:
         found = file.get_slice(next(iter(file.keys()))).get_dtype()
     if found not in _STORED:
-        raise ConfigError(f"base={base!r}: its transformer is stored as {found}; give the --dtype to merge in")
+        raise ConfigError(f"base={base!r}: its transformer is stored as {found}; give the dtype to merge in")
     return TYPES[_STORED[found]]

@@ -77,7 +77,7 @@ class Plan:
         return image_flops(self.settings, self.config, self.image_tokens, self.text_tokens)
 
     @property
-    def seconds_a_step(self) -> float | None:
+    def seconds_per_step(self) -> float | None:
         """Return the seconds per step at UTILIZATION; None if the device's peak is unknown."""
         if self.device.tflops is None:
             return None
@@ -86,7 +86,7 @@ class Plan:
     @property
     def metrics(self) -> dict[str, float]:
         """Return the numbers for the command's JSON line."""
-        batch, seconds = self.settings.optim.batch, self.seconds_a_step
+        batch, seconds = self.settings.optim.batch, self.seconds_per_step
         return {
             "trained_values": self.values.total_trained,
             "adapter_values": self.values.total_trained + self.basis,
@@ -171,7 +171,7 @@ class Plan:
             ("per step, for MFU", f"{batch * flops.model / 1e12:,.0f}", "operations of the method"),
             ("per step, executed (HFU)", f"{executed / 1e12:,.0f}", "with recomputation and padding"),
         ]
-        seconds, steps = self.seconds_a_step, settings.optim.steps
+        seconds, steps = self.seconds_per_step, settings.optim.steps
         if seconds is None:
             note = f"the peak of {self.device.name} is unknown; set resources.peak_tflops"
             return [*rows, ("seconds per step", "?", note)]

@@ -26,7 +26,7 @@ from pipelines.train.devices import precision_name
 from pipelines.train.driver import check_processors, last_means, log_curves
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.perceptual import check_perceptual
-from pipelines.train.metrics_log import AVERAGE, RECORD, Record
+from pipelines.train.metrics_log import AVERAGE, METRICS_LOG, MetricsLog
 
 
 def check(settings: FinetuneSettings) -> None:
@@ -99,16 +99,16 @@ def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
     from pipelines.train.finetune.export import export_adapter, image_size, register
 
     settings = with_absolute_paths(settings)
-    if not storage.exists(context.file(RECORD)):
+    if not storage.exists(context.file(METRICS_LOG)):
         train(settings, context)
-    record = Record.from_json(storage.read_bytes(context.file(RECORD)).decode())
-    by_sigma = log_curves(record, context)
+    metrics_log = MetricsLog.from_json(storage.read_bytes(context.file(METRICS_LOG)).decode())
+    by_sigma = log_curves(metrics_log, context)
     storage.write_bytes(context.file("summary.json"), json.dumps({"by_sigma": by_sigma}).encode())
     average = storage.read_file(context.file(AVERAGE), load_file)
     size = image_size(context.inputs["curated"])
     adapter = export_adapter(settings, load_subspace(context.inputs["basis"]), average, context.folder, size)
-    register(context.tracker, adapter, settings, context.folder, len(record.steps))
-    return last_means(record)
+    register(context.tracker, adapter, settings, context.folder, len(metrics_log.steps))
+    return last_means(metrics_log)
 
 
 def train(settings: FinetuneSettings, context: Context) -> None:
@@ -139,7 +139,7 @@ def shown(settings: FinetuneSettings) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude=None if settings.model == "ddt" else {"ddt"})
 
 
-def decides(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:
+def hash_overrides(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:
     """Return what else determines the result: precisions, and the perceptual weights by content."""
     resources, encoded = settings.resources, inputs["encoded"]
     found = {"resources.precision": precision_name(resources)}
@@ -161,7 +161,7 @@ STEP = Step(
     check=check,
     check_inputs=check_inputs,
     contents=("base",),
-    decides=decides,
+    hash_overrides=hash_overrides,
     title=lambda settings: settings.model,
     group=lambda settings: "train/end",
     shown=shown,

@@ -13,7 +13,7 @@ from asymflow.objectives.finetune import FinetuneObjective
 from asymflow.subspace import Subspace
 from pipelines.core import storage
 from pipelines.data.embeddings import RemoteLatents, RemoteText, Source, StoredLatents, StoredText
-from pipelines.train.finetune.batches import Batch, BatchReader, NoiseSettings
+from pipelines.train.finetune.batches import Batch, BatchLoader, NoiseSettings
 from pipelines.train.finetune.config import FinetuneSettings, Loss, Optim
 from pipelines.train.finetune.flops import step_flops
 from pipelines.train.finetune.model import build_model
@@ -32,7 +32,7 @@ class FinetuneTask:
         self.settings = FinetuneSettings.model_validate(config["settings"])
         self.model = build_model(self.settings, storage.read_file(config["subspace"], Subspace.load))
         self.objective = make_objective(self.model, self.settings.loss)
-        self.reader = make_reader(self.settings, config, rank, workers)
+        self.data_loader = make_data_loader(self.settings, config, rank, workers)
         self.config, self.rank = config, rank
         self._validator: Validator | None = None
 
@@ -81,7 +81,7 @@ def make_objective(model: AdaptedModel, loss: Loss) -> FinetuneObjective:
     )
 
 
-def make_reader(settings: FinetuneSettings, config: dict[str, Any], rank: int, workers: int) -> BatchReader:
+def make_data_loader(settings: FinetuneSettings, config: dict[str, Any], rank: int, workers: int) -> BatchLoader:
     """Return a worker's data loader.
 
     Args:
@@ -93,7 +93,7 @@ def make_reader(settings: FinetuneSettings, config: dict[str, Any], rank: int, w
     groups = list_row_groups(config["curated"], config["latents"], config["text"])
     encoders = config["image_encoders"]
     law = settings.time
-    return BatchReader(
+    return BatchLoader(
         SampleOrder(groups, settings.seed, settings.shuffle_window),
         settings.optim.batch,
         rank,

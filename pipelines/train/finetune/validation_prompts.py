@@ -27,7 +27,7 @@ class Prompts:
 
     def embeddings(self, source: Source) -> list[Tensor]:
         """Return the captions' embeddings, (T_i, E) float32."""
-        return [embedding.float() for embedding in source.ask(list(self._column(source.column)))()]
+        return [embedding.float() for embedding in source.request(list(self._column(source.column)))()]
 
     def _column(self, name: str) -> Iterator[Any]:
         groups = ((file, group) for file in self.text for group in range(len(rows_by_group(file))))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipelines.train import data_loader as reader
+from pipelines.train import data_loader as base
 from pipelines.train import task
 from pipelines.train.data_loader import Column, Common, to_uniform
 from pipelines.train.pretrain.config import PretrainSettings
@@ -34,7 +34,7 @@ class Batch(task.Batch):
         return {**super().inputs(), "labels": self.labels}
 
 
-class BatchReader(reader.BatchReader):
+class BatchLoader(base.BatchLoader):
     """Loads batches with class labels."""
 
     columns: Sequence[str] = ("label",)
@@ -49,7 +49,7 @@ class BatchReader(reader.BatchReader):
         return column("label")
 
     def batch_maker(self, pending: list[int], normals: Tensor) -> Callable[[list[int], Common], Batch]:
-        """Return a function that builds a batch from some of the share's places."""
+        """Return a function that builds a batch from some of the samples of a share."""
         settings, labels = self.settings, torch.tensor(pending)
         if not ((labels >= 0) & (labels < settings.classes)).all():
             raise ValueError(f"label {int(labels.max())} is out of range for classes={settings.classes}; see `classes`")

@@ -26,8 +26,8 @@ def import_checkpoint(settings: ImportJitSettings) -> Artifact:
         config = pretrain_settings(settings, found)
     except ValueError as error:
         raise ConfigError(f"checkpoint: {error}") from None
-    decides = settings.model_dump(mode="json", exclude={"run"}) | {"checkpoint": content_of(settings.checkpoint)}
-    identity = artifact_id(settings.step, decides, {})
+    hashed = settings.model_dump(mode="json", exclude={"run"}) | {"checkpoint": content_of(settings.checkpoint)}
+    identity = artifact_id(settings.step, hashed, {})
     folder = storage.join(storage.absolute(settings.run.storage), STEP, identity)
     if storage.exists(storage.join(folder, MANIFEST)):
         return load_artifact(folder, STEP)

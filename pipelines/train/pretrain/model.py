@@ -67,7 +67,7 @@ def build_model(settings: PretrainSettings, subspace: Subspace, features: int | 
     return model.train()
 
 
-def settings_of(pretrained: Artifact) -> PretrainSettings:
+def read_pretrain_settings(pretrained: Artifact) -> PretrainSettings:
     """Return the settings of a pretrain artifact, without its inputs and resources."""
     return PretrainSettings.model_validate(config_to_load(pretrained.manifest["config"], basis="given"))
 
@@ -79,7 +79,7 @@ def load_pretrained(artifact: Artifact, step: int | None = None) -> PixelJiT:
         artifact: artifact of the pretrain step.
         step: checkpoint; None for the end.
     """
-    settings = settings_of(artifact)
+    settings = read_pretrain_settings(artifact)
     subspace = storage.read_file(artifact.file(SUBSPACE), Subspace.load)
     model = PixelJiT(settings.jit, subspace, noise_scale=settings.network.noise_scale)
     average = read_average(artifact.uri, step, "pretrain").values

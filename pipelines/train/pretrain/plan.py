@@ -5,7 +5,7 @@ from dataclasses import replace
 from asymflow.models.jit_config import SIZES
 from pipelines.core.artifacts import MissingArtifact, load_artifact
 from pipelines.core.storage import StorageError
-from pipelines.core.text_table import aligned
+from pipelines.core.text_table import format_table
 from pipelines.train.devices import BYTES, device_of, precision_name
 from pipelines.train.pretrain.config import PretrainSettings
 from pipelines.train.pretrain.flops import attention_flops, forward_flops, linear_flops, training_flops
@@ -23,7 +23,7 @@ PAPER = "the paper: about 1,750 H100 hours for H/16, 600 epochs of 1,024 per ste
 def print_plan(settings: PretrainSettings) -> dict[str, float]:
     """Print the table. Returns the numbers."""
     numbers, rows = plan(settings)
-    print(aligned(rows))
+    print(format_table(rows))
     return numbers
 
 

@@ -17,7 +17,7 @@ from pipelines.train import driver
 from pipelines.train.config import check_optimizer
 from pipelines.train.devices import precision_name
 from pipelines.train.driver import check_processors, last_means, log_curves
-from pipelines.train.metrics_log import RECORD, Record
+from pipelines.train.metrics_log import METRICS_LOG, MetricsLog
 from pipelines.train.pretrain.config import PretrainSettings
 from pipelines.train.pretrain.model import SUBSPACE, SUMMARY, make_subspace
 
@@ -74,7 +74,7 @@ def build(settings: PretrainSettings, context: Context) -> dict[str, float]:
     from pipelines.train.pretrain.task import PretrainTask  # takes seconds, which a cached artifact does not need
 
     settings = with_absolute_paths(settings)
-    if not storage.exists(context.file(RECORD)):
+    if not storage.exists(context.file(METRICS_LOG)):
         subspace = make_subspace(settings, pca_of(settings, context.inputs))
         storage.write_file(context.file(SUBSPACE), subspace.save)
         curated = context.inputs["curated"]
@@ -84,10 +84,10 @@ def build(settings: PretrainSettings, context: Context) -> dict[str, float]:
             "size": size_of(curated),
         }
         driver.train("pretrain", PretrainTask, settings, context, data)
-    record = Record.from_json(storage.read_bytes(context.file(RECORD)).decode())
-    summary = {"by_sigma": log_curves(record, context), "size": size_of(context.inputs["curated"])}
+    metrics_log = MetricsLog.from_json(storage.read_bytes(context.file(METRICS_LOG)).decode())
+    summary = {"by_sigma": log_curves(metrics_log, context), "size": size_of(context.inputs["curated"])}
     storage.write_bytes(context.file(SUMMARY), json.dumps(summary).encode())
-    return last_means(record)
+    return last_means(metrics_log)
 
 
 def with_absolute_paths(settings: PretrainSettings) -> PretrainSettings:
@@ -118,7 +118,7 @@ STEP = Step(
     check=check,
     check_inputs=check_inputs,
     contents=("repa.encoder",),
-    decides=lambda settings, inputs: {"resources.precision": precision_name(settings.resources)},
+    hash_overrides=lambda settings, inputs: {"resources.precision": precision_name(settings.resources)},
     title=title,
     group=lambda settings: "train/end",
     shown=shown,

@@ -15,7 +15,7 @@ from asymflow.objectives.pretrain import PretrainObjective
 from asymflow.sampling import pixel_noise
 from asymflow.subspace import Subspace
 from pipelines.core import storage
-from pipelines.train.pretrain.batches import Batch, BatchReader
+from pipelines.train.pretrain.batches import Batch, BatchLoader
 from pipelines.train.pretrain.config import Loss, PretrainSettings, Repa
 from pipelines.train.pretrain.flops import training_flops
 from pipelines.train.pretrain.model import build_model
@@ -37,7 +37,7 @@ class PretrainTask:
         self.objective = make_objective(self.model, settings.loss, settings.repa, encoder)
         files = config["curated"]
         order = SampleOrder(list_row_groups(files, [], [""] * len(files)), settings.seed, settings.shuffle_window)
-        self.reader = BatchReader(settings, order, rank, workers)
+        self.data_loader = BatchLoader(settings, order, rank, workers)
         self.size: tuple[int, int] = config["size"]
         self.rank, self.workers = rank, workers
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageColor
 
-from asymflow.metrics.colors import COLORS, ColorClassifier, object_alone
+from asymflow.metrics.colors import COLORS, ColorClassifier, isolate_object
 from asymflow.metrics.weights import MissingWeights
 
 TINY = {
@@ -84,7 +84,7 @@ def test_the_colour_in_the_box_is_named(color):
 def test_what_is_outside_of_the_mask_becomes_grey():
     image, mask = painted("red", background="blue")
     mask[2:8, 9:14] = False
-    alone = object_alone(image, mask, BOX)
+    alone = isolate_object(image, mask, BOX)
     assert alone.size == (10, 6)
     assert [alone.getpixel(at) for at in ((0, 0), (4, 5), (5, 0), (9, 5))] == [(255, 0, 0)] * 2 + [(153, 153, 153)] * 2
 
@@ -121,7 +121,7 @@ def test_the_real_classes_name_the_likeliest(classifier):
     pixels = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1) / 255
     mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
     expected = (pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    torch.testing.assert_close(classifier.transform(object_alone(image, mask, BOX)), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(classifier.transform(isolate_object(image, mask, BOX)), expected, atol=1e-5, rtol=0)
     with torch.no_grad():
         scores = classifier._of_class("dog") @ classifier.model.encode_image(expected[None])[0]
     assert classifier(image, mask, BOX, "dog") == COLORS[int(scores.argmax())]
@@ -148,7 +148,7 @@ def test_the_protocol_says_which_model(classifier, folder):
 )
 def test_what_does_not_fit_is_named(image, mask, box, named):
     with pytest.raises(ValueError, match=named):
-        object_alone(image, mask, box)
+        isolate_object(image, mask, box)
 
 
 def test_weights_that_are_missing_or_others(folder, tmp_path):

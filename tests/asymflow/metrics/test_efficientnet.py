@@ -6,7 +6,7 @@ from skimage import data
 from torch import Tensor
 
 from asymflow.metrics import efficientnet_file
-from asymflow.metrics.efficientnet import EfficientNetDistance, EfficientNetFeatures, stages_of
+from asymflow.metrics.efficientnet import EfficientNetDistance, EfficientNetFeatures, stage_features
 from asymflow.metrics.weights import MissingWeights
 
 EGYPTIAN_CAT = 285
@@ -40,7 +40,7 @@ def test_features_are_each_images_own(features, cat):
 def test_stages_are_those_of_timm(features):
     """timm's own feature extractor lists the channels and reductions of the same blocks."""
     x = torch.zeros(1, 3, 64, 64)
-    shapes = [tuple(stage.shape[1:]) for stage in stages_of(features.network, x)]
+    shapes = [tuple(stage.shape[1:]) for stage in stage_features(features.network, x)]
     info = [(i["num_chs"], 64 // i["reduction"], 64 // i["reduction"]) for i in features.network.feature_info]
     assert shapes == info == [(16, 32, 32), (24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
 

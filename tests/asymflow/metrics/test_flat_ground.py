@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from asymflow.metrics.flat_ground import flat_ground_noise, plain_ground
-from pipelines.toy.data import GROUNDS, render_emoji
+from pipelines.toy.data import BACKGROUNDS, render_emoji
 
 EMOJI = ["1F451", "1F34C", "1F98A", "2744", "1F691", "1F5FF"]  # crown, banana, fox, snowflake, ambulance, moai
 SIDE = 64
@@ -100,7 +100,7 @@ def test_a_texture_has_no_plain_ground():
 
 def test_white_and_black_grounds():
     for ground in ("white", "black"):
-        assert ground in GROUNDS and flat_ground_noise(to_tensor(emoji("1F98A", ground))) < 0.5
+        assert ground in BACKGROUNDS and flat_ground_noise(to_tensor(emoji("1F98A", ground))) < 0.5
 
 
 def test_other_inputs_are_refused():

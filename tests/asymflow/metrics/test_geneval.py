@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from asymflow.metrics.geneval import MOST, RELATIONS, TASKS, judge, keep_detections, overall, relations
+from asymflow.metrics.geneval import MAX_DETECTIONS, RELATIONS, TASKS, judge, keep_detections, overall, relations
 
 
 def box(x, y, width=10.0, height=10.0, score=0.9):
@@ -318,9 +318,9 @@ def test_detections_that_were_kept_are_kept(tag, seed):
     boxes = [box(i, 0, score=rng.choice([0.2, 0.3, 0.5, 0.9, 0.91, rng.random()])) for i in range(rng.randint(0, 60))]
     kept = keep_detections(boxes, tag)
     assert keep_detections(kept, tag) == kept
-    assert len(kept) <= MOST and set(kept) <= set(boxes)
+    assert len(kept) <= MAX_DETECTIONS and set(kept) <= set(boxes)
     left = [one[4] for one in boxes if one not in kept and one[4] > (0.9 if tag == "counting" else 0.3)]
-    assert not left or (len(kept) == MOST and max(left) <= kept[-1][4])
+    assert not left or (len(kept) == MAX_DETECTIONS and max(left) <= kept[-1][4])
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -11,8 +11,8 @@ from asymflow.metrics.mask2former import (
     CLASSES,
     Detection,
     Mask2FormerDetector,
-    detections_from,
-    objects_of,
+    find_detections,
+    objects_by_class,
 )  # fmt: skip
 from asymflow.metrics.weights import MissingWeights
 
@@ -51,7 +51,9 @@ def test_the_classes_are_cocos_with_three_names_of_genevals():
 
 def test_scores_and_boxes():
     logits = masks((2, 1, 5, 4), (0, 0, 12, 8))
-    found = detections_from(classes({CAT: 0.7, DOG: 0.2}, {DOG: 0.9}), logits, (8, 12), (8, 12), (8, 12), least=0.05)
+    found = find_detections(
+        classes({CAT: 0.7, DOG: 0.2}, {DOG: 0.9}), logits, (8, 12), (8, 12), (8, 12), min_score=0.05
+    )
     assert [(one.class_index, one.class_name) for one in found] == [(DOG, "dog"), (CAT, "cat"), (DOG, "dog")]
     assert [one.box[:4] for one in found] == [(0, 0, 12, 8), (2, 1, 5, 4), (2, 1, 5, 4)]
     assert [one.box[4] for one in found] == pytest.approx([p * sigmoid(2) for p in (0.9, 0.7, 0.2)], abs=1e-6)
@@ -61,23 +63,23 @@ def test_scores_and_boxes():
 def test_the_mean_is_over_the_mask_alone():
     logits = masks((0, 0, 2, 1))
     logits[0, 0, 1] = 0.5
-    [found] = detections_from(classes({CAT: 0.8}), logits, (8, 12), (8, 12), (8, 12), least=0.1)
+    [found] = find_detections(classes({CAT: 0.8}), logits, (8, 12), (8, 12), (8, 12), min_score=0.1)
     assert found.box[4] == pytest.approx(0.8 * (sigmoid(2) + sigmoid(0.5)) / 2, abs=1e-6)
     logits[0, 0, 1] = 0.0  # not more than 0: outside
-    [found] = detections_from(classes({CAT: 0.8}), logits, (8, 12), (8, 12), (8, 12), least=0.1)
+    [found] = find_detections(classes({CAT: 0.8}), logits, (8, 12), (8, 12), (8, 12), min_score=0.1)
     assert found.box == pytest.approx((0, 0, 1, 1, 0.8 * sigmoid(2)), abs=1e-6)
 
 
 def test_a_mask_without_pixels_is_no_detection():
     logits = masks((0, 0, 0, 0), (1, 1, 2, 2))
-    found = detections_from(classes({CAT: 0.9}, {DOG: 0.9}), logits, (8, 12), (8, 12), (8, 12), least=0.01)
+    found = find_detections(classes({CAT: 0.9}, {DOG: 0.9}), logits, (8, 12), (8, 12), (8, 12), min_score=0.01)
     assert [one.class_name for one in found] == ["dog"]
 
 
 def test_at_most_a_hundred_of_all_queries_and_classes():
     odds = torch.linspace(1.0, 2.0, 160).view(2, 80)
     rows = [{i: float(p) / 400 for i, p in enumerate(row)} for row in odds]
-    found = detections_from(classes(*rows), masks((0, 0, 1, 1), (3, 3, 4, 4)), (8, 12), (8, 12), (8, 12))
+    found = find_detections(classes(*rows), masks((0, 0, 1, 1), (3, 3, 4, 4)), (8, 12), (8, 12), (8, 12))
     assert len(found) == 100
     assert [one.class_index for one in found] == [*range(79, -1, -1), *range(79, 59, -1)]
     assert {one.box[0] for one in found[:80]} == {3.0} and {one.box[0] for one in found[80:]} == {0.0}
@@ -87,18 +89,18 @@ def test_masks_follow_the_padded_input_then_the_picture():
     """Logits 0 at the middle of a padded input of 32x64, of which 32x48 are a picture of 64x96: zero at x = 64."""
     x = torch.arange(16.0) + 0.5
     ramp = (x - 8).expand(1, 8, 16)
-    [found] = detections_from(classes({CAT: 0.9}), ramp, (32, 64), (32, 48), (64, 96), least=0.1)
+    [found] = find_detections(classes({CAT: 0.9}), ramp, (32, 64), (32, 48), (64, 96), min_score=0.1)
     assert found.box[:4] == (64, 0, 96, 64)
     assert found.mask.shape == (64, 96) and found.mask.sum() == 64 * 32
     down = ramp.transpose(1, 2)
-    [found] = detections_from(classes({CAT: 0.9}), -down, (64, 32), (48, 32), (96, 64), least=0.1)
+    [found] = find_detections(classes({CAT: 0.9}), -down, (64, 32), (48, 32), (96, 64), min_score=0.1)
     assert found.box[:4] == (0, 0, 64, 64)
 
 
 def test_a_mask_in_the_padding_is_none():
     logits = masks((10, 0, 12, 8))
-    assert len(detections_from(classes({CAT: 0.9}), logits, (32, 48), (32, 48), (32, 48), least=0.1)) == 1
-    assert detections_from(classes({CAT: 0.9}), logits, (32, 48), (32, 36), (32, 36), least=0.1) == []
+    assert len(find_detections(classes({CAT: 0.9}), logits, (32, 48), (32, 48), (32, 48), min_score=0.1)) == 1
+    assert find_detections(classes({CAT: 0.9}), logits, (32, 48), (32, 36), (32, 36), min_score=0.1) == []
 
 
 def key(one):
@@ -109,13 +111,13 @@ def test_the_least_score_is_a_filter_and_nothing_else():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(20, 81, generator=generator) * 4
     fields = torch.randn(20, 4, 6, generator=generator)
-    everything = detections_from(logits, fields, (16, 24), (16, 20), (30, 40))
+    everything = find_detections(logits, fields, (16, 24), (16, 20), (30, 40))
     assert len(everything) == 100 and [one.box[4] for one in everything] == sorted(
         (one.box[4] for one in everything), reverse=True
     )
-    for least in (0.1, 0.3, 0.5, 1.0):
-        kept = detections_from(logits, fields, (16, 24), (16, 20), (30, 40), least=least)
-        assert [key(one) for one in kept] == [key(one) for one in everything if one.box[4] > least]
+    for min_score in (0.1, 0.3, 0.5, 1.0):
+        kept = find_detections(logits, fields, (16, 24), (16, 20), (30, 40), min_score=min_score)
+        assert [key(one) for one in kept] == [key(one) for one in everything if one.box[4] > min_score]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_the_least_score_is_a_filter_and_nothing_else():
 )
 def test_logits_that_make_no_sense(logits, fields, named):
     with pytest.raises(ValueError, match=named):
-        detections_from(logits, fields, (4, 4), (4, 4), (4, 4))
+        find_detections(logits, fields, (4, 4), (4, 4), (4, 4))
 
 
 @pytest.mark.parametrize("tag", TASKS)
@@ -138,9 +140,9 @@ def test_objects_of_a_task(tag):
         return Detection(CLASSES.index(name), name, (0.0, 0.0, 9.0, 9.0, score), torch.ones(9, 9, dtype=torch.bool))
 
     found = [one("cat", 0.4), one("dog", 0.95), one("cat", 0.92), one("cup", 0.2)]
-    scores = {name: [box[4] for box in boxes] for name, boxes in objects_of(found, tag).items()}
+    scores = {name: [box[4] for box in boxes] for name, boxes in objects_by_class(found, tag).items()}
     assert scores == {"cat": [0.92] if tag == "counting" else [0.92, 0.4], "dog": [0.95]}
-    assert objects_of([], tag) == {}
+    assert objects_by_class([], tag) == {}
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +152,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def detector(folder):
-    return Mask2FormerDetector.load(folder, least=0.02)
+    return Mask2FormerDetector.load(folder, min_score=0.02)
 
 
 def pictures(count, height=40, width=60):

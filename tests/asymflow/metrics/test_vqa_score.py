@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from asymflow.metrics.vqa_score import MEAN, QUESTION, STD, VqaScore, new_projector, picture  # before transformers
+from asymflow.metrics.vqa_score import MEAN, QUESTION, STD, VqaScore, new_projector, preprocess  # before transformers
 from asymflow.metrics.weights import MissingWeights
 
 TEMPLATE = "A chat: <image>\n{question} Say: "
@@ -98,18 +98,18 @@ def test_a_picture_is_padded_with_the_mean_colour_on_both_sides(size, inside):
     image = torch.randint(0, 256, (3, *size), generator=torch.Generator().manual_seed(0)).byte()
     expected = torch.tensor([122, 116, 104]).view(3, 1, 1).repeat(1, 28, 28)
     expected[:, *inside] = image.long()
-    torch.testing.assert_close(levels(picture(image, 28)), expected.float(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(levels(preprocess(image, 28)), expected.float(), atol=1e-3, rtol=0)
 
 
 def test_a_picture_is_resized_whole_and_bicubically():
     constant = torch.tensor([3, 100, 255]).view(3, 1, 1).expand(3, 90, 90).byte()
     expected = torch.tensor([3.0, 100, 255]).view(3, 1, 1).expand(3, 28, 28)
-    torch.testing.assert_close(levels(picture(constant, 28)), expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(levels(preprocess(constant, 28)), expected, atol=1e-3, rtol=0)
     ramp = torch.arange(224).view(1, 1, -1).expand(3, 224, 224).byte()
     middle = (torch.arange(28) * 8 + 3.5).expand(3, 28, 28)  # of the eight columns that each was made from
-    found = levels(picture(ramp, 28))
+    found = levels(preprocess(ramp, 28))
     torch.testing.assert_close(found[..., 2:-2], middle[..., 2:-2], atol=0.501, rtol=0)
-    assert not picture(ramp, 28).requires_grad and picture(ramp, 28).dtype == torch.float32
+    assert not preprocess(ramp, 28).requires_grad and preprocess(ramp, 28).dtype == torch.float32
 
 
 def test_preprocessing_is_that_of_clips_image_processor():
@@ -119,7 +119,7 @@ def test_preprocessing_is_that_of_clips_image_processor():
     processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     image = torch.randint(0, 256, (3, 50, 50), generator=torch.Generator().manual_seed(0)).byte()
     expected = processor(images=[image.permute(1, 2, 0).numpy()], return_tensors="pt")["pixel_values"][0]
-    torch.testing.assert_close(picture(image, 28), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(preprocess(image, 28), expected, atol=1e-5, rtol=0)
 
 
 def test_the_projector_has_an_exact_gelu_between_two_layers():
@@ -167,7 +167,7 @@ def by_hand(parts, image, prompt, mask_unknown=False):
     language, tower, projector = parts
     tokenizer = t5_tokenizer()
     with torch.no_grad():
-        hidden = tower.pre_layrnorm(tower.embeddings(picture(image, 28)[None]))
+        hidden = tower.pre_layrnorm(tower.embeddings(preprocess(image, 28)[None]))
         for layer in tower.encoder.layers[:-1]:
             hidden = layer(hidden, attention_mask=None)
         first, _, second = projector

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from pipelines.core import artifact_lock, storage
-from pipelines.core.artifact_lock import LOCK, only_job
+from pipelines.core.artifact_lock import LOCK, hold_artifact_lock
 from pipelines.core.s3 import StorageError
 
 
@@ -29,10 +29,10 @@ def test_the_second_waits_and_says_for_whom(folder, caplog):
     order = []
 
     def second():
-        with only_job(folder):
+        with hold_artifact_lock(folder):
             order.append("second")
 
-    with only_job(folder):
+    with hold_artifact_lock(folder):
         waiting = in_thread(second)
         while "is already building" not in caplog.text:
             time.sleep(0.01)
@@ -43,36 +43,39 @@ def test_the_second_waits_and_says_for_whom(folder, caplog):
 
 
 def test_others_do_not_wait_and_no_artifact_lists_it(folder, caplog):
-    with only_job(folder), only_job(f"{folder}2"):
+    with hold_artifact_lock(folder), hold_artifact_lock(f"{folder}2"):
         assert storage.list_files(folder) == []
     assert caplog.text == ""
 
 
 def test_an_error_frees_it(folder, caplog):
-    with pytest.raises(RuntimeError), only_job(folder):
+    with pytest.raises(RuntimeError), hold_artifact_lock(folder):
         raise RuntimeError
-    with only_job(folder):
+    with hold_artifact_lock(folder):
         pass
     assert caplog.text == ""
 
 
 def test_a_killed_process_holds_no_folder(tmp_path):
     code = (
-        "import sys, time; from pipelines.core.artifact_lock import only_job\n"
-        "with only_job(sys.argv[1]):\n    print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pipelines.core.artifact_lock import hold_artifact_lock\n"
+        "with hold_artifact_lock(sys.argv[1]):\n    print('held', flush=True); time.sleep(60)"
     )
     job = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert job.stdout.readline() == "held\n"
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == job.pid
     job.kill()
     job.wait()
-    with only_job(str(tmp_path)):
+    with hold_artifact_lock(str(tmp_path)):
         pass
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot write: Not a directory"), only_job(str(tmp_path / "file" / "id")):
+    with (
+        pytest.raises(StorageError, match="cannot write: Not a directory"),
+        hold_artifact_lock(str(tmp_path / "file" / "id")),
+    ):
         pass
 
 
@@ -81,8 +84,8 @@ def test_a_lease_that_nobody_renews_is_taken_over_and_its_job_hears_of_it(s3, mo
     monkeypatch.setattr(artifact_lock, "_POLL_SECONDS", 0.1)
     monkeypatch.setattr(artifact_lock, "LEASE_SECONDS", 0.5)
     monkeypatch.setattr(artifact_lock, "RENEW_SECONDS", 2.0)
-    with only_job(s3):
-        with only_job(s3):
+    with hold_artifact_lock(s3):
+        with hold_artifact_lock(s3):
             while "another job took it" not in caplog.text:
                 time.sleep(0.05)
         assert ": waiting until" in caplog.text
@@ -92,7 +95,7 @@ def test_a_lease_that_is_renewed_is_not_taken(s3, monkeypatch, caplog):
     monkeypatch.setattr(artifact_lock, "LEASE_SECONDS", 1.5)
     monkeypatch.setattr(artifact_lock, "RENEW_SECONDS", 0.2)
     lease = artifact_lock._Lease(storage.join(s3, LOCK))
-    with only_job(s3):
+    with hold_artifact_lock(s3):
         end = time.monotonic() + 3
         while time.monotonic() < end:
             assert not lease.acquire()
@@ -113,7 +116,7 @@ def test_an_answer_that_is_lost_does_not_make_a_job_wait_for_itself(faulty_s3, m
         return [b"<Error><Code>SlowDown</Code><Message>lost</Message></Error>"]
 
     monkeypatch.setattr(server, "moto", lose_the_first_answer)
-    with only_job(uri):
+    with hold_artifact_lock(uri):
         assert lost and server.count("PUT") == 2
     assert "already building" not in caplog.text
 
@@ -121,5 +124,5 @@ def test_an_answer_that_is_lost_does_not_make_a_job_wait_for_itself(faulty_s3, m
 def test_what_the_store_refuses_is_told_at_once(faulty_s3):
     uri, server = faulty_s3
     server.deny("PUT")
-    with pytest.raises(StorageError, match="AccessDenied"), only_job(uri):
+    with pytest.raises(StorageError, match="AccessDenied"), hold_artifact_lock(uri):
         pass

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from pipelines.core import artifacts, storage
-from pipelines.core.artifacts import MissingArtifact, artifact_id, finish, load_artifact, settings_of
+from pipelines.core.artifacts import MissingArtifact, artifact_id, finish, hashed_settings, load_artifact
 from pipelines.core.config import RunSettings, Settings, StepSettings, Uri, added
 from pipelines.core.step import Step, identify
 
@@ -81,7 +81,7 @@ def test_id_depends_on_settings_and_inputs():
 def test_id_does_not_depend_on_where_a_step_runs(tmp_path):
     here = Example()
     there = Example(run=RunSettings(storage="s3://bucket/x", experiment="b"), resources=Resources(workers=8))
-    assert settings_of(here) == settings_of(there) == {"curated": "", "source": "data", "rank": 128}
+    assert hashed_settings(here) == hashed_settings(there) == {"curated": "", "source": "data", "rank": 128}
     assert identify(STEP, here, {}) == identify(STEP, there, {})
     assert identify(STEP, here, {}) != identify(STEP, Example(rank=64), {})
 
@@ -114,8 +114,8 @@ class Later(Example):
 
 
 def test_a_setting_that_was_added_changes_an_id_only_where_it_changes_what_is_made():
-    assert settings_of(Later()) == {**settings_of(Example()), "section": {"old": 1}}
-    assert settings_of(Later(newer=4)) == {**settings_of(Later()), "newer": 4}
+    assert hashed_settings(Later()) == {**hashed_settings(Example()), "section": {"old": 1}}
+    assert hashed_settings(Later(newer=4)) == {**hashed_settings(Later()), "newer": 4}
     changed = Later(section=Later.Section(new="a"))
-    assert settings_of(changed) == {**settings_of(Later()), "section": {"old": 1, "new": "a"}}
+    assert hashed_settings(changed) == {**hashed_settings(Later()), "section": {"old": 1, "new": "a"}}
     assert changed.model_dump()["newer"] == 3  # in the manifest they stand all the same

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from pipelines.core.config import ConfigError, RunSettings, Settings, Uri, load_config
 from pipelines.core.settings_reference import describe
-from pipelines.core.yaml_values import Holds
+from pipelines.core.yaml_values import ValidatedAs
 
 
 class Inner(Settings):
@@ -23,7 +23,7 @@ class Outer(Settings):
     prompts: list[str] = []
     limits: dict[str, float] = {}
     free: dict[str, Any] = {}
-    later: Annotated[dict[str, Any] | None, Holds(Inner)] = None
+    later: Annotated[dict[str, Any] | None, ValidatedAs(Inner)] = None
     most: int | Literal["all"] = "all"
     run: RunSettings = RunSettings()
 

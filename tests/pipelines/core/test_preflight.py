@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.core import preflight, storage
 from pipelines.core.config import ConfigError, RunSettings
-from pipelines.core.preflight import TrackingError, check_places, check_storage, check_tracking
+from pipelines.core.preflight import TrackingError, check_destinations, check_storage, check_tracking
 from pipelines.core.storage import StorageError
 from pipelines.core.tracking import open_run, tracking_uri
 
@@ -59,20 +59,20 @@ def test_a_storage_that_can_never_be_written(tmp_path, place):
 def test_the_database_beside_it_can_not_either(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"^run.storage: cannot create the folder .*/file/runs: Not a directory$"):
-        check_places(RunSettings(storage=str(tmp_path / "file/runs")))
+        check_destinations(RunSettings(storage=str(tmp_path / "file/runs")))
     with pytest.raises(ConfigError, match="^run.tracking_uri: cannot create the folder .*/file/x: "):
-        check_places(RunSettings(storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/file/x/mlflow.db"))
+        check_destinations(RunSettings(storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/file/x/mlflow.db"))
 
 
 @pytest.mark.parametrize("bucket", ["bucket", "absent"])
 def test_a_store_that_does_not_answer_or_has_no_such_bucket(s3, monkeypatch, bucket):
     run = RunSettings(storage=s3.replace("bucket", bucket), tracking_uri="http://127.0.0.1:1")
     if bucket == "bucket":
-        check_places(run)
+        check_destinations(run)
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     started = time.monotonic()
     with pytest.raises(StorageError, match="^s3://.*(NoSuchBucket|Could not connect to the endpoint URL)"):
-        check_places(run)
+        check_destinations(run)
     assert time.monotonic() - started < 10
 
 

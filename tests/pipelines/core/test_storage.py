@@ -113,7 +113,9 @@ def test_other_schemes_are_refused(use):
 def test_marks_of_folders_are_no_files(s3):
     """pyarrow and the consoles of stores make empty objects named like folders."""
     for key in ("", "deep/"):
-        object_store.client().put_object(**object_store.place(f"{s3}/x") | {"Key": f"some/prefix/{key}"}, Body=b"")
+        object_store.client().put_object(
+            **object_store.bucket_and_key(f"{s3}/x") | {"Key": f"some/prefix/{key}"}, Body=b""
+        )
     storage.write_bytes(f"{s3}/deep/file", b"x")
     assert storage.list_files(s3) == [f"{s3}/deep/file"]
 

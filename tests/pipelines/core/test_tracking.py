@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError, RunSettings
-from pipelines.core.tracking import PARENT, Tracker, flatten, how_to_look, open_run, tracking_uri
+from pipelines.core.tracking import PARENT, Tracker, describe_ui, flatten, open_run, tracking_uri
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +40,15 @@ def test_server_comes_from_settings_then_environment(monkeypatch):
 
 
 def test_where_to_look(tmp_path):
-    assert how_to_look(RunSettings(tracking_uri="http://server:5000")) == "http://server:5000"
+    assert describe_ui(RunSettings(tracking_uri="http://server:5000")) == "http://server:5000"
     command = f".venv/bin/mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
-    assert how_to_look(RunSettings(storage=str(tmp_path))) == command
+    assert describe_ui(RunSettings(storage=str(tmp_path))) == command
 
 
 def test_stores_that_cannot_be_are_refused():
-    with pytest.raises(ConfigError, match="run.tracking_uri: set the MLflow server .* cannot be stored in s3://bucket/x"):
+    with pytest.raises(
+        ConfigError, match="run.tracking_uri: set the MLflow server .* cannot be stored in s3://bucket/x"
+    ):
         tracking_uri(RunSettings(storage="s3://bucket/x"))
     with pytest.raises(ConfigError, match="run.tracking_uri='mlruns': must be sqlite:///PATH"):
         tracking_uri(RunSettings(tracking_uri="mlruns"))
@@ -62,7 +64,7 @@ def test_run_holds_settings_numbers_pictures_and_lineage(run, tmp_path):
         tracker.log_params({"rank": 128, "optim": {"lr": 1e-4}, "long": "x" * 9000})
         tracker.log_metrics({"loss": 1.0, "scale": 2.4}, step=3)
         tracker.log_input(source)
-        tracker.log_picture("tiles", Image.new("RGBA", (8, 8)))
+        tracker.log_image("tiles", Image.new("RGBA", (8, 8)))
         tracker.log_table("rejected", {"reason": ["too small"], "rows": [3]})
         tracker.set_tag("artifact", "somewhere")
     found = tracker.client.get_run(tracker.run_id)

@@ -179,7 +179,7 @@ def test_latents_made_of_a_files_pictures_are_those_that_are_stored(encoded, cur
     for name in FILES:
         pictures = pq.read_table(curated.file(f"{name}.parquet"))["image"].to_pylist()
         stored = pq.read_table(encoded.file("latents", f"{name}.parquet"))["latents"].combine_chunks()
-        made = torch.stack(list(source.ask(pictures)()))
+        made = torch.stack(list(source.request(pictures)()))
         assert made.dtype == torch.bfloat16
         torch.testing.assert_close(made.float(), numbers(stored.to_numpy_ndarray()), rtol=2**-7, atol=1e-3)
 
@@ -264,7 +264,7 @@ def test_sizes_that_do_not_divide_into_tokens_are_refused(tiny_base, tmp_path):
 def test_where_and_by_how_many_it_is_encoded_does_not_change_what_it_is(curated, tiny_base, tmp_path):
     a, b = (settings_for(curated, tiny_base, tmp_path, workers=n) for n in (1, 2))
     others = [a.model_copy(update={kind: "on_the_fly"}) for kind in ("text", "latents")]
-    kept = [artifacts.settings_of(s) for s in (a, b, *others)]
+    kept = [artifacts.hashed_settings(s) for s in (a, b, *others)]
     assert kept[0] == kept[1] and kept[0] not in kept[2:] and kept[2] != kept[3]
 
 
@@ -283,5 +283,5 @@ def test_padded_text_is_stored_whole_and_so_is_that_of_no_caption(curated, tiny_
     made = EncodedText(str(tiny_base), "cpu", *text_length(encoded)).encode([caption])[0]
     torch.testing.assert_close(numbers(text), made.float(), rtol=2**-7, atol=1e-4)
     unpadded = settings_for(curated, tiny_base, tmp_path, max_text_tokens=24)
-    assert artifacts.settings_of(unpadded) != artifacts.settings_of(settings)
-    assert "text_padding" not in artifacts.settings_of(unpadded)
+    assert artifacts.hashed_settings(unpadded) != artifacts.hashed_settings(settings)
+    assert "text_padding" not in artifacts.hashed_settings(unpadded)

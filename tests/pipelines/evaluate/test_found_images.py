@@ -7,7 +7,7 @@ from pipelines.core import storage
 from pipelines.core.config import ConfigError
 from pipelines.evaluate.found_images import match_images
 from pipelines.evaluate.image_sets import load_found_images, load_image
-from pipelines.evaluate.prompts import Prompt, shots_of
+from pipelines.evaluate.prompts import Prompt, list_generations
 
 
 @pytest.fixture
@@ -17,12 +17,12 @@ def match(tmp_path):
     def make(names, prompts=12, repeats=1, files=None):
         root = str(tmp_path / "images")
         prompts = [f"{i:05}" for i in range(prompts)] if isinstance(prompts, int) else prompts
-        shots = shots_of([Prompt(id, f"prompt {id}") for id in prompts], repeats)
+        generations = list_generations([Prompt(id, f"prompt {id}") for id in prompts], repeats)
         for name in names:
             storage.write_bytes(storage.join(root, name), b"image")
         for name, text in (files or {}).items():
             storage.write_bytes(storage.join(root, name), text.encode())
-        found = match_images(root, shots, repeats)
+        found = match_images(root, generations, repeats)
         return {place: file[len(root) + 1 :] for place, file in found.files.items()}
 
     return make
@@ -75,8 +75,8 @@ def test_items_with_one_image_each(match):
 
 
 def test_our_own_names_hold_the_prompt(match):
-    shots = shots_of([Prompt(f"{i:05}", f"prompt {i:05}") for i in range(3)], 2)
-    names = [f"{shot.key}.png" for shot in shots]
+    generations = list_generations([Prompt(f"{i:05}", f"prompt {i:05}") for i in range(3)], 2)
+    names = [f"{generation.key}.png" for generation in generations]
     assert match(names, prompts=3, repeats=2) == {(i // 2, i % 2): name for i, name in enumerate(names)}
 
 
@@ -123,22 +123,22 @@ def test_what_leaves_a_choice_is_refused(match, names, prompts, repeats, files, 
 
 
 def test_dpg_bench_writes_a_grid_per_item(tmp_path):
-    shots = shots_of([Prompt(name, name) for name in ("vrd1", "vrd2")], 4)
+    generations = list_generations([Prompt(name, name) for name in ("vrd1", "vrd2")], 4)
     (tmp_path / "images").mkdir()
     for p, name in enumerate(("vrd1", "vrd2")):
         grid = Image.new("RGB", (64, 32))
         for r, corner in enumerate([(0, 0), (32, 0), (0, 16), (32, 16)]):
             grid.paste(Image.new("RGB", (32, 16), (40 * r, 200 * p, 0)), corner)
         grid.save(tmp_path / "images" / f"{name}.png")
-    found = load_found_images(str(tmp_path / "images"), shots, 4, str(tmp_path / "runs"))
-    assert [key for key in found.files] == [shot.key for shot in shots]
-    for shot in shots:
-        image = load_image(found.files[shot.key])
+    found = load_found_images(str(tmp_path / "images"), generations, 4, str(tmp_path / "runs"))
+    assert [key for key in found.files] == [generation.key for generation in generations]
+    for generation in generations:
+        image = load_image(found.files[generation.key])
         assert image.shape == (3, 16, 32)
-        assert image[:, 0, 0].tolist() == [40 * (shot.index % 4), 200 * (shot.index // 4), 0]
+        assert image[:, 0, 0].tolist() == [40 * (generation.index % 4), 200 * (generation.index // 4), 0]
     Image.new("RGB", (63, 32)).save(tmp_path / "images" / "vrd1.png")
     with pytest.raises(ConfigError, match="vrd1.png of 63x32 is not a grid of two by two images"):
-        load_found_images(str(tmp_path / "images"), shots, 4, str(tmp_path / "runs"))
+        load_found_images(str(tmp_path / "images"), generations, 4, str(tmp_path / "runs"))
 
 
 def test_another_match_of_the_same_images_is_another_protocol(tmp_path):
@@ -147,6 +147,6 @@ def test_another_match_of_the_same_images_is_another_protocol(tmp_path):
         storage.write_bytes(f"{root}/{i}.png", b"image")
     prompts = [Prompt(f"{i:05}", f"prompt {i}") for i in range(6)]
     ids = {
-        load_found_images(root, shots_of(prompts[: 6 // r], r), r, str(tmp_path / "runs")).id for r in (1, 2, 3)
+        load_found_images(root, list_generations(prompts[: 6 // r], r), r, str(tmp_path / "runs")).id for r in (1, 2, 3)
     }  # fmt: skip
     assert len(ids) == 3

@@ -7,12 +7,12 @@ import pytest
 from pipelines.core.config import ConfigError
 from pipelines.evaluate.prompts import (
     Prompt,
+    list_generations,
     read_captions,
     read_dpg,
     read_geneval,
     read_hpsv3,
     read_labels,
-    shots_of,
 )
 
 HEADER = (
@@ -27,12 +27,14 @@ def write(path, *rows):
 
 def test_indices_count_prompts_times_repeats_and_keys_stay_when_prompts_are_added():
     prompts = [Prompt("a", "a cat"), Prompt("b", "a dog"), Prompt("c", "a cat")]
-    shots = shots_of(prompts, 2)
-    assert [(shot.index, shot.prompt.id) for shot in shots] == list(enumerate("aabbcc"))
-    assert [shot.key for shot in shots_of(prompts[:2], 2)] == [shot.key for shot in shots[:4]]
-    assert len({shot.key for shot in shots}) == 6
+    generations = list_generations(prompts, 2)
+    assert [(generation.index, generation.prompt.id) for generation in generations] == list(enumerate("aabbcc"))
+    assert [generation.key for generation in list_generations(prompts[:2], 2)] == [
+        generation.key for generation in generations[:4]
+    ]
+    assert len({generation.key for generation in generations}) == 6
     other = Prompt("a", "a cat", data={"tag": "colors"})
-    assert shots_of([other], 1)[0].key != shots[0].key  # a file for another purpose
+    assert list_generations([other], 1)[0].key != generations[0].key  # a file for another purpose
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])

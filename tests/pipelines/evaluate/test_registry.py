@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.core.config import ConfigError
 from pipelines.core.tracking import tracking_uri
-from pipelines.evaluate.registry import fetch, pin
+from pipelines.evaluate.registry import fetch, pin_version
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.ray
@@ -97,14 +97,14 @@ def test_a_name_that_is_not_registered(nightly, tiny_workflow):
     settings = tiny_workflow[0]
     for name in ("nobody@newest", "nobody/3", f"{settings.run.experiment}@best"):
         with pytest.raises(ConfigError, match=f"registered='{name}': .*give NAME@ALIAS"):
-            pin(name, settings.run)
+            pin_version(name, settings.run)
     status, line, err = nightly("registered=nobody@newest")
     assert status == 2 and line == "" and err.count("\n") == 1
 
 
 def test_the_files_are_those_that_were_registered(tiny_workflow):
     settings, _, outcomes = tiny_workflow
-    folder, lineage = fetch(pin(f"{settings.run.experiment}@newest", settings.run), settings.run)
+    folder, lineage = fetch(pin_version(f"{settings.run.experiment}@newest", settings.run), settings.run)
     adapter = Path(outcomes["finetune"].artifact.file("adapter"))
     assert {p.name for p in Path(folder).iterdir()} == {p.name for p in adapter.iterdir()}
     assert all((Path(folder) / p.name).read_bytes() == p.read_bytes() for p in adapter.iterdir())

@@ -9,7 +9,7 @@ from PIL import Image
 from pipelines.data.images import BadImage
 from pipelines.evaluate import score as module
 from pipelines.evaluate.image_sets import ImageSet, in_batches, load_image
-from pipelines.evaluate.prompts import Prompt, shots_of
+from pipelines.evaluate.prompts import Prompt, list_generations
 from pipelines.evaluate.score import ProtocolMismatch, Scores, ScoreWorker, score
 from pipelines.evaluate.scorers import Scorer
 
@@ -36,14 +36,14 @@ CALLS = []
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Return seven images, two of them of another size, and their shots."""
-    shots = shots_of([Prompt(str(i), f"prompt {i}") for i in range(7)], 1)
+    """Return seven images, two of them of another size, and their generations."""
+    generations = list_generations([Prompt(str(i), f"prompt {i}") for i in range(7)], 1)
     files = {}
-    for i, shot in enumerate(shots):
+    for i, generation in enumerate(generations):
         size = (6, 4) if i in (2, 5) else (4, 4)
-        files[shot.key] = str(tmp_path / f"{i}.png")
-        Image.new("RGB", size, (i, 10 * i, 100 + i)).save(files[shot.key])
-    return shots, ImageSet("set", files, {})
+        files[generation.key] = str(tmp_path / f"{i}.png")
+        Image.new("RGB", size, (i, 10 * i, 100 + i)).save(files[generation.key])
+    return generations, ImageSet("set", files, {})
 
 
 @pytest.fixture
@@ -55,19 +55,21 @@ def here(monkeypatch):
         for item in items.values():
             worker(item)
 
-    monkeypatch.setattr(module, "do_items", do)
+    monkeypatch.setattr(module, "process_items", do)
     CALLS.clear()
 
 
 def test_rows_and_features_are_in_the_order_of_the_pictures_however_they_were_made(pictures, here, tmp_path):
-    shots, found = pictures
-    whole = score({"a": found}, shots, "brightness", Brightness(resources={"batch": 7}), str(tmp_path / "whole"))["a"]
+    generations, found = pictures
+    whole = score({"a": found}, generations, "brightness", Brightness(resources={"batch": 7}), str(tmp_path / "whole"))[
+        "a"
+    ]
     parts, part = str(tmp_path / "parts"), Brightness(resources={"batch": 2})
     some = dict(list(found.files.items())[3:6])
-    score({"a": ImageSet("set", some, {})}, shots, "brightness", part, parts)
+    score({"a": ImageSet("set", some, {})}, generations, "brightness", part, parts)
     assert CALLS == [5, 2, 2, 1]  # images of one size are scored together
     CALLS.clear()
-    rest = score({"a": found}, shots, "brightness", part, parts)["a"]
+    rest = score({"a": found}, generations, "brightness", part, parts)["a"]
     assert sum(CALLS) == 4  # the others are cached
     assert rest.rows() == whole.rows() and rest.protocol == {"metric": "brightness", "offset": 0.0}
     assert [row["asked"] for row in rest.rows()] == [f"prompt {i}" for i in range(7)]
@@ -78,14 +80,14 @@ def test_rows_and_features_are_in_the_order_of_the_pictures_however_they_were_ma
 
 
 def test_features_come_in_parts_of_one_size_whatever_the_files(pictures, here, tmp_path, monkeypatch):
-    shots, found = pictures
+    generations, found = pictures
     monkeypatch.setattr(module, "_AT_ONCE", 3)
-    scores = score({"a": found}, shots, "brightness", Brightness(resources={"batch": 2}), str(tmp_path))["a"]
+    scores = score({"a": found}, generations, "brightness", Brightness(resources={"batch": 2}), str(tmp_path))["a"]
     assert [len(part) for part in scores.features("corner")] == [3, 3, 1]
 
 
 def test_a_batch_that_is_done_again_takes_the_same_place(pictures, tmp_path):
-    shots, found = pictures
+    generations, found = pictures
     worker = ScoreWorker(Brightness(), [Prompt("", "")], [str(tmp_path / "scores")])
     item = json.dumps([str(tmp_path / "scores"), [[key, uri, 0] for key, uri in list(found.files.items())[:3]]])
     worker(item)
@@ -96,11 +98,11 @@ def test_a_batch_that_is_done_again_takes_the_same_place(pictures, tmp_path):
 
 
 def test_other_settings_are_other_scores_and_another_protocol_is_never_mixed_in(pictures, here, tmp_path):
-    shots, found = pictures
-    plain = score({"a": found}, shots, "brightness", Brightness(), str(tmp_path))["a"]
-    moved = score({"a": found}, shots, "brightness", Brightness(offset=1.0), str(tmp_path))["a"]
+    generations, found = pictures
+    plain = score({"a": found}, generations, "brightness", Brightness(), str(tmp_path))["a"]
+    moved = score({"a": found}, generations, "brightness", Brightness(offset=1.0), str(tmp_path))["a"]
     assert plain.folder != moved.folder and moved.rows()[0]["score"] == plain.rows()[0]["score"] + 1
-    same = score({"a": found}, shots, "brightness", Brightness(resources={"batch": 3}), str(tmp_path))["a"]
+    same = score({"a": found}, generations, "brightness", Brightness(resources={"batch": 3}), str(tmp_path))["a"]
     assert same.folder == plain.folder  # hardware does not change the identity
     with pytest.raises(ProtocolMismatch, match="have the protocol .*'offset': 0.0.* not .*'offset': 2.0"):
         ScoreWorker(Brightness(offset=2.0), [], [plain.folder])

@@ -109,7 +109,7 @@ def test_geneval_by_hand():
 
 def test_demo_distances_of_equal_pictures_are_none():
     evaluated = self_test._made_up("demo")
-    same = replace(evaluated, real=evaluated.made, repeats=1, shots=evaluated.shots)
+    same = replace(evaluated, real=evaluated.made, repeats=1, generations=evaluated.generations)
     values = {row["metric"]: row["value"] for m in SUITES["demo"].measures for row in m.rows(same)}
     assert values == pytest.approx({**dict.fromkeys(values, 0.0), "high_frequency_power": 1.0}, abs=1e-12)
     assert all(run("demo")[name] > 0.01 for name in values)

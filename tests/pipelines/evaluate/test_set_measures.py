@@ -6,7 +6,7 @@ import torch
 from pipelines.core.step import StepFailed
 from pipelines.evaluate.config import Bootstrap
 from pipelines.evaluate.measures import MeasureInput
-from pipelines.evaluate.prompts import Prompt, shots_of
+from pipelines.evaluate.prompts import Prompt, list_generations
 from pipelines.evaluate.set_measures import FlatGround, SpectrumDistance
 
 
@@ -29,10 +29,10 @@ def test_grain_is_that_of_emoji_on_plain_grounds_alone():
     images = 128 + levels[:, None, None, None] * noise
     images[5] = 255 * torch.rand(3, 6, 6).repeat_interleave(8, 1).repeat_interleave(8, 2)
     texts = ["an emoji of a fox on green", "a photo of grass, wide view", "an emoji of a sock on light blue"]
-    shots = shots_of([Prompt(str(i), text) for i, text in enumerate(texts)], 2)
+    generations = list_generations([Prompt(str(i), text) for i, text in enumerate(texts)], 2)
     made = SimpleNamespace(tensor=images.round().clamp(0, 255) / 127.5 - 1)
-    (row,) = FlatGround("flat_ground").rows(MeasureInput(shots, 2, made, None, None, Bootstrap()))
+    (row,) = FlatGround("flat_ground").rows(MeasureInput(generations, 2, made, None, None, Bootstrap()))
     assert row["value"] == pytest.approx((3 + 6) / 2, rel=0.05) and row["low"] < row["value"] < row["high"]
     assert (row["prompts"], row["pictures"]) == (2, 3)
-    others = shots_of([Prompt(str(i), "a photo of grass") for i in range(3)], 2)
+    others = list_generations([Prompt(str(i), "a photo of grass") for i in range(3)], 2)
     assert FlatGround("flat_ground").rows(MeasureInput(others, 2, made, None, None, Bootstrap())) == []

@@ -20,7 +20,7 @@ from pipelines.core.config import ConfigError, validate
 from pipelines.core.step import StepFailed, run_step
 from pipelines.core.tracking import tracking_uri
 from pipelines.evaluate.config import EvaluateSettings
-from pipelines.evaluate.step import STEP, hold_limits
+from pipelines.evaluate.step import STEP, check_thresholds
 
 ROOT = Path(__file__).parents[3]
 MODELS = ("latent", "lifted", "trained")
@@ -224,9 +224,11 @@ def test_scores_outside_their_limits_end_the_job_badly(demo):
     def settings(**limits):
         return validate(EvaluateSettings, demo(**limits))
 
-    hold_limits(settings(floors={"trained/high_frequency_power": 0.5}, ceilings={"trained/spectrum": 0.3}), outcome)
+    check_thresholds(
+        settings(floors={"trained/high_frequency_power": 0.5}, ceilings={"trained/spectrum": 0.3}), outcome
+    )
     with pytest.raises(StepFailed, match="power is 0.5, below its floor 0.6; .*spectrum is 0.3, above its ceiling 0.2"):
         limits = {"floors": {"trained/high_frequency_power": 0.6}, "ceilings": {"trained/spectrum": 0.2}}
-        hold_limits(settings(**limits), outcome)
+        check_thresholds(settings(**limits), outcome)
     with pytest.raises(StepFailed, match="demo: trained/flat_ground: these prompts have no such score"):
-        hold_limits(settings(ceilings={"trained/flat_ground": 2.0}), outcome)
+        check_thresholds(settings(ceilings={"trained/flat_ground": 2.0}), outcome)

@@ -8,11 +8,11 @@ from pipelines.experiments.rank_report import (
     claim_table,
     claims,
     curve_figure,
-    family_table,
     floor_table,
     interval,
     markdown,
     rank_figure,
+    rank_table,
     share_of_steps,
     verdict,
 )
@@ -116,7 +116,7 @@ def test_what_was_not_run_is_not_claimed(rows):
 
 
 def test_tables_and_figures_show_every_member(rows):
-    lines = family_table(rows)
+    lines = rank_table(rows)
     assert [line[0] for line in lines[1:]] == ["r=0", "r=2", "r=8", "r=32", "r=768", "r=8 random", "r=8 repa"]
     assert lines[1][3].startswith("10.33 ± ") and lines[0][3:] == ["frechet", "other"]
     floors = [line[:2] for line in floor_table(rows)[1:]]

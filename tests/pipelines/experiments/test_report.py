@@ -54,8 +54,8 @@ def two(evaluation):
 
 
 def test_scores_side_by_side(two):
-    columns, whole, parts = compare([read_evaluation(f"ours={two[0]}", ""), read_evaluation(two[1], "")])["coco10k"]
-    assert columns == ["ours", "second01"] and not parts
+    columns, whole, parts = compare([read_evaluation("ours", two[0]), read_evaluation("theirs", two[1])])["coco10k"]
+    assert columns == ["ours", "theirs"] and not parts
     hpsv3, fid = whole
     assert [cell.value for cell in hpsv3.cells] == [12.9, 12.0] and [cell.best for cell in hpsv3.cells] == [True, False]
     assert hpsv3.comparable and not fid.comparable and not any(cell.best for cell in fid.cells)
@@ -68,7 +68,7 @@ def test_small_distances_are_the_best_and_some_numbers_have_no_best(evaluation):
         power_row = ("trained", "high_frequency_power", "", power, None, None, "r")
         return [("trained", "fid", "", fid, None, None, "q"), power_row]
 
-    evaluations = [read_evaluation(evaluation(*args), "") for args in (("a", rows(3, 1.0)), ("b", rows(2, 1.4)))]
+    evaluations = [read_evaluation(args[0], evaluation(*args)) for args in (("a", rows(3, 1.0)), ("b", rows(2, 1.4)))]
     fid, power = compare(evaluations)["coco10k"][1]
     assert [c.best for c in fid.cells] == [False, True] and [c.best for c in power.cells] == [False, False]
 
@@ -76,16 +76,19 @@ def test_small_distances_are_the_best_and_some_numbers_have_no_best(evaluation):
 def test_models_categories_and_suites(evaluation):
     rows = [(m, "geneval-hf", c, 0.5, 0.4, 0.6, "p") for m in ("latent", "trained") for c in ("", "colors")]
     demo = [("trained", "spectrum", "", 0.2, None, None, "p")]
-    found = [read_evaluation(evaluation("a", rows, "geneval"), ""), read_evaluation(evaluation("b", demo, "demo"), "")]
+    found = [
+        read_evaluation("a", evaluation("a", rows, "geneval")),
+        read_evaluation("b", evaluation("b", demo, "demo")),
+    ]
     suites = compare(found)
     assert list(suites) == ["geneval", "demo"]
     columns, whole, parts = suites["geneval"]
-    assert columns == ["a0123456 latent", "a0123456 trained"]
+    assert columns == ["a latent", "a trained"]
     assert [line.name for line in whole] == ["geneval-hf"] and [line.name for line in parts] == ["geneval-hf / colors"]
 
 
 def test_the_page_is_whole_in_itself_and_escapes_what_it_shows(two):
-    page = render([read_evaluation(uri, "") for uri in two])
+    page = render([read_evaluation(Path(uri).name, uri) for uri in two])
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)""", page) and "@import" not in page and "url(" not in page
     assert "not comparable" in page and page.count("data:image/webp;base64,") == 2
@@ -111,14 +114,22 @@ def job(monkeypatch, capsys, *arguments):
 
 def test_the_job(two, tmp_path, monkeypatch, capsys):
     out = str(tmp_path / "page.html")
-    status, printed, err = job(monkeypatch, capsys, out, *two)
+    own, other = (f"evaluations.{Path(uri).name}={uri}" for uri in two)
+    status, printed, err = job(monkeypatch, capsys, f"out={out}", own, other)
     assert (status, printed, err) == (0, f"{out}\n", "") and Path(out).read_text().startswith("<!doctype html>")
-    status, printed, err = job(monkeypatch, capsys, out, str(tmp_path / "absent"))
+    status, printed, err = job(monkeypatch, capsys, f"out={out}", f"evaluations.ours={tmp_path}/absent")
     assert status == 2 and err.startswith("error: no finished evaluate artifact at ") and err.count("\n") == 1
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    status, printed, err = job(monkeypatch, capsys, out, "0" * 32, "--tracking-uri", uri)
+    status, printed, err = job(monkeypatch, capsys, f"out={out}", f"evaluations.ours={'0' * 32}", f"tracking_uri={uri}")
     last = err.splitlines()[-1]  # MLflow reports its new database before
-    assert status == 2 and last.startswith(f"error: {'0' * 32}: Run with id") and "--tracking-uri" in last
+    assert status == 2 and last.startswith(f"error: {'0' * 32}: Run with id") and "set tracking_uri" in last
+    for arguments, message in [
+        ([], "out: missing"),
+        ([f"out={out}", "evaluations={}"], "evaluations={}: dictionary should have at least 1 item"),
+        (["--tracking-uri", uri], "--tracking-uri: settings are written key=value, like tracking_uri=VALUE"),
+    ]:
+        status, printed, err = job(monkeypatch, capsys, *arguments)
+        assert status == 2 and err.startswith(f"error: {message}") and err.count("\n") == 1, err
 
 
 def test_a_run_of_mlflow_is_found(two, tmp_path, monkeypatch, capsys):
@@ -127,15 +138,16 @@ def test_a_run_of_mlflow_is_found(two, tmp_path, monkeypatch, capsys):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(uri)
     run = client.create_run(client.create_experiment("e", artifact_location=str(tmp_path / "a"))).info.run_id
-    assert job(monkeypatch, capsys, str(tmp_path / "o.html"), run, "--tracking-uri", uri)[0] == 2
+    arguments = f"out={tmp_path}/o.html", f"evaluations.night={run}", f"tracking_uri={uri}"
+    assert job(monkeypatch, capsys, *arguments)[0] == 2
     client.set_tag(run, "artifact", two[0])
-    status, *_ = job(monkeypatch, capsys, str(tmp_path / "o.html"), f"night={run}", "--tracking-uri", uri)
+    status, *_ = job(monkeypatch, capsys, *arguments)
     assert status == 0 and "<td>night</td>" in (tmp_path / "o.html").read_text()
 
 
 def test_it_can_be_read_in_a_browser(two, tmp_path, browser):
     page = tmp_path / "page.html"
-    page.write_text(render([read_evaluation(uri, "") for uri in two]))
+    page.write_text(render([read_evaluation(Path(uri).name, uri) for uri in two]))
     browser.get(f"file://{page}")
     assert browser.title == "AsymFlow: evaluations compared"
     assert not browser.get_log("browser")
@@ -146,5 +158,5 @@ def test_it_can_be_read_in_a_browser(two, tmp_path, browser):
     texts = "return [...document.querySelectorAll('td.best')].map(cell => cell.textContent.trim())"
     best = browser.execute_script(texts)
     assert len(best) == 1 and best[0].startswith("12.9")
-    shot = Image.open(io.BytesIO(browser.get_screenshot_as_png()))
-    assert len(set(shot.convert("RGB").resize((64, 64)).getdata())) > 10
+    screenshot = Image.open(io.BytesIO(browser.get_screenshot_as_png()))
+    assert len(set(screenshot.convert("RGB").resize((64, 64)).getdata())) > 10

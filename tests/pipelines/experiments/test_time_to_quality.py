@@ -5,17 +5,17 @@ import pytest
 
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError, RunSettings, validate
-from pipelines.core.text_table import aligned
-from pipelines.core.tracking import open_run_of
+from pipelines.core.text_table import format_table
+from pipelines.core.tracking import open_artifact_run
 from pipelines.experiments.config import TimeToQualitySettings
 from pipelines.experiments.time_to_quality import (
     SECONDS,
     find_finetunes,
-    passing,
     quality_figure,
     quality_table,
     rows_of,
     run_time_to_quality,
+    steps_to_quality,
     training_minutes,
 )
 
@@ -33,7 +33,7 @@ STEPS = [100, 200, 300, 400]
     ],
 )
 def test_a_model_passes_once_and_for_good(distances, first, lasting):
-    assert passing(STEPS, distances, 0.5) == (first, lasting)
+    assert steps_to_quality(STEPS, distances, 0.5) == (first, lasting)
 
 
 def test_rows_say_steps_and_minutes():
@@ -45,7 +45,7 @@ def test_rows_say_steps_and_minutes():
     a, b = rows_of("one", ["a", "b"], found, [1.0, 2.0, 3.5, 4.0])
     assert (a["first"], a["first_minutes"], a["lasting"], a["lasting_minutes"]) == (200, 2.0, 400, 4.0)
     assert a["trained"] == distances["a"] and a["latent"] == 0.5 and b["first"] is b["first_minutes"] is None
-    lines = aligned(quality_table([a, b])).splitlines()
+    lines = format_table(quality_table([a, b])).splitlines()
     assert lines[1].split() == ["one", "a", "0.5", "0.2", "200", "2", "400", "4"]
     assert lines[2].split() == ["one", "b", "1", "1.5", "-", "-", "-", "-"]
     figure = quality_figure([a, b])
@@ -58,7 +58,7 @@ def test_rows_say_steps_and_minutes():
 def test_minutes_are_those_of_the_finetunes_run(tmp_path):
     """Steps without a metric are assumed average."""
     run, folder = RunSettings(storage=str(tmp_path / "runs")), str(tmp_path / "runs/finetune/ID")
-    with open_run_of(folder, "finetune", run, "a finetune") as tracker:
+    with open_artifact_run(folder, "finetune", run, "a finetune") as tracker:
         for step in (1, 2, 4):
             tracker.log_metrics({SECONDS: 30.0}, step)
     finetuned = Artifact(folder, {"id": "ID"})

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from pipelines.toy.data import (
+    BACKGROUNDS,
     EMOJI,
-    GROUNDS,
     PHOTOGRAPHS,
-    Picture,
+    DemoImage,
     _emoji_images,
     _faulty_images,
     _photo_images,
@@ -41,11 +41,11 @@ def test_every_emoji_of_the_ranges_has_a_file_and_a_name_of_its_own():
 def test_every_emoji_lies_on_every_ground_and_its_captions_name_it():
     pictures = _emoji_images("1F431", 0)
     grounds = [p.caption.removeprefix("an emoji of cat face on ") for p in pictures]
-    assert sorted(grounds) == sorted(GROUNDS)
+    assert sorted(grounds) == sorted(BACKGROUNDS)
     for picture, ground in zip(pictures, grounds, strict=True):
         image = Image.open(io.BytesIO(picture.image))
         assert image.format == "JPEG" and image.size == (128, 128)
-        wanted = bytes.fromhex(GROUNDS[ground].removeprefix("#"))
+        wanted = bytes.fromhex(BACKGROUNDS[ground].removeprefix("#"))
         assert max(abs(a - b) for a, b in zip(image.getpixel((1, 1)), wanted, strict=True)) < 8
 
 
@@ -72,8 +72,12 @@ def test_faulty_rows_each_have_their_own_fault():
 
 
 @pytest.fixture
-def folder(make_shards, make_pictures):
-    rows = [*make_pictures(5), Picture("never arrived", None, 6.0), Picture("drawn", b"\x89PNG", 6.0, extension="png")]
+def folder(make_shards, make_images):
+    rows = [
+        *make_images(5),
+        DemoImage("never arrived", None, 6.0),
+        DemoImage("drawn", b"\x89PNG", 6.0, extension="png"),
+    ]
     return make_shards(rows, shard_size=4)
 
 
@@ -104,18 +108,18 @@ def test_records_agree_with_the_parquet(folder):
     assert image.size == (record["width"], record["height"]) == (96, 80)
 
 
-def test_folder_appears_whole_or_not_at_all(tmp_path, make_pictures):
+def test_folder_appears_whole_or_not_at_all(tmp_path, make_images):
     def break_off():
-        yield from make_pictures(3)
+        yield from make_images(3)
         raise RuntimeError("killed")
 
     folder = tmp_path / "demo"
     with pytest.raises(RuntimeError, match="killed"):
         write_img2dataset(break_off(), folder)
     assert not folder.exists()
-    assert write_img2dataset(iter(make_pictures(3)), folder) == 3 and [p.name for p in tmp_path.iterdir()] == ["demo"]
+    assert write_img2dataset(iter(make_images(3)), folder) == 3 and [p.name for p in tmp_path.iterdir()] == ["demo"]
     (folder / "stale.tar").touch()
-    write_img2dataset(iter(make_pictures(3)), folder)
+    write_img2dataset(iter(make_images(3)), folder)
     assert not (folder / "stale.tar").exists()
 
 
@@ -132,6 +136,6 @@ def test_data_set_depends_on_the_seed_alone(tmp_path):
     a, b, c = ({p.name: p.read_bytes() for p in (tmp_path / folder).iterdir()} for folder in "abc")
     assert a == b and a.keys() == c.keys() and a["00000.tar"] != c["00000.tar"]
     rows = [row for file in sorted((tmp_path / "a").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
-    assert len(rows) == 3 * len(GROUNDS) + 6 + 13 + 1
+    assert len(rows) == 3 * len(BACKGROUNDS) + 6 + 13 + 1
     hashes = Counter(row["sha256"] for row in rows if row["caption"].startswith(("an emoji", "a photo")))
-    assert sorted(hashes.values()) == [1] * (3 * len(GROUNDS) + 6 - 1) + [2]
+    assert sorted(hashes.values()) == [1] * (3 * len(BACKGROUNDS) + 6 - 1) + [2]

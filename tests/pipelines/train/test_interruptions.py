@@ -19,7 +19,7 @@ import yaml
 from gate import gate_before
 from mlflow import MlflowClient
 from ray import cloudpickle
-from training_runs import STEPS, Training, failing_at, key_sum, record_of
+from training_runs import STEPS, Training, failing_at, key_sum, read_metrics_log_of
 
 from pipelines.core import s3 as object_store
 from pipelines.core import storage
@@ -28,7 +28,7 @@ from pipelines.core.step import StepFailed, run_step
 from pipelines.core.tracking import tracking_uri
 from pipelines.train import driver
 from pipelines.train.checkpoint import folder_of, list_checkpoints
-from pipelines.train.history import read_record
+from pipelines.train.history import read_metrics_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 # The engine is the same for both kinds: most tests use one, end-to-end tests use both.
@@ -41,12 +41,12 @@ cloudpickle.register_pickle_by_value(training_runs)  # workers cannot import the
 
 def assert_the_same(artifact, plain, training) -> None:
     """Check that losses and images are the same, and that the first epoch holds each image once."""
-    record, undisturbed = record_of(artifact), record_of(plain)
-    assert record.curves["loss"] == pytest.approx(undisturbed.curves["loss"], rel=1e-4)
-    assert record.key_sums == undisturbed.key_sums
+    metrics_log, undisturbed = read_metrics_log_of(artifact), read_metrics_log_of(plain)
+    assert metrics_log.curves["loss"] == pytest.approx(undisturbed.curves["loss"], rel=1e-4)
+    assert metrics_log.key_sums == undisturbed.key_sums
     curated = training.curated
     epoch = -(-int(curated.manifest["metrics"]["kept_train"]) // training_runs.BATCH)
-    assert epoch < STEPS and sum(record.key_sums[:epoch]) == key_sum(curated)
+    assert epoch < STEPS and sum(metrics_log.key_sums[:epoch]) == key_sum(curated)
 
 
 def fail_at(monkeypatch, tmp_path, step: int, rank: int, fail) -> None:
@@ -124,14 +124,14 @@ def test_steps_without_a_finite_loss_are_skipped_and_too_many_end_the_run(
     with pytest.raises(StepFailed, match="stopped at step 15: 3 steps in a row had no finite loss"):
         run_step(training.step, settings)
     newest = list_checkpoints(folder_of(str(training.folder(tmp_path))))[-1]
-    record = read_record(str(training.folder(tmp_path)), newest.state)
-    assert newest.step == 10 and record.skipped == [7]
-    assert record.curves["loss"][:6] == pytest.approx(record_of(plain).curves["loss"][:6], rel=1e-4)
-    assert all(math.isfinite(loss) == (step != 7) for step, loss in enumerate(record.curves["loss"], 1))
+    metrics_log = read_metrics_log(str(training.folder(tmp_path)), newest.state)
+    assert newest.step == 10 and metrics_log.skipped == [7]
+    assert metrics_log.curves["loss"][:6] == pytest.approx(read_metrics_log_of(plain).curves["loss"][:6], rel=1e-4)
+    assert all(math.isfinite(loss) == (step != 7) for step, loss in enumerate(metrics_log.curves["loss"], 1))
     told = "".join(capfd.readouterr())
     assert told.count("step 7 skipped: its loss or gradient is not finite; its images: ") == 1
     assert "repeated" not in told  # by Ray's deduplication of several ranks
-    keys = record.skipped_keys["7"]
+    keys = metrics_log.skipped_keys["7"]
     assert len(keys) == training_runs.BATCH and f"its images: {', '.join(keys)}" in told
     run = json.loads((training.folder(tmp_path) / ".run.json").read_text())["mlflow_run"]
     client = MlflowClient(tracking_uri(settings.run))

@@ -19,8 +19,8 @@ from pipelines.core.config import RunSettings, validate
 from pipelines.core.tracking import open_run
 from pipelines.train import loop
 from pipelines.train.checkpoint import folder_of, list_checkpoints
-from pipelines.train.history import history_folder, read_record
-from pipelines.train.metrics_log import RECORD, Record
+from pipelines.train.history import history_folder, read_metrics_log
+from pipelines.train.metrics_log import METRICS_LOG, MetricsLog
 from pipelines.train.pretrain.batches import Batch
 from pipelines.train.pretrain.config import PretrainSettings
 from pipelines.train.pretrain.model import build_model
@@ -100,7 +100,7 @@ def train(tmp_path, monkeypatch):
             self.settings = settings = PretrainSettings.model_validate(config["settings"])
             self.model = build_model(settings, Subspace.load(tmp_path / "subspace.safetensors"))
             self.objective = make_objective(self.model, settings.loss, None, None)
-            self.reader, self.size, self.rank, self.workers = config["batches"], (SIDE, SIDE), rank, workers
+            self.data_loader, self.size, self.rank, self.workers = config["batches"], (SIDE, SIDE), rank, workers
 
     def go(folder, batches=None, signals=None, **sections):
         settings = validate(PretrainSettings, {**tree, **sections})
@@ -124,16 +124,16 @@ def train(tmp_path, monkeypatch):
     return go
 
 
-def record_in(folder) -> Record:
-    return Record.from_json(storage.read_bytes(f"{folder}/{RECORD}").decode())
+def metrics_log_in(folder) -> MetricsLog:
+    return MetricsLog.from_json(storage.read_bytes(f"{folder}/{METRICS_LOG}").decode())
 
 
 @pytest.fixture
-def plain(train, tmp_path) -> Record:
+def plain(train, tmp_path) -> MetricsLog:
     """Return the result of an uninterrupted run."""
     assert train(tmp_path / "plain") == {"ended": "finished", "step": STEPS}
     train.run_id = None
-    return record_in(tmp_path / "plain")
+    return metrics_log_in(tmp_path / "plain")
 
 
 def stop_at(signals: Signals, batches: Batches, step: int, before=lambda: None) -> None:
@@ -155,7 +155,7 @@ def test_a_stop_leaves_a_checkpoint_and_the_rest_is_as_if_nothing_had_been(train
     assert signals.told[0] == {"good": None} and signals.told[-1] == {"good": step}
     assert sorted(train.points()) == list(range(1, step + 1))
     assert train(folder) == {"ended": "finished", "step": STEPS}
-    assert vars(record_in(folder)) == vars(plain)
+    assert vars(metrics_log_in(folder)) == vars(plain)
     assert train.points() == dict(zip(plain.steps, plain.curves["loss"], strict=True))
     state = list_checkpoints(folder_of(str(folder)))[-1].state
     assert "record" not in state and len(json.dumps(state)) < 4000
@@ -168,13 +168,13 @@ def test_a_checkpoint_with_the_whole_history_inside_is_resumed(train, plain, tmp
     train(folder, batches, signals)
     for checkpoint in list_checkpoints(folder_of(str(folder))):  # as an older version wrote it
         state = dict(checkpoint.state)
-        record = vars(read_record(str(folder), state))
-        del record["skipped_keys"], state["summary"], state["history"]
-        state["record"] = json.dumps(record)
+        metrics_log = vars(read_metrics_log(str(folder), state))
+        del metrics_log["skipped_keys"], state["summary"], state["history"]
+        state["record"] = json.dumps(metrics_log)
         storage.write_bytes(f"{checkpoint.uri}/state.json", json.dumps(state).encode())
     storage.delete_folder(history_folder(str(folder)))
     assert train(folder)["ended"] == "finished"
-    assert vars(record_in(folder)) == vars(plain)
+    assert vars(metrics_log_in(folder)) == vars(plain)
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_steps_go_on_while_the_store_is_away_and_the_newest_checkpoint_follows(t
     threading.Thread(target=interrupt, daemon=True).start()
     assert train(folder, batches, checkpoints={"every": 2})["ended"] == "finished"
     assert longest_pause(batches) < 2
-    assert vars(record_in(folder)) == vars(plain)
+    assert vars(metrics_log_in(folder)) == vars(plain)
     assert list_checkpoints(folder_of(folder))[-1].step == STEPS
 
 
@@ -254,8 +254,8 @@ def test_a_finished_run_that_is_asked_to_stop_while_the_store_is_away_says_so(tr
 def test_keys_of_a_skipped_step_are_in_the_artifact_and_in_mlflow(train, tmp_path, caplog):
     assert train(tmp_path / "skips", Batches(poisoned={7}))["ended"] == "finished"
     keys = [f"shard/7-{i}" for i in range(BATCH)]
-    record = record_in(tmp_path / "skips")
-    assert record.skipped == [7] and record.skipped_keys == {"7": keys}
+    metrics_log = metrics_log_in(tmp_path / "skips")
+    assert metrics_log.skipped == [7] and metrics_log.skipped_keys == {"7": keys}
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (file,) = client.list_artifacts(train.run_id, "skipped")
     assert file.path == "skipped/step-00000007.txt"

@@ -4,12 +4,12 @@ import time
 
 import pytest
 
-from pipelines.train.config import Watch
+from pipelines.train.config import Monitoring
 from pipelines.train.monitoring import GiveUp, StepMonitor, StepTimer
 
 
 def test_a_skipped_step_names_its_pictures_and_too_many_in_a_row_end_the_run(caplog):
-    monitor = StepMonitor(Watch(skips=3))
+    monitor = StepMonitor(Monitoring(skips=3))
     for step in (1, 2):
         monitor.record_skip(step, [f"key-{i}" for i in range(40)])
     assert "step 1 skipped" in caplog.text and ", ".join(f"key-{i}" for i in range(40)) in caplog.text
@@ -21,7 +21,7 @@ def test_a_skipped_step_names_its_pictures_and_too_many_in_a_row_end_the_run(cap
 
 
 def test_a_loss_far_above_the_usual_is_a_spike(caplog):
-    monitor = StepMonitor(Watch(spike=5))
+    monitor = StepMonitor(Monitoring(spike=5))
     assert not monitor.record_step(0, 1000.0)  # no median yet
     assert not any(monitor.record_step(step, 1.5) for step in range(1, 50))
     assert not monitor.record_step(50, 7.4)
@@ -30,7 +30,7 @@ def test_a_loss_far_above_the_usual_is_a_spike(caplog):
 
 
 def test_one_rank_warns_for_all_and_all_count_alike(caplog):
-    monitor = StepMonitor(Watch(skips=2), warns=False)
+    monitor = StepMonitor(Monitoring(skips=2), warns=False)
     for step in range(30):
         monitor.record_step(step, 1.0)
     assert monitor.record_step(30, 100.0)
@@ -55,9 +55,9 @@ def test_rates_are_of_the_step_and_a_pause_is_no_part_of_it():
 def test_an_alarm_that_is_not_put_off_ends_the_process_with_its_stack():
     code = """
 import time
-from pipelines.train.config import Watch
+from pipelines.train.config import Monitoring
 from pipelines.train.monitoring import Watchdog
-watchdog = Watchdog(Watch(hang_minutes=0.5 / 60))
+watchdog = Watchdog(Monitoring(hang_minutes=0.5 / 60))
 for _ in range(4):
     watchdog.reset()
     time.sleep(0.2)

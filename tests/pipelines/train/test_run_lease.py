@@ -26,8 +26,8 @@ def test_the_newest_attempt_fences_off_the_older(tmp_path):
 
 def test_a_lookout_hears_of_a_stop_while_the_store_fails_and_of_a_newer_attempt_when_it_answers(faulty_s3):
     uri, server = faulty_s3
-    attempt, asked = RunLease.claim(uri), threading.Event()
-    lease_monitor = LeaseMonitor(attempt, asked.is_set)
+    lease, asked = RunLease.claim(uri), threading.Event()
+    lease_monitor = LeaseMonitor(lease, asked.is_set)
     server.deny("GET .*attempt.json")
     time.sleep(1.5)
     assert lease_monitor.signal == WorkerSignal.CONTINUE
@@ -103,7 +103,7 @@ def test_of_several_orders_the_greatest_holds():
 
 @pytest.mark.parametrize("junk", [b"", b"{"])
 def test_a_file_that_cannot_be_read_is_an_error_of_the_store_not_a_fence(tmp_path, junk):
-    attempt = RunLease.claim(str(tmp_path))
+    lease = RunLease.claim(str(tmp_path))
     storage.write_bytes(str(tmp_path / ".train" / "attempt.json"), junk)
     with pytest.raises(ValueError):
-        attempt.is_fenced()
+        lease.is_fenced()

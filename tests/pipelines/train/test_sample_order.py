@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from pipelines.train.sample_order import Place, RowGroup, SampleOrder, share_of, slots_per_worker
+from pipelines.train.sample_order import RowGroup, SampleLocation, SampleOrder, share_of, slots_per_worker
 
 SIZES = {(32, 32): (5, 3, 8, 2, 7), (48, 32): (4, 4, 1), (32, 48): (2,)}
 ROWS, BATCH = 36, 4
@@ -19,11 +19,11 @@ def order(sizes=SIZES, seed=0, window=2, folder="") -> SampleOrder:
     return SampleOrder(groups, seed, window)
 
 
-def names(places: list[Place]) -> list[tuple[str, int]]:
-    return [(place.group.curated, place.row) for place in places]
+def names(locations: list[SampleLocation]) -> list[tuple[str, int]]:
+    return [(location.group.curated, location.row) for location in locations]
 
 
-def epoch_of(sequence: SampleOrder, epoch: int, batch: int = BATCH) -> list[list[Place]]:
+def epoch_of(sequence: SampleOrder, epoch: int, batch: int = BATCH) -> list[list[SampleLocation]]:
     steps = sequence.steps_per_epoch(batch)
     return [sequence.batch_at(epoch * steps + i, batch) for i in range(steps)]
 
@@ -34,12 +34,12 @@ def test_an_epoch_holds_every_row_once_and_a_batch_one_size(batch, window):
     sequence = order(window=window)
     for epoch in (0, 3):
         batches = epoch_of(sequence, epoch, batch)
-        rows = [name for places in batches for name in names(places)]
+        rows = [name for locations in batches for name in names(locations)]
         assert len(rows) == len(set(rows)) == ROWS
-        sizes = [{place.group.size for place in places} for places in batches]
+        sizes = [{location.group.size for location in locations} for locations in batches]
         assert all(len(size) == 1 for size in sizes)
         assert Counter(s for (s,) in sizes) == {s: -(-sum(counts) // batch) for s, counts in SIZES.items()}
-        smaller = [places[0].group.size for places in batches if len(places) < batch]
+        smaller = [locations[0].group.size for locations in batches if len(locations) < batch]
         assert len(smaller) == len(set(smaller))  # a bucket has one remainder at most
 
 
@@ -49,8 +49,8 @@ def test_steps_of_an_epoch():
 
 def test_epochs_differ_in_their_rows_and_in_the_order_of_sizes():
     first, second = epoch_of(order(), 0), epoch_of(order(), 1)
-    assert [names(places) for places in first] != [names(places) for places in second]
-    sizes = [[places[0].group.size for places in epoch] for epoch in (first, second)]
+    assert [names(locations) for locations in first] != [names(locations) for locations in second]
+    sizes = [[locations[0].group.size for locations in epoch] for epoch in (first, second)]
     assert sizes[0] != sizes[1] and any(a != b for a, b in pairwise(sizes[0][:-1]))
 
 
@@ -79,7 +79,7 @@ def test_where_the_files_lie_does_not_matter():
 
 def test_numbers_are_those_of_the_epoch_each_once():
     for epoch in (0, 2):
-        numbers = [place.number for places in epoch_of(order(), epoch) for place in places]
+        numbers = [location.number for locations in epoch_of(order(), epoch) for location in locations]
         assert sorted(numbers) == list(range(epoch * ROWS, (epoch + 1) * ROWS))
 
 
@@ -90,8 +90,8 @@ def test_the_size_of_a_batch_changes_no_samples_number():
 
 def test_a_batch_has_rows_of_every_group_of_its_window():
     sequence = order({(32, 32): (16,) * 8}, window=4)
-    for places in epoch_of(sequence, 0, 8):
-        assert sorted(Counter(place.group for place in places).values()) == [2, 2, 2, 2]
+    for locations in epoch_of(sequence, 0, 8):
+        assert sorted(Counter(location.group for location in locations).values()) == [2, 2, 2, 2]
 
 
 def test_without_row_groups_there_is_no_order():
@@ -111,13 +111,13 @@ def test_slots_are_the_share_in_whole_micro_batches(batch, workers, micro_batch,
 @pytest.mark.parametrize("micro_batch", [1, 3])
 def test_workers_share_a_batch_whatever_their_number(workers, micro_batch):
     sequence, slots = order(), slots_per_worker(BATCH, workers, micro_batch)
-    for places in epoch_of(sequence, 0):
-        shares = [share_of(places, rank, workers, slots) for rank in range(workers)]
-        filled = [[(share.places[i], real) for i, real in share.fill()] for share in shares]
+    for locations in epoch_of(sequence, 0):
+        shares = [share_of(locations, rank, workers, slots) for rank in range(workers)]
+        filled = [[(share.locations[i], real) for i, real in share.fill()] for share in shares]
         assert {len(slots_of) for slots_of in filled} == {slots}
-        real = [place.number for slots_of in filled for place, real in slots_of if real]
-        assert sorted(real) == [place.number for place in places]
-        assert all(place in places for slots_of in filled for place, _ in slots_of)
+        real = [location.number for slots_of in filled for location, real in slots_of if real]
+        assert sorted(real) == [location.number for location in locations]
+        assert all(location in locations for slots_of in filled for location, _ in slots_of)
 
 
 @pytest.mark.parametrize("batch", [256, 250, 96, 64])
@@ -127,7 +127,11 @@ def test_a_worker_reads_its_part_of_the_row_groups_and_little_more(batch):
     sequence = order({(32, 32): tuple(40 if i % 16 == 0 else 64 for i in range(groups))}, window=window)
     slots, batches = slots_per_worker(batch, workers, 1), epoch_of(sequence, 0, batch)
     read = [
-        {(place.window, place.group) for places in batches for place in share_of(places, rank, workers, slots).places}
+        {
+            (location.window, location.group)
+            for locations in batches
+            for location in share_of(locations, rank, workers, slots).locations
+        }
         for rank in range(workers)
     ]
     assert max(map(len, read)) <= 1.4 * groups / workers and sum(map(len, read)) <= 1.2 * groups

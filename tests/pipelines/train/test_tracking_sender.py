@@ -59,7 +59,7 @@ def test_an_outage_delays_nothing_and_loses_no_point(gate, tracker, caplog, monk
         before = time.monotonic()
         sender.add(step, {"train/loss": 1 / step, "train/gradient_norm": 1.0})
         if step == 40:
-            sender.send(lambda tracker: tracker.log_image_at("val/pictures", Image.new("RGB", (8, 8)), 40))
+            sender.send(lambda tracker: tracker.log_image_at_step("val/pictures", Image.new("RGB", (8, 8)), 40))
         longest = max(longest, time.monotonic() - before)
         time.sleep(0.02)
     assert longest < 0.5  # the machine paused, rather than a request

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import record_of
+from training_runs import read_metrics_log_of
 
 from pipelines.core import storage
 from pipelines.core.step import run_step
@@ -24,7 +24,7 @@ ALIKE = [
 
 
 def curve(artifact) -> list[float]:
-    return record_of(artifact).curves["loss"]
+    return read_metrics_log_of(artifact).curves["loss"]
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_captured_energy_by_rank_is_reported_and_a_rank_recommended(tmp_path, as
     group.update((shares.sqrt()[:, None] * axes.T).repeat(4, 1))
     tree = {"curated": "c", "patch_size": 4, "pca_rank": asked, "energy": 0.87, "space": "srgb"}
     figures: dict = {}
-    tracker = SimpleNamespace(log_picture=figures.__setitem__, log_figure=figures.__setitem__)
+    tracker = SimpleNamespace(log_image=figures.__setitem__, log_figure=figures.__setitem__)
     context = Context(str(tmp_path), {}, tracker)  # type: ignore[arg-type]
     metrics = write_bases(validate(BasisSettings, tree), context, [group], SrgbSpace(), 4)
     assert metrics["recommended_rank"] == 3
@@ -281,8 +281,8 @@ def test_patches_are_chosen_by_the_key():
 
 def test_pieces_hold_every_row_group_once(curated):
     files = curated.files("train", ".parquet")
-    for at_least in (1, 5, 16):
-        pieces = cut_into_pieces(files, at_least)
+    for min_pieces in (1, 5, 16):
+        pieces = cut_into_pieces(files, min_pieces)
         groups = sorted((p.uri, g) for p in pieces for g in p.groups)
         assert groups == [(f, g) for f, n in zip(files, (3, 3, 1), strict=True) for g in range(n)]
         assert sum(p.rows for p in pieces) == 344

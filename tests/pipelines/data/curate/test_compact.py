@@ -28,9 +28,9 @@ def test_no_rows_no_files():
 
 
 @pytest.fixture
-def staged(tmp_path, make_pictures):
+def staged(tmp_path, make_images):
     """Three shards of 20 pictures in two folders, one picture twice, staged."""
-    pictures = make_pictures(60)
+    pictures = make_images(60)
     write_img2dataset(iter([*pictures[:30], pictures[3]]), tmp_path / "in" / "a", 16)
     write_img2dataset(iter(pictures[30:]), tmp_path / "in" / "b", 40)
     settings = CurateSettings(source=str(tmp_path / "in"), held_out_every=4)

@@ -27,8 +27,8 @@ FAULTS = {  # one of each in the demo's faulty rows, and what lies among the sha
 
 
 @pytest.mark.parametrize("size", [(64, 60), (0, 64), (8, 8)])
-def test_buckets_are_whole_patches(make_shards, make_pictures, size):
-    settings = CurateSettings(source=str(make_shards(make_pictures(3))), buckets=[size])
+def test_buckets_are_whole_patches(make_shards, make_images, size):
+    settings = CurateSettings(source=str(make_shards(make_images(3))), buckets=[size])
     with pytest.raises(ConfigError, match=f"buckets: {size[0]}x{size[1]}: width and height must be multiples of 16"):
         check(settings)
 
@@ -52,11 +52,11 @@ def to_parquet(tar_folder, path):
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory, make_pictures):
+def source(tmp_path_factory, make_images):
     """Tars with the demo's faulty rows, one exact repetition, and good pictures around them; a parquet shard in
     another folder with the same keys; a parquet and a tar that are none; two joined tars of one name each."""
     folder = tmp_path_factory.mktemp("source") / "shards"
-    good = make_pictures(62)
+    good = make_images(62)
     write_img2dataset(iter([*good[:20], *_faulty_images(), *good[20:40], good[0]]), folder, shard_size=25)
     write_img2dataset(iter(good[40:60]), folder.with_name("other"))
     (folder / "more").mkdir()
@@ -72,9 +72,7 @@ def source(tmp_path_factory, make_pictures):
 @pytest.fixture(scope="module")
 def settings(source, tmp_path_factory):
     run = RunSettings(storage=str(tmp_path_factory.mktemp("storage")))
-    return CurateSettings(
-        source=str(source), run=run, buckets=[(64, 64), (96, 80)], held_out_every=4, rows_per_file=20
-    )
+    return CurateSettings(source=str(source), run=run, buckets=[(64, 64), (96, 80)], held_out_every=4, rows_per_file=20)
 
 
 @pytest.fixture(scope="module")

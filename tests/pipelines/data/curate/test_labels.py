@@ -34,10 +34,10 @@ def settings(source, **changes):
 
 
 @pytest.fixture
-def imagenet(tmp_path, make_pictures):
+def imagenet(tmp_path, make_images):
     """Two classes as folders, one as a tar of bare pictures, and what does not belong there."""
     root = tmp_path / "train"
-    pictures = [picture.image for picture in make_pictures(7)]
+    pictures = [picture.image for picture in make_images(7)]
     for name, some in (("n02", pictures[:3]), ("n01", pictures[3:5])):
         (root / name).mkdir(parents=True)
         for i, data in enumerate(some):
@@ -87,10 +87,10 @@ def test_classes_on_a_bucket(s3, imagenet):
     assert there == here and len(here) == 2
 
 
-def test_labels_of_a_column_as_the_hub_has_them(tmp_path, make_pictures):
+def test_labels_of_a_column_as_the_hub_has_them(tmp_path, make_images):
     """A struct of bytes and path, no keys, no captions; a label that is none is a reason."""
     labels = [3, 1, None, -1]
-    pictures = [{"bytes": p.image, "path": "x.jpg"} for p in make_pictures(4)]
+    pictures = [{"bytes": p.image, "path": "x.jpg"} for p in make_images(4)]
     pq.write_table(pa.table({"image": pictures, "label": labels}), tmp_path / "train-00000.parquet")
     columns = Columns(key="", caption="", image="image", label="label")
     found = settings(tmp_path, labels="column", columns=columns)
@@ -115,14 +115,14 @@ def test_settings_that_do_not_go_together(imagenet, changes, message):
         check(settings(imagenet, **changes))
 
 
-def test_a_column_of_labels_that_is_not_there_is_named(tmp_path, make_pictures):
-    table = pa.table({"key": ["a"], "jpg": [make_pictures(1)[0].image], "caption": ["b"]})
+def test_a_column_of_labels_that_is_not_there_is_named(tmp_path, make_images):
+    table = pa.table({"key": ["a"], "jpg": [make_images(1)[0].image], "caption": ["b"]})
     pq.write_table(table, tmp_path / "00000.parquet")
     with pytest.raises(ConfigError, match="columns.label='y': .* has no such column; it has key, jpg, caption"):
         check(settings(tmp_path, labels="column", columns=Columns(label="y")))
 
 
-def test_a_picture_without_a_class_has_none(tmp_path, make_pictures):
+def test_a_picture_without_a_class_has_none(tmp_path, make_images):
     curator = ShardCurator(CurateSettings(source="data", filters=OPEN), str(tmp_path))
-    row, _ = curator.curate(Sample("k", make_pictures(1)[0].image, "c", {}), Histograms())
+    row, _ = curator.curate(Sample("k", make_images(1)[0].image, "c", {}), Histograms())
     assert row["label"] is None and Image.open(io.BytesIO(row["image"])).size == (64, 64)

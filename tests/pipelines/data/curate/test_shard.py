@@ -18,7 +18,7 @@ from pipelines.data.curate.samples import IMAGE_EXTENSIONS, Sample
 from pipelines.data.curate.shard import SCHEMA, ShardCurator, best_bucket, index_file, perceptual_hash
 from pipelines.data.images import BadImage, decode_image
 from pipelines.data.split import is_held_out
-from pipelines.toy.data import Picture, write_img2dataset
+from pipelines.toy.data import DemoImage, write_img2dataset
 
 SCORES = {"aesthetic": 6.0, "punsafe": 0.1, "pwatermark": 0.1, "similarity": 0.3}
 
@@ -32,16 +32,16 @@ def curate(curator, image, caption="caption", record=SCORES):
     return curator.curate(Sample("key", image, caption, record), Histograms())
 
 
-def test_row_and_index(curator, make_pictures):
-    row, index = curate(curator, make_pictures(1)[0].image, " a  caption\n")
+def test_row_and_index(curator, make_images):
+    row, index = curate(curator, make_images(1)[0].image, " a  caption\n")
     assert set(row) == set(SCHEMA.names)
     assert (row["caption"], row["bucket"], row["aesthetic"]) == ("a caption", "64x64", 6.0)
     assert decode_image(row["image"]).size == (64, 64)
     assert index["target"] == "train/64x64" and index["pixels"] == 96 * 80
 
 
-def test_reasons_reach_the_row(curator, make_pictures):
-    image = make_pictures(1)[0].image
+def test_reasons_reach_the_row(curator, make_images):
+    image = make_images(1)[0].image
     for sample, reason in (
         (Sample("key", problem="tar cut off"), "tar cut off"),
         (Sample("key", image, "", SCORES), "empty caption"),
@@ -53,17 +53,17 @@ def test_reasons_reach_the_row(curator, make_pictures):
             curator.curate(sample, Histograms())
 
 
-def test_file_hash_is_that_of_the_download(curator, make_pictures):
+def test_file_hash_is_that_of_the_download(curator, make_images):
     """img2dataset encodes anew after hashing, so the bytes in the tar have another hash."""
-    image = make_pictures(1)[0].image
+    image = make_images(1)[0].image
     given = hashlib.sha256(b"download").hexdigest()
     assert curate(curator, image, record={**SCORES, "sha256": given.upper()})[0]["sha256"] == given
 
 
 @pytest.mark.parametrize("given", ["None", "nan", "0", "", None, "abc", 7, "g" * 64])
-def test_what_is_no_hash_is_not_taken_for_one(curator, make_pictures, given):
+def test_what_is_no_hash_is_not_taken_for_one(curator, make_images, given):
     """Of six images with "None" in the column, five were dropped as duplicates."""
-    image = make_pictures(1)[0].image
+    image = make_images(1)[0].image
     assert curate(curator, image, record={**SCORES, "sha256": given})[0]["sha256"] == hashlib.sha256(image).hexdigest()
 
 
@@ -81,8 +81,8 @@ def test_encodings(tmp_path, format):
 
 
 @pytest.mark.parametrize("extension", IMAGE_EXTENSIONS)
-def test_extensions(tmp_path, make_pictures, extension):
-    picture = Picture("a caption", make_pictures(1)[0].image, 6.0, extension=extension)
+def test_extensions(tmp_path, make_images, extension):
+    picture = DemoImage("a caption", make_images(1)[0].image, 6.0, extension=extension)
     write_img2dataset(iter([picture]), tmp_path / "in")
     curator = ShardCurator(CurateSettings(source=str(tmp_path / "in")), str(tmp_path / "out"))
     assert sum(curator(json.dumps(["00000", f"{tmp_path}/in/00000.tar", None]))["kept"].values()) == 1
@@ -142,20 +142,20 @@ def fuzzed(good, rng):
     return bytes(data)
 
 
-def test_two_thousand_damaged_pictures(tmp_path, make_pictures):
+def test_two_thousand_damaged_pictures(tmp_path, make_images):
     """Each is kept or rejected with a reason, once; the good ones between them all survive."""
     rng = random.Random(0)
     formats = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
     sources = {}
     for extension, format in formats.items():
         buffer = io.BytesIO()
-        decode_image(make_pictures(1, 5)[0].image).save(buffer, format)
+        decode_image(make_images(1, 5)[0].image).save(buffer, format)
         sources[extension] = buffer.getvalue()
     pictures = []
     for number in range(2100):
         extension = rng.choice(sorted(sources))
         image = sources[extension] if number % 10 == 0 else fuzzed(sources[extension], rng)
-        pictures.append(Picture(f"picture {number}", image, 6.0, extension=extension))
+        pictures.append(DemoImage(f"picture {number}", image, 6.0, extension=extension))
     write_img2dataset(iter(pictures), tmp_path / "in", shard_size=3000)
     curator = ShardCurator(CurateSettings(source=str(tmp_path / "in")), str(tmp_path / "out"))
     summary = curator(json.dumps(["00000", f"{tmp_path}/in/00000.tar", None]))

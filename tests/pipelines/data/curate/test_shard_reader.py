@@ -33,8 +33,8 @@ def test_store_that_fails_is_not_a_tar_cut_off(tmp_path):
         list(read_shard(str(tmp_path / "absent.tar"), Columns()))
 
 
-def test_rows_the_tar_lost_and_downloads_that_failed(make_shards, make_pictures):
-    pictures = make_pictures(6)
+def test_rows_the_tar_lost_and_downloads_that_failed(make_shards, make_images):
+    pictures = make_images(6)
     shard = make_shards([*pictures, type(pictures[0])("never arrived", None, 6.0)]) / "00000.tar"
     whole = list(read_shard(str(shard), Columns()))
     assert [s.problem for s in whole].count("failed download") == 1
@@ -46,8 +46,8 @@ def test_rows_the_tar_lost_and_downloads_that_failed(make_shards, make_pictures)
     assert list(problems.values()).count("not in the tar") == 3 and len(problems) == 7
 
 
-def test_metadata_beside_a_tar_is_not_needed(make_shards, make_pictures):
-    folder = make_shards(make_pictures(3))
+def test_metadata_beside_a_tar_is_not_needed(make_shards, make_images):
+    folder = make_shards(make_images(3))
     before = [s for s in read_shard(str(folder / "00000.tar"), Columns()) if not s.problem]
     (folder / "00000.parquet").unlink()
     assert [s for s in read_shard(str(folder / "00000.tar"), Columns()) if not s.problem] == before
@@ -98,11 +98,11 @@ def test_folder_of_a_class(tmp_path):
     ]  # fmt: skip
 
 
-def test_crawl_on_a_store_that_fails_now_and_then(faulty_s3, make_shards, make_pictures, monkeypatch):
+def test_crawl_on_a_store_that_fails_now_and_then(faulty_s3, make_shards, make_images, monkeypatch):
     """503 to every third request, and bodies cut: the same samples, each once."""
     uri, server = faulty_s3
     monkeypatch.setattr("pipelines.core.s3.CHUNK", 1 << 14)
-    folder = make_shards(make_pictures(12), 4)
+    folder = make_shards(make_images(12), 4)
     for tar in sorted(folder.glob("*.tar"))[1:]:
         (folder / f"{tar.name}.gz").write_bytes(gzip.compress(tar.read_bytes()))
         tar.unlink()

@@ -38,7 +38,7 @@ from pipelines.data.encode import CAPTION, KEY, write_tables
 from pipelines.data.images import encode_png
 from pipelines.data.tensors import ragged_field, tensor_field, to_ragged_array, to_tensor_array
 from pipelines.train import row_groups as rows_module
-from pipelines.train.finetune.batches import Batch, BatchReader, NoiseSettings
+from pipelines.train.finetune.batches import Batch, BatchLoader, NoiseSettings
 from pipelines.train.row_groups import list_row_groups, read_columns
 from pipelines.train.sample_order import SampleOrder
 
@@ -91,7 +91,7 @@ def files_in(folder: Path, kind: str) -> list[str]:
     return storage.list_files(str(folder / kind), ".parquet")
 
 
-def reader(
+def loader(
     folder: Path,
     rank: int = 0,
     workers: int = 1,
@@ -99,14 +99,14 @@ def reader(
     latents: Source | None = None,
     dropout: float = 0.0,
     **options,
-) -> BatchReader:
+) -> BatchLoader:
     groups = list_row_groups(*(files_in(folder, kind) for kind in ("curated", "latents", "text")))
     sources, noise = (text or StoredText(), latents or StoredLatents()), NoiseSettings(0.0, 1.0, 3.0, dropout)
-    return BatchReader(SampleOrder(groups, 0, 2), BATCH, rank, workers, *sources, UNCONDITIONAL, noise, **options)
+    return BatchLoader(SampleOrder(groups, 0, 2), BATCH, rank, workers, *sources, UNCONDITIONAL, noise, **options)
 
 
-def steps(reader: BatchReader, first: int, count: int, micro_batch: int = BATCH) -> list[list[Batch]]:
-    return list(islice(reader.from_step(first, micro_batch), count))
+def steps(loader: BatchLoader, first: int, count: int, micro_batch: int = BATCH) -> list[list[Batch]]:
+    return list(islice(loader.from_step(first, micro_batch), count))
 
 
 def samples(batches: list[Batch]) -> dict[str, dict[str, torch.Tensor]]:
@@ -137,7 +137,7 @@ def test_row_groups_know_the_size_of_their_pictures(folder):
 
 
 def test_an_epoch_has_every_picture_once_each_with_what_belongs_to_it(folder):
-    batches = steps(reader(folder), 0, STEPS)
+    batches = steps(loader(folder), 0, STEPS)
     assert all(len(step) == 1 and len(step[0].keys) == BATCH for step in batches)
     assert {tuple(b.images.shape[2:]) for (b,) in batches} == {(32, 32), (32, 48)}
     seen = samples([b for step in batches for b in step])
@@ -155,8 +155,8 @@ def test_an_epoch_has_every_picture_once_each_with_what_belongs_to_it(folder):
 @pytest.mark.parametrize(("workers", "micro_batch"), [(1, 2), (1, 4), (2, 3), (2, 2), (3, 1), (4, 1), (32, 1)])
 def test_a_global_batch_does_not_depend_on_workers_or_micro_batches(folder, workers, micro_batch):
     """A whole batch and the last one of a bucket; the weighted sum of losses is the same too."""
-    whole = reader(folder).from_step(0, BATCH)
-    parts = [reader(folder, rank, workers).from_step(0, micro_batch) for rank in range(workers)]
+    whole = loader(folder).from_step(0, BATCH)
+    parts = [loader(folder, rank, workers).from_step(0, micro_batch) for rank in range(workers)]
     sizes = set()
     for _ in range(STEPS):
         (expected,), split = next(whole), [b for part in parts for b in next(part)]
@@ -175,23 +175,23 @@ def test_a_global_batch_does_not_depend_on_workers_or_micro_batches(folder, work
 
 @pytest.mark.parametrize("first", [1, STEPS - 1, 11])
 def test_starting_anywhere_gives_the_batches_from_there(folder, first):
-    whole = steps(reader(folder, 1, 2), 0, first + 3, micro_batch=2)
-    for ours, theirs in zip(steps(reader(folder, 1, 2), first, 3, micro_batch=2), whole[first:], strict=True):
+    whole = steps(loader(folder, 1, 2), 0, first + 3, micro_batch=2)
+    for ours, theirs in zip(steps(loader(folder, 1, 2), first, 3, micro_batch=2), whole[first:], strict=True):
         assert_same(ours, theirs)
 
 
 def test_a_sample_gets_other_noise_in_the_next_epoch(folder):
-    first, second = (samples([b for s in steps(reader(folder), e * STEPS, STEPS) for b in s]) for e in (0, 1))
+    first, second = (samples([b for s in steps(loader(folder), e * STEPS, STEPS) for b in s]) for e in (0, 1))
     assert not any(torch.equal(first[key]["noise"], second[key]["noise"]) for key in first)
 
 
 def test_dropped_captions_become_the_empty_one(folder):
-    batch = next(reader(folder, dropout=1.0).from_step(0, BATCH))[0]
+    batch = next(loader(folder, dropout=1.0).from_step(0, BATCH))[0]
     assert torch.equal(batch.text, UNCONDITIONAL.float().expand(BATCH, -1, -1)) and batch.text_mask.all()
 
 
 def test_a_batch_goes_to_a_device_whole(folder):
-    batch = next(reader(folder).from_step(0, BATCH))[0]
+    batch = next(loader(folder).from_step(0, BATCH))[0]
     there = batch.to(torch.device("meta"))
     assert there.keys == batch.keys and {t.device.type for t in vars(there).values() if torch.is_tensor(t)} == {"meta"}
 
@@ -205,11 +205,11 @@ def test_each_row_group_is_read_once_an_epoch_and_not_by_every_worker(folder, mo
         return original(group, columns)
 
     monkeypatch.setattr(rows_module, "read_columns", counted)
-    steps(reader(folder, ahead=2), 0, STEPS - 4)
+    steps(loader(folder, ahead=2), 0, STEPS - 4)
     assert set(read.values()) == {1}
     read.clear()
     for rank in (0, 1):
-        steps(reader(folder, rank, 2, ahead=1), 0, STEPS - 4)
+        steps(loader(folder, rank, 2, ahead=1), 0, STEPS - 4)
     assert sum(read.values()) < 1.6 * len(read)
 
 
@@ -227,7 +227,7 @@ def assert_background_ends() -> None:
 @pytest.mark.parametrize("taken", [0, 1, 3])
 @pytest.mark.parametrize("end", ["closed", "forgotten"])
 def test_the_background_ends_with_the_iterator(folder, taken, end):
-    batches = reader(folder).from_step(0, BATCH)
+    batches = loader(folder).from_step(0, BATCH)
     assert len(list(islice(batches, taken))) == taken and bool(background()) == bool(taken)
     if end == "closed":
         batches.close()
@@ -237,7 +237,7 @@ def test_the_background_ends_with_the_iterator(folder, taken, end):
 
 
 def test_the_next_step_is_made_while_one_is_trained_on(folder):
-    slow = reader(folder)
+    slow = loader(folder)
     make = slow._make
 
     def slowly(*arguments):
@@ -255,21 +255,21 @@ def test_the_next_step_is_made_while_one_is_trained_on(folder):
     assert 0.1 < slow.waited < 0.5
 
 
-def test_embeddings_and_latents_are_asked_for_two_steps_ahead(folder):
-    class Asked:
+def test_embeddings_and_latents_are_requested_two_steps_ahead(folder):
+    class CountingSource:
         def __init__(self, column):
-            self.column, self.asked = column, 0
+            self.column, self.requests = column, 0
 
-        def ask(self, values):
-            self.asked += 1
+        def request(self, values):
+            self.requests += 1
             return lambda: values
 
-    sources = Asked("text"), Asked("latents")
-    batches = reader(folder, 0, 2, *sources).from_step(0, 1)
+    sources = CountingSource("text"), CountingSource("latents")
+    batches = loader(folder, 0, 2, *sources).from_step(0, 1)
     for step in (1, 2, 3):
         next(batches)
         time.sleep(0.2)
-        assert [source.asked for source in sources] == [step + 2] * 2
+        assert [source.requests for source in sources] == [step + 2] * 2
 
 
 def damaged(folder: Path, tmp_path: Path, change) -> tuple[Path, int]:
@@ -285,7 +285,7 @@ def damaged(folder: Path, tmp_path: Path, change) -> tuple[Path, int]:
             table = pa.Table.from_pylist(rows, SCHEMA)
         pq.write_table(table, tmp_path / "curated" / Path(file).name, row_group_size=GROUP)
     key = "32x32-00000-2"
-    return tmp_path, next(i for i, (batch,) in enumerate(steps(reader(folder), 0, STEPS)) if key in batch.keys)
+    return tmp_path, next(i for i, (batch,) in enumerate(steps(loader(folder), 0, STEPS)) if key in batch.keys)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def damaged(folder: Path, tmp_path: Path, change) -> tuple[Path, int]:
 )
 def test_a_damaged_picture_is_an_error_at_its_step_that_names_file_and_key(folder, tmp_path, change, message):
     copy, step = damaged(folder, tmp_path, change)
-    batches = reader(copy).from_step(0, BATCH)
+    batches = loader(copy).from_step(0, BATCH)
     assert len(list(islice(batches, step))) == step
     with pytest.raises(ValueError, match=f"{copy}/curated/32x32-00000.parquet: .*{message}.*curate again"):
         next(batches)
@@ -313,8 +313,8 @@ def test_what_cannot_be_read_is_raised_at_its_step(folder, tmp_path):
     (tmp_path / "curated").mkdir()
     for file in files_in(folder, "curated"):
         (tmp_path / "curated" / Path(file).name).write_bytes(Path(file).read_bytes())
-    step = next(i for i, (b,) in enumerate(steps(reader(folder), 0, STEPS)) if b.images.shape[3] == 48)
-    ours = reader(tmp_path)
+    step = next(i for i, (b,) in enumerate(steps(loader(folder), 0, STEPS)) if b.images.shape[3] == 48)
+    ours = loader(tmp_path)
     (tmp_path / "curated" / "48x32-00000.parquet").unlink()
     batches = ours.from_step(0, BATCH)
     assert len(list(islice(batches, step))) == step
@@ -366,10 +366,10 @@ def test_text_and_latents_on_the_fly_give_the_batches_of_stored_ones_though_acto
     """The expected values are encoded here, one row at a time: the last bit of bfloat16 may differ."""
     encoded, pool, base = encode_artifact(folder), ModelWorkers(workers=1), str(tiny_base)
     text, latents = EncodedText(base, "cpu", 512), EncodedLatents(base, "cpu")
-    here = reader(folder, 1, 2, text, latents).from_step(5, 2)
+    here = loader(folder, 1, 2, text, latents).from_step(5, 2)
     same = partial(assert_same, text=2**-6, z_0=2**-6)
     with text_actors(encoded, base, pool, 1) as embedders, latent_actors(encoded, base, pool, 1) as encoders:
-        there = reader(folder, 1, 2, RemoteText(embedders, first=1), RemoteLatents(encoders, first=1)).from_step(5, 2)
+        there = loader(folder, 1, 2, RemoteText(embedders, first=1), RemoteLatents(encoders, first=1)).from_step(5, 2)
         same(next(there), next(here))
         for actor in (*embedders, *encoders):
             ray.kill(actor, no_restart=False)
@@ -384,19 +384,19 @@ def test_text_and_latents_on_the_fly_give_the_batches_of_stored_ones_though_acto
 
 
 @pytest.mark.ray
-def test_a_step_asks_each_actor_once(local_ray):
+def test_each_actor_gets_one_request_per_step(local_ray):
     class Actor:
         def __init__(self):
-            self.encode, self.asked = self, []
+            self.encode, self.requests = self, []
 
         def remote(self, values):
-            self.asked.append(values)
+            self.requests.append(values)
             return ray.put(list(values))
 
     actors = [Actor() for _ in range(3)]
     source = RemoteLatents(actors, first=1)
-    assert source.ask([1, 2, 3, 4, 5])() == [1, 2, 3, 4, 5]
-    assert [actor.asked for actor in actors] == [[[5]], [[1, 2]], [[3, 4]]]
+    assert source.request([1, 2, 3, 4, 5])() == [1, 2, 3, 4, 5]
+    assert [actor.requests for actor in actors] == [[[5]], [[1, 2]], [[3, 4]]]
 
 
 def test_where_all_is_stored_no_actor_starts(folder, tiny_base):

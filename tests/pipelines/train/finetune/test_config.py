@@ -3,7 +3,7 @@ import torch
 
 from asymflow.oklab import RELEASED
 from asymflow.subspace import Subspace
-from pipelines.core.artifacts import Artifact, settings_of
+from pipelines.core.artifacts import Artifact, hashed_settings
 from pipelines.core.config import ConfigError, validate
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.step import check_inputs
@@ -48,15 +48,15 @@ def test_where_it_runs_and_how_it_is_watched_does_not_change_what_is_made():
         "watch": {"hang_minutes": 5},
         "export": {"alias": "best"},
     }
-    assert settings_of(validate(FinetuneSettings, {**INPUTS, **elsewhere})) == settings_of(plain)
-    assert settings_of(validate(FinetuneSettings, {**INPUTS, "seed": 1})) != settings_of(plain)
+    assert hashed_settings(validate(FinetuneSettings, {**INPUTS, **elsewhere})) == hashed_settings(plain)
+    assert hashed_settings(validate(FinetuneSettings, {**INPUTS, "seed": 1})) != hashed_settings(plain)
 
 
 def test_settings_of_the_released_training_leave_the_ids_of_other_trainings_alone():
-    kept = settings_of(validate(FinetuneSettings, INPUTS))
+    kept = hashed_settings(validate(FinetuneSettings, INPUTS))
     assert "text_padding" not in kept and "warmup_ratio" not in kept["optim"]
     changed = {"text_padding": "max_length", "optim": {"warmup_ratio": 1e-3}}
-    kept = settings_of(validate(FinetuneSettings, {**INPUTS, **changed}))
+    kept = hashed_settings(validate(FinetuneSettings, {**INPUTS, **changed}))
     assert (kept["text_padding"], kept["optim"]["warmup_ratio"]) == ("max_length", 1e-3)
 
 

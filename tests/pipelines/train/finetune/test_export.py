@@ -217,29 +217,31 @@ def test_average_of_a_run(make_run):
 
 def test_job_exports_a_running_run_and_then_the_finished_one(make_run, job, tmp_path):
     run = make_run()
+    source = f"finetune={run.config}"
     tracker = run.start()
     name, client = run.settings.run.experiment, tracker.client
-    status, done, err = job(run.config)
+    status, done, err = job(source)
     assert (status, done) == (1, None)
     assert err == f"error: {run.folder} has no complete checkpoint yet: wait for one, or run the finetune\n"
 
     run.checkpoint(3)
     run.checkpoint(6)
-    status, done, _ = job(run.config)
+    status, done, _ = job(source)
     assert status == 0 and set(done) == {"adapter", "step", "registered"}
     assert done["adapter"] == f"{tmp_path}/runs/exports/{run.id}/00000006/adapter" and run.same(done["adapter"], 6)
     assert (done["step"], done["registered"]) == (6, f"{name}/1")
 
-    again = job(run.config)[1]
+    again = job(source)[1]
     assert again == done and len(client.search_model_versions(f"run_id='{tracker.run_id}'")) == 1
 
-    status, earlier, _ = job(run.config, "--step", 3, "--out", tmp_path / "out", "--no-register", "optim.lr=1e-4")
+    out = f"out={tmp_path}/out"
+    status, earlier, _ = job(source, "checkpoint=3", out, "add_to_registry=false", "changes.optim.lr=1e-4")
     assert status == 0 and earlier == {"adapter": f"{tmp_path}/out/adapter", "step": 3, "registered": None}
     assert run.same(earlier["adapter"], 3)
-    assert job(run.config, "--step", 4)[0] == 1
+    assert job(source, "checkpoint=4")[0] == 1
 
     run.finish()
-    done = job(run.config)[1]
+    done = job(source)[1]
     assert done == {"adapter": f"{run.folder}/adapter", "step": 9, "registered": f"{name}/2"}
     assert run.same(done["adapter"], 9)
     version = client.get_model_version_by_alias(name, "newest")
@@ -254,7 +256,7 @@ def test_job_writes_other_formats_beside_the_released_one(make_run, job, tmp_pat
     run = make_run()
     run.start()
     run.checkpoint(6)
-    status, done, _ = job(run.config, "--format", "comfyui", "--no-register")
+    status, done, _ = job(f"finetune={run.config}", "format=comfyui", "add_to_registry=false")
     exports = f"{tmp_path}/runs/exports/{run.id}/00000006"
     assert (status, done["adapter"], done["comfyui"]) == (0, f"{exports}/adapter", f"{exports}/comfyui")
     assert run.same(done["adapter"], 6) and done["registered"] is None
@@ -263,7 +265,7 @@ def test_job_writes_other_formats_beside_the_released_one(make_run, job, tmp_pat
     assert all(torch.equal(released[0][name], tensor) for name, tensor in comfyui[0].items())
     assert read_defaults(comfyui_folder := done["comfyui"]) == sampling_defaults(run.settings, SIZE)
     # and back, from a folder alone
-    status, back, _ = job(comfyui_folder, "--format", "released", "--out", tmp_path / "back")
+    status, back, _ = job(f"adapter={comfyui_folder}", f"out={tmp_path}/back")
     assert (status, back) == (0, {"adapter": f"{tmp_path}/back"})
     assert run.same(back["adapter"], 6) and (tmp_path / "back/subspace.pth").is_file()
 
@@ -302,25 +304,34 @@ def test_names_that_mlflow_refuses(make_run, job, changes, message):
     run = make_run(export=changes)
     with pytest.raises(ConfigError, match=message):
         check_export(run.settings)
-    assert job(run.config)[0] == 2
+    assert job(f"finetune={run.config}")[0] == 2
 
 
 def test_bad_arguments(make_run, job, tmp_path):
     run = make_run()
-    assert job(tmp_path / "absent.yaml")[0] == 2
-    status, _, err = job(tmp_path, "--format", "comfyui")
-    assert status == 2 and err == "error: --out: missing, the folder or s3:// URI to write to\n"
-    status, _, err = job(tmp_path, "--format", "comfyui", "--out", tmp_path / "out")
+    source, adapter, out = f"finetune={run.config}", f"adapter={tmp_path}", f"out={tmp_path}/out"
+    for arguments, message in [
+        ([], "settings: give either finetune (the configuration file of a run) or adapter (a folder to convert)"),
+        ([source, adapter, out], "settings: give either finetune"),
+        ([f"finetune={tmp_path}/absent.yaml"], f"config file '{tmp_path}/absent.yaml' does not exist"),
+        ([adapter, "format=comfyui"], "settings: out: missing, the folder or s3:// URI to write to"),
+        ([adapter, out, "format=merged"], "settings: base: missing, the folder of the latent model"),
+        ([adapter, out, "checkpoint=3"], "settings: checkpoint: belongs to finetune; an adapter has none"),
+        ([source, "changes.loss.kappa=-1"], f"finetune='{run.config}' with changes: loss.kappa"),
+        ([source, f"changes.basis={tmp_path}/absent"], "basis: no finished basis artifact"),
+        ([source, f"changes.base={tmp_path}/absent"], "base="),
+        ([run.config, "--step", 3], "--step: settings are written key=value, like checkpoint=STEP; --help lists them"),
+        ([run.config, "--no-register"], "--no-register: settings are written key=value, like add_to_registry=false"),
+        ([tmp_path, "--format=merged"], "--format=merged: settings are written key=value, like format=merged"),
+    ]:
+        status, _, err = job(*arguments)
+        assert status == 2 and err.startswith(f"error: {message}") and err.count("\n") == 1, err
+    assert not (tmp_path / "out").exists()
+    status, _, err = job(adapter, out, "format=comfyui")
     assert status == 1 and err.startswith(f"error: there is no adapter in {tmp_path}") and err.count("\n") == 1
-    status, _, err = job(tmp_path, "--format", "merged", "--out", tmp_path / "out")
-    assert status == 2 and err.startswith("error: --base: missing") and not (tmp_path / "out").exists()
-    status, _, err = job(run.config, f"basis={tmp_path}/absent")
-    assert status == 2 and err.startswith("error: basis: no finished basis artifact") and err.count("\n") == 1
-    status, _, err = job(run.config, f"base={tmp_path}/absent")
-    assert status == 2 and err.startswith("error: base=")
     run.checkpoint(3)
     message = f"error: {run.folder} has no MLflow run to register under: run the finetune first\n"
-    assert job(run.config)[::2] == (1, message)
+    assert job(source)[::2] == (1, message)
 
 
 @pytest.fixture(scope="module")
@@ -336,9 +347,9 @@ def test_on_a_server(make_run, job, server, monkeypatch):
     run = make_run(run={**make_run().tree["run"], "tracking_uri": server, "experiment": "on_a_server"})
     tracker = run.start()
     run.checkpoint(3)
-    assert job(run.config)[1]["registered"] == "on_a_server/1"
+    assert job(f"finetune={run.config}")[1]["registered"] == "on_a_server/1"
     run.checkpoint(6)
-    assert [job(run.config)[1]["registered"] for _ in range(2)] == ["on_a_server/2", "on_a_server/2"]
+    assert [job(f"finetune={run.config}")[1]["registered"] for _ in range(2)] == ["on_a_server/2", "on_a_server/2"]
     version = tracker.client.get_model_version_by_alias("on_a_server", "newest")
     assert str(version.version) == "2" and version.tags["step"] == "6"
     mlflow.set_tracking_uri(server)

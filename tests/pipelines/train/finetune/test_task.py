@@ -52,4 +52,4 @@ def test_the_class_of_a_task_travels_by_reference_inside_the_workers_function(ta
     """Only workers import the model, and the class is found by its name."""
     sent = cloudpickle.dumps(driver.train_function(task))
     assert task.__name__.encode() in sent and task.__module__.encode() in sent
-    assert b"make_reader" not in sent and len(sent) < 3000
+    assert b"make_data_loader" not in sent and len(sent) < 3000

@@ -15,7 +15,7 @@ from pipelines.data.basis.step import load_subspace
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.model import load_finetuned
 from pipelines.train.finetune.step import STEP
-from pipelines.train.metrics_log import Record
+from pipelines.train.metrics_log import MetricsLog
 
 ROOT = Path(__file__).parents[4]
 TWINS = ("", "_latent", "_ddt", "_fm", "_vr")
@@ -53,9 +53,9 @@ def test_a_twin_trains(kind, tiny_workflow, tiny_base, tmp_path):
     settings = shipped(f"toy_klein{kind}", *few, *places, f"base={tiny_base}", f"run.storage={tmp_path}")
     artifact = run_step(STEP, settings).artifact
 
-    record = Record.from_json(storage.read_bytes(artifact.file("record.json")).decode())
-    assert record.steps == [1, 2, 3, 4] and not record.skipped
-    assert record.curves.keys() - {"sigma"} == TERMS.get(kind, {"loss"})
+    metrics_log = MetricsLog.from_json(storage.read_bytes(artifact.file("record.json")).decode())
+    assert metrics_log.steps == [1, 2, 3, 4] and not metrics_log.skipped
+    assert metrics_log.curves.keys() - {"sigma"} == TERMS.get(kind, {"loss"})
     model = load_finetuned(artifact, load_subspace(made["basis"]), str(tiny_base))
     trained = {name.removeprefix("transformer.") for name in model.trainable()}
     whole = {name.split(".")[0] for name in trained if ".lora_" not in name}

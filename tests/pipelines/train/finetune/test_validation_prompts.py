@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipelines.core.artifacts import Artifact
-from pipelines.data.embeddings import EncodedText, StoredText, text_here
+from pipelines.data.embeddings import EncodedText, StoredText, local_text_source
 from pipelines.train.finetune.validation_prompts import Prompts
 
 
@@ -17,8 +17,8 @@ def test_embeddings_of_held_out_captions_are_the_same_from_files_and_from_the_en
     captions = (c for file in files for c in pq.read_table(file)["caption"].to_pylist())
     assert prompts.captions() == list(islice(captions, 5))
     manifest = {**encoded.manifest, "config": {**encoded.manifest["config"], "text": "on_the_fly"}}
-    stored = text_here(encoded, str(tiny_base), "cpu")
-    made = text_here(Artifact(encoded.uri, manifest), str(tiny_base), "cpu")
+    stored = local_text_source(encoded, str(tiny_base), "cpu")
+    made = local_text_source(Artifact(encoded.uri, manifest), str(tiny_base), "cpu")
     assert isinstance(stored, StoredText) and isinstance(made, EncodedText)
     ours, theirs = prompts.embeddings(made), prompts.embeddings(stored)
     assert len(ours) == 5

@@ -1,7 +1,7 @@
 import pytest
 
 from asymflow.models.jit import SIZES
-from pipelines.core.artifacts import settings_of
+from pipelines.core.artifacts import hashed_settings
 from pipelines.core.config import ConfigError, validate
 from pipelines.core.step import identify
 from pipelines.train.pretrain.config import PretrainSettings
@@ -65,8 +65,8 @@ def test_names_of_runs_tell_the_family_apart():
 def test_where_it_runs_does_not_change_what_is_made():
     plain = validate(PretrainSettings, INPUTS)
     elsewhere = {"resources": {"workers": 8, "zero_stage": 1}, "validation": None, "checkpoints": {"every": 3}}
-    assert settings_of(validate(PretrainSettings, {**INPUTS, **elsewhere})) == settings_of(plain)
-    assert settings_of(validate(PretrainSettings, {**INPUTS, "flip": False})) != settings_of(plain)
+    assert hashed_settings(validate(PretrainSettings, {**INPUTS, **elsewhere})) == hashed_settings(plain)
+    assert hashed_settings(validate(PretrainSettings, {**INPUTS, "flip": False})) != hashed_settings(plain)
 
 
 def test_an_encoder_is_known_by_what_it_holds(tmp_path):

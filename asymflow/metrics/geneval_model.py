@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from asymflow.metrics.colors import ColorClassifier
-from asymflow.metrics.geneval import COUNTING_THRESHOLD, MOST, TASKS, THRESHOLD, Box, judge
-from asymflow.metrics.mask2former import Mask2FormerDetector, objects_of
+from asymflow.metrics.geneval import COUNTING_THRESHOLD, MAX_DETECTIONS, TASKS, THRESHOLD, Box, judge
+from asymflow.metrics.mask2former import Mask2FormerDetector, objects_by_class
 
 
 class GenEval:
@@ -25,8 +25,10 @@ class GenEval:
     """
 
     def __init__(self, detector: Mask2FormerDetector, colors: ColorClassifier):
-        if detector.least > THRESHOLD:
-            raise ValueError(f"the detector's least score is {detector.least}; GenEval counts from {THRESHOLD} on")
+        if detector.min_score > THRESHOLD:
+            raise ValueError(
+                f"the detector's minimum score is {detector.min_score}; GenEval counts from {THRESHOLD} on"
+            )
         self.detector, self.colors = detector, colors
         self.protocol: dict[str, Any] = {
             "metric": "geneval-hf",
@@ -34,7 +36,7 @@ class GenEval:
             "colors": colors.protocol,
             "threshold": THRESHOLD,
             "counting_threshold": COUNTING_THRESHOLD,
-            "most": MOST,
+            "most": MAX_DETECTIONS,
             "nms": None,
         }
 
@@ -58,7 +60,7 @@ class GenEval:
                 raise ValueError(f"tag is {one.get('tag')!r}; known: {', '.join(TASKS)}")
         results = []
         for image, requirements, detections in zip(images, metadata, self.detector(images), strict=True):
-            objects = objects_of(detections, requirements["tag"])
+            objects = objects_by_class(detections, requirements["tag"])
             masks = {(one.class_name, one.box): one.mask for one in detections}
 
             def color_of(name: str, box: Box, image: Tensor = image, masks: dict = masks) -> str:

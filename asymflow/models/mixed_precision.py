@@ -41,10 +41,10 @@ class MasterRMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, weight, self.eps)
 
 
-_MASTERS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: MasterLinear, nn.RMSNorm: MasterRMSNorm}
+_MASTER_CLASSES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: MasterLinear, nn.RMSNorm: MasterRMSNorm}
 
 
-def make_masters(module: nn.Module) -> None:
+def use_master_weights(module: nn.Module) -> None:
     """Give each layer inside a module that has parameters master weights, in place; names and values stay.
 
     Args:
@@ -54,7 +54,7 @@ def make_masters(module: nn.Module) -> None:
         TypeError: If a layer of another class than Linear and RMSNorm has parameters.
     """
     for layer in module.modules():
-        if type(layer) in _MASTERS:
-            layer.__class__ = _MASTERS[type(layer)]
-        elif type(layer) not in _MASTERS.values() and next(layer.parameters(recurse=False), None) is not None:
+        if type(layer) in _MASTER_CLASSES:
+            layer.__class__ = _MASTER_CLASSES[type(layer)]
+        elif type(layer) not in _MASTER_CLASSES.values() and next(layer.parameters(recurse=False), None) is not None:
             raise TypeError(f"{type(layer).__name__} has parameters; master weights exist for Linear and RMSNorm")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from asymflow.metrics.geneval_picture import GenEval
+from asymflow.metrics.geneval_model import GenEval
 from asymflow.metrics.mask2former import CLASSES, Detection
 
 
@@ -20,9 +20,9 @@ def brightest(image, mask, box, name):
     return ("red", "green", "blue")[int(image[:, mask].float().mean(1).argmax())]
 
 
-def geneval(*pictures, least=0.3):
+def geneval(*pictures, min_score=0.3):
     """Of a detector that finds these, and `brightest`."""
-    detector = SimpleNamespace(least=least, protocol={"metric": "mask2former"})
+    detector = SimpleNamespace(min_score=min_score, protocol={"metric": "mask2former"})
     colors = SimpleNamespace(protocol={"metric": "geneval_colors"})
     return GenEval(
         type("Detector", (), {"__call__": lambda self, images: list(pictures), **vars(detector)})(),
@@ -83,5 +83,5 @@ def test_what_does_not_fit_is_named():
         geneval([CAT])(IMAGES, [{"tag": "counting"}] * 2)
     with pytest.raises(ValueError, match="tag is 'colour'"):
         geneval([CAT])(IMAGES, [{"tag": "colour"}])
-    with pytest.raises(ValueError, match="least score is 0.5"):
-        geneval(least=0.5)
+    with pytest.raises(ValueError, match="minimum score is 0.5"):
+        geneval(min_score=0.5)

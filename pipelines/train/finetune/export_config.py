@@ -1,0 +1,59 @@
+"""Settings of the export job."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.core.config import ConfigError, OptionalUri, Settings, validate
+from pipelines.core.config_files import merge, read_config_file
+from pipelines.core.yaml_values import ValidatedAs
+from pipelines.train.finetune.config import FinetuneSettings
+
+ExportFormat = Literal["released", "comfyui", "merged"]
+ExportDtype = Literal["bfloat16", "float16", "float32"]
+
+
+class ExportSettings(Settings):
+    """Export the moving average of a finetune as an adapter, or convert an adapter."""
+
+    step: ClassVar[str] = "export"
+    finetune: str = ""
+    """Configuration file of the finetune to export; a running one is exported from a checkpoint"""
+    changes: Annotated[dict[str, Any], ValidatedAs(FinetuneSettings)] = Field(default_factory=dict)
+    """Settings of the finetune in place of its file's, such as its inputs"""
+    checkpoint: int | None = Field(None, ge=0)
+    """Step of the checkpoint to export; empty: the end of the training, or the newest checkpoint"""
+    add_to_registry: bool = True
+    """Register the adapter of a finetune in MLflow's model registry"""
+    adapter: OptionalUri = ""
+    """Adapter to convert instead, in the released format or ComfyUI's"""
+    base: OptionalUri = ""
+    """Folder of the latent model to merge `adapter` with; a finetune is merged with its own"""
+    format: ExportFormat = "released"
+    dtype: ExportDtype | None = None
+    """Data type of a merged model; empty: the base's"""
+    out: OptionalUri = ""
+    """Folder to write; empty: with the run, in its storage"""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ExportSettings":
+        if bool(self.finetune) == bool(self.adapter):
+            raise ValueError("give either finetune (the configuration file of a run) or adapter (a folder to convert)")
+        given = {"changes": self.changes, "checkpoint": self.checkpoint is not None}
+        if self.adapter and (unused := [name for name, is_given in given.items() if is_given]):
+            raise ValueError(f"{unused[0]}: belongs to finetune; an adapter has none")
+        if self.adapter and not self.out:
+            raise ValueError("out: missing, the folder or s3:// URI to write to")
+        if self.adapter and self.format == "merged" and not self.base:
+            raise ValueError("base: missing, the folder of the latent model that the adapter was made for")
+        return self
+
+    def load_finetune(self) -> FinetuneSettings | None:
+        """Return the settings of the finetune, or None for an adapter. Raises ConfigError."""
+        if not self.finetune:
+            return None
+        tree = merge(read_config_file(self.finetune, FinetuneSettings.step), self.changes)
+        try:
+            return validate(FinetuneSettings, tree)
+        except ConfigError as error:
+            raise ConfigError(f"finetune={self.finetune!r} with changes: {error}") from None
