@@ -215,7 +215,8 @@ def _record(row: DemoImage, key: str) -> dict:
 
 def _size(data: bytes | None) -> tuple[int | None, int | None]:
     try:
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # one row is such a bomb
+        # one row is such a bomb
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
             return Image.open(io.BytesIO(data or b"")).size
     except (OSError, Image.DecompressionBombError):
         return None, None
