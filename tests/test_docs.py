@@ -70,6 +70,21 @@ def test_every_function_exists():
         assert callable(resolve(row["function"])), row
 
 
+def names_in(file):
+    """Names and attributes that a Python file uses; definitions and imports are not uses."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    return {n.id for n in nodes if isinstance(n, ast.Name)} | {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+
+
+def test_every_function_is_used_by_the_product_and_called_by_its_test():
+    files = [file for folder in ("asymflow", "pipelines", "jobs") for file in (ROOT / folder).rglob("*.py")]
+    used = set().union(*map(names_in, files))
+    for row in maths_rows():
+        name = row["function"].rpartition(".")[2]
+        assert name in used, f"Eq. {row['label']}: nothing but tests uses {row['function']}"
+        assert name in names_in(ROOT / row["test"].partition("::")[0]), row
+
+
 def test_every_test_exists():
     for row in maths_rows():
         path, name = row["test"].split("::")

@@ -24,7 +24,7 @@ from asymflow.models.latent import MODULES, LatentFamily, family_of, load_transf
 from asymflow.models.lifted import LatentModel, PixelModel
 from asymflow.models.text import PADDINGS, pad_embeddings
 from asymflow.oklab import RELEASED
-from asymflow.parameterization import latent_input, lift, recover_u
+from asymflow.parameterization import lift, recover_u
 from asymflow.patches import patchify, unpatchify
 from asymflow.schedule import calibrate
 from asymflow.subspace import Subspace
@@ -218,7 +218,8 @@ def test_the_lifted_model_is_the_latent_model_at_first(made, layout):
     """Eq. 6: the network's output is A u_z(A^T k x_t, tau), whatever lies outside the subspace."""
     model, (x_t, sigma, text, mask) = lifted(made, layout), inputs(made)
     tokens = patchify(x_t, model.patch_size, layout)
-    z_tau, tau = latent_input(tokens, sigma, model.A, model.s)
+    tau, k = calibrate(sigma, model.s)
+    z_tau = (k[:, None, None] * tokens) @ model.A
     with torch.no_grad():
         u_z = made.backbone.run(transformer_of(made), z_tau, tau, text, made.grid, mask)
         u = recover_u(lift(u_z, model.A), tokens, sigma, model.A, model.s)
