@@ -13,7 +13,7 @@ from pipelines.core.config import load_config
 from pipelines.core.step import run_step
 from pipelines.data.basis.step import load_subspace
 from pipelines.train.finetune.config import FinetuneSettings
-from pipelines.train.finetune.model import load_finetuned
+from pipelines.train.finetune.model import build_model
 from pipelines.train.finetune.step import STEP
 from pipelines.train.metrics_log import MetricsLog
 
@@ -56,7 +56,7 @@ def test_a_twin_trains(kind, tiny_workflow, tiny_base, tmp_path):
     metrics_log = MetricsLog.from_json(storage.read_bytes(artifact.file("record.json")).decode())
     assert metrics_log.steps == [1, 2, 3, 4] and not metrics_log.skipped
     assert metrics_log.curves.keys() - {"sigma"} == TERMS.get(kind, {"loss"})
-    model = load_finetuned(artifact, load_subspace(made["basis"]), str(tiny_base))
+    model = build_model(settings, load_subspace(made["basis"]))
     trained = {name.removeprefix("transformer.") for name in model.trainable()}
     whole = {name.split(".")[0] for name in trained if ".lora_" not in name}
     assert whole == {"x_embedder", "norm_out", "head" if kind == "_ddt" else "proj_out"}
