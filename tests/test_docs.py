@@ -22,7 +22,7 @@ def anchors(path):
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
-def test_links_lead_somewhere(path):
+def test_links_resolve(path):
     for file, anchor in LINK.findall(path.read_text()):
         target = path.parent / file if file else path
         assert target.exists(), file

@@ -110,11 +110,11 @@ def assert_close(actual: Tensor, expected: Tensor, relative: float = 2e-5) -> No
     assert (actual - expected).abs().max() <= relative * expected.abs().max()
 
 
-def test_each_family_is_here():
+def test_each_family_has_a_tiny_base():
     assert len(FAMILIES) == len(MODULES)
 
 
-def test_a_folder_tells_the_geometry_and_its_parts_agree(made):
+def test_geometry_read_from_a_folder_agrees_with_its_parts(made):
     side, width = read_geometry(made.folder)
     assert all((Path(made.folder) / part).is_dir() for part in (*made.family.image_parts, *made.family.text_parts))
     images = made.family.load_image_encoder(made.folder, "cpu", torch.float32)

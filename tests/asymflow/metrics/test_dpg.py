@@ -33,7 +33,7 @@ BACKWARDS = {3: [2], 2: [1], 1: [0]}
         ({1: [1], 2: [1]}, {1, 2}, [1, 1]),  # its own parent changes nothing
     ],
 )
-def test_a_no_sets_those_that_depend_on_it_to_0(parents, yes, scores):
+def test_children_of_a_no_score_0(parents, yes, scores):
     found = question_scores(parents, {question: question in yes for question in parents})
     assert list(found) == list(parents)
     assert found == dict(zip(parents, scores, strict=True))
@@ -67,13 +67,13 @@ def test_a_prompt_is_the_mean_over_crops_of_means_over_questions():
         (CHAIN, [], "no crops"),
     ],
 )
-def test_what_does_not_fit_is_named(parents, answers, named):
+def test_invalid_arguments_are_named(parents, answers, named):
     with pytest.raises(ValueError, match=named):
         score_prompt(parents, answers)
 
 
 @pytest.mark.parametrize("scores", [[], [1.5], [-0.1], [float("nan")]])
-def test_totals_that_make_no_sense(scores):
+def test_invalid_totals_are_refused(scores):
     with pytest.raises(ValueError):
         total(scores)
 
@@ -133,7 +133,7 @@ def changed(row, **values):
         ([], "no questions"),
     ],
 )
-def test_rows_that_make_no_sense(tmp_path, rows, named):
+def test_invalid_rows_are_refused(tmp_path, rows, named):
     with pytest.raises(ValueError, match=named):
         parse_questions(*write(tmp_path, rows))
 

@@ -41,7 +41,7 @@ def test_distances_to_a_reference_file_are_those_to_its_features(tmp_path):
     assert reference.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_its_images_are_read_where_they_are_asked_for(tmp_path):
+def test_images_are_read_on_request(tmp_path):
     assert np.array_equal(load_reference(write(tmp_path, **entries()), images=True).images, PICTURES)
     with pytest.raises(ValueError, match="has no arr_0, but mu, mu_s, sigma, sigma_s"):
         load_reference(write(tmp_path, **entries(arr_0=None)), images=True)
@@ -54,7 +54,7 @@ def test_the_count_only_bounds_the_rank(tmp_path):
     assert few > enough * 1.0001
 
 
-def test_half_a_file_is_read_without_the_spatial_half(tmp_path):
+def test_spatial_statistics_are_optional(tmp_path):
     assert load_reference(write(tmp_path, **entries(mu_s=None, sigma_s=None))).spatial is None
     single = {name: value.astype(np.float32) for name, value in entries(arr_0=None).items()}
     assert load_reference(write(tmp_path, **single)).pool.cov.dtype == torch.float64
@@ -80,12 +80,12 @@ def test_half_a_file_is_read_without_the_spatial_half(tmp_path):
         ({"arr_0": PICTURES.transpose(0, 3, 1, 2)}, "expected uint8"),
     ],
 )
-def test_what_is_no_reference(tmp_path, changed, named):
+def test_invalid_references_are_refused(tmp_path, changed, named):
     with pytest.raises(ValueError, match=named):
         load_reference(write(tmp_path, **entries(**changed)), images=True)
 
 
-def test_files_that_are_none(tmp_path):
+def test_invalid_files_are_refused(tmp_path):
     path = tmp_path / "reference.npz"
     with pytest.raises(ValueError, match="reference.npz cannot be read"):
         load_reference(path)

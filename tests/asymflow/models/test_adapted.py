@@ -120,7 +120,7 @@ def test_teacher_is_the_latent_model_exactly(make, tiny_transformer):
     assert torch.equal(velocity(model), before) and before.requires_grad
 
 
-def test_lifted_teacher_prediction_is_that_of_eq_51(make, tiny_transformer):
+def test_teacher_prediction_is_eq_51(make, tiny_transformer):
     model = make()
     z_0, noise, text = torch.randn(2, 6, 128), torch.randn(2, 6, 768), torch.randn(2, 5, 8)
     sigma = torch.tensor([0.3, 0.9])
