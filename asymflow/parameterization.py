@@ -41,9 +41,7 @@ def x_0_from_u(u: torch.Tensor, x_t: torch.Tensor, sigma: torch.Tensor) -> torch
     return x_t - expand_sigma(sigma, x_t).to(x_t.dtype) * u
 
 
-def u_from_x_0(
-    x_0: torch.Tensor, x_t: torch.Tensor, sigma: torch.Tensor, sigma_floor: float = 0.0
-) -> torch.Tensor:
+def u_from_x_0(x_0: torch.Tensor, x_t: torch.Tensor, sigma: torch.Tensor, sigma_floor: float = 0.0) -> torch.Tensor:
     """Return the velocity from clean data, u = (x_t - x_0) / max(sigma, sigma_floor) (Eq. 1).
 
     Args:
@@ -181,25 +179,6 @@ def lift(z_0: torch.Tensor, A: torch.Tensor, s: float | torch.Tensor = 1.0) -> t
     """
     with torch.autocast(z_0.device.type, enabled=False):
         return s * (z_0 @ A.to(device=z_0.device, dtype=z_0.dtype).T)
-
-
-def latent_input(
-    x_t: torch.Tensor, sigma: torch.Tensor, A: torch.Tensor, s: float | torch.Tensor = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the input of the latent model for x_t: z_tau = A^T (k x_t) and tau (Eqs. 13-15).
-
-    Args:
-        x_t: Noisy pixel tokens (B, N, D).
-        sigma: Noise levels (B,) in [0, 1], or a scalar.
-        A: Basis (D, d).
-        s: Scale of the subspace.
-
-    Returns:
-        (z_tau, tau): (B, N, d), and tau with the shape of sigma.
-    """
-    tau, k = calibrate(sigma, s)
-    with torch.autocast(x_t.device.type, enabled=False):
-        return (expand_sigma(k, x_t).to(x_t.dtype) * x_t) @ A.to(device=x_t.device, dtype=x_t.dtype), tau
 
 
 def teacher_x_0_low_hat(

@@ -22,7 +22,7 @@ def anchors(path):
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
-def test_links_lead_somewhere(path):
+def test_links_resolve(path):
     for file, anchor in LINK.findall(path.read_text()):
         target = path.parent / file if file else path
         assert target.exists(), file
@@ -68,6 +68,21 @@ def test_every_equation_is_covered_once():
 def test_every_function_exists():
     for row in maths_rows():
         assert callable(resolve(row["function"])), row
+
+
+def names_in(file):
+    """Names and attributes that a Python file uses; definitions and imports are not uses."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    return {n.id for n in nodes if isinstance(n, ast.Name)} | {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+
+
+def test_every_function_is_used_by_the_product_and_called_by_its_test():
+    files = [file for folder in ("asymflow", "pipelines", "jobs") for file in (ROOT / folder).rglob("*.py")]
+    used = set().union(*map(names_in, files))
+    for row in maths_rows():
+        name = row["function"].rpartition(".")[2]
+        assert name in used, f"Eq. {row['label']}: nothing but tests uses {row['function']}"
+        assert name in names_in(ROOT / row["test"].partition("::")[0]), row
 
 
 def test_every_test_exists():

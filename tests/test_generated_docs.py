@@ -18,7 +18,7 @@ def validator(step):
     return Draft202012Validator(json.loads((ROOT / f"docs/schemas/{step}.json").read_text()))
 
 
-def test_they_are_current(tmp_path):
+def test_generated_files_are_current(tmp_path):
     runpy.run_path(str(ROOT / "docs/generate.py"))["generate"](tmp_path)
     schemas = {Path(f"schemas/{step}.json") for step in SETTINGS}
     assert {path.relative_to(ROOT / "docs") for path in (ROOT / "docs/schemas").iterdir()} == schemas
@@ -56,7 +56,7 @@ def test_shipped_configurations_fit_their_schema(path):
         ("workflow", {"caption": {"backend": "none"}}),
     ],
 )
-def test_what_a_job_refuses_an_editor_marks(step, tree):
+def test_schemas_reject_what_jobs_refuse(step, tree):
     assert not validator(step).is_valid(tree)
 
 

@@ -106,7 +106,7 @@ def modules_imported(path):
 
 
 @pytest.mark.parametrize("hops", HOPS, ids=["vr_loss", "asymmetric_loss"])
-def test_from_a_job_to_its_loss_are_five_files(hops):
+def test_a_job_reaches_its_loss_within_five_files(hops):
     assert len(hops) == 5
     for here, there in zip(hops, hops[1:], strict=False):
         module = there.removesuffix(".py").replace("/", ".")

@@ -31,7 +31,7 @@ def test_nothing(stuck):
 
 
 @pytest.mark.slow
-def test_a_run_that_hangs_ends_with_its_stacks_and_leaves_no_process(tmp_path):
+def test_a_hanging_run_ends_with_its_stacks(tmp_path):
     """In the teardown of a session's fixture, for which the limit of a test does not count."""
     (tmp_path / "test_stuck.py").write_text(CODE)
     (tmp_path / "conftest.py").write_text(

@@ -6,9 +6,8 @@ model answers each question for each crop.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from asymflow.outside_text import parse_table, read_text
+from asymflow.outside_text import parse_table
 
 Parents = Mapping[int, Sequence[int]]
 Answers = Mapping[int, bool]
@@ -34,31 +33,15 @@ class Item:
     """Broad category of each question"""
 
 
-def read_questions(path: str | Path, official: bool = False) -> dict[str, Item]:
-    """Read the benchmark's CSV.
-
-    Args:
-        path: The file.
-        official: Drop the first row of data, as the reference does. The reference then fails on a prompt with a
-            question that depends on the dropped one and leaves it out of every mean; such a prompt is left out here
-            too.
-
-    Returns:
-        Items by item_id, in the file's order.
-
-    Raises:
-        ValueError: If columns are missing, there are no rows, or a row is invalid; it gives the line.
-    """
-    return parse_questions(read_text(path), str(path), official)
-
-
 def parse_questions(text: str, path: str, official: bool = False) -> dict[str, Item]:
-    """Parse the text of the benchmark's CSV; see `read_questions`.
+    """Parse the text of the benchmark's CSV.
 
     Args:
         text: The text.
         path: Name of the file, for errors.
-        official: Drop the first row of data, as the reference does.
+        official: Drop the first row of data, as the reference does. The reference then fails on a prompt with a
+            question that depends on the dropped one and leaves it out of every mean; such a prompt is left out here
+            too.
 
     Returns:
         Items by item_id, in the file's order.
@@ -154,7 +137,7 @@ def score_prompt(parents: Parents, answers: Sequence[Answers], official: bool = 
         parents: Parents of each question, in the file's order.
         answers: Answers of each crop.
         official: Drop the first question and the dependencies on it, as the reference does for the first prompt of its
-            file. (The reference itself fails on such dependencies: see `read_questions`.)
+            file. (The reference itself fails on such dependencies: see `parse_questions`.)
 
     Returns:
         The score in [0, 1].

@@ -94,18 +94,6 @@ class EfficientNetFeatures:
         """
         return stage_features(self.network, self.prepare(images), FEATURES)[-1].mean((2, 3)).cpu()
 
-    @torch.no_grad()
-    def classify(self, images: Tensor) -> Tensor:
-        """Return the probabilities of ImageNet's classes.
-
-        Args:
-            images: sRGB images, uint8 (B, 3, H, W).
-
-        Returns:
-            Probabilities (B, 1000), float32 on the CPU.
-        """
-        return self.network(self.prepare(images)).softmax(1).cpu()
-
     def prepare(self, images: Tensor) -> Tensor:
         """Return the network's input.
 

@@ -1,4 +1,4 @@
-"""References that images are compared with: the ADM evaluation's files, and our own statistics in safetensors."""
+"""References that images are compared with: the files of the ADM evaluation."""
 
 import hashlib
 import zipfile
@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from asymflow.metrics.frechet import FrechetStatistics
@@ -54,41 +52,6 @@ def load_reference(path: str | Path, images: bool = False, count: int = IMAGENET
     if arr_0 is not None and (arr_0.dtype != np.uint8 or arr_0.ndim != 4 or arr_0.shape[-1] != 3):
         raise ValueError(f"{path}: arr_0 is {arr_0.dtype} {arr_0.shape}; expected uint8 (N, H, W, 3)")
     return Reference(pool, spatial, arr_0, sha256)
-
-
-def save_statistics(path: str | Path, statistics: FrechetStatistics) -> None:
-    """Write statistics to a safetensors file: float64 `mean` (dim,), unbiased `cov` (dim, dim), and int64 `count`.
-
-    Args:
-        path: File to write.
-        statistics: The statistics.
-
-    Raises:
-        ValueError: If there are fewer than two features.
-    """
-    count = torch.tensor(statistics.count)
-    save_file({"mean": statistics.mean.contiguous(), "cov": statistics.cov.contiguous(), "count": count}, path)
-
-
-def read_statistics(path: str | Path) -> FrechetStatistics:
-    """Read a file written by `save_statistics`.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The statistics.
-
-    Raises:
-        ValueError: If it cannot be read, or is not a valid mean, covariance and count.
-    """
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if set(tensors) != {"mean", "cov", "count"} or tensors["count"].numel() != 1:
-        raise ValueError(f"{path} has {', '.join(sorted(tensors)) or 'nothing'}; expected mean, cov and one count")
-    return _statistics(path, tensors["mean"], tensors["cov"], int(tensors["count"]))
 
 
 def _read(path: Path, images: bool) -> tuple[dict[str, np.ndarray], str]:

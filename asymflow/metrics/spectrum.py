@@ -54,29 +54,8 @@ def radial_spectrum(images: torch.Tensor) -> torch.Tensor:
     return sums / counts
 
 
-@torch.no_grad()
-def spectrum_distance(fake: torch.Tensor, real: torch.Tensor) -> float:
-    """Return the root mean square difference of log10 radial power between two sets of images, without DC.
-
-    Args:
-        fake: sRGB images (B, 3, H, W) in [-1, 1].
-        real: sRGB images (B', 3, H, W) in [-1, 1].
-
-    Returns:
-        The distance; lower is better.
-
-    Raises:
-        ValueError: If the sizes differ.
-    """
-    if fake.shape[2:] != real.shape[2:]:
-        raise ValueError(
-            f"images are {tuple(fake.shape[2:])} and {tuple(real.shape[2:])}; they must have one size"
-        )
-    return distance_of_spectra(radial_spectrum(fake), radial_spectrum(real))
-
-
 def distance_of_spectra(fake: torch.Tensor, real: torch.Tensor) -> float:
-    """Return the distance of `spectrum_distance` from radial spectra.
+    """Return the root mean square difference of log10 radial power between two spectra, without DC.
 
     Args:
         fake: Result of `radial_spectrum`, or a mean of several.
@@ -88,28 +67,6 @@ def distance_of_spectra(fake: torch.Tensor, real: torch.Tensor) -> float:
     # The floor is for images of one color; it is far below the rounding noise of 8-bit images.
     logs = [spectrum[1:].clamp_min(1e-12).log10() for spectrum in (fake, real)]
     return float((logs[0] - logs[1]).square().mean().sqrt())
-
-
-@torch.no_grad()
-def high_frequency_power_ratio(fake: torch.Tensor, real: torch.Tensor) -> float:
-    """Return the mean power above half the Nyquist frequency (0.25 cycles per pixel, corners included), fake over real.
-
-    Args:
-        fake: sRGB images (B, 3, H, W) in [-1, 1].
-        real: sRGB images (B', 3, H', W') in [-1, 1].
-
-    Returns:
-        The ratio: 1 is right, below is blur, above is noise.
-
-    Raises:
-        ValueError: If the real images have no power there.
-    """
-    means = [high_frequency_power(images) for images in (fake, real)]
-    if means[1] == 0:
-        raise ValueError(
-            "the real images have no power at high frequency, so there is nothing to compare with"
-        )
-    return means[0] / means[1]
 
 
 @torch.no_grad()

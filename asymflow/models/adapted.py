@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from asymflow.models.backbone import Backbone
 from asymflow.models.latent import backbone_of
 from asymflow.models.mixed_precision import use_master_weights
+from asymflow.parameterization import interpolate, teacher_x_0_low_hat
 from asymflow.schedule import calibrate
 from asymflow.subspace import Subspace
 
@@ -179,12 +180,10 @@ class AdaptedModel(nn.Module):
             grid = (z_0.shape[2] // side, z_0.shape[3] // side)
             z_0 = self.backbone.pack(z_0, side)
         tau, _ = calibrate(sigma.float(), self.s)
-        tau = tau[:, None, None]
-        z_tau = (1 - tau) * z_0.float() + tau * (noise_tokens.float() @ self.A)
+        z_tau = interpolate(z_0.float(), noise_tokens.float() @ self.A, tau)
         with self.teacher_view():
-            u_z = self._run(z_tau, tau.flatten(), encoder_hidden_states, grid or square_grid(z_0), text_mask)
-        z_0_hat = z_tau - tau * u_z.float()
-        return self.s * (z_0_hat @ self.A.mT)
+            u_z_hat = self._run(z_tau, tau, encoder_hidden_states, grid or square_grid(z_0), text_mask)
+        return teacher_x_0_low_hat(u_z_hat.float(), z_tau, tau, self.A, self.s)
 
     @contextmanager
     def teacher_view(self) -> Iterator[Any]:

@@ -10,7 +10,6 @@ Where the files differ in more than names:
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -55,24 +54,6 @@ _SHAPE_TENSORS = {
 }
 """Tensors whose shapes tell the network's, with their numbers of dimensions"""
 _SHOWN = 3
-
-
-def published_config(name: str) -> JiTConfig:
-    """Return the shapes of a published model by its name, such as JiT-B/16 or JiT-H/32.
-
-    Args:
-        name: JiT-SIZE/PATCH, SIZE one of B, L, H and G, PATCH the side of a patch in pixels.
-
-    Returns:
-        The shapes, for the 1,000 classes of ImageNet.
-
-    Raises:
-        ValueError: For another name.
-    """
-    found = re.fullmatch(r"JiT-([A-Z])/([1-9]\d*)", name)
-    if not found or found[1] not in SIZES:
-        raise ValueError(f"{name!r} is not a published JiT; allowed: JiT-SIZE/PATCH, SIZE one of {', '.join(SIZES)}")
-    return replace(SIZES[found[1]], patch_size=int(found[2]))
 
 
 def published_name(name: str) -> str:

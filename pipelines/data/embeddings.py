@@ -135,11 +135,6 @@ def are_latents_stored(encoded: Artifact) -> bool:
     return encoded.manifest["config"].get("latents", "stored") == "stored"  # artifacts older than the setting
 
 
-def local_text_source(encoded: Artifact, base: str, device: str) -> Source:
-    """Return a source of an encode artifact's text embeddings, encoded on `device` if they are not stored."""
-    return StoredText() if is_stored(encoded) else EncodedText(base, device, *text_length(encoded))
-
-
 def text_actors(encoded: Artifact, base: str, pool: ModelWorkers, restarts: int) -> AbstractContextManager[list[Any]]:
     """Start the actors for `RemoteText` in a context; none if the embeddings are stored."""
     arguments = (base, pool.device, *text_length(encoded))

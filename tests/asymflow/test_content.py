@@ -24,7 +24,7 @@ def cache(tmp_path, monkeypatch):
     return read
 
 
-def test_a_byte_in_the_middle_of_a_large_file_makes_another(tmp_path, cache):
+def test_content_changes_with_any_byte(tmp_path, cache):
     file = tmp_path / "model.safetensors"
     file.write_bytes(bytes(LARGE))
     first, times = content_of(file), os.stat(file)
@@ -96,6 +96,6 @@ def test_names_count_hidden_files_do_not_and_links_are_followed(tmp_path):
     assert content_of(hidden_path, suffix=".py") == content_of(tmp_path / "other_place", suffix=".py")
 
 
-def test_what_is_not_there_is_an_error(tmp_path):
+def test_missing_paths_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError):
         hash_files({"a": tmp_path / "absent"})

@@ -33,7 +33,7 @@ PATCH = 4
 SHIFT = 3.55  # of the shipped adapter
 
 
-def test_defaults_of_the_shipped_toy_give_a_picture_of_it(pipe):
+def test_defaults_of_the_shipped_toy_give_an_image_of_it(pipe):
     image = pipe(PROMPTS[0], generator=seeded()).images[0]
     assert isinstance(image, Image.Image) and image.size == (64, 64)
     corners = np.asarray(image)[[0, 0, -1, -1], [0, -1, 0, -1]]
@@ -54,7 +54,7 @@ def test_equals_the_model_as_it_was_trained_beside_its_teacher(pipe):
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_theorem_1_before_training_it_samples_what_the_latent_pipeline_samples(guidance_scale):
+def test_theorem_1_untrained_pipeline_samples_as_the_latent_pipeline(guidance_scale):
     subspace = Subspace.load(ADAPTER / "subspace.safetensors")
     pixel = AsymFlux2KleinPipeline.from_pretrained(BASE, subspace=subspace)
     latent = Flux2KleinPipeline.from_pretrained(BASE)
@@ -153,7 +153,7 @@ def test_negative_prompts_and_embeddings_matter(pipe):
     assert largest_difference(samples(pipe, None, prompt_embeds=text[0][None]), plain) < 1e-4
 
 
-def test_guidance_is_orthogonal_limited_and_within_the_gamut_unless_told_otherwise(pipe):
+def test_default_guidance_is_orthogonal_limited_and_clamped(pipe):
     plain = samples(pipe, guidance_scale=5.0)
     for change in (
         {"orthogonal_guidance": False}, {"guidance_interval": (0.0, 0.5)}, {"clamp_to_gamut": False}, {"shift": 9.0},
@@ -170,7 +170,7 @@ def test_shift_grows_with_the_side_from_one_to_four_megapixels(pipe):
     assert math.isclose(defaults.shift_at(960, 1280), SHIFT * math.sqrt(960 * 1280) / 1024)
 
 
-def test_callbacks_see_and_change_and_end_it(pipe):
+def test_callbacks_read_change_and_stop_sampling(pipe):
     seen = []
 
     def watch(pipeline, step, timestep, tensors):
@@ -209,7 +209,7 @@ def test_output_types(pipe):
     assert isinstance(pipe(PROMPTS[0], num_inference_steps=1, return_dict=False), tuple)
 
 
-def test_reference_pictures_are_looked_at(pipe):
+def test_reference_images_change_the_sample(pipe):
     picture = Image.linear_gradient("L").convert("RGB")
     plain = samples(pipe)
     with_one = samples(pipe, image=picture.resize((64, 64)), height=64, width=64)
@@ -249,7 +249,7 @@ def stock_ids(height, width):
     return Flux2KleinPipeline._prepare_latent_ids(torch.zeros(1, 8, height, width))
 
 
-def test_padding_is_seen_where_the_model_was_trained_with_it(pipe):
+def test_padding_is_visible_to_models_trained_with_it(pipe):
     stock = Flux2KleinPipeline.from_pretrained(BASE, vae=None, dtype=torch.float32)
     with torch.no_grad():
         expected, _ = stock.encode_prompt(PROMPTS[0])
@@ -260,7 +260,7 @@ def test_padding_is_seen_where_the_model_was_trained_with_it(pipe):
     assert largest_difference(alone, expected[0, : len(alone)]) < 1e-4
 
 
-def test_loras_of_styles_go_on_top(pipe, tmp_path):
+def test_style_loras_are_added_on_top(pipe, tmp_path):
     layer = "transformer.transformer_blocks.0.attn.to_q"
     generator = seeded()
     save_file(
@@ -329,5 +329,3 @@ def test_loras_of_styles_go_on_top(pipe, tmp_path):
 def test_bad_arguments_are_named(pipe, options, named):
     with pytest.raises(ValueError, match=named):
         samples(pipe, **{"prompt": PROMPTS[0], **options})
-
-

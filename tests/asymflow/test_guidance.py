@@ -33,7 +33,7 @@ def test_orthogonal_guidance_has_no_part_along_the_clean_sample(shape):
     assert torch.allclose(alone, u[:1])  # samples do not see each other
 
 
-def test_guidance_is_asked_for_only_in_its_interval():
+def test_guidance_is_evaluated_only_in_its_interval():
     asked = []
 
     def unconditional(x_t, sigma):

@@ -120,7 +120,7 @@ def test_moments_of_shifted_and_scaled_tokens():
         assert torch.allclose(getattr(changed, name), getattr(direct, name), rtol=1e-12, atol=1e-10), name
 
 
-def test_colour_statistics_of_the_same_patches():
+def test_color_statistics_of_the_same_patches():
     images = torch.rand(4, 3, 8, 8, dtype=torch.float64)
     patches, channels = PatchMoments(48), ChannelMoments()
     patches.update(patchify(images, 4))

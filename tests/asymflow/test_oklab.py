@@ -20,7 +20,7 @@ def test_reference_values():
     assert (RELEASED.decode(REFERENCE["wild_normalized"]) - REFERENCE["wild_image"]).abs().max() < 1e-5
 
 
-def test_known_colours():
+def test_known_colors():
     white = srgb_to_oklab(torch.ones(3, 1, 1, dtype=torch.float64)).flatten()
     black = srgb_to_oklab(-torch.ones(3, 1, 1, dtype=torch.float64)).flatten()
     assert torch.allclose(white, torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64), atol=1e-6)
@@ -63,9 +63,7 @@ def test_decode_gradients_are_finite(clamp):
 
 
 def test_encode_gradients_are_finite():
-    images = (
-        torch.tensor([-1.0, 0.0, 1.0, 1.5, -1.5]).view(1, 1, 1, 5).repeat(1, 3, 1, 1).requires_grad_(True)
-    )
+    images = torch.tensor([-1.0, 0.0, 1.0, 1.5, -1.5]).view(1, 1, 1, 5).repeat(1, 3, 1, 1).requires_grad_(True)
     srgb_to_oklab(images).sum().backward()
     assert torch.isfinite(images.grad).all()
 
@@ -86,7 +84,7 @@ def test_lightness_is_continuous_at_black():
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 5, 3, 4, 16), (1, 3, 100, 1)])
-def test_bytes_take_the_short_way_to_the_same_colours(shape):
+def test_encode8_equals_encode(shape):
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
     exact = srgb_to_oklab(images.double() / 127.5 - 1)
     assert (srgb8_to_oklab(images, torch.float64) - exact).abs().max() < 1e-12
@@ -95,7 +93,7 @@ def test_bytes_take_the_short_way_to_the_same_colours(shape):
     assert (space.encode8(images) - space.encode(images.double() / 127.5 - 1)).abs().max() < 1e-5
 
 
-def test_bytes_of_every_grey():
+def test_bytes_of_every_gray():
     greys = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
     assert srgb8_to_oklab(greys)[0, 0, 0] == 0 and srgb8_to_oklab(greys)[0, 0, 255] == pytest.approx(1, abs=1e-6)
     with pytest.raises(ValueError, match="expected uint8"):

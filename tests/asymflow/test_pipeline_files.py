@@ -19,7 +19,7 @@ from pipelines.train.finetune.export_formats import convert
 
 
 @pytest.mark.parametrize("how", ["saved", "comfyui", "merged", "released", "pth"])
-def test_files_give_the_same_picture_again(pipe, tmp_path, how):
+def test_files_give_the_same_image_again(pipe, tmp_path, how):
     if how == "saved":
         pipe.save_pretrained(tmp_path)
         again = AsymFlux2KleinPipeline.from_pretrained(tmp_path)
@@ -94,7 +94,7 @@ def test_an_adapter_alone_is_read_from_its_rounded_buffers(pipe, tmp_path):
     assert 0 < largest_difference(A, pipe.transformer.proj_buffer) < 2**-9  # half a bfloat16 step below 1
 
 
-def test_an_unmerged_adapter_gives_the_same_picture_also_under_a_style(pipe, tmp_path):
+def test_an_unmerged_adapter_gives_the_same_image_also_under_a_style(pipe, tmp_path):
     unmerged = AsymFlux2KleinPipeline.from_pretrained(BASE, adapter=ADAPTER, merge=False)
     unmerged.set_progress_bar_config(disable=True)
     plain = samples(pipe)
@@ -129,7 +129,7 @@ def test_half_precision_keeps_the_basis(tmp_path, pipe):
     assert half.transformer.scale_buffer.dtype == torch.float32
 
 
-def test_what_cannot_be_loaded_is_said(tmp_path, pipe):
+def test_invalid_folders_are_named(tmp_path, pipe):
     load = AsymFlux2KleinPipeline.from_pretrained
     with pytest.raises(ValueError, match="is a Flux2KleinPipeline, a latent model: give adapter"):
         load(BASE)
@@ -191,7 +191,7 @@ def test_offloading_changes_nothing(pipe, how):
     assert calls == ["text_encoder"] * 2 + ["transformer"] * 6  # with guidance, three steps
 
 
-def test_weights_kept_in_eight_bits_give_nearly_the_same_picture(tmp_path, pipe):
+def test_weights_kept_in_eight_bits_give_nearly_the_same_image(tmp_path, pipe):
     plain = samples(pipe)
     pipe.save_pretrained(tmp_path)
     small = AsymFlux2KleinPipeline.from_pretrained(tmp_path)

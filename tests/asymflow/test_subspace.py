@@ -157,7 +157,7 @@ def test_failed_save_leaves_nothing(tmp_path):
         ({"provenance": lambda _: "{"}, "no valid subspace"),
     ],
 )
-def test_load_says_what_is_wrong(tmp_path, change, words):
+def test_load_names_the_problem(tmp_path, change, words):
     tensors = {"A": orthonormal(48, 6).float(), "s": torch.tensor(0.8)}
     metadata = {"layout": "channel_first", "provenance": "{}"}
     metadata["space"] = '{"name": "oklab", "mean": [0.5, 0, 0], "std": 0.2}'
@@ -172,7 +172,7 @@ def test_load_says_what_is_wrong(tmp_path, change, words):
     assert "jobs/basis.py" in str(error.value)
 
 
-def test_load_without_a_whole_file(tmp_path):
+def test_load_refuses_a_truncated_file(tmp_path):
     path = tmp_path / "subspace.safetensors"
     with pytest.raises(ValueError, match="there is no subspace file"):
         Subspace.load(path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from asymflow.parameterization import latent_input, lift, recover_u
+from asymflow.parameterization import calibrated_velocity, lift
 from asymflow.samplers import euler
 from asymflow.schedule import calibrate, sampling_sigmas
 from asymflow.subspace import project
@@ -29,8 +29,7 @@ def lifted(latent_model, A, s):
     """The pixel velocity of the latent model: project, evaluate, lift, recover."""
 
     def velocity(x_t, sigma):
-        z_tau, tau = latent_input(x_t, sigma, A, s)
-        return recover_u(latent_model(z_tau, tau) @ A.T, x_t, sigma, A, s)
+        return calibrated_velocity(lambda scaled, tau: lift(latent_model(scaled @ A, tau), A), x_t, sigma, A, s)
 
     return velocity
 

@@ -58,7 +58,7 @@ def test_builds_are_known_to_kubernetes(folder):
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_any_wrong_field_is_caught(path):
+def test_every_wrong_field_is_caught(path):
     tried = 0
     for manifest in read(path):
         for place, mutant in mutations(manifest):
@@ -199,7 +199,7 @@ def test_jobs_on_a_shared_cluster_leave_it_alone():
                 assert set(spec) == kept and spec["submissionMode"] == "HTTPMode", name_of(path)
 
 
-def test_a_night_costs_no_second_one():
+def test_nightly_runs_do_not_overlap():
     manifests = {manifest["kind"]: manifest for manifest in build(INFRA / "kuberay/schedule")}
     assert manifests["CronJob"]["spec"]["concurrencyPolicy"] == "Forbid"
     assert manifests["CronJob"]["spec"]["jobTemplate"]["spec"]["backoffLimit"] == 0

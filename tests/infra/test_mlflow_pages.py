@@ -66,7 +66,7 @@ def test_a_score_leads_back_to_the_shards(browser, pages, tiny_workflow):
     assert tiny_workflow[0].curate["source"] in browser.find_element(By.TAG_NAME, "body").text
 
 
-def test_curves_and_pictures_are_there_on_opening(browser, pages):
+def test_curves_and_images_are_there_on_opening(browser, pages):
     browser.set_window_size(1280, 6000)  # what is out of sight is not drawn
     try:
         visit(browser, f"{pages['finetune']}/model-metrics")

@@ -102,7 +102,7 @@ def test_runs_written_by_ray_workers_are_read_back(server, account, s3, local_ra
 
 
 @pytest.mark.slow
-def test_strangers_and_other_names_are_refused(server):
+def test_unknown_accounts_and_hosts_are_refused(server):
     url, _ = server
     experiments = f"{url}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
     assert ask(f"{url}/health") == 200

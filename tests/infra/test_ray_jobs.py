@@ -71,7 +71,7 @@ def commands(tiny_workflow, folder: Path) -> dict[str, list[str]]:
     }
 
 
-def test_every_job_runs_and_says_what_it_made(jobs, tiny_workflow, tmp_path):
+def test_every_job_runs_and_prints_its_artifact(jobs, tiny_workflow, tmp_path):
     """All at once, as on a cluster of many. Each step's last line is its artifact, in the log that is asked for; a bad
     setting ends with 2 and one line; and what was sent is small."""
     called = commands(tiny_workflow, tmp_path)

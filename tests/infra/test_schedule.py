@@ -130,13 +130,13 @@ def test_a_job_is_created_and_waited_for(kubernetes, run, capsys):
 @pytest.mark.parametrize(
     "end", [state("Failed", "FAILED", "below its floor"), state("Failed"), state("Complete", "STOPPED")]
 )
-def test_what_does_not_succeed_fails(kubernetes, run, capsys, end):
+def test_unsuccessful_jobs_fail(kubernetes, run, capsys, end):
     kubernetes.server.states = [state("Running", "RUNNING"), end]
     assert run(kubernetes.api, "team", manifest()) == 1
     assert end["message"] in capsys.readouterr().out
 
 
-def test_one_that_is_still_at_work_is_waited_for_instead(kubernetes, run, capsys):
+def test_a_running_job_is_awaited_instead(kubernetes, run, capsys):
     """Of this schedule: others, and those that ended, do not count."""
     own = {"labels": {"asymflow/schedule": "nightly"}}
     kubernetes.server.jobs = {
@@ -150,7 +150,7 @@ def test_one_that_is_still_at_work_is_waited_for_instead(kubernetes, run, capsys
     assert capsys.readouterr().out.startswith("now is still at work: waiting for it\n")
 
 
-def test_an_api_that_does_not_answer_is_asked_again(kubernetes, run, capsys):
+def test_an_unresponsive_api_is_retried(kubernetes, run, capsys):
     kubernetes.server.states = [
         "unavailable",
         state("Running", "RUNNING"),
@@ -168,7 +168,7 @@ def test_a_job_that_someone_deletes_has_failed(kubernetes, run, capsys):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_connection_that_drops_or_is_garbled_is_asked_again(kubernetes, run, capsys, fault):
+def test_broken_connections_are_retried(kubernetes, run, capsys, fault):
     kubernetes.server.states = [fault, state("Running", "RUNNING"), fault, state("Complete", "SUCCEEDED")]
     assert run(kubernetes.api, "team", manifest()) == 0
     assert capsys.readouterr().out.count("asking again: ") == 2
@@ -194,7 +194,7 @@ def test_an_account_that_is_refused_later_ends_too(kubernetes, run, capsys, monk
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"error: nightly-0: the API refuses it: {status}")
 
 
-def test_an_answer_that_is_lost_does_not_make_a_second_job(kubernetes, run):
+def test_a_lost_response_does_not_create_a_second_job(kubernetes, run):
     kubernetes.server.answer_lost = True
     kubernetes.server.states = [state("Complete", "SUCCEEDED")]
     assert run(kubernetes.api, "team", manifest()) == 0

@@ -65,7 +65,7 @@ def test_bad_settings(job, config, tmp_path, make_shards, make_images, tree, ove
 
 
 @pytest.mark.parametrize("name", ["color_stats", "basis", "encode", "finetune"])
-def test_input_that_was_not_made(job, config, tmp_path, name):
+def test_missing_inputs_are_refused(job, config, tmp_path, name):
     tree = {"curated": str(tmp_path / "absent"), "run": {"storage": str(tmp_path / "runs")}}
     if name != "color_stats":
         tree |= {"color_stats": str(tmp_path / "absent"), "base": str(tmp_path)}
@@ -86,7 +86,7 @@ def test_input_that_was_not_made(job, config, tmp_path, name):
         ("workflow", ["jobs/configs/workflow/klein_9b.yaml"]),
     ],
 )
-def test_a_dry_run_shows_and_starts_nothing(job, monkeypatch, capsys, name, arguments):
+def test_a_dry_run_prints_settings_and_starts_nothing(job, monkeypatch, capsys, name, arguments):
     """None of the buckets, weights and servers that these name is there."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", [f"jobs/{name}.py", *arguments, "--dry-run"])
@@ -103,7 +103,7 @@ def test_a_dry_run_shows_and_starts_nothing(job, monkeypatch, capsys, name, argu
 
 
 @pytest.mark.parametrize("name", ["curate", "workflow", "sweep"])
-def test_a_dry_run_refuses_what_is_wrong(job, config, name):
+def test_a_dry_run_refuses_bad_settings(job, config, name):
     status, out, err = job(name, config({"nonsense": 1}), "--dry-run")
     assert status == 2 and out == "" and err.startswith("error: ") and "nonsense=1: unknown key" in err
     section = {"curate": {"source": "x", "buckets": "wide"}, "base": "x"}
@@ -111,7 +111,7 @@ def test_a_dry_run_refuses_what_is_wrong(job, config, name):
         assert job(name, config(section), "--dry-run")[2].startswith("error: curate.buckets")
 
 
-def test_a_person_at_the_command_line(tmp_path):
+def test_whole_process_at_the_command_line(tmp_path):
     """Whole process: status, the one line, and no trace of Ray in its folder."""
     path = tmp_path / "config.yaml"
     path.write_text("source: data\nfilter: {}\n")
@@ -144,7 +144,7 @@ def test_jobs_are_thin(name):
     assert len((ROOT / "jobs" / f"{name}.py").read_text().splitlines()) <= 40
 
 
-def test_a_suite_may_stand_before_the_configuration(job, config, tmp_path):
+def test_a_suite_may_precede_the_configuration(job, config, tmp_path):
     settings = config({"run": {"storage": str(tmp_path / "runs")}, "base": str(ROOT / "models/toy_klein")})
     status, out, err = job("evaluate", "imagenet50k", settings)
     assert status == 2 and out == "" and err.startswith("error: pretrained: missing; imagenet50k is for class")

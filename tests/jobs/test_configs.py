@@ -89,7 +89,7 @@ def test_the_workflow_trains_as_the_finetunes_own_file_does():
     assert inside == alone
 
 
-def test_the_encodings_are_padded_as_the_finetunes_of_them_ask():
+def test_text_padding_of_encodings_and_finetunes_agrees():
     encode = load("encode/laion")
     assert (encode.text, encode.text_padding, encode.max_text_tokens) == ("on_the_fly", "max_length", 512)
 
@@ -102,7 +102,7 @@ def test_a_step_and_its_settings_have_one_name():
     assert tuple(STEPS) == WORKFLOW
 
 
-def test_an_old_name_tells_the_new_place():
+def test_an_old_name_names_the_new_path():
     moved = yaml.safe_load((ROOT / MOVED).read_text())
     assert len(moved) == 42 and all((ROOT / new).is_file() for new in moved.values())
     for old, new in moved.items():

@@ -92,7 +92,7 @@ def metadata(browser, model):
         return read_metadata(answer.read())
 
 
-def test_both_pictures_from_the_same_noise(page, browser, painter):
+def test_both_images_from_the_same_noise(page, browser, painter):
     browser.get(page.url)
     shown = draw(browser, prompt=PROMPT, negative_prompt="green", seed=7, steps=3, guidance=3, width=80, height=48)
     drawing = SamplingParameters(48, 80, steps=3, guidance=3.0, shift=painter.defaults.shift, negative_prompt="green")
@@ -110,7 +110,7 @@ def test_both_pictures_from_the_same_noise(page, browser, painter):
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
 
 
-def test_bad_input_is_told_and_the_page_goes_on(page, browser):
+def test_bad_input_is_an_error_message_and_the_page_keeps_running(page, browser):
     browser.get(page.url)
     assert "prompt: missing" in refusal(browser, steps=2)
     assert "width=50: must be a multiple of 4" in refusal(browser, prompt=PROMPT, width=50)
@@ -130,7 +130,7 @@ def status_of(url, data=None, **headers):
         return error.code
 
 
-def test_strangers_get_nothing(page):
+def test_requests_from_other_sites_are_refused(page):
     """At the real server: another Host, another site, the upload that Gradio would offer, calls past the queue."""
     join = f"{page.url}gradio_api/queue/join"
     assert status_of(page.url) == 200 and status_of(page.url, Host="evil.example") == 421
@@ -167,7 +167,7 @@ def test_a_merged_model_has_no_latent_one_beside_it(tmp_path):
     assert list(files) == ["pixel"] and about["flagged"] == {"pixel": False}
 
 
-def test_what_is_flagged_is_painted_over(painter, tmp_path):
+def test_flagged_images_are_black(painter, tmp_path):
     def flag_all(pictures):
         return [Image.new("RGB", p.size) for p in pictures], [True] * len(pictures)
 
@@ -183,7 +183,7 @@ def test_what_is_flagged_is_painted_over(painter, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_person_at_the_command_line(monkeypatch):
+def test_whole_process_at_the_command_line(monkeypatch):
     """Whole process, behind a proxy that is of no use to it, until Ctrl-C."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)

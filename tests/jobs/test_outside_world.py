@@ -28,7 +28,7 @@ def curate_tree(tmp_path, make_shards, make_images, **run):
 
 @pytest.mark.parametrize("job_name", ["curate", "workflow"])
 @pytest.mark.parametrize("place", ["storage", "server", "experiment"])
-def test_a_place_that_is_not_there_is_one_line_before_ray(
+def test_a_missing_path_is_a_one_line_error_before_ray(
     job, config, tmp_path, make_shards, make_images, monkeypatch, tiny_base, job_name, place
 ):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -62,7 +62,7 @@ def test_a_place_that_is_not_there_is_one_line_before_ray(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_of_two_identical_jobs_one_works_and_one_waits_and_a_stopped_one_says_so(tmp_path, make_shards, make_images):
+def test_of_two_identical_jobs_one_waits_for_the_other(tmp_path, make_shards, make_images):
     """The first is asked to end in the middle of its work, the second, which takes over, before Ray is up."""
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(curate_tree(tmp_path, make_shards, make_images)))

@@ -24,7 +24,7 @@ from asymflow.models.latent import MODULES, LatentFamily, family_of, load_transf
 from asymflow.models.lifted import LatentModel, PixelModel
 from asymflow.models.text import PADDINGS, pad_embeddings
 from asymflow.oklab import RELEASED
-from asymflow.parameterization import latent_input, lift, recover_u
+from asymflow.parameterization import lift, recover_u
 from asymflow.patches import patchify, unpatchify
 from asymflow.schedule import calibrate
 from asymflow.subspace import Subspace
@@ -110,11 +110,11 @@ def assert_close(actual: Tensor, expected: Tensor, relative: float = 2e-5) -> No
     assert (actual - expected).abs().max() <= relative * expected.abs().max()
 
 
-def test_each_family_is_here():
+def test_each_family_has_a_tiny_base():
     assert len(FAMILIES) == len(MODULES)
 
 
-def test_a_folder_tells_the_geometry_and_its_parts_agree(made):
+def test_geometry_read_from_a_folder_agrees_with_its_parts(made):
     side, width = read_geometry(made.folder)
     assert all((Path(made.folder) / part).is_dir() for part in (*made.family.image_parts, *made.family.text_parts))
     images = made.family.load_image_encoder(made.folder, "cpu", torch.float32)
@@ -218,7 +218,8 @@ def test_the_lifted_model_is_the_latent_model_at_first(made, layout):
     """Eq. 6: the network's output is A u_z(A^T k x_t, tau), whatever lies outside the subspace."""
     model, (x_t, sigma, text, mask) = lifted(made, layout), inputs(made)
     tokens = patchify(x_t, model.patch_size, layout)
-    z_tau, tau = latent_input(tokens, sigma, model.A, model.s)
+    tau, k = calibrate(sigma, model.s)
+    z_tau = (k[:, None, None] * tokens) @ model.A
     with torch.no_grad():
         u_z = made.backbone.run(transformer_of(made), z_tau, tau, text, made.grid, mask)
         u = recover_u(lift(u_z, model.A), tokens, sigma, model.A, model.s)

@@ -4,19 +4,14 @@ from typing import Any
 
 import torch
 from diffusers.utils.logging import disable_progress_bar
-from safetensors.torch import load_file
 
 from asymflow.models.adapted import AdaptedModel
 from asymflow.models.ddt import DdtFlux2
 from asymflow.models.latent import load_transformer
 from asymflow.models.lifted import LatentModel, PixelModel
 from asymflow.subspace import Subspace
-from pipelines.core import storage
-from pipelines.core.artifacts import Artifact
-from pipelines.train.config import config_to_load
 from pipelines.train.devices import precision
 from pipelines.train.finetune.config import FinetuneSettings
-from pipelines.train.metrics_log import AVERAGE
 
 disable_progress_bar()  # of model loading
 
@@ -49,21 +44,3 @@ def build_model(settings: FinetuneSettings, subspace: Subspace) -> AdaptedModel:
     if resources.compile:
         model.compile_blocks()
     return model.train()
-
-
-def load_finetuned(artifact: Artifact, subspace: Subspace, base: str) -> AdaptedModel:
-    """Return the moving average of a finetune artifact on its base model, in float32 and evaluation mode.
-
-    Args:
-        artifact: artifact of the finetune step.
-        subspace: subspace of its basis.
-        base: folder of the base model.
-    """
-    settings = FinetuneSettings.model_validate(config_to_load(artifact.manifest["config"], base=base))
-    transformer = load_transformer(base, torch.float32)
-    model = adapt(settings, transformer, subspace)
-    average = storage.read_file(artifact.file(AVERAGE), load_file)
-    with torch.no_grad():
-        for key, parameter in model.trainable().items():
-            parameter.copy_(average[key])
-    return model.eval()

@@ -84,7 +84,7 @@ def test_other_pth_files_are_refused_and_never_executed(tmp_path, monkeypatch, c
         load_pth("s.pth")
 
 
-def test_what_stands_beside_the_adapter_is_found_and_compared(tmp_path):
+def test_subspace_beside_the_adapter_is_found_and_compared(tmp_path):
     space = OklabSpace((0.6, 0.01, 0.02), 0.2)
     last, tensors = (
         make_subspace("channel_last", space),

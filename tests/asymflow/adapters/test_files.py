@@ -41,7 +41,7 @@ def test_comfyui_differs_in_one_name_and_one_order():
     assert list(back) == list(TENSORS) and all(torch.equal(back[name], TENSORS[name]) for name in TENSORS)
 
 
-def test_both_formats_are_read_back_as_they_were(tmp_path):
+def test_both_formats_round_trip(tmp_path):
     write_adapter(tmp_path / "released", TENSORS, CONFIGURATION, SUBSPACE, DEFAULTS)
     write_comfyui(tmp_path / "comfyui", TENSORS, CONFIGURATION, SUBSPACE, DEFAULTS)
     for format in ("released", "comfyui"):
@@ -55,7 +55,7 @@ def test_both_formats_are_read_back_as_they_were(tmp_path):
         assert float(file.metadata()["log_shift"]) == pytest.approx(math.log(3.6))
 
 
-def test_a_file_that_says_nothing_is_sampled_as_the_released_model(tmp_path):
+def test_defaults_without_metadata_are_the_released_models(tmp_path):
     write_adapter(tmp_path, TENSORS, CONFIGURATION, SUBSPACE)
     found = read_defaults(tmp_path)
     assert found == SamplingDefaults(1024, 1024, 32, 4.0, 17.0, "max_length")
@@ -71,7 +71,7 @@ def test_bad_defaults_are_refused(tmp_path, text):
         read_defaults(tmp_path)
 
 
-def test_what_is_no_adapter_is_said(tmp_path):
+def test_folders_without_an_adapter_are_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no adapter in"):
         read_adapter(tmp_path)
     with pytest.raises(ValueError, match="there is no adapter in"):

@@ -3,7 +3,7 @@ import pytest
 from asymflow.adapters import hub
 
 
-def test_folders_are_themselves_and_repositories_are_fetched(tmp_path, monkeypatch):
+def test_folders_are_used_in_place_and_repositories_are_fetched(tmp_path, monkeypatch):
     asked = []
 
     def fetch(repository, **options):
@@ -21,7 +21,7 @@ def test_folders_are_themselves_and_repositories_are_fetched(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("path", ["./absent", "/absent/folder", "absent", "a/b/c", "~/x", "models/absent", "/x"])
-def test_a_path_where_nothing_is_is_no_repository(path, monkeypatch, tmp_path):
+def test_a_missing_path_is_not_a_repository(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     monkeypatch.setattr(hub, "snapshot_download", lambda *a, **k: pytest.fail("a hub was asked"))

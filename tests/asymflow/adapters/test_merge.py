@@ -34,13 +34,13 @@ def test_the_merged_model_is_the_trained_one(tmp_path, tiny_transformer, layout,
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
-def test_before_training_it_is_the_lift(tiny_transformer):
+def test_merged_model_before_training_is_the_lift(tiny_transformer):
     model = PixelFlux2.from_latent(tiny_transformer(96), make_subspace()).eval()
     expected, found = velocities(model, AsymFlux2Transformer2DModel.from_latent(tiny_transformer(96), make_subspace()))
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_it_is_saved_and_loaded_as_a_diffusers_model(tmp_path, tiny_transformer):
+def test_merged_model_is_saved_and_loaded_by_diffusers(tmp_path, tiny_transformer):
     save_adapter(trained(tiny_transformer(96)), tmp_path / "adapter")
     merged, _ = load_merged(tiny_transformer(96), tmp_path / "adapter")
     merged.save_pretrained(tmp_path / "model")
@@ -97,7 +97,7 @@ def test_damaged_adapters_are_refused_and_change_nothing(tmp_path, tiny_transfor
 
 
 @pytest.mark.parametrize("cls", [LatentFlux2, DdtFlux2])
-def test_adapters_of_the_baselines_are_no_pixel_models_of_this_kind(tmp_path, tiny_transformer, cls):
+def test_adapters_of_baselines_cannot_be_merged(tmp_path, tiny_transformer, cls):
     head = {"blocks": 1, "heads": 1, "head_width": 16} if cls is DdtFlux2 else {}
     save_adapter(trained(tiny_transformer(96), cls, **head), tmp_path)
     with pytest.raises(ValueError, match="lacks proj_buffer" if cls is LatentFlux2 else "_class_name is 'Ddt"):

@@ -205,7 +205,7 @@ def test_another_model_is_refused(make, tmp_path, tiny_transformer):
     refuses(make(), tmp_path, "num_layers is 8, the model's 1; joint_attention_dim is 12288, the model's 96")
 
 
-def test_another_floor_of_sampling_is_no_other_model(make, tmp_path):
+def test_another_sampling_floor_is_accepted(make, tmp_path):
     saved, loaded = make(), make(seed=2)
     saved.sigma_floor_sample = 4e-2
     save_adapter(saved, tmp_path)
@@ -229,7 +229,7 @@ def test_missing_and_foreign_tensors_are_counted_in_one_error(make, tmp_path):
         "1 tensors are of another shape: norm_out.linear.weight is [3, 3], not [64, 32]",
     )
     save_file(changed | {f"alpha_{i}": torch.ones(1) for i in range(8)}, tmp_path / WEIGHTS)
-    listed = ', '.join(['alpha', *(f'alpha_{i}' for i in range(7))])
+    listed = ", ".join(["alpha", *(f"alpha_{i}" for i in range(7))])
     refuses(make(), tmp_path, f"9 tensors are not the model's: {listed}, ...;")
     save_file({**tensors, "proj_out.weight": tensors["proj_out.weight"] / 0}, tmp_path / WEIGHTS)
     refuses(make(), tmp_path, "proj_out.weight hold NaN or infinite values")

@@ -53,7 +53,7 @@ def test_a_model_of_any_kind_comes_back_from_its_folder(make, tiny_transformer, 
     torch.testing.assert_close(answer(again), answer(model), rtol=1e-5, atol=1e-5)
 
 
-def test_a_latent_model_needs_to_be_told_the_subspace(make, tiny_transformer, tmp_path):
+def test_a_latent_model_needs_a_given_subspace(make, tiny_transformer, tmp_path):
     save_adapter(make(LatentFlux2, {}), tmp_path)
     with pytest.raises(ValueError, match="for a latent model, which has no subspace: give one"):
         restore(tiny_transformer(96), tmp_path)

@@ -38,7 +38,7 @@ def test_the_score_is_the_cosine_of_the_models_own_features(metric):
     assert scores.dtype == torch.float32 and scores.shape == (3,) and scores.abs().max() <= 1
 
 
-def test_a_picture_is_scored_alone(metric):
+def test_an_image_is_scored_alone(metric):
     images, prompts = pictures(), ["a cat", "a dog on a sofa", "blue"]
     together = metric(images, prompts)
     for i in range(3):
@@ -46,25 +46,25 @@ def test_a_picture_is_scored_alone(metric):
     assert len(set(together.tolist())) == 3
 
 
-def test_the_middle_is_looked_at_after_pillows_bicubic(metric):
+def test_images_are_resized_by_bicubic_and_center_cropped(metric):
     image = pictures(1)[0]
     small = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((42, 32), Image.Resampling.BICUBIC)  # 42.67, cut
     cropped = torch.from_numpy(np.array(small)).permute(2, 0, 1)[:, :, 5:37] / 255
     torch.testing.assert_close(metric.pixels(image[None])[0], (cropped - MEAN) / STD)
 
 
-def test_what_is_one_colour_stays_that_colour(metric):
+def test_an_image_of_one_color_keeps_it(metric):
     color = torch.tensor([10, 128, 250], dtype=torch.uint8).view(1, 3, 1, 1)
     expected = (color[0] / 255 - MEAN) / STD
     torch.testing.assert_close(metric.pixels(color.expand(1, 3, 90, 50))[0], expected.expand(3, 32, 32))
 
 
-def test_sides_of_the_models_size_are_not_touched(metric):
+def test_images_of_the_models_size_are_not_resized(metric):
     image = pictures(1, 32, 32)
     torch.testing.assert_close(metric.pixels(image)[0], (image[0] / 255 - MEAN) / STD)
 
 
-def test_it_says_what_it_is(metric, weights):
+def test_protocol_names_the_model(metric, weights):
     assert metric.protocol["activation"] == "quickgelu" and metric.protocol["model"].startswith("local:")
     same = ClipScore.load(str(weights), architecture=NAME)  # the file itself
     assert same.protocol == metric.protocol

@@ -76,12 +76,12 @@ def painted(color, background="green"):
 
 
 @pytest.mark.parametrize("color", COLORS)
-def test_the_colour_in_the_box_is_named(color):
+def test_the_color_in_the_box_is_named(color):
     plain = Plain()
     assert ColorClassifier(plain, plain.tokenize, "plain")(*painted(color), BOX, "cup") == color
 
 
-def test_what_is_outside_of_the_mask_becomes_grey():
+def test_pixels_outside_the_mask_become_gray():
     image, mask = painted("red", background="blue")
     mask[2:8, 9:14] = False
     alone = isolate_object(image, mask, BOX)
@@ -89,7 +89,7 @@ def test_what_is_outside_of_the_mask_becomes_grey():
     assert [alone.getpixel(at) for at in ((0, 0), (4, 5), (5, 0), (9, 5))] == [(255, 0, 0)] * 2 + [(153, 153, 153)] * 2
 
 
-def test_a_class_is_read_once_in_three_sentences_a_colour():
+def test_a_class_is_read_once_in_three_sentences_a_color():
     plain = Plain()
     classifier = ColorClassifier(plain, plain.tokenize, "plain")
     for name in ("cup", "cup", "tv remote", "cup"):
@@ -100,7 +100,7 @@ def test_a_class_is_read_once_in_three_sentences_a_colour():
     ]  # fmt: skip
 
 
-def test_sentences_are_normalised_averaged_and_normalised(classifier):
+def test_sentences_are_normalized_averaged_and_normalized(classifier):
     import open_clip
 
     tokens = open_clip.get_tokenizer("ViT-L-14")(
@@ -146,7 +146,7 @@ def test_the_protocol_says_which_model(classifier, folder):
         (*painted("red"), (-1.0, 2.0, 14.0, 8.0, 0.9), "not inside"),
     ],
 )
-def test_what_does_not_fit_is_named(image, mask, box, named):
+def test_invalid_arguments_are_named(image, mask, box, named):
     with pytest.raises(ValueError, match=named):
         isolate_object(image, mask, box)
 

@@ -3,7 +3,8 @@ import itertools
 
 import pytest
 
-from asymflow.metrics.dpg import COLUMNS, category_scores, question_scores, read_questions, score_prompt, total
+from asymflow.metrics.dpg import COLUMNS, category_scores, parse_questions, question_scores, score_prompt, total
+from asymflow.outside_text import read_text
 
 CHAIN = {1: [0], 2: [1], 3: [2]}
 BACKWARDS = {3: [2], 2: [1], 1: [0]}
@@ -32,7 +33,7 @@ BACKWARDS = {3: [2], 2: [1], 1: [0]}
         ({1: [1], 2: [1]}, {1, 2}, [1, 1]),  # its own parent changes nothing
     ],
 )
-def test_a_no_sets_those_that_depend_on_it_to_0(parents, yes, scores):
+def test_children_of_a_no_score_0(parents, yes, scores):
     found = question_scores(parents, {question: question in yes for question in parents})
     assert list(found) == list(parents)
     assert found == dict(zip(parents, scores, strict=True))
@@ -66,13 +67,13 @@ def test_a_prompt_is_the_mean_over_crops_of_means_over_questions():
         (CHAIN, [], "no crops"),
     ],
 )
-def test_what_does_not_fit_is_named(parents, answers, named):
+def test_invalid_arguments_are_named(parents, answers, named):
     with pytest.raises(ValueError, match=named):
         score_prompt(parents, answers)
 
 
 @pytest.mark.parametrize("scores", [[], [1.5], [-0.1], [float("nan")]])
-def test_totals_that_make_no_sense(scores):
+def test_invalid_totals_are_refused(scores):
     with pytest.raises(ValueError):
         total(scores)
 
@@ -91,11 +92,11 @@ def write(folder, rows, columns=COLUMNS):
     path = folder / "dpg_bench.csv"
     with open(path, "w", newline="") as stream:
         csv.writer(stream).writerows([columns, *rows])
-    return path
+    return read_text(path), str(path)
 
 
 def test_the_file(tmp_path):
-    items = read_questions(write(tmp_path, ROWS))
+    items = parse_questions(*write(tmp_path, ROWS))
     assert list(items) == ["b9", "a1"]
     assert items["b9"].text == "a red cat, and a dog" and items["a1"].text == 'the "sea"\nat night'
     assert items["b9"].parents == {1: [0], 2: [1], 3: [0]} and items["a1"].parents == {1: [0], 2: [1, 3], 3: [0]}
@@ -104,11 +105,11 @@ def test_the_file(tmp_path):
 
 
 def test_the_reference_drops_its_first_row_and_fails_on_what_depends_on_it(tmp_path):
-    assert list(read_questions(write(tmp_path, ROWS), official=True)) == ["a1"]
+    assert list(parse_questions(*write(tmp_path, ROWS), official=True)) == ["a1"]
     free = [ROWS[0], ROWS[2], *ROWS[3:]]
-    items = read_questions(write(tmp_path, free), official=True)
+    items = parse_questions(*write(tmp_path, free), official=True)
     assert items["b9"].parents == {3: [0]} and len(items["a1"].parents) == 3
-    assert list(read_questions(write(tmp_path, [ROWS[0], *ROWS[3:]]), official=True)) == ["a1"]
+    assert list(parse_questions(*write(tmp_path, [ROWS[0], *ROWS[3:]]), official=True)) == ["a1"]
 
 
 def changed(row, **values):
@@ -132,22 +133,21 @@ def changed(row, **values):
         ([], "no questions"),
     ],
 )
-def test_rows_that_make_no_sense(tmp_path, rows, named):
+def test_invalid_rows_are_refused(tmp_path, rows, named):
     with pytest.raises(ValueError, match=named):
-        read_questions(write(tmp_path, rows))
+        parse_questions(*write(tmp_path, rows))
 
 
 def test_columns_that_are_missing(tmp_path):
     columns = [name for name in COLUMNS if name not in ("tuple", "dependency")]
     with pytest.raises(ValueError, match="no column dependency, tuple"):
-        read_questions(write(tmp_path, [], columns))
-    (tmp_path / "empty.csv").write_text("")
+        parse_questions(*write(tmp_path, [], columns))
     with pytest.raises(ValueError, match="no column item_id"):
-        read_questions(tmp_path / "empty.csv")
+        parse_questions("", "empty.csv")
 
 
 def test_categories(tmp_path):
-    items = read_questions(write(tmp_path, ROWS))
+    items = parse_questions(*write(tmp_path, ROWS))
     answers = {
         "b9": [{1: True, 2: True, 3: True}, {1: False, 2: True, 3: True}],
         "a1": [{1: True, 2: True, 3: False}, {1: True, 2: True, 3: True}],
@@ -160,7 +160,7 @@ def test_categories(tmp_path):
 
 
 def test_categories_of_other_items_or_none(tmp_path):
-    items = read_questions(write(tmp_path, ROWS))
+    items = parse_questions(*write(tmp_path, ROWS))
     crop = {1: True, 2: True, 3: True}
     with pytest.raises(ValueError, match="different items, a1 among"):
         category_scores(items, {"b9": [crop]})

@@ -44,7 +44,7 @@ def test_added_noise_is_recovered(images, sigma):
         assert found == pytest.approx(sigma, rel=0.1)
 
 
-def test_clean_grounds_have_next_to_none(images):
+def test_clean_grounds_have_little_noise(images):
     for pixels in images:
         assert flat_ground_noise(to_tensor(pixels)) < 0.5
 

@@ -85,7 +85,7 @@ def test_the_others_agree_with_fewer_features_as_far_as_they_are_accurate(n, m):
     assert by_others(x, y) == pytest.approx((found, found), rel=1e-6)  # 3e-8 to 4e-8, measured
 
 
-def test_eight_machines_find_the_distance_that_one_does():
+def test_distance_does_not_depend_on_the_number_of_machines():
     x, y = features(1000, 64, shift=3.0), features(800, 64, seed=1)
     merged = FrechetStatistics(64)
     for part in x.split([200, 1, 99, 300, 100, 37, 63, 200]):
@@ -158,6 +158,6 @@ def test_a_reference_by_its_moments():
         (lambda: FrechetStatistics.from_moments(torch.ones(3), torch.eye(3) / 0, 9), "NaN"),
     ],
 )
-def test_what_cannot_be(call, named):
+def test_invalid_arguments_are_refused(call, named):
     with pytest.raises(ValueError, match=named):
         call()

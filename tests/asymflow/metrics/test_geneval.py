@@ -158,7 +158,7 @@ def test_positions(cats, dogs, correct):
     assert judge(POSITION, objects, no_color)[0] is correct
 
 
-def test_every_pair_of_several_must_hold():
+def test_relations_hold_for_every_pair():
     metadata = {"include": [want("cat", 2), want("dog", 2, position=["above", 0])]}
     cats = [box(0, 100), box(40, 100)]
     assert judge(metadata, {"cat": cats, "dog": [box(0, 0), box(40, 0)]}, no_color)[0]
@@ -166,7 +166,7 @@ def test_every_pair_of_several_must_hold():
     assert not correct and reasons == ["expected dog above the other"]
 
 
-def test_a_target_that_does_not_hold_is_none():
+def test_an_unmet_request_is_not_a_target():
     metadata = {"include": [want("cat", color="red"), want("dog", position=["left of", 0])]}
     objects = {"cat": [box(50, 0)], "dog": [box(0, 0)]}
     assert judge(metadata, objects, lambda *_: "blue")[1] == [
@@ -179,14 +179,14 @@ def test_a_target_that_does_not_hold_is_none():
     ("position", "named"),
     [(["beside", 0], "position is 'beside'"), (["above", 1], "request 1, which is not"), (["above", -1], "not before")],
 )
-def test_metadata_that_make_no_sense(position, named):
+def test_invalid_metadata_is_refused(position, named):
     metadata = {"include": [want("cat"), want("dog", position=position)]}
     with pytest.raises(ValueError, match=named):
         judge(metadata, {"cat": [box(0, 0)], "dog": [box(9, 9)]}, no_color)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_order_of_detections_and_the_size_of_the_picture_do_not_matter(seed):
+def test_the_order_of_detections_and_the_size_of_the_image_do_not_matter(seed):
     rng = random.Random(seed)
 
     def some():
@@ -254,7 +254,7 @@ def mirror(x0, y0, x1, y1):
     return SIDE - x1, y0, SIDE - x0, y1
 
 
-def test_random_scenes_hold_as_often_as_not():
+def test_random_scenes_are_correct_half_of_the_time():
     """Otherwise the properties below would say little."""
     for tag in TASKS:
         held = sum(verdict(*scene(random.Random(seed), tag))[0] for seed in range(200))
@@ -276,7 +276,7 @@ def test_neither_order_size_nor_place_matters(tag, seed):
 
 @pytest.mark.parametrize("tag", TASKS)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_mirrored_picture_holds_what_is_asked_the_other_way_round(tag, seed):
+def test_a_mirrored_image_meets_the_mirrored_request(tag, seed):
     found, metadata = scene(random.Random(seed), tag)
     asked = [
         {**one, "position": [MIRRORED[one["position"][0]], one["position"][1]]} if "position" in one else one
@@ -287,7 +287,7 @@ def test_a_mirrored_picture_holds_what_is_asked_the_other_way_round(tag, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_relations_turn_round_with_the_picture_and_with_the_pair(seed):
+def test_relations_are_mirrored_with_the_image_and_the_pair(seed):
     rng = random.Random(seed)
     for _ in range(20):
         one, other = (
@@ -324,7 +324,7 @@ def test_detections_that_were_kept_are_kept(tag, seed):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_of_equal_scores_the_first_are_looked_at(count):
+def test_ties_in_score_keep_their_order(count):
     boxes = [box(20 * i, 0, score=0.5) for i in range(3)]
     metadata = {"include": [want("cup", count, color="red")]}
     asked = []
@@ -334,7 +334,7 @@ def test_of_equal_scores_the_first_are_looked_at(count):
 
 @pytest.mark.parametrize("tag", TASKS)
 @pytest.mark.parametrize("empty", [{}, {"cat": [], "dog": []}, {"cat": [box(0, 0, score=0.1)]}])
-def test_an_empty_picture_holds_nothing_that_is_asked_for(tag, empty):
+def test_an_empty_image_meets_no_request(tag, empty):
     _, metadata = scene(random.Random(0), tag)
     correct, reasons = verdict(empty, metadata)
     assert not correct and len(reasons) == len(metadata["include"])

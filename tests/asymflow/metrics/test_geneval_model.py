@@ -61,7 +61,7 @@ def test_tasks(tag, include, exclude, correct):
     assert json.loads(json.dumps(result)) == result
 
 
-def test_each_picture_has_its_own_objects_colours_and_metadata():
+def test_each_image_has_its_own_objects_colors_and_metadata():
     """Objects of one class and box, in pictures of other colours."""
     images = IMAGES.repeat(3, 1, 1, 1)
     images[1] = images[1].flip(2)
@@ -78,7 +78,7 @@ def test_the_protocol_names_both_models():
     assert json.loads(json.dumps(protocol)) == protocol
 
 
-def test_what_does_not_fit_is_named():
+def test_invalid_arguments_are_named():
     with pytest.raises(ValueError, match="1 images need as many metadata, got 2"):
         geneval([CAT])(IMAGES, [{"tag": "counting"}] * 2)
     with pytest.raises(ValueError, match="tag is 'colour'"):

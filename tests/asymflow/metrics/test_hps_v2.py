@@ -57,7 +57,7 @@ def test_the_longer_side_fits_and_the_rest_is_black(metric, height, width):
     torch.testing.assert_close(found[:, outside], torch.zeros_like(found[:, outside]), rtol=0, atol=1e-6)
 
 
-def test_what_is_one_colour_stays_that_colour(metric):
+def test_an_image_of_one_color_keeps_it(metric):
     color = torch.tensor([10, 128, 250], dtype=torch.uint8).view(1, 3, 1, 1)
     expected = (color[0] / 255 - MEAN) / STD
     torch.testing.assert_close(metric.pixels(color.expand(1, 3, 100, 100))[0], expected.expand(3, 32, 32))

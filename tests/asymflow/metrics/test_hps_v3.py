@@ -122,7 +122,7 @@ def test_sides_follow_the_rule_of_the_reference():
         target_size(10, 2001)
 
 
-def test_a_picture_of_one_colour_stays_one(scorer):
+def test_an_image_of_one_color_stays_one(scorer):
     image = torch.tensor([10, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 1024, 1024)
     inputs = scorer.inputs(image, ["a fox"])
     assert inputs["image_grid_thw"].tolist() == [[1, 32, 32]]
@@ -145,7 +145,7 @@ def test_patches_come_in_squares_of_four_and_a_gradient_stays_one(scorer):
         torch.testing.assert_close(levels, ramp.float().expand_as(levels), atol=slack, rtol=0)
 
 
-def test_pictures_are_resized_bicubically(scorer):
+def test_images_are_resized_bicubically(scorer):
     """Which overshoots at an edge, by 7% of it where a picture is doubled, as bilinear and box filters never do."""
     image = torch.full((1, 3, 224, 224), 50).byte()
     image[..., 112:] = 150
@@ -248,7 +248,7 @@ def test_a_checkpoint_that_does_not_fit(tmp_path, base, parts, change, says):
         HpsV3.load(str(tmp_path / FILE), base=str(base), template=tmp_path / "template.txt")
 
 
-def test_what_is_missing_is_named(tmp_path, base):
+def test_missing_files_are_named(tmp_path, base):
     good = tmp_path / "good.txt"
     good.write_text(TEMPLATE)
     with pytest.raises(ValueError, match=r"no template ''; .* \{text_prompt\} and <\|Reward\|> once each: .* hpsv3"):
@@ -279,7 +279,7 @@ def test_what_is_missing_is_named(tmp_path, base):
         (pictures(1, 4, 900), ["a fox"], "200"),
     ],
 )
-def test_calls_that_make_no_sense(scorer, images, prompts, says):
+def test_invalid_calls_are_refused(scorer, images, prompts, says):
     with pytest.raises(ValueError, match=says):
         scorer(images, prompts)
 

@@ -24,7 +24,7 @@ def test_the_rules_are_those_of_samples_between_minus_one_and_one():
         assert torch.equal(to_uint8(levels, rule).double(), expected)
 
 
-def test_where_they_part():
+def test_roundings_differ_at_their_boundaries():
     levels = torch.tensor([-9.0, 0.0, 0.4, 0.5, 0.6, 1.5, 2.5, 254.4, 254.5, 255.0, 300.0])
     assert to_uint8(levels, "truncate_half_up").tolist() == [0, 0, 0, 1, 1, 2, 3, 254, 255, 255, 255]
     assert to_uint8(levels, "truncate").tolist() == [0, 0, 0, 0, 0, 1, 2, 254, 254, 255, 255]
@@ -59,13 +59,13 @@ def test_a_crop_is_the_middle():
     assert cropped.shape == (1, 3, 299, 299) and (cropped == 9).all()
 
 
-def test_pictures_that_need_no_resize_are_left_alone():
+def test_images_of_the_right_size_are_not_resized():
     images = smooth(299)
     assert torch.equal(prepare(images, "bicubic", "truncate"), images)
     assert torch.equal(prepare(smooth(256), "none", "truncate"), smooth(256))
 
 
-def test_each_picture_is_resized_alone():
+def test_each_image_is_resized_alone():
     images = smooth(320, count=3)
     together = prepare(images, "bicubic", "truncate")
     assert torch.equal(together, torch.cat([prepare(image[None], "bicubic", "truncate") for image in images]))
@@ -83,7 +83,7 @@ def test_each_picture_is_resized_alone():
         (lambda: to_uint8(torch.full((3,), torch.nan), "round"), "NaN"),
     ],
 )
-def test_what_cannot_be(call, named):
+def test_invalid_arguments_are_refused(call, named):
     with pytest.raises(ValueError, match=named):
         call()
 

@@ -76,14 +76,14 @@ def test_equals_torch_fidelity(inception, reference, side):
     assert close(found.pool, pool) and close(found.logits, logits) and close(found.spatial, spatial)
 
 
-def test_a_picture_is_resized_by_the_rule_before_the_network(weights, reference):
+def test_an_image_is_resized_by_the_rule_before_the_network(weights, reference):
     images = pictures(330, count=1)
     for resize, rounding in (("bicubic", "truncate"), ("centre_crop", "round")):
         found = Inception.load(str(weights), resize=resize, rounding=rounding).features(images)
         assert close(found.pool, reference(prepare(images, resize, rounding))[0])
 
 
-def test_a_picture_does_not_depend_on_its_batch(inception):
+def test_an_image_does_not_depend_on_its_batch(inception):
     images = pictures(75, count=3)
     together, alone = inception.features(images), inception.features(images[1:2])
     for name in ("pool", "logits", "spatial"):
@@ -129,7 +129,7 @@ def test_other_weights(weights, tmp_path, change, named):
         Inception.load(str(tmp_path / "other.pth"))
 
 
-def test_files_that_are_none(tmp_path):
+def test_invalid_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=f"has no {FILE}: needed is the FID Inception of 2015"):
         Inception.load(str(tmp_path))
     for name in ("text.pth", "text.safetensors"):

@@ -64,6 +64,6 @@ def test_half_precision_is_summed_in_double():
         (torch.full((20, 5), torch.inf), "infinite"),
     ],
 )
-def test_what_cannot_be(x, named):
+def test_invalid_arguments_are_refused(x, named):
     with pytest.raises(ValueError, match=named):
         inception_score(x)

@@ -85,7 +85,7 @@ def test_at_most_a_hundred_of_all_queries_and_classes():
     assert {one.box[0] for one in found[:80]} == {3.0} and {one.box[0] for one in found[80:]} == {0.0}
 
 
-def test_masks_follow_the_padded_input_then_the_picture():
+def test_masks_follow_the_padded_input_then_the_image():
     """Logits 0 at the middle of a padded input of 32x64, of which 32x48 are a picture of 64x96: zero at x = 64."""
     x = torch.arange(16.0) + 0.5
     ramp = (x - 8).expand(1, 8, 16)
@@ -129,7 +129,7 @@ def test_the_least_score_is_a_filter_and_nothing_else():
         (torch.zeros(2, 81), torch.full((2, 4, 4), math.nan), "NaN"),
     ],
 )
-def test_logits_that_make_no_sense(logits, fields, named):
+def test_invalid_logits_are_refused(logits, fields, named):
     with pytest.raises(ValueError, match=named):
         find_detections(logits, fields, (4, 4), (4, 4), (4, 4))
 
@@ -160,7 +160,7 @@ def pictures(count, height=40, width=60):
     return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
 
 
-def test_a_picture_is_resized_in_proportion_and_padded(detector):
+def test_an_image_is_resized_in_proportion_and_padded(detector):
     """A picture of 40x60 becomes 48x72, and is padded to 64x96; expected values are computed step by step."""
     seen, model = [], detector.model
     hook = model.register_forward_pre_hook(

@@ -65,7 +65,7 @@ def test_without_the_package_or_the_model(modelscope, monkeypatch):
         Mplug.load()
 
 
-def test_calls_that_make_no_sense():
+def test_invalid_calls_are_refused():
     mplug = Mplug(lambda asked: {"text": ["yes"]}, "it")
     with pytest.raises(ValueError, match="expected text"):
         mplug(pictures((1, 1, 1)), ["is it?"])

@@ -69,6 +69,6 @@ def test_copies_are_neighbours_and_ties_are_inside():
         (torch.rand(9, 4), torch.full((9, 4), torch.inf), "infinite"),
     ],
 )
-def test_what_cannot_be(x, y, named):
+def test_invalid_arguments_are_refused(x, y, named):
     with pytest.raises(ValueError, match=named):
         precision_recall(x, y)

@@ -17,7 +17,7 @@ def features():
     return SqueezeFeatures(str(FOLDER))
 
 
-def test_they_are_the_means_of_the_last_layer_of_normalised_pictures(features):
+def test_features_are_means_of_the_last_layer(features):
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     network = squeezenet1_1().features.eval()
     network.load_state_dict({k: v.float() for k, v in load_file(FOLDER / FILE).items()})
@@ -32,6 +32,6 @@ def test_they_are_the_means_of_the_last_layer_of_normalised_pictures(features):
     assert features.protocol["model"] == f"local:{content_of(FOLDER / FILE)}"
 
 
-def test_a_file_that_is_not_there_is_asked_for_in_words(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(MissingWeights, match="needed is a safetensors file of SqueezeNet 1.1's features, such as mod"):
         SqueezeFeatures(str(tmp_path / "none.safetensors"))

@@ -80,7 +80,7 @@ def levels(values):
     return (values * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
 
 
-def test_the_colours_are_clips():
+def test_normalization_constants_are_clips():
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     assert tuple(OPENAI_CLIP_MEAN) == MEAN and tuple(OPENAI_CLIP_STD) == STD
@@ -94,14 +94,14 @@ def test_the_colours_are_clips():
         ((25, 28), (slice(1, 26), slice(0, 28))),  # of 3 rows of margin, 1 above and 2 below
     ],
 )
-def test_a_picture_is_padded_with_the_mean_colour_on_both_sides(size, inside):
+def test_an_image_is_padded_with_the_mean_color_on_both_sides(size, inside):
     image = torch.randint(0, 256, (3, *size), generator=torch.Generator().manual_seed(0)).byte()
     expected = torch.tensor([122, 116, 104]).view(3, 1, 1).repeat(1, 28, 28)
     expected[:, *inside] = image.long()
     torch.testing.assert_close(levels(preprocess(image, 28)), expected.float(), atol=1e-3, rtol=0)
 
 
-def test_a_picture_is_resized_whole_and_bicubically():
+def test_an_image_is_resized_whole_and_bicubically():
     constant = torch.tensor([3, 100, 255]).view(3, 1, 1).expand(3, 90, 90).byte()
     expected = torch.tensor([3.0, 100, 255]).view(3, 1, 1).expand(3, 28, 28)
     torch.testing.assert_close(levels(preprocess(constant, 28)), expected, atol=1e-3, rtol=0)
@@ -333,7 +333,7 @@ def test_a_checkpoint_that_does_not_fit(tmp_path, parts, folders, change, says):
         VqaScore.load(write_language(tmp_path / "model", weights), **folders)
 
 
-def test_what_is_missing_is_named(tmp_path, parts, folders):
+def test_missing_files_are_named(tmp_path, parts, folders):
     source = write_language(tmp_path / "model", checkpoint(parts))
     for left_out, says in (
         (
@@ -358,7 +358,7 @@ def test_what_is_missing_is_named(tmp_path, parts, folders):
         VqaScore.load(str(tmp_path / "empty"), **folders)
 
 
-def test_a_tokenizer_without_its_words_is_not_made_up(tmp_path, parts, folders):
+def test_a_tokenizer_without_vocabulary_is_refused(tmp_path, parts, folders):
     source = write_language(tmp_path / "model", checkpoint(parts))
     (tmp_path / "words" / "tokenizer.json").unlink()  # and tokenizer_config.json stays
     with pytest.raises(MissingWeights, match="words has no tokenizer.json: needed is the tokenizer of google/flan-t5"):
@@ -385,7 +385,7 @@ def test_pickles_that_hold_code_are_not_run(tmp_path, folders):
         (pictures(1), ["a fox" * 500], "tokens; the model reads 2048"),
     ],
 )
-def test_calls_that_make_no_sense(scorer, images, prompts, says):
+def test_invalid_calls_are_refused(scorer, images, prompts, says):
     with pytest.raises(ValueError, match=says):
         scorer(images, prompts)
 

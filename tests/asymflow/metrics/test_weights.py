@@ -49,7 +49,7 @@ def test_a_repository_is_known_by_its_commit_and_fetched_only_when_named(monkeyp
     assert (repository, revision) == ("some/model", "v1") and not any("bin" in p or "pt" in p for p in patterns)
 
 
-def test_a_hub_that_does_not_answer_is_an_error_in_words(monkeypatch):
+def test_an_unreachable_hub_is_a_one_line_error(monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("no network")
 

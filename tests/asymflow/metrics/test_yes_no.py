@@ -53,14 +53,14 @@ def test_an_answer_is_this_one_word(answer, yes):
     assert is_yes(answer) is yes
 
 
-def test_a_blip_that_learnt_it_is_asked_about_brightness(folders):
+def test_a_trained_blip_answers_about_brightness(folders):
     blip = load_yes_no(folders["blip"])
     assert type(blip) is Generated
     assert blip(pictures(6, seed=1), ["is it bright?"] * 6) == [False, True] * 3
     assert {p.dtype for p in blip.model.parameters()} == {torch.float32}
 
 
-def test_vilt_says_its_likeliest_label(folders):
+def test_vilt_answers_with_the_most_probable_label(folders):
     vilt = load_yes_no(folders["vilt"])
     assert type(vilt) is Classified
     images = pictures(8, seed=1)
@@ -71,7 +71,7 @@ def test_vilt_says_its_likeliest_label(folders):
     assert vilt(images, [QUESTIONS[0]] * 8) == expected
 
 
-def test_a_chat_model_is_asked_for_its_first_token(folders):
+def test_a_chat_model_answers_by_its_first_token(folders):
     chat = load_yes_no(folders["qwen"])
     assert type(chat) is Chat
     decode = chat.processor.tokenizer.decode
@@ -99,7 +99,7 @@ def test_answers_do_not_depend_on_the_batch(model):
     assert model(images[:0], []) == []
 
 
-def test_no_padding_reaches_the_model(model, monkeypatch):
+def test_questions_are_not_padded(model, monkeypatch):
     masks, answer = [], model._answer
     monkeypatch.setattr(model, "_answer", lambda inputs: masks.append(inputs["attention_mask"]) or answer(inputs))
     model(pictures(12), [QUESTIONS[i % 4] for i in range(12)])
@@ -124,7 +124,7 @@ def test_the_protocol_says_which_model(model, folders):
         (pictures(2)[:, :1], ["is it?"] * 2, "expected uint8"),
     ],
 )
-def test_calls_that_make_no_sense(model, images, questions, named):
+def test_invalid_calls_are_refused(model, images, questions, named):
     with pytest.raises(ValueError, match=named):
         model(images, questions)
 

@@ -14,7 +14,7 @@ from asymflow.models.flux2 import LatentFlux2, PixelFlux2, image_positions, run_
 from asymflow.models.mixed_precision import MasterLinear, use_master_weights
 from asymflow.oklab import RELEASED
 from asymflow.schedule import calibrate
-from asymflow.subspace import Subspace
+from asymflow.subspace import Subspace, project
 
 GRID = (2, 3)
 KINDS = {
@@ -120,7 +120,7 @@ def test_teacher_is_the_latent_model_exactly(make, tiny_transformer):
     assert torch.equal(velocity(model), before) and before.requires_grad
 
 
-def test_lifted_teacher_prediction_is_that_of_eq_51(make, tiny_transformer):
+def test_teacher_prediction_is_eq_51(make, tiny_transformer):
     model = make()
     z_0, noise, text = torch.randn(2, 6, 128), torch.randn(2, 6, 768), torch.randn(2, 5, 8)
     sigma = torch.tensor([0.3, 0.9])
@@ -130,6 +130,16 @@ def test_lifted_teacher_prediction_is_that_of_eq_51(make, tiny_transformer):
         z_0_hat = z_tau - tau * run_transformer(tiny_transformer(8), z_tau, tau.flatten(), text, GRID)
     actual = model.teacher_x_0_low(z_0, noise, sigma, text, grid=GRID)
     assert_near(actual, model.s * z_0_hat @ model.A.T)
+
+
+def test_teacher_depends_on_the_noise_inside_the_subspace_alone(make):
+    """Eq. 52: samples that differ outside the subspace have one latent input."""
+    model = make()
+    z_0, noise, text = torch.randn(2, 6, 128), torch.randn(2, 6, 768), torch.randn(2, 5, 8)
+    sigma, other = torch.tensor([0.3, 0.9]), torch.randn(2, 6, 768)
+    expected = model.teacher_x_0_low(z_0, noise, sigma, text, grid=GRID)
+    assert_near(model.teacher_x_0_low(z_0, noise + other - project(other, model.A), sigma, text, grid=GRID), expected)
+    assert (model.teacher_x_0_low(z_0, noise + other, sigma, text, grid=GRID) - expected).abs().max() > 0.1
 
 
 def test_masters_are_float32_around_a_bf16_base(make):

@@ -37,7 +37,7 @@ def inputs_seen(captioner, monkeypatch):
     return seen
 
 
-def test_captions_depend_on_the_picture_and_not_on_the_batch(captioner, inputs_seen):
+def test_captions_depend_on_the_image_and_not_on_the_batch(captioner, inputs_seen):
     images = [picture(i, *size) for i, size in enumerate(SIZES)]
     together = captioner.caption(images)
     assert together == [captioner.caption([image])[0] for image in images]
@@ -135,7 +135,7 @@ def vllm(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", module)
 
 
-def test_vllm_is_asked_for_the_same(vllm, folder):
+def test_vllm_gets_the_same_request(vllm, folder):
     captioner = VllmCaptioner(folder, QUESTION, max_new_tokens=20, max_pixels=28 * 28 * 50, gpus=2)
     captioner.engine.reasons = {30: "length"}
     images = [picture(0, width) for width in (10, 20, 30)]
@@ -162,7 +162,7 @@ def test_vllm_is_asked_for_the_same(vllm, folder):
     }
 
 
-def test_a_caption_that_vllm_gives_up_is_an_error(vllm, folder):
+def test_an_aborted_vllm_request_is_an_error(vllm, folder):
     captioner = VllmCaptioner(folder, QUESTION, max_new_tokens=20, max_pixels=MIN_PIXELS)
     captioner.engine.reasons = {64: "abort"}
     with pytest.raises(RuntimeError, match="aborted a caption"):

@@ -4,8 +4,8 @@ import torch
 from asymflow.models.ddt import DdtFlux2
 from asymflow.models.flux2 import run_transformer
 from asymflow.oklab import RELEASED
-from asymflow.parameterization import latent_input
 from asymflow.patches import patchify
+from asymflow.schedule import calibrate
 from asymflow.subspace import Subspace
 
 
@@ -45,7 +45,8 @@ def test_the_first_features_are_the_latent_models_own(make, tiny_transformer, in
     with torch.no_grad():
         model(x_t, sigma, text)
         tokens = patchify(x_t, 16)
-        z_tau, tau = latent_input(tokens, sigma, model.A, model.s)
+        tau, k = calibrate(sigma, model.s)
+        z_tau = (k[:, None, None] * tokens) @ model.A
         run_transformer(latent, z_tau, tau, text, (2, 3))
     assert torch.equal(seen["tokens"], tokens)
     assert (seen["features"] - seen["expected"]).abs().max() <= 1e-5 * seen["expected"].abs().max()

@@ -72,7 +72,7 @@ def test_changed_modules_give_the_reference_velocity(reference):
         assert_close(model(*arguments(reference)), reference["u_tuned"])
 
 
-def test_lora_starts_as_nothing_and_sits_on_the_modules_of_appendix_b2(reference):
+def test_lora_starts_at_zero_on_the_modules_of_appendix_b2(reference):
     model = lifted(reference)
     model.add_lora(rank=4)
     with torch.no_grad():

@@ -115,7 +115,7 @@ def test_between_them_the_loss_is_that_of_the_recovered_velocities():
     assert float(loss_of_ours(model, x_0, noise, sigma, labels)) == pytest.approx(float(expected), rel=1e-9)
 
 
-def test_at_the_start_the_network_says_nothing_and_its_bottleneck_holds_the_basis():
+def test_initial_output_is_zero_and_the_bottleneck_holds_the_basis():
     A = random_basis(D, 6).float()
     model = PixelJiT(TINY, subspace(A))
     tokens = torch.randn(2, 6, D)
@@ -126,7 +126,7 @@ def test_at_the_start_the_network_says_nothing_and_its_bottleneck_holds_the_basi
     torch.testing.assert_close(narrow.network.to_bottleneck(tokens), tokens[..., : TINY.bottleneck])
 
 
-def test_every_token_sees_its_place_the_class_and_the_time():
+def test_every_token_depends_on_position_class_and_time():
     network = model_of(0).network
     tokens = torch.randn(1, 1, D, dtype=torch.float64).expand(3, 6, D)
     t, labels = torch.tensor([0.2, 0.2, 0.7]).double(), torch.tensor([1, 2, 1])
@@ -196,7 +196,7 @@ def test_shapes_that_do_not_fit_are_refused(shapes):
         JiTConfig(**{**vars(TINY), **shapes})
 
 
-def test_pictures_are_in_the_space_of_the_basis():
+def test_images_are_in_the_space_of_the_basis():
     model = PixelJiT(TINY, subspace(torch.eye(D, 2), space=RELEASED))
     assert model.subspace.space is RELEASED and model.patch_size == 4
 

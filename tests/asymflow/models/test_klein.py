@@ -52,7 +52,7 @@ def test_another_family_is_one_module(tmp_path, monkeypatch):
     assert family_of(index(tmp_path, json.dumps({"_class_name": "AnotherPipeline"}))) is module.FAMILY
 
 
-def test_pictures_become_one_token_a_square_and_pictures_again(images_encoder, tiny_base):
+def test_images_become_one_token_a_square_and_images_again(images_encoder, tiny_base):
     images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     side = images_encoder.pixels_per_token
     assert (side, images_encoder.token_width) == klein.FAMILY.read_geometry(tiny_base) == (16, 128)

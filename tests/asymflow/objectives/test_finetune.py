@@ -56,7 +56,7 @@ def test_flow_matching_is_the_squared_velocity_error(model):
     assert terms["loss"].shape == (3,)
 
 
-def test_what_only_fills_a_batch_counts_nothing(model):
+def test_padding_samples_have_no_weight(model):
     """A batch of two images with a third of weight 0: the loss and its gradient are those of the two."""
     loss_of = FinetuneObjective(model, "flow_matching")
     data = batch()
@@ -110,7 +110,7 @@ def test_the_variance_reduced_loss_is_that_of_the_equations(model, granularity):
     assert frozen and all(p.grad is None for p in frozen)
 
 
-def test_a_latent_model_has_nothing_to_reduce_the_variance_with(tiny_transformer):
+def test_variance_reduction_of_a_latent_model_is_refused(tiny_transformer):
     subspace = Subspace(torch.eye(768, 128), 1.7, "channel_first", RELEASED, {})
     with pytest.raises(ValueError, match="kind is 'variance_reduced'; a latent model is trained with 'flow_matching'"):
         FinetuneObjective(LatentFlux2.from_latent(tiny_transformer(8), subspace))

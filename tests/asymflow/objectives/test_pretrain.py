@@ -54,7 +54,7 @@ def test_the_loss_is_that_of_the_velocity_and_weighs_what_counts():
     torch.testing.assert_close(terms["loss"][above], expected[above].detach())
 
 
-def test_features_are_those_of_the_resized_picture_one_a_patch(dinov2):
+def test_features_are_those_of_the_resized_image_one_a_patch(dinov2):
     """Against transformers' own image processor, which takes pictures of 8 bits."""
     from transformers import BitImageProcessor
 
@@ -74,7 +74,7 @@ def test_features_are_those_of_the_resized_picture_one_a_patch(dinov2):
     assert not any(p.requires_grad for p in encoder.parameters())
 
 
-def test_what_the_resizing_overshoots_is_clamped_before_the_encoder_sees_it(dinov2):
+def test_overshoot_of_the_resize_is_clamped(dinov2):
     """Bicubic: black beside white goes below 0 and above 1, which no image that the encoder was trained on has."""
     from asymflow.models.dinov2 import tokens_of
 

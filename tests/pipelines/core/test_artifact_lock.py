@@ -25,7 +25,7 @@ def in_thread(run):
     return thread
 
 
-def test_the_second_waits_and_says_for_whom(folder, caplog):
+def test_the_second_job_waits_and_logs_the_holder(folder, caplog):
     order = []
 
     def second():
@@ -56,7 +56,7 @@ def test_an_error_frees_it(folder, caplog):
     assert caplog.text == ""
 
 
-def test_a_killed_process_holds_no_folder(tmp_path):
+def test_the_lock_of_a_killed_process_is_released(tmp_path):
     code = (
         "import sys, time; from pipelines.core.artifact_lock import hold_artifact_lock\n"
         "with hold_artifact_lock(sys.argv[1]):\n    print('held', flush=True); time.sleep(60)"
@@ -79,7 +79,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         pass
 
 
-def test_a_lease_that_nobody_renews_is_taken_over_and_its_job_hears_of_it(s3, monkeypatch, caplog):
+def test_an_expired_lease_is_taken_over(s3, monkeypatch, caplog):
     """Of a job whose machine hangs, or is cut off."""
     monkeypatch.setattr(artifact_lock, "_POLL_SECONDS", 0.1)
     monkeypatch.setattr(artifact_lock, "LEASE_SECONDS", 0.5)
@@ -121,7 +121,7 @@ def test_an_answer_that_is_lost_does_not_make_a_job_wait_for_itself(faulty_s3, m
     assert "already building" not in caplog.text
 
 
-def test_what_the_store_refuses_is_told_at_once(faulty_s3):
+def test_a_refused_write_is_an_error_at_once(faulty_s3):
     uri, server = faulty_s3
     server.deny("PUT")
     with pytest.raises(StorageError, match="AccessDenied"), hold_artifact_lock(uri):

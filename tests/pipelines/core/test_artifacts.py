@@ -34,7 +34,7 @@ def test_manifest_makes_the_artifact(tmp_path):
     assert make(tmp_path) == load_artifact(str(tmp_path), "example")
 
 
-def test_manifest_says_what_was_made_from_what(tmp_path):
+def test_manifest_lists_inputs_and_files(tmp_path):
     storage.write_bytes(str(tmp_path / "train/b.parquet"), b"bytes")
     storage.write_bytes(str(tmp_path / "train/a.parquet"), b"")
     storage.write_bytes(str(tmp_path / "other/a.parquet"), b"1")
@@ -54,7 +54,7 @@ def test_manifest_says_what_was_made_from_what(tmp_path):
     assert artifact.files("train", ".parquet") == [artifact.file("train/a.parquet"), artifact.file("train/b.parquet")]
 
 
-def test_files_that_came_later_do_not_exist(tmp_path):
+def test_files_outside_the_manifest_are_ignored(tmp_path):
     artifact = make(tmp_path)
     storage.write_bytes(str(tmp_path / "train/late.parquet"), b"late")
     assert artifact.files("train", ".parquet") == []

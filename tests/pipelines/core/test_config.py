@@ -56,7 +56,7 @@ def test_file_then_overrides(load):
     assert settings.optim.kind == "adam" and settings.run.experiment == "mine"
 
 
-def test_override_makes_missing_and_empty_sections(load):
+def test_override_creates_missing_sections(load):
     assert load("source: data\noptim:\n", "optim.lr=2").optim.lr == 2
     assert load("source: data", "optim.kind=sgd").optim.kind == "sgd"
 
@@ -163,7 +163,7 @@ def test_files_that_would_lose_something_are_refused(refuse, text, named):
     assert re.search(named, message) and len(message) < 300
 
 
-def test_numbers_and_dates_in_a_file_are_what_they_look_like(load):
+def test_numbers_and_dates_in_a_file_keep_their_types(load):
     settings = load("\ufeffsource: 2024-01-01\nsteps: 010\nrun: {experiment: 12:30}")
     assert (settings.source, settings.steps, settings.run.experiment) == ("2024-01-01", 10, "12:30")
 

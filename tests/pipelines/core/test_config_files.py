@@ -64,7 +64,7 @@ def test_a_file_of_another_step_is_refused(write):
     assert f"{other} is a configuration of step 'basis'" in refused(variant)
 
 
-def test_the_step_is_no_setting(write):
+def test_the_step_is_not_a_setting(write):
     assert load(write("a.yaml", "source: data")) == load(write("b.yaml", "step: example\nsource: data"))
     assert refused(write("a.yaml", "source: data"), "step=example").startswith("step='example': unknown key")
     assert read_config_file(write("b.yaml", "step: 3")) == {"step": 3}  # of settings that are no step's

@@ -77,7 +77,7 @@ def test_a_repository_is_known_by_its_commit_and_used_at_it(monkeypatch):
         assert pin_repositories(step, pinned) == pinned
 
 
-def test_a_repository_that_nobody_knows_ends_it_in_one_line(monkeypatch, tmp_path):
+def test_an_unknown_repository_is_a_one_line_error(monkeypatch, tmp_path):
     def fail(*args, **options):
         raise OSError("no network")
 
@@ -157,7 +157,7 @@ def test_scorers_count_by_their_models_and_only_where_they_are_used(tmp_path):
     assert name() != first
 
 
-def test_an_evaluation_counts_how_a_finetuned_adapter_wants_to_be_sampled():
+def test_sampling_defaults_of_an_adapter_are_hashed():
     def name(sha256):
         files = {"adapter/diffusion_pytorch_model.safetensors": {"sha256": sha256}}
         return name_of(

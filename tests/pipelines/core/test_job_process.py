@@ -26,7 +26,7 @@ from pipelines.core.storage import StorageError
         (MlflowException("no\n  such run"), 1, "error: no such run\n"),
     ],
 )
-def test_what_the_outside_world_refuses_is_one_line(capsys, error, status, line):
+def test_expected_errors_are_one_line(capsys, error, status, line):
     with pytest.raises(SystemExit) as ended, job_process():
         raise error
     assert ended.value.code == status and capsys.readouterr().err == line
@@ -39,7 +39,7 @@ def test_a_fault_of_the_program_keeps_its_traceback():
 
 
 @pytest.mark.parametrize("status", [None, 0, 2])
-def test_output_that_nobody_reads(monkeypatch, status):
+def test_closed_output_pipe(monkeypatch, status):
     """`--help | head`, and a bad setting beside it, which keeps its status."""
     reader, writer = os.pipe()
     os.close(reader)
@@ -105,7 +105,7 @@ def test_ctrl_c_is_one_line_and_130(capfd):
     assert status == 130 and told.startswith("error: ended by SIGINT; ") and told.count("\n") == 1
 
 
-def test_a_job_that_takes_it_for_its_own_end(capfd):
+def test_a_job_that_swallows_the_interrupt(capfd):
     def work():
         with pytest.raises(KeyboardInterrupt):
             kill_self()

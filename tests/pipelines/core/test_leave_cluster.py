@@ -29,7 +29,7 @@ def worker():
         process.kill()
 
 
-def test_ray_is_told_how_long_there_is(ray):
+def test_ray_gets_the_drain_deadline(ray):
     assert leave(120)
     assert (ray / "asked").read_text() == (
         "drain-node --address head:6379 --reason DRAIN_NODE_REASON_PREEMPTION "
@@ -44,7 +44,7 @@ def test_it_waits_for_workers_to_go(ray, worker):
     assert worker.wait(10) != 0
 
 
-def test_and_no_longer_than_it_may(ray, worker, capsys):
+def test_waiting_ends_at_the_deadline(ray, worker, capsys):
     assert not leave(1)
     assert f"still training: {WORKER}" in capsys.readouterr().err and worker.poll() is None
 

@@ -169,7 +169,7 @@ def test_odd_names_on_s3(s3):
     assert shards._list_finished(f"{s3}/.done") == {"a/b.c", "%41", "é?#"}
 
 
-def test_summaries_are_read_ahead_a_little_and_in_order(s3, s3_server):
+def test_summaries_are_prefetched_in_order(s3, s3_server):
     uris = [storage.join(s3, f"{i}.json") for i in range(50)]
     for i, uri in enumerate(uris):
         storage.write_bytes(uri, json.dumps({"i": i}).encode())
@@ -182,7 +182,7 @@ def test_summaries_are_read_ahead_a_little_and_in_order(s3, s3_server):
 
 
 @pytest.mark.ray
-def test_job_says_so_in_one_line(local_ray, tmp_path, monkeypatch, capsys):
+def test_failed_items_are_a_one_line_error(local_ray, tmp_path, monkeypatch, capsys):
     def build(settings, context):
         items = {"fails": "fails", "good": "good"}
         return {"n": len(list(map_items(items, partial(Recorder, tmp_path), context.folder, Workers(workers=1))))}

@@ -93,7 +93,7 @@ def test_a_tracking_store_that_does_not_answer(tmp_path, monkeypatch, scheme, st
     assert dict(preflight.os.environ) == before
 
 
-def test_a_database_that_is_none(tmp_path):
+def test_an_invalid_database_is_refused(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(b"no database " * 500)
     with pytest.raises(TrackingError, match="mlflow.db does not respond as expected: .*not a database"):
         check_tracking(RunSettings(storage=str(tmp_path)))

@@ -36,14 +36,12 @@ def step():
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
-def test_two_at_once_make_it_once(step, tmp_path, request, place, caplog):
+def test_concurrent_runs_build_once(step, tmp_path, request, place, caplog):
     found, built = step
     where = str(tmp_path / "runs") if place == "local" else request.getfixturevalue("s3")
     run = RunSettings(storage=where, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     outcomes = []
-    jobs = [
-        threading.Thread(target=lambda: outcomes.append(run_step(found, CountSettings(run=run)))) for _ in range(2)
-    ]
+    jobs = [threading.Thread(target=lambda: outcomes.append(run_step(found, CountSettings(run=run)))) for _ in range(2)]
     for job in jobs:
         job.start()
     for job in jobs:
@@ -54,7 +52,7 @@ def test_two_at_once_make_it_once(step, tmp_path, request, place, caplog):
     assert caplog.text.count(": waiting until it ends") == 1
 
 
-def test_what_is_done_needs_no_server_and_no_writing(step, tmp_path, monkeypatch):
+def test_a_cached_artifact_needs_no_server_and_no_write(step, tmp_path, monkeypatch):
     found, built = step
     run = RunSettings(storage=str(tmp_path / "runs"), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     run_step(found, CountSettings(run=run))

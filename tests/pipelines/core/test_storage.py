@@ -110,7 +110,7 @@ def test_other_schemes_are_refused(use):
         use("ftp://host/x")
 
 
-def test_marks_of_folders_are_no_files(s3):
+def test_folder_markers_are_not_files(s3):
     """pyarrow and the consoles of stores make empty objects named like folders."""
     for key in ("", "deep/"):
         object_store.client().put_object(

@@ -39,7 +39,7 @@ def test_server_comes_from_settings_then_environment(monkeypatch):
     assert tracking_uri(RunSettings(tracking_uri="https://other.example")) == "https://other.example"
 
 
-def test_where_to_look(tmp_path):
+def test_ui_address(tmp_path):
     assert describe_ui(RunSettings(tracking_uri="http://server:5000")) == "http://server:5000"
     command = f".venv/bin/mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
     assert describe_ui(RunSettings(storage=str(tmp_path))) == command
@@ -58,7 +58,7 @@ def test_flatten():
     assert flatten({"a": 1, "b": {"c": [2], "d": {"e": None}}}) == {"a": 1, "b.c": [2], "b.d.e": None}
 
 
-def test_run_holds_settings_numbers_pictures_and_lineage(run, tmp_path):
+def test_run_holds_settings_numbers_images_and_lineage(run, tmp_path):
     source = Artifact(str(tmp_path / "curate/0123"), {"id": "0123", "step": "curate"})
     with open_run(run, "basis") as tracker:
         tracker.log_params({"rank": 128, "optim": {"lr": 1e-4}, "long": "x" * 9000})
@@ -93,7 +93,7 @@ def test_parameters_without_noise(run):
     assert params == {"lora.rank": "4", "seed": "0", "clamp": "False"}
 
 
-def test_failed_run_is_gone_on_with(run):
+def test_failed_run_is_resumed(run):
     with pytest.raises(RuntimeError), open_run(run, "finetune") as first:
         first.log_params({"steps": 10})
         first.log_metrics({"loss": 2.0}, step=4)
@@ -117,7 +117,7 @@ def test_interrupted_run_is_marked_failed(run):
     assert tracker.client.get_run(tracker.run_id).info.status == "FAILED"
 
 
-def test_run_the_store_does_not_know_is_made_new(run):
+def test_an_unknown_run_is_replaced(run):
     with open_run(run, "curate", run_id="0" * 32) as tracker:
         assert tracker.run_id != "0" * 32
 

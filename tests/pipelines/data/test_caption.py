@@ -101,7 +101,7 @@ def test_metrics_are_those_of_the_rows(artifact):
 
 
 @pytest.mark.ray
-def test_pictures_and_a_table_of_them_are_logged(artifact):
+def test_images_and_a_table_of_them_are_logged(artifact):
     storage_root = Path(artifact.uri).parents[1]
     run_id = json.loads(storage.read_bytes(artifact.file(".run.json")))["mlflow_run"]
     client = mlflow.tracking.MlflowClient(f"sqlite:///{storage_root}/mlflow.db")
@@ -121,7 +121,7 @@ def test_one_worker_and_a_relative_folder_and_a_batch_of_one_make_the_same(
     assert again.id == artifact.id and again.manifest["files"] == artifact.manifest["files"]
 
 
-def test_what_decides_a_caption_decides_the_artifact(curated, model, tmp_path):
+def test_settings_of_captions_are_hashed(curated, model, tmp_path):
     def identity(**changes):
         return identify(STEP, settings_of(curated, model, tmp_path, **changes), {"curated": curated})
 
@@ -158,7 +158,7 @@ def worker(curated, model, tmp_path):
     return make
 
 
-def test_a_killed_worker_goes_on_after_its_last_part(worker, curated, tmp_path):
+def test_a_killed_worker_resumes_after_its_last_part(worker, curated, tmp_path):
     """Also with batches of another size, as after a lack of memory."""
     shard = curated.file("train/a-64x64.parquet")
     whole = worker("whole")
@@ -245,7 +245,7 @@ def test_clean_caption(text, finished, clean):
     assert clean_caption(Caption(text, 9, finished)) == clean
 
 
-def test_batches_hold_as_many_pictures_as_fit():
+def test_batches_hold_as_many_images_as_fit():
     def sizes(widths, max_pixels, batch_pixels):
         rows = [{"width": width, "height": 10} for width in widths]
         made = list(batches(rows, max_pixels, batch_pixels))
@@ -258,7 +258,7 @@ def test_batches_hold_as_many_pictures_as_fit():
     assert sizes([], 1, 1) == []
 
 
-def test_a_picture_that_cannot_be_decoded_is_named():
+def test_an_image_that_cannot_be_decoded_is_named():
     with pytest.raises(BadImage, match="^key7: not an image$"):
         caption.decode_row({"key": "key7", "image": b"no"})
 
@@ -342,7 +342,7 @@ def test_bad_settings_are_refused(tmp_path):
     assert load_config(CaptionSettings, str(CONFIG), []).resources.batch_pixels == 32 * 1280 * 28 * 28
 
 
-def test_the_sheet_grows_with_its_text():
+def test_the_contact_sheet_grows_with_its_captions():
     rows = [{"original": "fox", "caption": "word " * n} for n in (10, 1000)]
     short, long = (caption.caption_sheet([Image.new("RGB", (64, 32))], [row]) for row in rows)
     assert short.size == (short.width, 128 + 2 * 12) and long.height > 1000 * 5 / 90 * 10

@@ -38,9 +38,7 @@ def curated(tmp_path_factory):
 
 def run(curated, storage_root, workers=2):
     resources = Workers(workers=workers)
-    settings = ColorStatsSettings(
-        curated=curated.uri, run=RunSettings(storage=str(storage_root)), resources=resources
-    )
+    settings = ColorStatsSettings(curated=curated.uri, run=RunSettings(storage=str(storage_root)), resources=resources)
     return run_step(STEP, settings).artifact
 
 
@@ -68,7 +66,7 @@ def test_equals_a_direct_computation(artifact, curated):
 
 
 @pytest.mark.ray
-def test_space_normalises_the_pictures(artifact, curated):
+def test_space_normalises_the_images(artifact, curated):
     space = load_space(artifact)
     x = torch.cat([space.encode(r.images) for file in curated.files("train", ".parquet") for r in read_images(file)])
     assert x.mean(dim=(0, 2, 3)).abs().max() < 1e-4
@@ -90,7 +88,7 @@ def test_report_is_what_is_in_the_file(artifact):
     assert artifact.manifest["inputs"] == {"curated": "123"}
 
 
-def test_input_that_is_no_curated_artifact_is_refused(tmp_path):
+def test_only_curated_artifacts_are_accepted(tmp_path):
     settings = ColorStatsSettings(curated=str(tmp_path / "absent"), run=RunSettings(storage=str(tmp_path)))
     with pytest.raises(ConfigError, match="curated: no finished curate artifact at .*absent.*jobs/curate.py"):
         run_step(STEP, settings)

@@ -174,7 +174,7 @@ def test_with_both_on_the_fly_there_are_captions_alone(on_the_fly, curated, tiny
 
 
 @pytest.mark.ray
-def test_latents_made_of_a_files_pictures_are_those_that_are_stored(encoded, curated, tiny_base):
+def test_latents_made_of_a_files_images_are_those_that_are_stored(encoded, curated, tiny_base):
     source = EncodedLatents(str(tiny_base), "cpu")
     for name in FILES:
         pictures = pq.read_table(curated.file(f"{name}.parquet"))["image"].to_pylist()
@@ -185,7 +185,7 @@ def test_latents_made_of_a_files_pictures_are_those_that_are_stored(encoded, cur
 
 
 @pytest.mark.ray
-def test_what_an_interrupted_run_finished_is_not_done_again(encoded, curated, tiny_base, tmp_path):
+def test_an_interrupted_run_resumes(encoded, curated, tiny_base, tmp_path):
     """What kill -9 leaves: the summaries and files that were finished, and no manifest."""
     settings = settings_for(curated, tiny_base, tmp_path)
     folder = tmp_path / "encode" / encoded.id
@@ -226,7 +226,7 @@ def test_the_caption_steps_captions_take_the_place_of_the_curated_ones(curated, 
         assert group_sizes(artifact.file("text", f"{name}.parquet")) == [64, 6]
 
 
-def test_captions_of_other_pictures_are_refused(curated, tiny_base, tmp_path):
+def test_captions_of_other_images_are_refused(curated, tiny_base, tmp_path):
     captions = captions_of(curated, tmp_path / "captions", made_from="another")
     with pytest.raises(ConfigError, match="captions: made from another curated artifact"):
         run_step(STEP, settings_for(curated, tiny_base, tmp_path, captions=captions.uri))
@@ -261,7 +261,7 @@ def test_sizes_that_do_not_divide_into_tokens_are_refused(tiny_base, tmp_path):
         LatentWorker(settings, str(tmp_path / "out"))(odd.file("train/a-40x32.parquet"))
 
 
-def test_where_and_by_how_many_it_is_encoded_does_not_change_what_it_is(curated, tiny_base, tmp_path):
+def test_resources_are_not_hashed(curated, tiny_base, tmp_path):
     a, b = (settings_for(curated, tiny_base, tmp_path, workers=n) for n in (1, 2))
     others = [a.model_copy(update={kind: "on_the_fly"}) for kind in ("text", "latents")]
     kept = [artifacts.hashed_settings(s) for s in (a, b, *others)]

@@ -42,7 +42,7 @@ def test_exif_orientation_is_applied():
     assert pixels[0, 4, 0] > 200 > 60 > pixels[0, 4, 2] and pixels[-1, 4, 2] > 200 > 60 > pixels[-1, 4, 0]
 
 
-def test_garbled_exif_is_no_reason_to_reject():
+def test_invalid_exif_is_ignored():
     assert decoded(halves(), "JPEG", exif=b"Exif\0\0II*\0garbage").shape == (8, 16, 3)
 
 
@@ -52,12 +52,12 @@ def test_cmyk():
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P"])
-def test_greyscale_and_palette(mode):
+def test_grayscale_and_palette(mode):
     pixels = decoded(Image.new("L", (8, 8), 255).convert(mode))
     assert (pixels == 255).all() and pixels.shape == (8, 8, 3)
 
 
-def test_sixteen_bit_greyscale_is_scaled():
+def test_sixteen_bit_grayscale_is_scaled():
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     pixels = decoded(Image.fromarray(ramp))
     assert (pixels[..., 0].ravel() == np.arange(256)).all()
@@ -86,7 +86,7 @@ def linear_profile():
     return bytes(profile)
 
 
-def test_colour_profile_is_applied():
+def test_color_profile_is_applied():
     """Linear 128 is 188 in sRGB."""
     profile = linear_profile()
     assert abs(decoded(Image.new("RGB", (8, 8), (128,) * 3), icc_profile=profile) - 188.0).max() <= 2
@@ -183,7 +183,7 @@ GREY = bytes([0, 50, 128, 255])
     ],
 )
 @pytest.mark.parametrize("place", ["before", "behind"])
-def test_metadata_is_no_reason_to_refuse_an_image(extra, place):
+def test_invalid_metadata_is_ignored(extra, place):
     data = png_of(8, 0, GREY, extra) if place == "before" else png_of(8, 0, GREY, behind=extra)
     assert to_array(decode_image(data))[0, :, 0].tolist() == list(GREY)
 

@@ -191,7 +191,7 @@ def test_imagenet_by_adms_protocol(settings, root, local_ray, tmp_path):
     assert len(rows) == 16 and rows[3]["prompt_id"] == "003"
 
 
-def test_held_out_pictures_are_the_demos_reference_alone(settings, root, held_out, tmp_path):
+def test_held_out_images_are_the_demos_reference_alone(settings, root, held_out, tmp_path):
     from types import SimpleNamespace
 
     from pipelines.core.artifacts import load_artifact

@@ -33,7 +33,7 @@ NAMES = ["{}.png", "{:05}.jpg", "a fox {}.webp", "seed42_{}_v2.png", "out/{}.PNG
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("first", [0, 1])
-def test_a_number_is_the_image_of_that_place(match, name, first):
+def test_numbers_are_indices_of_images(match, name, first):
     names = [name.format(i + first) for i in range(12)]
     assert match(reversed(names)) == {(i, 0): names[i] for i in range(12)}  # 2 comes before 10
 
@@ -93,7 +93,7 @@ def test_our_own_names_hold_the_prompt(match):
         },
     ],
 )
-def test_a_mapping_file_says_it_all(match, rows):
+def test_a_mapping_file_is_used(match, rows):
     found = match(["z.png", "y.png", "x/a.png", "w.png", "unused.png"], prompts=2, repeats=2, files=rows)
     assert found == {(0, 0): "z.png", (0, 1): "y.png", (1, 0): "x/a.png", (1, 1): "w.png"}
 
@@ -117,7 +117,7 @@ def test_a_mapping_file_says_it_all(match, rows):
         (["0.png"], 1, 1, {"images.csv": "name\n0.png\n"}, "no column file"),
     ],
 )
-def test_what_leaves_a_choice_is_refused(match, names, prompts, repeats, files, named):
+def test_ambiguous_names_are_refused(match, names, prompts, repeats, files, named):
     with pytest.raises(ConfigError, match=named):
         match(names, prompts, repeats, files)
 

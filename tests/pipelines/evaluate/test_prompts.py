@@ -57,12 +57,12 @@ def test_captions_of_every_kind_of_file(tmp_path, kind):
         ("a.jsonl", [{"prompt": "  "}], "row 1 has .* a prompt must be"),
     ],
 )
-def test_unsound_captions(tmp_path, name, rows, message):
+def test_invalid_captions(tmp_path, name, rows, message):
     with pytest.raises(ConfigError, match=message):
         read_captions(write(tmp_path / name, *rows), "prompt")
 
 
-def test_files_that_are_not_there_or_no_text(tmp_path):
+def test_missing_and_binary_files(tmp_path):
     for read in (read_captions, read_geneval, read_dpg):
         with pytest.raises(ConfigError, match="no such file"):
             read(str(tmp_path / "absent"), "prompt")
@@ -85,7 +85,7 @@ def test_hpsv3_has_twelve_categories(tmp_path):
         read_hpsv3(str(tmp_path), "")
 
 
-def test_geneval_keeps_what_is_asked_for(tmp_path):
+def test_geneval_requests_are_kept(tmp_path):
     row = {"tag": "counting", "include": [{"class": "cat", "count": 2}], "exclude": [{"class": "cat", "count": 3}]}
     rows = [{**row, "prompt": "two cats"}, {"tag": "colors", "include": [], "prompt": "x"}]
     path = write(tmp_path / "metadata.jsonl", *rows)
@@ -96,7 +96,7 @@ def test_geneval_keeps_what_is_asked_for(tmp_path):
         read_geneval(write(tmp_path / "b.jsonl", {"tag": "shape", "include": [], "prompt": "x"}), "")
 
 
-def test_dpg_questions_travel_as_json(tmp_path):
+def test_dpg_questions_are_serialized_as_json(tmp_path):
     rows = "a,a cat,,1,0,entity,whole,t,Is there a cat?", "a,a cat,,2,1,other,c,t,One?"
     path = write(tmp_path / "q.csv", HEADER, *rows)
     (prompt,) = read_dpg(path, "")

@@ -59,7 +59,7 @@ def here(monkeypatch):
     CALLS.clear()
 
 
-def test_rows_and_features_are_in_the_order_of_the_pictures_however_they_were_made(pictures, here, tmp_path):
+def test_rows_and_features_are_in_the_order_of_the_images_however_they_were_made(pictures, here, tmp_path):
     generations, found = pictures
     whole = score({"a": found}, generations, "brightness", Brightness(resources={"batch": 7}), str(tmp_path / "whole"))[
         "a"
@@ -86,7 +86,7 @@ def test_features_come_in_parts_of_one_size_whatever_the_files(pictures, here, t
     assert [len(part) for part in scores.features("corner")] == [3, 3, 1]
 
 
-def test_a_batch_that_is_done_again_takes_the_same_place(pictures, tmp_path):
+def test_a_repeated_batch_replaces_its_file(pictures, tmp_path):
     generations, found = pictures
     worker = ScoreWorker(Brightness(), [Prompt("", "")], [str(tmp_path / "scores")])
     item = json.dumps([str(tmp_path / "scores"), [[key, uri, 0] for key, uri in list(found.files.items())[:3]]])
@@ -108,7 +108,7 @@ def test_other_settings_are_other_scores_and_another_protocol_is_never_mixed_in(
         ScoreWorker(Brightness(offset=2.0), [], [plain.folder])
 
 
-def test_pictures_that_cannot_be_read(tmp_path):
+def test_images_that_cannot_be_read(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"\x89PNG no picture")
     with pytest.raises(BadImage):
         load_image(str(tmp_path / "bad.png"))

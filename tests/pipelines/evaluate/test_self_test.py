@@ -17,7 +17,7 @@ from pipelines.evaluate.suites import SUITES
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_an_installation_that_works_passes(suite, capsys):
+def test_a_working_installation_passes(suite, capsys):
     assert self_test.self_test([suite]) == 0
     out = capsys.readouterr().out.splitlines()
     assert len(out) == len(EXPECTED[suite]) + 1 and out[-1] == "all passed"
@@ -107,7 +107,7 @@ def test_geneval_by_hand():
     assert known["geneval-hf"] == pytest.approx(sum(right.values()) / 24)
 
 
-def test_demo_distances_of_equal_pictures_are_none():
+def test_demo_distances_of_equal_images_are_none():
     evaluated = self_test._made_up("demo")
     same = replace(evaluated, real=evaluated.made, repeats=1, generations=evaluated.generations)
     values = {row["metric"]: row["value"] for m in SUITES["demo"].measures for row in m.rows(same)}

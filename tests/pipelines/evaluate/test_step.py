@@ -47,7 +47,7 @@ def results(outcome):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_demo_suite_from_pictures_to_mlflow(demo, local_ray):
+def test_the_demo_suite_from_images_to_mlflow(demo, local_ray):
     tree = demo(leave_out=[])
     outcome = run(tree)
     table, scores, _ = results(outcome)
@@ -112,7 +112,7 @@ def start(config):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_killed_in_the_middle_nothing_is_done_twice(demo, local_ray, tmp_path):
+def test_resuming_after_a_kill_repeats_nothing(demo, local_ray, tmp_path):
     tree = demo(
         run={"storage": str(tmp_path / "killed")}, prompts={"count": 8}, resources={"workers": 2, "batch": 2},
         scorers={"spectrum": {"resources": {"workers": 2, "batch": 2}}},
@@ -144,7 +144,7 @@ def test_killed_in_the_middle_nothing_is_done_twice(demo, local_ray, tmp_path):
 
 
 @pytest.mark.ray
-def test_pictures_made_elsewhere(demo, local_ray, tmp_path):
+def test_images_made_elsewhere(demo, local_ray, tmp_path):
     for i in range(10):
         pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         (tmp_path / "found").mkdir(exist_ok=True)
@@ -166,7 +166,7 @@ def test_pictures_made_elsewhere(demo, local_ray, tmp_path):
 
 
 @pytest.mark.ray
-def test_a_picture_of_nan_is_an_error_that_names_it(demo, local_ray, tmp_path):
+def test_an_image_of_nan_is_an_error_that_names_it(demo, local_ray, tmp_path):
     from pipelines.evaluate.generate import Generator
     from pipelines.evaluate.subject import EvaluatedModel
     from pipelines.sample.parameters import SamplingParameters
@@ -215,7 +215,7 @@ def test_without_the_package_of_the_features(demo, monkeypatch):
     STEP.check(validate(EvaluateSettings, demo()))
 
 
-def test_scores_outside_their_limits_end_the_job_badly(demo):
+def test_scores_outside_their_thresholds_fail_the_job(demo):
     from types import SimpleNamespace
 
     metrics = {"trained/spectrum": 0.3, "trained/high_frequency_power": 0.5}

@@ -27,7 +27,7 @@ def adapter(tmp_path):
     return shutil.copytree(ADAPTER, tmp_path / "adapter")
 
 
-def test_a_copy_is_the_same(names, adapter):
+def test_a_copied_adapter_has_the_same_identity(names, adapter):
     assert names(adapter) == names(ADAPTER)
 
 

@@ -78,7 +78,7 @@ def test_claims_are_compared_seed_by_seed(rows):
     assert found["a random subspace of rank 8 is no better than r = 0"]["verdict"] == "undecided"
 
 
-def test_steps_for_the_same_are_read_off_the_curves():
+def test_share_of_steps_is_interpolated_from_the_curves():
     points = {0: {100: 10.0, 200: 8.0, 400: 4.0}, 8: {100: 9.0, 200: 5.0, 400: 3.0}}
 
     def run(seed, by_rank):
@@ -108,7 +108,7 @@ def test_claims_by_the_loss_are_of_the_ends_alone(rows):
     assert claim_table(found, "loss")[1][:2] == ["r = 8 beats r = 0", "-0.1 ± " + f"{found[0]['half_interval']:.2g}"]
 
 
-def test_what_was_not_run_is_not_claimed(rows):
+def test_claims_need_finished_runs(rows):
     few = [r for r in rows if r["kind"] == "pca" and r["figure"] == "rank" and r["seed"] == 0]
     found = claims(few, "frechet")
     assert {claim["verdict"] for claim in found} == {"undecided"}  # one seed has no interval

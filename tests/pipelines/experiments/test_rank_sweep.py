@@ -103,7 +103,7 @@ def test_a_basis_of_srgb_is_that_of_the_pixels_themselves(family, tiny_workflow)
     torch.testing.assert_close(channel_first.view(3, 16, 16), first.view(16, 16, 3).permute(2, 0, 1))
 
 
-def test_a_family_is_trained_evaluated_and_drawn(family, swept):
+def test_variants_are_trained_evaluated_and_plotted(family, swept):
     folder, run_id, rows = swept
     settings = family[0]
     assert [(r["rank"], r["figure"], r["step"], r["floor"]) for r in rows] == [
@@ -125,7 +125,7 @@ def test_a_family_is_trained_evaluated_and_drawn(family, swept):
     assert (evaluated["guidance"], evaluated["guidance_interval"]) == (2.0, [0.1, 0.9])
 
 
-def test_a_sweep_that_stands_makes_nothing_again(family, swept):
+def test_a_finished_sweep_is_cached(family, swept):
     again = run_rank_sweep(family[0])
     assert again[0] == swept[0] and again[2] == swept[2]
 
@@ -140,7 +140,7 @@ def test_the_model_is_the_moving_average_at_the_end_or_at_a_checkpoint(swept):
         read_class_model(trained, 3)
 
 
-def test_pictures_are_those_of_their_class_and_seed_in_any_batch(swept):
+def test_images_are_those_of_their_class_and_seed_in_any_batch(swept):
     subject = read_class_model(load_artifact(swept[2][1]["pretrained"], "pretrain"), None)
     sample = subject.sampler("trained", "cpu")
     changes = {"interval": (0.0, 0.9), "orthogonal": False, "clamp": False, "solver": "heun"}
@@ -165,7 +165,7 @@ def test_pictures_are_those_of_their_class_and_seed_in_any_batch(swept):
         ({"evaluate": {"suite": "demo"}}, "is class-conditional, but demo has prompts"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_trained(family, changes, message):
+def test_bad_settings_are_refused_before_training(family, changes, message):
     tree = json.loads(family[0].model_dump_json())
     for name, value in changes.items():
         tree[name] = {**tree[name], **value} if isinstance(value, dict) else value

@@ -87,7 +87,7 @@ def test_models_categories_and_suites(evaluation):
     assert [line.name for line in whole] == ["geneval-hf"] and [line.name for line in parts] == ["geneval-hf / colors"]
 
 
-def test_the_page_is_whole_in_itself_and_escapes_what_it_shows(two):
+def test_the_page_is_self_contained_and_escaped(two):
     page = render([read_evaluation(Path(uri).name, uri) for uri in two])
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)""", page) and "@import" not in page and "url(" not in page
@@ -95,7 +95,7 @@ def test_the_page_is_whole_in_itself_and_escapes_what_it_shows(two):
     assert page.count("(quoted)") == 2 and "They were not measured here" in page
 
 
-def test_the_papers_tables_are_the_papers():
+def test_quoted_tables_equal_the_paper():
     quoted = {**TABLE_3[1], **TABLE_4[1]}
     assert {name: quoted[name] for name in PAPER} == PAPER
     assert all(len(values) == len(columns) for columns, rows in (TABLE_3, TABLE_4) for values in rows.values())

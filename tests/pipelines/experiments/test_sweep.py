@@ -35,14 +35,14 @@ def test_the_search_ends_at_the_lowest_point_of_the_grid(coarse):
         assert len(set(asked)) < 200 < 31 * 21 * 21
 
 
-def test_steps_are_a_tenth_and_a_fiftieth_without_the_dust_of_sums():
+def test_search_steps_have_no_rounding_errors():
     changes = [sweep._changes((n, n, 50)) for n in range(10, 51)]
     assert [c["sampling.guidance"] for c in changes[:4]] == [1.0, 1.1, 1.2, 1.3]
     assert changes[19 - 10]["sampling.guidance_interval"] == [0.38, 1.0]
     assert all(len(str(c["sampling.guidance_interval"][0])) <= 4 for c in changes)
 
 
-def test_an_interval_is_never_empty():
+def test_search_intervals_are_not_empty():
     asked = []
     coarse_to_fine(lambda place: asked.append(place) or 0.0, Search(low=(0.0, 0.8), high=(0.2, 1.0), coarse=10))
     assert all(low <= high for _, low, high in asked)

@@ -32,11 +32,11 @@ STEPS = [100, 200, 300, 400]
         ([0.9, 0.8, 0.7, 0.5], None, None),  # an equal distance does not pass
     ],
 )
-def test_a_model_passes_once_and_for_good(distances, first, lasting):
+def test_first_and_lasting_step_below_a_limit(distances, first, lasting):
     assert steps_to_quality(STEPS, distances, 0.5) == (first, lasting)
 
 
-def test_rows_say_steps_and_minutes():
+def test_rows_have_steps_and_minutes():
     distances = {"a": [0.9, 0.4, 0.6, 0.2], "b": [2.0, 2.0, 2.0, 1.5]}
     found = {
         step: {f"trained/{m}": d[i] for m, d in distances.items()} | {"latent/a": 0.5, "latent/b": 1.0}
@@ -68,7 +68,7 @@ def test_minutes_are_those_of_the_finetunes_run(tmp_path):
     assert training_minutes(Artifact(str(tmp_path / "copied"), {"id": "ID"}), run, [2]) == [None]
 
 
-def test_what_is_no_finetune_is_refused(tmp_path):
+def test_other_artifacts_than_finetunes_are_refused(tmp_path):
     tree = {"finetuned": {"mine": str(tmp_path / "absent")}, "evaluate": {}}
     with pytest.raises(ConfigError, match="finetuned.mine: no finished finetune artifact .*jobs/finetune.py"):
         find_finetunes(validate(TimeToQualitySettings, tree))

@@ -39,7 +39,7 @@ def test_every_step_made_an_artifact_under_one_parent_run(tiny_workflow):
     assert version.run_id == finetune and version.tags["step"] == "6"
 
 
-def test_a_second_run_finds_everything_and_keeps_the_parent(tiny_workflow):
+def test_a_second_run_is_cached_and_keeps_the_parent(tiny_workflow):
     settings, parent, outcomes = tiny_workflow
     again, second = run_workflow(settings)
     assert again == parent and all(o.reused for o in second.values())
@@ -48,7 +48,7 @@ def test_a_second_run_finds_everything_and_keeps_the_parent(tiny_workflow):
     }
 
 
-def test_the_picture_and_the_distances_are_there(tiny_workflow):
+def test_the_image_and_the_distances_are_there(tiny_workflow):
     artifact = tiny_workflow[2]["evaluate"].artifact
     picture = storage.read_file(artifact.file("samples.png"), Image.open)
     assert picture.width > 4 * 256
@@ -57,7 +57,7 @@ def test_the_picture_and_the_distances_are_there(tiny_workflow):
     assert all(row["value"] > 0 for row in rows)
 
 
-def test_basis_and_encoding_say_what_they_are(tiny_workflow):
+def test_basis_and_encoding_log_their_settings(tiny_workflow):
     outcomes = tiny_workflow[2]
     basis = json.loads(storage.read_bytes(outcomes["basis"].artifact.file("basis.json")))
     assert 0 < basis["captured_procrustes"] <= basis["captured_pca"] <= 1

@@ -36,7 +36,7 @@ def test_prompts_are_read_by_the_format_of_their_file(tmp_path):
         settings(prompts=[], prompt_file=str(file))
 
 
-def test_a_prompt_on_the_command_line_is_whole(tmp_path):
+def test_a_prompt_on_the_command_line_is_not_parsed(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("base: b\nadapter: a\n")
     for text in ("a fox # red", "12:30", "yes", "#1 dad mug", "a: b"):
@@ -62,7 +62,7 @@ def test_bad_settings_are_named(changes, named):
         settings(**changes)
 
 
-def test_what_is_not_given_is_the_models_own():
+def test_defaults_are_the_models():
     defaults = SamplingDefaults(64, 96, 16, 2.0, 3.6, "none")
     found = settings().resolve(defaults)
     assert (found.height, found.width, found.steps, found.guidance, found.shift) == (64, 96, 16, 2.0, 3.6)

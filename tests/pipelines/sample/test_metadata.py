@@ -18,7 +18,7 @@ def test_metadata_and_pixels_come_back():
     assert encode_with_metadata(PICTURE, METADATA, mark=True) == png
 
 
-def test_the_mark_is_the_standards_words_where_readers_look_for_them():
+def test_the_mark_is_the_iptc_term():
     with Image.open(io.BytesIO(encode_with_metadata(PICTURE, METADATA, mark=True))) as marked:
         xmp = ElementTree.fromstring(marked.info["xmp"].decode().split("?>", 1)[1].rsplit("<?", 1)[0])
     found = {name.rpartition("}")[2]: value for element in xmp.iter() for name, value in element.attrib.items()}
@@ -28,6 +28,6 @@ def test_the_mark_is_the_standards_words_where_readers_look_for_them():
         assert "xmp" not in plain.info and plain.text.keys() == {"asymflow"}
 
 
-def test_other_pictures_have_none():
+def test_other_images_have_no_metadata():
     with pytest.raises(ValueError, match="it was not sampled here"):
         read_metadata(encode_png(PICTURE))

@@ -78,7 +78,7 @@ def test_the_page_itself_does():
         ("POST", "/gradio_api//upload"),
     ],
 )  # fmt: skip
-def test_there_is_no_other_way_in(method, path):
+def test_other_routes_are_refused(method, path):
     assert ask(method, path) == 404
 
 
@@ -94,7 +94,7 @@ def test_the_page_has_no_web_socket():
     assert ask(kind="websocket") == 1008
 
 
-def test_one_client_does_not_starve_others():
+def test_clients_are_served_fairly():
     turns, order = FairQueue(waiting=8, waiting_per_client=4), []
 
     def draw(client):
@@ -125,7 +125,7 @@ def test_one_client_does_not_starve_others():
     assert not turns._queues and not turns._busy
 
 
-def test_a_turn_ends_with_its_error_and_waiting_with_the_page():
+def test_errors_release_the_queue():
     turns = FairQueue()
     with pytest.raises(ZeroDivisionError), turns.take("a"):
         1 / 0  # noqa: B018

@@ -34,7 +34,7 @@ def classifier(tmp_path_factory):
     return str(folder)
 
 
-def test_what_is_flagged_is_painted_over(classifier):
+def test_flagged_images_are_black(classifier):
     pictures, flagged = SafetyFilter(Safety(classifier=classifier), "cpu")(PICTURES)
     assert flagged == [False, True, False]
     assert [picture.getpixel((5, 5)) for picture in pictures] == [(255, 255, 255), (0, 0, 0), (0, 0, 255)]

@@ -41,7 +41,7 @@ def settings(folder, **changes):
 
 
 @pytest.mark.parametrize("model", ["pixel", "latent"])
-def test_a_picture_depends_on_its_prompt_and_seed_alone(sampler, model):
+def test_an_image_depends_on_its_prompt_and_seed_alone(sampler, model):
     sample = getattr(sampler, model)
     together = sample([*PROMPTS, PROMPTS[0]], [0, 1, 1], PARAMETERS)
     assert together.shape == (3, 3, 64, 48) and together.abs().max() <= 1.001
@@ -50,7 +50,7 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(sampler, model):
     assert (together[0] - together[2]).abs().max() > 0.1
 
 
-def test_settings_of_a_drawing_reach_both_models(sampler):
+def test_sampling_parameters_reach_both_models(sampler):
     changes = [
         {"solver": "euler"},
         {"solver": "heun"},
@@ -66,7 +66,7 @@ def test_settings_of_a_drawing_reach_both_models(sampler):
             assert (other - plain).abs().max() > 1e-3, (model, change)
 
 
-def test_both_models_draw_the_same_thing(sampler):
+def test_both_models_sample_similar_images(sampler):
     # the finetune keeps the latent model's composition: patch means are similar
     parameters = SamplingParameters(height=64, width=64, steps=8, guidance=2.0, shift=3.55)
     prompts, seeds = PROMPTS * 2, [0, 1, 2, 3]
@@ -90,7 +90,7 @@ def test_adapters_from_a_store_and_merged_pipelines(sampler, s3, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_pictures_say_how_they_were_made_and_a_killed_run_goes_on(local_ray, sampler, tmp_path):
+def test_images_have_metadata_and_a_killed_run_resumes(local_ray, sampler, tmp_path):
     outcome = run_step(STEP, settings(tmp_path))
     folder = outcome.artifact.uri
     names = [f"{model}/{place:05}-{seed}.png" for model in ("latent", "pixel") for place in (0, 1) for seed in (0, 5)]
@@ -126,7 +126,7 @@ def pixels(png):
     return np.asarray(Image.open(io.BytesIO(png)), dtype=float)
 
 
-def test_flagged_pictures_are_black_in_files_and_counted(monkeypatch, tmp_path):
+def test_flagged_images_are_black_in_files_and_counted(monkeypatch, tmp_path):
     one = settings(tmp_path, latent=False, seeds=[0], provenance={"mark": False})
     sampler = sample.SampleWorker(one, str(tmp_path))
     black = [Image.new("RGB", (64, 64))] * 2

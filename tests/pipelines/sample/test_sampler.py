@@ -30,7 +30,7 @@ def load(subspace):
     return partial(load_sampler, base=BASE, subspace=subspace, defaults=read_defaults(ADAPTER), device="cpu")
 
 
-def test_alone_they_draw_what_they_draw_together(load):
+def test_samples_do_not_depend_on_the_batch(load):
     both = PipelineSampler(BASE, str(ADAPTER))
     for model, sample in (("trained", both.pixel), ("latent", both.latent)):
         alone = load(model, adapter=ADAPTER)
@@ -69,7 +69,7 @@ def test_noise_is_that_of_torchs_generator():
     assert found.shape == (2, 3, 32, 48)
 
 
-def test_steps_are_told(load):
+def test_steps_are_reported(load):
     for model in ("trained", "latent"):
         told = []
         load(model, adapter=ADAPTER)(PROMPTS[:1], SEEDS[:1], PARAMETERS, told.append)

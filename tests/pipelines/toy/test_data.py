@@ -59,12 +59,12 @@ def test_photographs_are_cropped(name):
         assert width == height and 64 <= width <= 160
 
 
-def test_same_seed_same_pictures():
+def test_same_seed_same_images():
     assert _emoji_images("1F680", 0) == _emoji_images("1F680", 0) != _emoji_images("1F680", 1)
     assert _photo_images("moon.png", 2, 0) == _photo_images("moon.png", 2, 0) != _photo_images("moon.png", 2, 1)
 
 
-def test_faulty_rows_each_have_their_own_fault():
+def test_each_faulty_row_has_its_own_fault():
     """What each is rejected for is held by test_curate; here, that none is given twice."""
     pictures = _faulty_images()
     assert len({p.caption for p in pictures}) == len(pictures) == 13
@@ -108,7 +108,7 @@ def test_records_agree_with_the_parquet(folder):
     assert image.size == (record["width"], record["height"]) == (96, 80)
 
 
-def test_folder_appears_whole_or_not_at_all(tmp_path, make_images):
+def test_folder_is_written_atomically(tmp_path, make_images):
     def break_off():
         yield from make_images(3)
         raise RuntimeError("killed")

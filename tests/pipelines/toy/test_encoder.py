@@ -18,7 +18,7 @@ def drawn(stems: list[str], ground: str) -> torch.Tensor:
     return torch.stack([torch.from_numpy(to_array(p).copy()).permute(2, 0, 1) for p in pictures])
 
 
-def test_the_shipped_one_tells_what_pictures_show_more_than_where_they_lie():
+def test_shipped_encoder_separates_content_better_than_position():
     assert sum(f.stat().st_size for f in FOLDER.rglob("*")) < 3_000_000
     features = DinoFeatures(str(FOLDER))
     cats = ["1F431", "1F63A", "1F638", "1F63C"]  # "cat face" in all their names
@@ -32,7 +32,7 @@ def test_the_shipped_one_tells_what_pictures_show_more_than_where_they_lie():
 
 
 @pytest.mark.slow
-def test_training_goes_on_and_writes_what_transformers_read(tmp_path):
+def test_training_resumes_and_writes_a_transformers_model(tmp_path):
     images = drawn(["1F431", "1F550"], "green")
     captions = ["a cat", "a clock"]
     work, out = tmp_path / "work", tmp_path / "made"
@@ -45,6 +45,6 @@ def test_training_goes_on_and_writes_what_transformers_read(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".partial")] == []
 
 
-def test_a_folder_without_one_says_how_to_get_it(tmp_path):
+def test_a_missing_encoder_names_the_remedy(tmp_path):
     with pytest.raises(ValueError, match="hf download facebook/dinov2-base"):
         DinoFeatures(str(tmp_path))

@@ -29,7 +29,7 @@ def write(folder: str, *steps: int, attempt: str = "one") -> None:
         write_checkpoint(folder, tensors_of(step), {"step": step, "seed": 7}, attempt)
 
 
-def test_what_is_written_is_read_again(folder):
+def test_checkpoints_round_trip(folder):
     assert load_newest(folder) is None
     write(folder, 5, 10)
     checkpoint, tensors = load_newest(folder)
@@ -49,7 +49,7 @@ def test_what_is_written_is_read_again(folder):
     ],
     ids=["another byte", "cut off", "missing"],
 )
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(folder, damage, caplog):
+def test_a_damaged_checkpoint_is_skipped(folder, damage, caplog):
     write(folder, 5, 10)
     newest = list_checkpoints(folder)[-1]
     damage(Path(newest.uri) / "average.safetensors")
@@ -60,13 +60,13 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(folder, damage, 
     assert len(list_checkpoints(folder)) == 2  # damaged ones are kept
 
 
-def test_without_its_state_it_is_none(folder):
+def test_a_folder_without_state_is_not_a_checkpoint(folder):
     write(folder, 5, 10)
     (Path(list_checkpoints(folder)[-1].uri) / "state.json").unlink()
     assert [c.step for c in list_checkpoints(folder)] == [5]
 
 
-def test_the_last_are_kept_and_some_for_good(folder):
+def test_retention_keeps_the_last_and_every_nth(folder):
     write(folder, *range(5, 45, 5))
     prune(folder, Checkpoints(keep_last=2, keep_every=20))
     assert [c.step for c in list_checkpoints(folder)] == [20, 35, 40]
@@ -74,7 +74,7 @@ def test_the_last_are_kept_and_some_for_good(folder):
     assert [c.step for c in list_checkpoints(folder)] == [40]
 
 
-def test_what_was_never_finished_goes(folder):
+def test_incomplete_checkpoints_are_deleted(folder):
     """Files of a failed write or a lost attempt are deleted."""
     write(folder, 5)
     storage.write_bytes(storage.join(folder, "00000003-lost", "average.safetensors"), b"half")

@@ -44,9 +44,7 @@ def settings_of(**sections) -> TrainSettings:
     return TrainSettings.model_validate(sections)
 
 
-def test_a_training_without_room_says_what_it_needs_and_who_has_it_and_gives_up(
-    holder, local_ray, tmp_path, monkeypatch, caplog
-):
+def test_insufficient_resources_are_reported(holder, local_ray, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(driver, "REPORT_SECONDS", 2.0)
     monkeypatch.setattr(driver, "train_function", lambda task: lambda config: {"ended": "finished"})
     context = Context(str(tmp_path), {}, Tracker("", ""))
@@ -62,7 +60,7 @@ def test_a_training_without_room_says_what_it_needs_and_who_has_it_and_gives_up(
     driver.train("finetune", no_task, settings_of(), context, {})  # no resources remain in use
 
 
-def test_who_holds_what(holder, local_ray):
+def test_holders_of_resources_are_listed(holder, local_ray):
     cpus = local_ray.cluster_resources()["CPU"]
     (name,) = [name for name, held in list_holders() if held.get("CPU") == cpus]
     assert name.startswith("MapWorker (pid ")
@@ -89,7 +87,7 @@ def channel(local_ray, request):
     channel.clear()
 
 
-def test_one_that_is_asked_to_stop_before_it_begins_ends_at_once(stuck, channel):
+def test_a_stop_before_the_start_ends_at_once(stuck, channel):
     asked, started = threading.Event(), time.monotonic()
     asked.set()
     with pytest.raises(StepFailed, match="finetune: stopped before the training started, as requested"):
@@ -98,7 +96,7 @@ def test_one_that_is_asked_to_stop_before_it_begins_ends_at_once(stuck, channel)
 
 
 @pytest.mark.parametrize(("good", "told"), [(5, "step 5"), (None, "none")])
-def test_one_that_does_not_stop_is_ended_in_time_and_names_the_last_good_checkpoint(stuck, channel, good, told):
+def test_a_hanging_run_is_ended_in_time(stuck, channel, good, told):
     channel.report(good=good)
     asked, started = threading.Event(), time.monotonic()
     threading.Timer(0.5, asked.set).start()
@@ -107,7 +105,7 @@ def test_one_that_does_not_stop_is_ended_in_time_and_names_the_last_good_checkpo
     assert time.monotonic() - started < 15
 
 
-def test_workers_that_do_not_stop_are_ended_and_leave_nothing(local_ray, tmp_path, monkeypatch):
+def test_hanging_workers_are_ended(local_ray, tmp_path, monkeypatch):
     def hang(config):
         from pipelines.train.channel import Channel
 
@@ -132,7 +130,7 @@ def test_workers_that_do_not_stop_are_ended_and_leave_nothing(local_ray, tmp_pat
         time.sleep(0.1)
 
 
-def test_workers_hear_of_a_stop_and_the_driver_of_their_checkpoints(local_ray, channel):
+def test_stop_requests_and_checkpoints_are_exchanged(local_ray, channel):
     @local_ray.remote
     def work(name):
         from pipelines.train.channel import Channel

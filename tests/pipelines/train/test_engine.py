@@ -62,7 +62,7 @@ def make(tiny_transformer):
 
 
 @pytest.mark.slow
-def test_the_lock_of_a_killed_build_is_no_reason_to_wait(make, tmp_path, monkeypatch):
+def test_the_lock_of_a_killed_build_is_removed(make, tmp_path, monkeypatch):
     lock = tmp_path / "py311_cpu/deepspeed_shm_comm/lock"
     lock.parent.mkdir(parents=True)
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
@@ -190,7 +190,7 @@ def test_a_checkpoint_of_another_shape_is_refused(make, stage):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_swapped_values_are_computed_with_and_go_away_again(make, stage):
+def test_swapped_values_are_used_and_restored(make, stage):
     engine, inner, model, state = make("adam", stage)
     train(engine, inner, [[batch(0)]])
     values, _ = copies(state)

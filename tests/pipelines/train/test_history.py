@@ -41,7 +41,7 @@ def files(folder) -> list[str]:
     return [uri.rpartition("/")[2] for uri in storage.list_files(history_folder(str(folder)))]
 
 
-def test_what_is_written_in_pieces_is_read_whole(tmp_path):
+def test_history_in_pieces_round_trips(tmp_path):
     writer, metrics_log, states = HistoryWriter(str(tmp_path), "one"), MetricsLog(), []
     for last in (4, 10, 15, 33):
         states.append(checkpoint(writer, extend(metrics_log, last)))
@@ -56,7 +56,7 @@ def test_what_is_written_in_pieces_is_read_whole(tmp_path):
     assert files(tmp_path) == [entry["file"] for entry in states[-1]["history"]]
 
 
-def test_another_attempt_goes_on_beside_the_first(tmp_path):
+def test_another_attempt_writes_its_own_files(tmp_path):
     first, metrics_log = HistoryWriter(str(tmp_path), "one"), MetricsLog()
     state = checkpoint(first, extend(metrics_log, 14))
     checkpoint(first, extend(metrics_log, 25))  # lost: the run resumes from 14
@@ -79,7 +79,7 @@ def test_a_damaged_file_costs_its_steps_and_never_the_checkpoint(tmp_path, caplo
     assert {number: len(rows["steps"]) for number, rows in metrics_log.chunks().items()} == {1: 10, 3: 3}
 
 
-def test_states_with_the_whole_history_inside_still_load(tmp_path):
+def test_states_of_the_old_format_load(tmp_path):
     """Old checkpoints contain the metrics log as JSON text, without the keys of skipped samples."""
     metrics_log = extend(MetricsLog(), 25)
     old = {name: value for name, value in vars(metrics_log).items() if name != "skipped_keys"}

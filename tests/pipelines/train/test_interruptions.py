@@ -76,7 +76,7 @@ def test_a_worker_that_is_killed_is_started_again(training, tmp_path, plain, mon
 
 
 @pretrain
-def test_a_worker_that_is_asked_to_end_leaves_a_checkpoint(training, tmp_path, plain, monkeypatch):
+def test_a_terminated_worker_writes_a_checkpoint(training, tmp_path, plain, monkeypatch):
     fail_at(monkeypatch, tmp_path, 18, 0, training_runs.terminate)
     artifact = run_step(training.step, training.settings_for(tmp_path, zero_stage=1)).artifact
     assert checkpoint_steps(training, tmp_path) == [18, 20]
@@ -104,7 +104,7 @@ def test_a_rank_that_hangs_ends_the_workers_with_their_stacks(training, tmp_path
 
 
 @pretrain
-def test_a_node_that_is_to_be_taken_away_is_worth_one_checkpoint(training, tmp_path, plain, monkeypatch, capfd):
+def test_a_preemption_notice_writes_one_checkpoint(training, tmp_path, plain, monkeypatch, capfd):
     fail_at(monkeypatch, tmp_path, 12, 0, training_runs.be_preempted)
     settings = with_checkpoints_every(training.settings_for(tmp_path, zero_stage=0), 100)
     artifact = run_step(training.step, settings).artifact
@@ -185,7 +185,7 @@ def test_a_driver_that_is_killed_and_the_rest_on_two_workers_with_other_zero(tra
 
 
 @finetune
-def test_a_driver_that_is_asked_to_stop_leaves_a_checkpoint_and_says_so(training, tmp_path, plain):
+def test_a_stopped_driver_writes_and_reports_a_checkpoint(training, tmp_path, plain):
     """SIGTERM, as `ray job stop` sends it; resumed on one worker at another ZeRO stage.
 
     A third run finds the artifact.
@@ -236,9 +236,7 @@ def test_a_store_that_refuses_writes_for_a_while(faulty_s3, training, tmp_path, 
 
 
 @finetune
-def test_a_stop_while_the_store_is_away_ends_in_time_and_names_the_last_good_checkpoint(
-    s3, s3_server, training, tmp_path, monkeypatch
-):
+def test_a_stop_during_an_outage_ends_in_time(s3, s3_server, training, tmp_path, monkeypatch):
     """SIGTERM without S3: the workers stop all the same, and the message names a checkpoint that is complete."""
     with gate_before(int(s3_server.url.rpartition(":")[2])) as gate:
         monkeypatch.setenv("AWS_ENDPOINT_URL", gate.url)

@@ -146,7 +146,7 @@ def stop_at(signals: Signals, batches: Batches, step: int, before=lambda: None) 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def test_a_stop_leaves_a_checkpoint_and_the_rest_is_as_if_nothing_had_been(train, plain, tmp_path):
+def test_a_stopped_run_resumes_bit_for_bit(train, plain, tmp_path):
     signals, batches, folder = Signals(), Batches(pause=0.1), tmp_path / "stopped"
     stop_at(signals, batches, 5)
     ended = train(folder, batches, signals)
@@ -162,7 +162,7 @@ def test_a_stop_leaves_a_checkpoint_and_the_rest_is_as_if_nothing_had_been(train
     assert len(storage.list_files(history_folder(str(folder)))) <= 2  # of the checkpoints that are kept
 
 
-def test_a_checkpoint_with_the_whole_history_inside_is_resumed(train, plain, tmp_path):
+def test_a_checkpoint_of_the_old_format_is_resumed(train, plain, tmp_path):
     signals, batches, folder = Signals(), Batches(pause=0.1), tmp_path / "old"
     stop_at(signals, batches, 5)
     train(folder, batches, signals)
@@ -188,7 +188,7 @@ def longest_pause(batches: Batches) -> float:
     return max(b - a for a, b in zip(batches.times, batches.times[1:], strict=False))
 
 
-def test_a_stop_while_the_store_is_away_ends_in_time_and_names_the_last_good_checkpoint(train, plain, gate, s3):
+def test_a_stop_during_an_outage_ends_in_time(train, plain, gate, s3):
     signals, batches, folder = Signals(), Batches(pause=0.2), f"{s3}/stopped"
     away = threading.Event()
 
@@ -216,7 +216,7 @@ def test_a_stop_while_the_store_is_away_ends_in_time_and_names_the_last_good_che
     assert list_checkpoints(folder_of(folder))[-1].step == ended["good"]
 
 
-def test_steps_go_on_while_the_store_is_away_and_the_newest_checkpoint_follows(train, plain, gate, s3, monkeypatch):
+def test_training_continues_during_an_outage(train, plain, gate, s3, monkeypatch):
     monkeypatch.setattr("pipelines.core.s3.RETRIES.wait", lambda state: 0.2)
     batches, folder = Batches(pause=0.2), f"{s3}/away"
 
@@ -234,7 +234,7 @@ def test_steps_go_on_while_the_store_is_away_and_the_newest_checkpoint_follows(t
     assert list_checkpoints(folder_of(folder))[-1].step == STEPS
 
 
-def test_a_finished_run_that_is_asked_to_stop_while_the_store_is_away_says_so(train, gate, s3, monkeypatch):
+def test_a_stop_of_a_finished_run_during_an_outage_is_reported(train, gate, s3, monkeypatch):
     signals, batches, folder = Signals(), Batches(pause=0.1), f"{s3}/end"
 
     def interrupt():
@@ -265,7 +265,7 @@ def test_keys_of_a_skipped_step_are_in_the_artifact_and_in_mlflow(train, tmp_pat
     assert told.endswith(", ".join(keys))
 
 
-def test_what_mlflow_missed_before_a_stop_is_there_after_the_next_attempt(train, plain, tmp_path, monkeypatch):
+def test_unsent_metrics_are_sent_by_the_next_attempt(train, plain, tmp_path, monkeypatch):
     signals, batches, folder = Signals(), Batches(pause=0.1), tmp_path / "missed"
     stop_at(signals, batches, 5)
 

@@ -26,7 +26,7 @@ def test_means_by_step_and_by_noise_level_survive_a_restart():
     assert metrics_log.key_sums == [2**32 + 6] * 2
 
 
-def test_what_only_fills_a_batch_is_in_no_mean():
+def test_padding_samples_are_in_no_mean():
     metrics_log = MetricsLog()
     metrics_log.add(1, terms([1.0, 3.0, 5.0, 700.0], weight=[1.5, 1.5, 1.5, 0.0]))
     assert metrics_log.curves["loss"] == [3.0] and metrics_log.means_by_sigma("loss")[1] == pytest.approx([2.0, 5.0])

@@ -8,7 +8,7 @@ from pipelines.train.config import Monitoring
 from pipelines.train.monitoring import GiveUp, StepMonitor, StepTimer
 
 
-def test_a_skipped_step_names_its_pictures_and_too_many_in_a_row_end_the_run(caplog):
+def test_a_skipped_step_names_its_images_and_too_many_in_a_row_end_the_run(caplog):
     monitor = StepMonitor(Monitoring(skips=3))
     for step in (1, 2):
         monitor.record_skip(step, [f"key-{i}" for i in range(40)])
@@ -52,7 +52,7 @@ def test_rates_are_of_the_step_and_a_pause_is_no_part_of_it():
     assert rates["train/speed/data_wait_seconds"] == 0.01 and rates["train/speed/memory_gib"] > 0.01
 
 
-def test_an_alarm_that_is_not_put_off_ends_the_process_with_its_stack():
+def test_an_expired_watchdog_ends_the_process_with_its_stack():
     code = """
 import time
 from pipelines.train.config import Monitoring

@@ -17,14 +17,14 @@ def wait_for(lease_monitor: LeaseMonitor, signal: WorkerSignal) -> None:
         time.sleep(0.05)
 
 
-def test_the_newest_attempt_fences_off_the_older(tmp_path):
+def test_the_newest_attempt_fences_older_ones(tmp_path):
     older = RunLease.claim(str(tmp_path))
     assert not older.is_fenced()
     newer = RunLease.claim(str(tmp_path))
     assert older.is_fenced() and not newer.is_fenced()
 
 
-def test_a_lookout_hears_of_a_stop_while_the_store_fails_and_of_a_newer_attempt_when_it_answers(faulty_s3):
+def test_a_lease_monitor_detects_a_stop_during_an_outage_and_a_newer_attempt_after_it(faulty_s3):
     uri, server = faulty_s3
     lease, asked = RunLease.claim(uri), threading.Event()
     lease_monitor = LeaseMonitor(lease, asked.is_set)
@@ -39,7 +39,7 @@ def test_a_lookout_hears_of_a_stop_while_the_store_fails_and_of_a_newer_attempt_
     lease_monitor.close()
 
 
-def test_looks_that_fail_are_not_tried_again_each(faulty_s3, caplog):
+def test_failed_polls_are_not_retried(faulty_s3, caplog):
     """The next poll is a second away: with eight retries each, an outage would fill the log."""
     uri, server = faulty_s3
     lease_monitor = LeaseMonitor(RunLease.claim(uri), lambda: False)
@@ -51,7 +51,7 @@ def test_looks_that_fail_are_not_tried_again_each(faulty_s3, caplog):
     assert "retrying" not in caplog.text
 
 
-def test_a_look_that_hangs_hides_no_stop():
+def test_a_hanging_poll_does_not_hide_a_stop():
     class Hanging(RunLease):
         def is_fenced(self):
             time.sleep(60)
@@ -61,7 +61,7 @@ def test_a_look_that_hangs_hides_no_stop():
     lease_monitor.close()
 
 
-def test_signals_set_an_event_and_are_what_they_were_afterwards():
+def test_signal_handlers_are_restored():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     for number in (signal.SIGTERM, signal.SIGINT):
         with catch_stop_signals() as asked:
@@ -92,11 +92,11 @@ def test_signals_set_an_event_and_are_what_they_were_afterwards():
         ),
     ],
 )
-def test_the_end_says_which_checkpoint_is_good(end, told):
+def test_the_last_complete_checkpoint_is_reported(end, told):
     assert describe_resume(end) == told
 
 
-def test_of_several_orders_the_greatest_holds():
+def test_the_greatest_signal_wins():
     assert max(WorkerSignal) == WorkerSignal.FENCED
     assert WorkerSignal.CONTINUE < WorkerSignal.CHECK_PREEMPTION < WorkerSignal.STOP < WorkerSignal.RESTART
 

@@ -65,12 +65,12 @@ def test_a_step_far_away_is_reached_as_well():
     assert len(order().batch_at(10**12, BATCH)) <= BATCH
 
 
-def test_the_seed_and_nothing_else_decides():
+def test_order_depends_on_the_seed_alone():
     ours, same, other = (names(order(seed=seed).batch_at(2, BATCH)) for seed in (1, 1, 2))
     assert ours == same != other
 
 
-def test_where_the_files_lie_does_not_matter():
+def test_order_does_not_depend_on_paths():
     here, there = ([names(p) for p in epoch_of(order(folder=folder), 1)] for folder in ("here/", "there/"))
     assert [[(n.removeprefix("here/"), r) for n, r in p] for p in here] == [
         [(n.removeprefix("there/"), r) for n, r in p] for p in there
@@ -121,7 +121,7 @@ def test_workers_share_a_batch_whatever_their_number(workers, micro_batch):
 
 
 @pytest.mark.parametrize("batch", [256, 250, 96, 64])
-def test_a_worker_reads_its_part_of_the_row_groups_and_little_more(batch):
+def test_a_worker_reads_few_row_groups_of_others(batch):
     """Three windows, some with short groups at the ends of files; batches that reach into the next window."""
     workers, window, groups = 8, 64, 192
     sequence = order({(32, 32): tuple(40 if i % 16 == 0 else 64 for i in range(groups))}, window=window)

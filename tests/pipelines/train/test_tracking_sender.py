@@ -79,7 +79,7 @@ def test_an_outage_delays_nothing_and_loses_no_point(gate, tracker, caplog, monk
     assert len(told) == 2 and "does not answer" in told[0] and "answers again" in told[1], told
 
 
-def test_what_a_server_has_from_an_earlier_attempt_is_not_sent_again(tracker):
+def test_metrics_of_an_earlier_attempt_are_not_sent_twice(tracker):
     tracker.log_rows([MetricsRow(step, 1000 + step, {"train/loss": 1.0}) for step in range(1, 8)])
     sender = TrackingSender(tracker)
     sender.start([MetricsRow(step, 1000 + step, {"train/loss": 2.0}) for step in range(5, 10)])
@@ -89,7 +89,7 @@ def test_what_a_server_has_from_an_earlier_attempt_is_not_sent_again(tracker):
     assert [step for step, _ in points(tracker)] == list(range(1, 11))
 
 
-def test_the_queue_is_bounded_and_says_what_is_lost(tracker, gate, caplog, monkeypatch):
+def test_the_queue_is_bounded_and_losses_are_logged(tracker, gate, caplog, monkeypatch):
     monkeypatch.setattr(tracking_sender, "MOST_ROWS", 50)
     gate.close()
     sender = TrackingSender(tracker)
@@ -103,7 +103,7 @@ def test_the_queue_is_bounded_and_says_what_is_lost(tracker, gate, caplog, monke
     gate.open()
 
 
-def test_what_was_not_sent_before_the_workers_ended_is_sent_afterwards(tracker, tmp_path):
+def test_unsent_metrics_are_sent_after_the_workers_end(tracker, tmp_path):
     folder = str(tmp_path / "artifact")
     assert read_unsent(folder) == []
     tracker.log_rows([MetricsRow(1, 1000, {"train/loss": 1.0})])

@@ -9,7 +9,7 @@ from pipelines.train import uploader as module
 from pipelines.train.uploader import Uploader
 
 
-def test_an_upload_that_fails_is_given_up_and_the_next_is_not(caplog):
+def test_a_failed_upload_does_not_stop_later_ones(caplog):
     written = []
 
     def write(tensors, state):
@@ -26,7 +26,7 @@ def test_an_upload_that_fails_is_given_up_and_the_next_is_not(caplog):
     assert not uploader.wait(10) and uploader.good == 3 and uploader.reason == "OSError: no space left"
 
 
-def test_uploads_go_on_in_the_background_one_at_a_time():
+def test_uploads_run_in_the_background_one_at_a_time():
     log: list[str] = []
 
     def write(tensors, state):
@@ -68,7 +68,7 @@ def test_a_store_that_hangs_delays_no_step_and_gets_the_newest_when_it_answers(m
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.5])
-def test_waiting_for_nothing_takes_no_time(seconds):
+def test_waiting_without_uploads_returns_at_once(seconds):
     started = time.monotonic()
     assert Uploader(lambda tensors, state: None).wait(seconds)
     assert time.monotonic() - started < 0.3

@@ -123,7 +123,7 @@ def test_number_of_workers_and_layout_change_no_bit(artifact, curated, tiny_base
 
 
 @pytest.mark.ray
-def test_lost_task_is_done_again_to_the_same_bits(artifact, curated, tiny_base):
+def test_a_lost_task_is_repeated_bit_for_bit(artifact, curated, tiny_base):
     folder = Path(artifact.uri)
     (folder / "manifest.json").unlink()
     lost = sorted((folder / ".done").glob("*.json"))[3]
@@ -176,7 +176,7 @@ def test_stored_latents_give_the_same_basis(artifact, curated, encoded, tmp_path
     assert a.s == pytest.approx(b.s, rel=1e-3) and a.space == b.space
 
 
-def test_latents_of_other_pictures_are_refused(curated, encoded, tmp_path):
+def test_latents_of_other_images_are_refused(curated, encoded, tmp_path):
     other = artifacts.Artifact(encoded.uri, {**encoded.manifest, "inputs": {"curated": "789"}})
     with pytest.raises(ConfigError, match="encoded: made from another curated artifact"):
         STEP.check_inputs(settings_for(curated, tmp_path), {"curated": curated, "encoded": other})
@@ -236,7 +236,7 @@ def test_captured_energy_by_rank_is_reported_and_a_rank_recommended(tmp_path, as
     assert label == "87%: rank 3 of 48"
 
 
-def test_ranks_that_are_none_are_refused(tmp_path):
+def test_invalid_ranks_are_refused(tmp_path):
     for rank, message in ((0, "pca_rank=0: must be auto, or at least 1"), (-1, "pca_rank=-1: must be auto")):
         with pytest.raises(ConfigError, match=message):
             STEP.check(validate(BasisSettings, {"curated": "c", "pca_rank": rank}))
@@ -249,7 +249,7 @@ def moments_of(curated, tmp_path, **settings):
     return [read_partial(str(tmp_path), worker(piece.to_json())["name"]) for piece in pieces]
 
 
-def test_random_patches_stand_for_all(curated, tmp_path):
+def test_random_patches_estimate_all_patches(curated, tmp_path):
     """2 of 6 patches: as many are counted, and colours agree within their error."""
     drawn = merged(moments_of(curated, tmp_path, patches_per_image=2))
     whole = merged(moments_of(curated, tmp_path, patches_per_image="all"))

@@ -41,7 +41,7 @@ def staged(tmp_path, make_images):
     return str(tmp_path / "out"), list(names)
 
 
-def test_plan_and_files_hold_every_picture_once(staged):
+def test_plan_and_files_hold_every_image_once(staged):
     folder, names = staged
     plan = plan_files(folder, names, 3, 10)
     assert plan["dropped"] == {"duplicate": 1} and sum(plan["kept"].values()) == 60
@@ -66,6 +66,6 @@ def test_plan_is_made_once(staged):
     assert plan_files(folder, names, 3, 10) == json.loads(json.dumps(plan))
 
 
-def test_shards_without_pictures(tmp_path):
+def test_shards_without_images(tmp_path):
     plan = plan_files(str(tmp_path / "out"), ["a", "b"], 3, 10)
     assert plan == {"files": {}, "dropped": {}, "kept": {}}

@@ -101,7 +101,7 @@ def test_every_row_is_kept_or_rejected_with_its_reason(outcome, source):
 
 
 @pytest.mark.ray
-def test_output_is_what_the_design_says(outcome):
+def test_output_has_the_documented_layout(outcome):
     files = outcome.artifact.files("train", ".parquet") + outcome.artifact.files("held_out", ".parquet")
     for file in files:
         schema = pq.read_schema(file)
@@ -139,13 +139,13 @@ def test_split_follows_the_key(outcome):
 
 
 @pytest.mark.ray
-def test_artifact_that_stands_is_not_made_again(outcome, settings):
+def test_a_complete_artifact_is_not_rebuilt(outcome, settings):
     again = run_step(STEP, settings)
     assert again.reused and again.artifact == outcome.artifact and again.mlflow_run == outcome.mlflow_run
 
 
 @pytest.mark.ray
-def test_killed_while_files_are_written_does_only_the_rest(outcome, settings, monkeypatch):
+def test_resuming_after_a_kill_writes_the_missing_files(outcome, settings, monkeypatch):
     """As if killed before one file of the plan was written: staged rows still stand then."""
     folder = Path(outcome.artifact.uri)
     before = files_of(folder)
@@ -203,7 +203,7 @@ def test_number_of_workers_changes_nothing(outcome, settings, tmp_path):
 
 
 @pytest.mark.ray
-def test_nothing_left_is_an_error(settings, local_ray, tmp_path):
+def test_no_accepted_image_is_an_error(settings, local_ray, tmp_path):
     run = RunSettings(storage=str(tmp_path))
     strict = settings.model_copy(update={"run": run, "filters": Filters(min_aesthetic=9.9)})
     with pytest.raises(ConfigError, match="too few to train and test on; rejected: {'aesthetic below the threshold'"):

@@ -23,7 +23,7 @@ def test_first_of_a_key_stays():
     assert found([(1, 1, 1, 9), (1, 2, 0xFF00, 99)]) == (["", "repeated key"], [-1, 0])
 
 
-def test_equal_hashes_of_images_that_look_different_are_not_believed():
+def test_hash_collisions_are_not_duplicates():
     """The hashes come from the source: a column may hold one value for all."""
     rows = [(1, 7, 0, 10), (2, 7, 0xFFFF, 20), (3, 7, 0b111, 5)]
     assert found(rows, None) == (["", "", ""], [-1, -1, -1])
@@ -35,7 +35,7 @@ def test_largest_of_equal_files_stays_then_the_first():
     assert found(rows) == (["duplicate", "", "duplicate"], [1, -1, 1])
 
 
-def test_look_alikes():
+def test_near_duplicates():
     rows = [(1, 1, 0, 10), (2, 2, 0b11, 20), (3, 3, 0b111, 5), (4, 4, 0, 5)]
     assert found(rows, 2) == (["near duplicate", "", "near duplicate", "near duplicate"], [1, -1, 1, 1])
     assert found(rows, 0) == (["", "", "", "near duplicate"], [-1, -1, -1, 0])

@@ -20,7 +20,7 @@ SCORES = {"aesthetic": 6.0, "punsafe": 0.1, "pwatermark": 0.1, "similarity": 0.3
 
 @pytest.mark.parametrize("name", SCORES)
 @pytest.mark.parametrize("score", [None, "high", math.nan, math.inf, -math.inf, 10**400])
-def test_scores_that_are_no_numbers(name, score):
+def test_non_numeric_scores(name, score):
     scores = read_scores({**SCORES, name: score}, Columns())
     assert scores == {k: v for k, v in SCORES.items() if k != name}
     with pytest.raises(Rejected, match=f"no {name} score"):
@@ -38,7 +38,7 @@ def test_labels_stored_as_text_or_decimals(label, number):
 
 
 @pytest.mark.parametrize("label", [None, "cat", 2.5, -1, True, 2**31, float("nan")])
-def test_labels_that_are_no_numbers(label):
+def test_non_numeric_labels(label):
     with pytest.raises(Rejected, match="no label"):
         read_label({"y": label}, Columns(label="y"))
 
@@ -73,14 +73,14 @@ def test_threshold_that_is_off_asks_for_no_score():
         ("photos at example.com/gallery", "a URL or a file name"),
     ],
 )
-def test_captions_that_say_nothing(caption, reason):
+def test_empty_captions(caption, reason):
     with pytest.raises(Rejected, match=reason):
         check_caption(caption, Filters())
     check_caption(caption, Filters(captions=False))
 
 
 @pytest.mark.parametrize("caption", ["a cat", "Dr. Who, vol. 2", "a jpg artefact", "x" * 2000, "the .com boom"])
-def test_captions_that_are_fine(caption):
+def test_accepted_captions(caption):
     check_caption(caption, Filters())
 
 

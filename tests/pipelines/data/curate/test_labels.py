@@ -67,7 +67,7 @@ def test_classes_are_numbered_in_the_order_of_their_names(imagenet):
         check(settings(imagenet / "n01"))
 
 
-def test_pictures_of_a_class_have_its_number_and_the_rest_is_set_aside(imagenet, tmp_path):
+def test_images_get_their_class_label_and_others_are_rejected(imagenet, tmp_path):
     found = list_classes(str(imagenet))
     _, rows = curated(settings(imagenet), tmp_path / "a", "n01", found["n01"], 0)
     assert {(key, label) for key, label, _ in rows} == {("n01/n01_0", 0), ("n01/n01_1", 0)}
@@ -122,7 +122,7 @@ def test_a_column_of_labels_that_is_not_there_is_named(tmp_path, make_images):
         check(settings(tmp_path, labels="column", columns=Columns(label="y")))
 
 
-def test_a_picture_without_a_class_has_none(tmp_path, make_images):
+def test_an_image_without_a_class_has_none(tmp_path, make_images):
     curator = ShardCurator(CurateSettings(source="data", filters=OPEN), str(tmp_path))
     row, _ = curator.curate(Sample("k", make_images(1)[0].image, "c", {}), Histograms())
     assert row["label"] is None and Image.open(io.BytesIO(row["image"])).size == (64, 64)

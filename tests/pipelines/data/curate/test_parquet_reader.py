@@ -55,7 +55,7 @@ def test_cells_that_are_missing(read_back):
 
 
 @pytest.mark.parametrize("status", ["active", "failed review", "", None, 200])
-def test_status_of_another_tool_says_nothing(read_back, status):
+def test_status_of_another_tool_is_ignored(read_back, status):
     assert [s.problem for s in read_back(table_of(["a"], status=[status]))] == [""]
 
 
@@ -83,7 +83,7 @@ def test_rows_without_a_key_column_are_numbered(read_back):
     assert [s.key for s in samples] == ["0", "1", "2", "3", "4"]
 
 
-def test_mark_of_the_byte_order_is_no_caption(read_back):
+def test_byte_order_mark_is_removed_from_captions(read_back):
     table = pa.table({"key": ["a"], "jpg": [b"x"], "caption": ["\ufeffwords"]})
     assert read_back(table)[0].caption == "words"
 
@@ -165,7 +165,7 @@ def test_keys_of_the_metadata_that_lost_their_zeros(tmp_path):
 
 
 @pytest.mark.parametrize("columns", [{"url": ["x"]}, {"key": ["a"]}, {"key": ["a"], "status": ["done"]}])
-def test_foreign_parquet_beside_a_tar_promises_nothing(tmp_path, columns):
+def test_foreign_parquet_beside_a_tar_is_ignored(tmp_path, columns):
     metadata = metadata_of(tmp_path, pa.table(columns))
     assert list(metadata.missing()) == [] and not metadata.is_table and not metadata.problem
 

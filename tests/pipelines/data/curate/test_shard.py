@@ -61,7 +61,7 @@ def test_file_hash_is_that_of_the_download(curator, make_images):
 
 
 @pytest.mark.parametrize("given", ["None", "nan", "0", "", None, "abc", 7, "g" * 64])
-def test_what_is_no_hash_is_not_taken_for_one(curator, make_images, given):
+def test_invalid_hashes_are_ignored(curator, make_images, given):
     """Of six images with "None" in the column, five were dropped as duplicates."""
     image = make_images(1)[0].image
     assert curate(curator, image, record={**SCORES, "sha256": given})[0]["sha256"] == hashlib.sha256(image).hexdigest()
@@ -115,7 +115,7 @@ def bits_apart(a, b):
     return (perceptual_hash(a) ^ perceptual_hash(b)).bit_count()
 
 
-def test_perceptual_hash_knows_a_photograph_again():
+def test_perceptual_hash_matches_resized_photographs():
     names = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg", "moon.png")
     photographs = [decode_image((files("skimage.data") / name).read_bytes()) for name in names]
     for photograph in photographs:
@@ -142,7 +142,7 @@ def fuzzed(good, rng):
     return bytes(data)
 
 
-def test_two_thousand_damaged_pictures(tmp_path, make_images):
+def test_two_thousand_damaged_images(tmp_path, make_images):
     """Each is kept or rejected with a reason, once; the good ones between them all survive."""
     rng = random.Random(0)
     formats = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}

@@ -28,7 +28,7 @@ def noise(size):
     return b"".join(hashlib.sha256(i.to_bytes(4, "big")).digest() for i in range(size // 32))
 
 
-def test_store_that_fails_is_not_a_tar_cut_off(tmp_path):
+def test_a_storage_error_is_not_a_truncated_tar(tmp_path):
     with pytest.raises(OSError):
         list(read_shard(str(tmp_path / "absent.tar"), Columns()))
 
@@ -118,7 +118,7 @@ def test_crawl_on_a_store_that_fails_now_and_then(faulty_s3, make_shards, make_i
     assert refused.struck > 3 and cut.struck > 3
 
 
-def test_shard_that_cannot_be_had_is_not_a_damaged_one(faulty_s3, tmp_path, monkeypatch):
+def test_an_unreachable_shard_is_not_damaged(faulty_s3, tmp_path, monkeypatch):
     uri, server = faulty_s3
     monkeypatch.setattr("pipelines.core.s3.CHUNK", 1 << 14)
     rows = {"key": [str(i) for i in range(60)], "jpg": [os.urandom(5000) for _ in range(60)], "caption": ["x"] * 60}

@@ -67,7 +67,7 @@ def test_joined_behind_one_that_was_cut_off(read):
     assert problems_of(samples) == {"a": "", "b": "false size in tar", "c": ""}
 
 
-def test_what_systems_leave_is_no_sample(read):
+def test_system_files_are_not_samples(read):
     members = [("._cat", b"x"), ("__MACOSX/._a.jpg", b"x"), ("folder/.DS_Store", b"x"), ("Thumbs.db", b"x")]
     pairs = [pair for name, data in sample("a") for pair in ((f"._{name}", b"x"), (name, data))]
     assert problems_of(read(tar_of(members + pairs))) == {"a": ""}
@@ -197,11 +197,11 @@ def test_files_too_large(read, monkeypatch):
     ("data", "problem"), [(b"", "tar cut off"), (b"no tar" * 100, "no readable shard"),
                           (gzip.compress(b"")[:5], "tar cut off"), (gzip.compress(b"none" * 200), "no readable shard")]
 )  # fmt: skip
-def test_what_is_no_tar_is_reported_once(read, data, problem):
+def test_a_file_that_is_not_a_tar_is_reported_once(read, data, problem):
     assert [(s.key, s.problem) for s in read(data)] == [("", problem)]
 
 
-def test_empty_tar_holds_nothing(read):
+def test_an_empty_tar_has_no_samples(read):
     assert read(tar_of([])) == []
 
 
@@ -221,7 +221,7 @@ def test_interleaved_members_are_rejected_for_their_order(read):
     assert [(s.key, s.problem) for s in read(data, found.value.keys)] == [("a", torn), ("b", torn), ("c", "")]
 
 
-def test_a_text_that_is_named_like_a_distant_image_tears_nothing_that_is_whole(read):
+def test_a_distant_text_of_the_same_name_does_not_reject_complete_samples(read):
     """The second part of two joined tars lacks an image: that is no reason to doubt the first part's."""
     joined = tar_of(sample("a") + sample("b")) + tar_of(sample("a")[1:])
     assert [(s.key, s.problem) for s in read(joined)] == [("a", ""), ("b", ""), ("a", "no image of its key")]

@@ -129,14 +129,14 @@ def assert_same(ours: list[Batch], theirs: list[Batch], text: float = 0, z_0: fl
             torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=tolerance, atol=tolerance)
 
 
-def test_row_groups_know_the_size_of_their_pictures(folder):
+def test_row_groups_know_the_size_of_their_images(folder):
     groups = list_row_groups(*(files_in(folder, kind) for kind in ("curated", "latents", "text")))
     assert Counter((g.size, g.rows) for g in groups) == {
         ((32, 32), 4): 8, ((32, 32), 2): 1, ((32, 32), 1): 1, ((48, 32), 4): 2, ((48, 32), 3): 1
     }  # fmt: skip
 
 
-def test_an_epoch_has_every_picture_once_each_with_what_belongs_to_it(folder):
+def test_an_epoch_has_every_image_once_each_with_what_belongs_to_it(folder):
     batches = steps(loader(folder), 0, STEPS)
     assert all(len(step) == 1 and len(step[0].keys) == BATCH for step in batches)
     assert {tuple(b.images.shape[2:]) for (b,) in batches} == {(32, 32), (32, 48)}
@@ -297,7 +297,7 @@ def damaged(folder: Path, tmp_path: Path, change) -> tuple[Path, int]:
     ],
     ids=["cut off", "none", "another size"],
 )
-def test_a_damaged_picture_is_an_error_at_its_step_that_names_file_and_key(folder, tmp_path, change, message):
+def test_a_damaged_image_is_an_error_at_its_step_that_names_file_and_key(folder, tmp_path, change, message):
     copy, step = damaged(folder, tmp_path, change)
     batches = loader(copy).from_step(0, BATCH)
     assert len(list(islice(batches, step))) == step
@@ -306,7 +306,7 @@ def test_a_damaged_picture_is_an_error_at_its_step_that_names_file_and_key(folde
     assert_background_ends()
 
 
-def test_what_cannot_be_read_is_raised_at_its_step(folder, tmp_path):
+def test_read_errors_are_raised_at_their_step(folder, tmp_path):
     """The 48x32 file is deleted after its footer was read."""
     for kind in ("latents", "text"):
         (tmp_path / kind).symlink_to(folder / kind)
@@ -346,7 +346,7 @@ def test_row_groups_of_several_sizes_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("column", "file"), [("latents", "curated/32x32-00000"), ("text", "bare/32x32-00000")])
-def test_what_is_not_stored_is_an_error_that_names_it(folder, tmp_path, column, file):
+def test_missing_columns_are_named(folder, tmp_path, column, file):
     bare = tmp_path / "bare" / "32x32-00000.parquet"
     bare.parent.mkdir()
     table = pq.read_table(folder / "text" / bare.name)
@@ -362,7 +362,7 @@ def encode_artifact(folder: Path, text: str = "on_the_fly", latents: str = "on_t
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_text_and_latents_on_the_fly_give_the_batches_of_stored_ones_though_actors_die(folder, tiny_base, local_ray):
+def test_batches_on_the_fly_equal_stored_ones_despite_lost_actors(folder, tiny_base, local_ray):
     """The expected values are encoded here, one row at a time: the last bit of bfloat16 may differ."""
     encoded, pool, base = encode_artifact(folder), ModelWorkers(workers=1), str(tiny_base)
     text, latents = EncodedText(base, "cpu", 512), EncodedLatents(base, "cpu")
@@ -399,7 +399,7 @@ def test_each_actor_gets_one_request_per_step(local_ray):
     assert [actor.requests for actor in actors] == [[[5]], [[1, 2]], [[3, 4]]]
 
 
-def test_where_all_is_stored_no_actor_starts(folder, tiny_base):
+def test_stored_tensors_start_no_actor(folder, tiny_base):
     stored, pool = encode_artifact(folder, "stored", "stored"), ModelWorkers(workers=2)
     with text_actors(stored, str(tiny_base), pool, 1) as embedders, latent_actors(stored, "", pool, 1) as encoders:
         assert embedders == encoders == []

@@ -21,7 +21,7 @@ def subspace():
     return Subspace(A, 2.43, "channel_first", RELEASED, {})
 
 
-def test_a_card_says_how_it_was_made_and_how_to_use_it():
+def test_a_card_has_provenance_and_usage():
     card = model_card(settings(), subspace(), DEFAULTS)
     _, front, text = card.split("---\n", 2)
     assert yaml.safe_load(front) == {

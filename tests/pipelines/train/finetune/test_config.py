@@ -34,12 +34,12 @@ def test_defaults_are_the_papers():
         ({"export": {"alias": "1st"}}, "export.alias='1st'"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(changes, message):
+def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         validate(FinetuneSettings, {**INPUTS, **changes})
 
 
-def test_where_it_runs_and_how_it_is_watched_does_not_change_what_is_made():
+def test_resources_and_monitoring_are_not_hashed():
     plain = validate(FinetuneSettings, INPUTS)
     elsewhere = {
         "resources": {"workers": 8, "zero_stage": 3, "micro_batch": 1, "compile": True},
@@ -60,7 +60,7 @@ def test_settings_of_the_released_training_leave_the_ids_of_other_trainings_alon
     assert (kept["text_padding"], kept["optim"]["warmup_ratio"]) == ("max_length", 1e-3)
 
 
-def test_text_that_is_padded_otherwise_than_the_finetune_asks_is_refused(tmp_path):
+def test_another_text_padding_is_refused(tmp_path):
     Subspace(torch.eye(768, 128), 1.0, "channel_first", RELEASED).save(tmp_path / "subspace.safetensors")
     inputs = {"curated": Artifact("c", {"id": "1"}), "basis": Artifact(str(tmp_path), {})}
     for made, asked in [({}, "max_length"), ({"text_padding": "max_length"}, "none")]:

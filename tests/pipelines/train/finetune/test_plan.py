@@ -90,7 +90,7 @@ def test_shapes_and_sizes_of_inputs_that_are_here(tmp_path):
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_store_that_refuses_is_a_size_that_is_assumed(monkeypatch):
+def test_an_unreachable_store_gives_an_assumed_size(monkeypatch):
     def refuse(uri, step):
         raise StorageError(f"{uri}: access denied")
 
@@ -112,7 +112,7 @@ def test_every_model_and_loss_has_a_plan(kind):
     assert ("DDT head" in text) == (kind[0] == "ddt")
 
 
-def test_what_takes_more_and_what_less(papers):
+def test_memory_grows_with_its_settings(papers):
     def memory_of(**resources) -> dict[str, float]:
         return replace(papers, settings=settings_of(resources=resources)).memory
 
@@ -156,7 +156,7 @@ def test_batches_that_do_not_divide_are_padded(papers):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("type_", ["bfloat16", "float32"])
-def test_what_is_held_is_what_tensors_take(kind, type_, tmp_path):
+def test_planned_memory_equals_the_tensors(kind, type_, tmp_path):
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(TINY))
     resources = {"workers": 1, "precision": type_, "zero_stage": 0}
@@ -207,7 +207,7 @@ def test_settings_that_a_bases_file_leaves_out_are_the_classs(tmp_path):
 
 
 @pytest.mark.parametrize("net", PERCEPTUAL_COSTS)
-def test_what_a_perceptual_network_takes(net):
+def test_cost_of_a_perceptual_network(net):
     perceptual = load_perceptual(Perceptual(net=net, weights="random")).to("meta")
     assert sum(p.numel() for p in perceptual.parameters()) == PERCEPTUAL_COSTS[net].values
     kept: dict[int, torch.UntypedStorage] = {}

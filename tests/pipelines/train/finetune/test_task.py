@@ -48,7 +48,7 @@ def test_a_batch_names_what_the_loss_takes(model):
 
 
 @pytest.mark.parametrize("task", [FinetuneTask, PretrainTask])
-def test_the_class_of_a_task_travels_by_reference_inside_the_workers_function(task):
+def test_the_task_class_is_pickled_by_reference(task):
     """Only workers import the model, and the class is found by its name."""
     sent = cloudpickle.dumps(driver.train_function(task))
     assert task.__name__.encode() in sent and task.__module__.encode() in sent

@@ -13,7 +13,7 @@ from pipelines.core.config import load_config
 from pipelines.core.step import run_step
 from pipelines.data.basis.step import load_subspace
 from pipelines.train.finetune.config import FinetuneSettings
-from pipelines.train.finetune.model import load_finetuned
+from pipelines.train.finetune.model import build_model
 from pipelines.train.finetune.step import STEP
 from pipelines.train.metrics_log import MetricsLog
 
@@ -30,7 +30,7 @@ def shipped(name: str, *overrides: str) -> FinetuneSettings:
 
 
 @pytest.mark.parametrize("kind", TWINS)
-def test_a_twin_is_like_its_sibling_in_all_but_size(kind):
+def test_a_toy_configuration_differs_from_the_9b_one_in_size_only(kind):
     big, toy = shipped(f"klein_9b{kind}"), shipped(f"toy_klein{kind}")
     assert (toy.model, toy.loss.kind, toy.ddt.blocks) == (big.model, big.loss.kind, big.ddt.blocks)
     assert (toy.loss.granularity, toy.loss.kappa) == (big.loss.granularity, big.loss.kappa)
@@ -44,7 +44,7 @@ def test_a_twin_is_like_its_sibling_in_all_but_size(kind):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TWINS)
-def test_a_twin_trains(kind, tiny_workflow, tiny_base, tmp_path):
+def test_a_toy_configuration_trains(kind, tiny_workflow, tiny_base, tmp_path):
     made = {name: tiny_workflow[2][step].artifact for name, step in STEP.inputs.items()}
     few = ["optim.steps=4", "optim.batch=6", "optim.warmup_steps=1", "optim.cooldown_steps=0", "ema.start_step=1"]
     few += ["checkpoints.every=2", "validation.every=4", "validation.pictures=2", "validation.steps=2"]
@@ -56,7 +56,7 @@ def test_a_twin_trains(kind, tiny_workflow, tiny_base, tmp_path):
     metrics_log = MetricsLog.from_json(storage.read_bytes(artifact.file("record.json")).decode())
     assert metrics_log.steps == [1, 2, 3, 4] and not metrics_log.skipped
     assert metrics_log.curves.keys() - {"sigma"} == TERMS.get(kind, {"loss"})
-    model = load_finetuned(artifact, load_subspace(made["basis"]), str(tiny_base))
+    model = build_model(settings, load_subspace(made["basis"]))
     trained = {name.removeprefix("transformer.") for name in model.trainable()}
     whole = {name.split(".")[0] for name in trained if ".lora_" not in name}
     assert whole == {"x_embedder", "norm_out", "head" if kind == "_ddt" else "proj_out"}

@@ -40,7 +40,7 @@ def batches(found, count=ROWS // BATCH, first=0, micro_batch=BATCH):
     return [batch for step in islice(found.from_step(first, micro_batch), count) for batch in step]
 
 
-def test_an_epoch_has_every_picture_once_with_its_label(files):
+def test_an_epoch_has_every_image_once_with_its_label(files):
     seen = batches(loader(files, loss={"class_dropout": 0.0}))
     labels = {key: int(label) for batch in seen for key, label in zip(batch.keys, batch.labels, strict=True)}
     assert labels == {str(i): i % 5 for i in range(ROWS)}
@@ -53,7 +53,7 @@ def test_labels_are_dropped_at_their_rate(files):
     assert (torch.cat([b.labels for b in batches(loader(files, loss={"class_dropout": 1.0}))]) == 5).all()
 
 
-def test_half_of_the_pictures_are_mirrored_by_the_sample_alone(files):
+def test_half_of_the_images_are_mirrored_by_the_sample_alone(files):
     plain = {k: x for b in batches(loader(files, flip=False)) for k, x in zip(b.keys, b.images, strict=True)}
     turned = 0
     for batch in batches(loader(files), count=40):

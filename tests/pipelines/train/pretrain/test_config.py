@@ -38,7 +38,7 @@ def test_defaults_are_the_papers():
         ({"optim": {"optimizer": "adam8bit"}}, "optim.optimizer=adam8bit with resources.zero_stage=2"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(changes, message):
+def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         validate(PretrainSettings, {**INPUTS, **changes})
 
@@ -55,14 +55,14 @@ def test_a_size_may_be_changed_in_parts():
     assert STEP.shown(settings)["network"]["width"] == 1024
 
 
-def test_names_of_runs_tell_the_family_apart():
+def test_run_names_distinguish_variants():
     makes = ({"rank": 8}, {"rank": 8, "kind": "random"}, {"rank": 0})
     names = [title(validate(PretrainSettings, {**INPUTS, "subspace": subspace})) for subspace in makes]
     assert names == ["r8", "random r8", "r0"]
     assert title(validate(PretrainSettings, {**INPUTS, "repa": {"encoder": "x"}})) == "r8 repa"
 
 
-def test_where_it_runs_does_not_change_what_is_made():
+def test_resources_are_not_hashed():
     plain = validate(PretrainSettings, INPUTS)
     elsewhere = {"resources": {"workers": 8, "zero_stage": 1}, "validation": None, "checkpoints": {"every": 3}}
     assert hashed_settings(validate(PretrainSettings, {**INPUTS, **elsewhere})) == hashed_settings(plain)

@@ -66,12 +66,12 @@ def test_memory_is_counted_as_the_parts_are_held():
     assert len(set(kept)) == 1 and lean["activations of 2"] < 0.2 * kept[0]
 
 
-def test_a_peak_that_is_not_known_is_said():
+def test_an_unknown_peak_is_reported():
     numbers, rows = plan(settings())
     assert "worker_hours" not in numbers and "set resources.peak_tflops" in rows[-1][-1]
 
 
-def test_what_alignment_takes_is_not_passed_over():
+def test_alignment_is_counted():
     rows = plan(settings(repa={"encoder": "models/dinov2"}))[1]
     assert ["REPA", "not counted", "a forward pass of models/dinov2, and the projector"] in rows
     assert not any(row[0] == "REPA" for row in plan(settings())[1])
