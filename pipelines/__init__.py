@@ -18,7 +18,7 @@ import asymflow as asymflow  # its torchvision remedy must come before any impor
 # Imported objects are permanent; full garbage collections over them took a quarter of the import time.
 gc.set_threshold(*gc.get_threshold()[:2], 1000)
 
-# peft imports bitsandbytes (for 8-bit layers, unused here) and with it torch's compiler: one second per start. It is
-# hidden until the optimizer needs it.
+# peft imports bitsandbytes (for its own quantized layers, unused here) and with it torch's compiler: one second per
+# start. It is hidden until `asymflow.models.quantized.import_bitsandbytes`.
 sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # without a GPU it warns about missing kernels

@@ -87,9 +87,12 @@ def merge(
         The pixel model, in the base's type.
 
     Raises:
-        ValueError: If tensors are missing or unknown, have another shape, or are not finite.
+        ValueError: If the transformer is quantized, or tensors are missing or unknown, have another shape, or are not
+            finite.
     """
     weights = dict(transformer.named_parameters())
+    if not all(weight.is_floating_point() for weight in weights.values()):
+        raise ValueError("it is quantized, and an adapter is merged into full weights: attach it, or give a full base")
     check_shapes({name: t.shape for name, t in tensors.items()}, expected_shapes(weights, tensors, subspace))
     check_finite(tensors)
     for name, weight in weights.items():

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from asymflow.models.backbone import Backbone
 from asymflow.models.latent import backbone_of
 from asymflow.models.mixed_precision import use_master_weights
+from asymflow.models.network import NF4_BLOCK
+from asymflow.models.quantized import quantize_linears
 from asymflow.parameterization import interpolate, teacher_x_0_low_hat
 from asymflow.schedule import calibrate
 from asymflow.subspace import Subspace
@@ -91,6 +93,34 @@ class AdaptedModel(nn.Module):
         """The trained last layer."""
         return self.transformer.get_submodule(self.backbone.last)
 
+    def frozen_linears(self) -> list[str]:
+        """Return the layers that `quantize_base` quantizes: the transformer's frozen linear layers but the text input.
+
+        The text input keeps its type because this is the type of the computation. Left out are also layers whose rows
+        are not whole blocks of values, which no published model has.
+
+        Returns:
+            Names in the transformer.
+        """
+        return [
+            name
+            for name, module in self.transformer.named_modules()
+            if isinstance(module, nn.Linear)
+            and not module.weight.requires_grad
+            and name != self.backbone.text_input
+            and module.in_features % NF4_BLOCK == 0
+        ]
+
+    def quantize_base(self, device: torch.device | str | None = None) -> None:
+        """Store the weights of `frozen_linears` in 4 bits (NF4), for the student and its teacher, which share them.
+
+        Call it after `set_precision`. The trained parts, the three original modules, biases and norms keep their types.
+
+        Args:
+            device: Device on which weights are quantized and stay; None: where they are.
+        """
+        quantize_linears(self.transformer, self.frozen_linears(), device)
+
     def add_lora(self, rank: int = 256, alpha: int | None = None, dropout: float = 0.05) -> None:
         """Add LoRA to exactly `Backbone.lora_targets`, through peft. B is zero at first, so the output does not change.
 
@@ -125,7 +155,8 @@ class AdaptedModel(nn.Module):
         """
         trained = torch.promote_types(dtype, torch.float32)
         for parameter in self.parameters():
-            parameter.data = parameter.data.to(trained if parameter.requires_grad else dtype)
+            if parameter.is_floating_point():  # quantized weights have their own format
+                parameter.data = parameter.data.to(trained if parameter.requires_grad else dtype)
 
     def enable_gradient_checkpointing(self) -> None:
         """Store only the input of each block; recompute the rest in the backward pass, with the same dropout."""

@@ -52,6 +52,15 @@ def check_padding(base: str, padding: str) -> None:
         raise ConfigError(f"text_padding={padding}: not supported by base={base!r}; allowed: {', '.join(allowed)}")
 
 
+def check_unquantized(base: str) -> None:
+    """Raise ConfigError if the transformer of `base` is stored quantized: its first and last layers must be full."""
+    if "quantization_config" in read_json_setting(Path(base) / "transformer" / "config.json", f"base={base!r}"):
+        raise ConfigError(
+            f"base={base!r}: its transformer is stored quantized; give the full pipeline, and quantize it while it is "
+            "trained with base_quantization=nf4"
+        )
+
+
 PUBLISHED = published_model().geometry
 """Token geometry of FLUX.2 klein"""
 

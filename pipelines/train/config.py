@@ -37,8 +37,14 @@ class Optim(Settings):
 
 def check_optimizer(optim: Optim) -> None:
     """Raise ConfigError if the optimizer's package is not installed."""
-    if optim.optimizer == "adam8bit" and not PathFinder.find_spec("bitsandbytes"):
-        raise ConfigError("optim.optimizer=adam8bit: needs bitsandbytes: pip install 'asymflow[gpu]'")
+    if optim.optimizer == "adam8bit":
+        check_bitsandbytes("optim.optimizer=adam8bit")
+
+
+def check_bitsandbytes(setting: str) -> None:
+    """Raise ConfigError, which begins with the setting, if bitsandbytes is not installed."""
+    if not PathFinder.find_spec("bitsandbytes"):
+        raise ConfigError(f"{setting}: needs bitsandbytes: pip install 'asymflow[gpu]'")
 
 
 class Resources(Settings):
@@ -58,6 +64,8 @@ class Resources(Settings):
     """Recompute each block in the backward pass instead of keeping its activations"""
     compile: bool = False
     """torch.compile each block: minutes at the start, faster steps afterwards"""
+    gpu_memory: float | None = Field(None, gt=0)
+    """Memory in GiB of the GPU that the plan of --dry-run is made for; empty: this machine's GPU, else an H100"""
     peak_tflops: float | None = Field(None, gt=0)
     """Peak of one worker, for model FLOPs utilization (MFU); empty: known for common GPUs, else MFU is not logged"""
     wait_minutes: float = Field(30.0, gt=0)

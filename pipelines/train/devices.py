@@ -88,13 +88,16 @@ def torch_finds_a_gpu() -> bool:
 
 
 def device_of(resources: Resources) -> Device:
-    """Return this machine's GPU; without one, an H100 as the assumed GPU of the cluster."""
-    known = resources.peak_tflops
+    """Return the GPU of the settings, else this machine's; without one, an H100 as the assumed GPU of the cluster."""
+    known, gib = resources.peak_tflops, resources.gpu_memory
     if not resources.use_gpu:
         return Device("this CPU", known)
     if any(Path(driver).exists() for driver in _DRIVERS) and torch_finds_a_gpu():
         import torch
 
         name = torch.cuda.get_device_name()
-        return Device(name, known or peak_tflops(name), torch.cuda.get_device_properties(0).total_memory / 2**30)
-    return Device("resources.peak_tflops", known) if known else PLANNED_FOR
+        own = torch.cuda.get_device_properties(0).total_memory / 2**30
+        return Device(name, known or peak_tflops(name), gib or own)
+    if known or gib:
+        return Device("the planned GPU" if gib else "resources.peak_tflops", known, gib)
+    return PLANNED_FOR

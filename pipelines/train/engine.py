@@ -6,7 +6,6 @@ its ZeRO stages shard, and nothing is cast.
 
 import logging
 import math
-import sys
 from typing import Any
 
 import deepspeed
@@ -15,6 +14,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 
+from asymflow.models.quantized import import_bitsandbytes
 from pipelines.core.prebuild import BUILD_SECONDS, extensions_folder, remove_stale_locks
 from pipelines.train.config import Optim, TrainSettings
 from pipelines.train.task import Batch
@@ -52,11 +52,7 @@ def make_optimizer(groups: list[dict[str, Any]], optim: Optim, zero_stage: int) 
         return AdamW(groups, **options)
     optimizer: Any
     if optim.optimizer == "adam8bit":
-        if "bitsandbytes.optim" not in sys.modules:
-            sys.modules.pop("bitsandbytes", None)  # hidden until now, see `pipelines`
-        from bitsandbytes.optim import AdamW8bit  # loads CUDA's libraries
-
-        kind = type("UnshardedAdam8bit", (Unsharded, AdamW8bit), {})
+        kind = type("UnshardedAdam8bit", (Unsharded, import_bitsandbytes().optim.AdamW8bit), {})
         optimizer = kind(groups, **options)
     else:
         optimizer = UnshardedAdam(groups, **options)

@@ -22,6 +22,8 @@ from asymflow.models.backbone import Backbone
 from asymflow.models.ddt import DdtFlux2
 from asymflow.models.latent import MODULES, LatentFamily, family_of, load_transformer, published_model
 from asymflow.models.lifted import LatentModel, PixelModel
+from asymflow.models.network import NF4_BLOCK
+from asymflow.models.quantized import import_bitsandbytes
 from asymflow.models.text import PADDINGS, pad_embeddings
 from asymflow.oklab import RELEASED
 from asymflow.parameterization import lift, recover_u
@@ -317,6 +319,28 @@ def test_in_half_precision_trained_values_stay_float32(made):
     assert (u - whole).norm() < 0.1 * whole.norm()
 
 
+def test_a_base_in_nf4_gives_the_velocities_of_its_dequantized_weights(made):
+    config = {**transformer_of(made).config, **made.tiny.wide}
+    torch.manual_seed(0)
+    model = PixelModel.from_latent(type(transformer_of(made)).from_config(config), made.subspace).eval()
+    model.add_lora(LORA)
+    (x_t, sigma, text, mask), dequantize = inputs(made), import_bitsandbytes().functional.dequantize_4bit
+    rounded, names = copy.deepcopy(model).eval(), model.frozen_linears()
+    with torch.no_grad():
+        whole = model(x_t, sigma, text, mask)
+    model.quantize_base()
+    for name in names:
+        weight = model.transformer.get_submodule(name).weight
+        rounded.transformer.get_submodule(name).weight.data = dequantize(weight.data, weight.quant_state)
+    with torch.no_grad():
+        expected = rounded(x_t, sigma, text, mask)
+    u = model(x_t, sigma, text, mask)
+    u.square().mean().backward()
+    assert_close(u, expected)
+    assert 1e-4 * whole.norm() < (u - whole).norm() < 0.2 * whole.norm()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == model.trainable().keys()
+
+
 def test_every_loss_trains_and_the_latent_baseline_starts_as_the_base(made):
     encoder = made.family.load_image_encoder(made.folder, "cpu", torch.float32)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -460,6 +484,8 @@ def test_published_models_have_the_shapes_of_the_class(made):
         network = made.backbone.network(model.config)
         found = {layer.name: (layer.outputs, layer.inputs, layer.bias) for layer in network.linears}
         assert found == {n: (m.out_features, m.in_features, m.bias is not None) for n, m in linears.items()}
+        plain = {n for n, m in linears.items() if n not in (*made.backbone.trained, made.backbone.text_input)}
+        assert all(linears[n].in_features % NF4_BLOCK == 0 for n in plain)
         total = sum(p.numel() for p in transformer.parameters())
         assert sum(part.values for part in (*network.linears, *network.vectors)) == total
         assert model.geometry.token_width == made.backbone.token_width(model.config)

@@ -9,12 +9,13 @@ from pipelines.toy.autoencoder import set_whitening
 from pipelines.toy.text_encoder import new_text_encoder, train_tokenizer
 
 
-def make_transformer(text_width: int, token_width: int = 128) -> Flux2Transformer2DModel:
+def make_transformer(text_width: int, token_width: int = 128, head_width: int = 16) -> Flux2Transformer2DModel:
     torch.manual_seed(0)
+    axes = (head_width // 4,) * 4
     return Flux2Transformer2DModel(
-        in_channels=token_width, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=text_width, timestep_guidance_channels=16, mlp_ratio=1.0, axes_dims_rope=(4, 4, 4, 4),
-        guidance_embeds=False,
+        in_channels=token_width, num_layers=1, num_single_layers=1, attention_head_dim=head_width,
+        num_attention_heads=2, joint_attention_dim=text_width, timestep_guidance_channels=16, mlp_ratio=1.0,
+        axes_dims_rope=axes, guidance_embeds=False,
     )  # fmt: skip
 
 

@@ -50,6 +50,12 @@ class TinyFamily:
     """Settings that are numbers of blocks, and the index of their kind in `Backbone.block_memory`"""
     unguided: dict[str, float] = field(default_factory=lambda: {"guidance_scale": 1.0})
     """Argument of the stock pipeline that switches guidance off"""
+    wide: dict[str, Any] = field(
+        default_factory=lambda: {
+            "attention_head_dim": 32, "axes_dims_rope": (8, 8, 8, 8), "timestep_guidance_channels": 64
+        }
+    )  # fmt: skip
+    """Settings of a transformer whose widths are multiples of 64, as quantization needs"""
     reconstruct: Callable[[Any, torch.Tensor], torch.Tensor] = lambda vae, images: (
         vae.decode(vae.encode(images).latent_dist.mode()).sample
     )
@@ -227,6 +233,7 @@ FAMILIES = {
         ("Z-Image",),
         {"n_layers": 2},
         unguided={"guidance_scale": 0.0},
+        wide={"dim": 64, "axes_dims": [8, 12, 12]},
     ),
     "qwen_image": TinyFamily(
         make_qwen_image,
@@ -236,6 +243,7 @@ FAMILIES = {
         ("Qwen-Image",),
         {"num_layers": 0},
         unguided={"true_cfg_scale": 1.0},
+        wide={"attention_head_dim": 32, "axes_dims_rope": (8, 12, 12)},
         reconstruct=lambda vae, images: vae.decode(vae.encode(images[:, :, None]).latent_dist.mode()).sample[:, :, 0],
     ),
 }

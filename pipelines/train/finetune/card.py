@@ -31,7 +31,8 @@ def model_card(settings: FinetuneSettings, subspace: Subspace | None, defaults: 
     }  # fmt: skip
     optim, time, loss, lora = settings.optim, settings.time, settings.loss, settings.lora
     rows = {
-        "base": f"`{base}`, whose license also covers this adapter",
+        "base": f"`{base}`, whose license also covers this adapter"
+        + (f"; quantized in training ({settings.base_quantization})" if settings.base_quantization else ""),
         "trained values": f"LoRA of rank {lora.rank}, first and last layers" if lora else "first and last layers",
         "steps, batch": f"{optim.steps}, {optim.batch}",
         "learning rate": f"{optim.lr:g}" + (f", last layer {optim.lr_proj_out:g}" if optim.lr_proj_out else ""),

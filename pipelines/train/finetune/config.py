@@ -152,6 +152,9 @@ class FinetuneSettings(train.TrainSettings):
     pixels by a decoder head"""
     pixels: Pixels = Pixels()
     lora: Lora | None = Lora()
+    base_quantization: Literal["nf4"] | None = added(None)
+    """nf4: store the frozen linear layers in 4 bits (NF4, bitsandbytes), for small GPUs. The adapter has the
+    same format and fits the unquantized base. It needs resources.zero_stage below 3. Empty: not quantized"""
     ddt: Ddt = Ddt()
     optim: Optim = Optim()
     time: Time = Time()
@@ -189,5 +192,11 @@ class FinetuneSettings(train.TrainSettings):
             raise ValueError(
                 f"model={self.model} with loss.kind=variance_reduced: only AsymFlow's initialization has the frozen "
                 "low-rank model; use loss.kind=flow_matching"
+            )
+        if self.base_quantization and self.resources.zero_stage == 3:
+            raise ValueError(
+                f"base_quantization={self.base_quantization} with resources.zero_stage=3: sharding would cut through "
+                "the blocks of values that share a scale; use zero_stage=0, 1 or 2, which keep the quantized base on "
+                "each worker, or base_quantization=null"
             )
         return self

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from asymflow.models.geometry import values_kept
 from asymflow.models.latent import backbone_of_config
-from asymflow.models.network import tokens_by_stream
+from asymflow.models.network import NF4_BLOCK, tokens_by_stream
 from pipelines.train.devices import BYTES, precision_name
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.flops import PERCEPTUAL_COSTS, student_network
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from asymflow.models.adapted import AdaptedModel
 
 FLOAT32 = 4
+NF4_BYTES = 0.5 + 1 / NF4_BLOCK + FLOAT32 / (256 * NF4_BLOCK)
+"""Bytes per value in NF4: 4 bits, an 8-bit scale per block, and a float32 scale per 256 of these"""
 _BLOCK = re.compile(r"(\w+\.\d+)\.\w")
 """A layer in a list of blocks, of which it is the name"""
 BUCKET = 500_000_000
@@ -43,6 +45,10 @@ class Values:
     """By parameter name"""
     largest_block: int
     """Frozen values of the largest block, which ZeRO-3 gathers to use it"""
+    quantizable: int
+    """Those of `base` that `base_quantization` stores in 4 bits"""
+    largest_quantizable: int
+    """Values of the largest matrix among them, which each use dequantizes"""
 
     @property
     def total_trained(self) -> int:
@@ -56,11 +62,14 @@ def count_values(model: "AdaptedModel") -> Values:
     original = sum(n for name, n in frozen.items() if name.startswith("latent_modules."))
     kinds = model.transformer._repeated_blocks
     blocks = [module for module in model.transformer.modules() if type(module).__name__ in kinds]
+    quantizable = [model.transformer.get_submodule(name).weight.numel() for name in model.frozen_linears()]
     return Values(
         base=sum(frozen.values()) - original,
         original=original,
         trained={name: p.numel() for name, p in model.trainable().items()},
         largest_block=max(sum(p.numel() for p in block.parameters() if not p.requires_grad) for block in blocks),
+        quantizable=sum(quantizable),
+        largest_quantizable=max(quantizable, default=0),
     )
 
 
@@ -76,12 +85,27 @@ def plan_values(settings: FinetuneSettings, config: Mapping[str, Any]) -> Values
         values |= {f"head.blocks.{i}.block.attn.norms": 2 * head.head_width for i in range(head.blocks)}
     parts = {layer.name: layer.values for layer in latent.linears}
     parts |= {vectors.name: vectors.values for vectors in latent.vectors}
-    original = sum(n for name, n in parts.items() if f"{name}.".startswith(tuple(f"{e}." for e in backbone.trained)))
+    replaced = tuple(f"{name}." for name in backbone.trained)
+    original = sum(n for name, n in parts.items() if f"{name}.".startswith(replaced))
+    quantizable = [
+        layer.inputs * layer.outputs
+        for layer in latent.linears
+        if not f"{layer.name}.".startswith(replaced)
+        and layer.name != backbone.text_input
+        and layer.inputs % NF4_BLOCK == 0
+    ]
     blocks: dict[str, int] = {}
     for name, number in parts.items():
         if inside := _BLOCK.match(name):
             blocks[inside[1]] = blocks.get(inside[1], 0) + number
-    return Values(sum(parts.values()) - original, original, values, max(blocks.values()))
+    return Values(
+        base=sum(parts.values()) - original,
+        original=original,
+        trained=values,
+        largest_block=max(blocks.values()),
+        quantizable=sum(quantizable),
+        largest_quantizable=max(quantizable, default=0),
+    )
 
 
 def static_memory(settings: FinetuneSettings, values: Values) -> dict[str, float]:
@@ -90,8 +114,10 @@ def static_memory(settings: FinetuneSettings, values: Values) -> dict[str, float
     stage, workers = resources.zero_stage, resources.workers
     shard = {kind: workers if stage >= least else 1 for kind, least in SHARDED_FROM.items()}
     gathered = 2 * size * values.largest_block if stage == 3 and workers > 1 else 0
+    quantized = values.quantizable if settings.base_quantization else 0
+    base = size * (values.base - quantized) + NF4_BYTES * quantized
     parts = {
-        "base weights": size * values.base / shard["weights"] + gathered,
+        "base weights": base / shard["weights"] + gathered,
         "original first and last layers": size * values.original / shard["weights"],
         "trained values": FLOAT32 * trained / shard["weights"],
         "copy that ZeRO 1 and 2 update": FLOAT32 * trained / workers if stage in (1, 2) else 0,
@@ -155,6 +181,8 @@ def activation_memory(
         "activations of the transformer": images * size * activations + copies,
         "activations of the loss": images * pixels * LOSS_BYTES_PER_PIXEL,
     }
+    if settings.base_quantization:
+        parts["largest matrix, dequantized"] = size * values.largest_quantizable
     if has_perceptual(settings):
         cost = PERCEPTUAL_COSTS[settings.loss.perceptual.net]  # type: ignore[union-attr]
         parts["activations of the perceptual network"] = (

@@ -32,13 +32,15 @@ def adapt(settings: FinetuneSettings, transformer: Any, subspace: Subspace) -> A
     return model
 
 
-def build_model(settings: FinetuneSettings, subspace: Subspace) -> AdaptedModel:
-    """Return the model to train, on the CPU."""
+def build_model(settings: FinetuneSettings, subspace: Subspace, device: torch.device | str = "cpu") -> AdaptedModel:
+    """Return the model to train, on the CPU except for quantized weights, which are on `device`."""
     resources = settings.resources
     dtype = precision(resources)
     transformer = load_transformer(settings.base, dtype)
     model = adapt(settings, transformer, subspace)
     model.set_precision(dtype)
+    if settings.base_quantization:
+        model.quantize_base(device)
     if resources.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if resources.compile:

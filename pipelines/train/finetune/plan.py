@@ -16,7 +16,7 @@ from pipelines.core.storage import StorageError
 from pipelines.train.devices import BYTES, Device, device_of, precision_name
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.flops import ImageFlops, image_flops
-from pipelines.train.finetune.memory import FLOAT32, Values, activation_memory, plan_values, static_memory
+from pipelines.train.finetune.memory import FLOAT32, NF4_BYTES, Values, activation_memory, plan_values, static_memory
 from pipelines.train.sample_order import slots_per_worker
 
 GIB = 2**30
@@ -109,7 +109,7 @@ class Plan:
         return [
             (f"model: {self.settings.model}, loss: {self.settings.loss.kind}", "values", ""),
             ("shapes", "", self.geometry),
-            ("frozen base", f"{values.base:,}", f"in {size} bits"),
+            ("frozen base", f"{values.base:,}", self._stored(size)),
             ("original first and last layers", f"{values.original:,}", f"in {size} bits, for the frozen teacher"),
             *((f"trained: {name}", f"{number:,}", "") for name, number in groups.items()),
             ("trained in total", f"{values.total_trained:,}", note),
@@ -117,6 +117,13 @@ class Plan:
             if self.settings.optim.optimizer == "adam"
             else ("checkpoint", f"{10 * values.total_trained / GIB:.2f} GiB", "values, average and 8-bit moments"),
         ]
+
+    def _stored(self, size: int) -> str:
+        if not self.settings.base_quantization:
+            return f"in {size} bits"
+        quantized, base = self.values.quantizable, self.values.base
+        bits = f"{8 * NF4_BYTES:.2f} bits per value with scales"
+        return f"{quantized:,} in NF4, {bits}; {base - quantized:,} in {size} bits"
 
     def _data(self) -> list[tuple[str, str, str]]:
         settings, resources = self.settings, self.settings.resources
@@ -138,8 +145,11 @@ class Plan:
 
     def _memory(self) -> list[tuple[str, str, str]]:
         resources, total = self.settings.resources, sum(self.memory.values())
-        kept = "block inputs and one block's activations" if resources.gradient_checkpointing else "all blocks"
+        checkpointed = "gradient checkpointing: block inputs and one block"
+        kept = checkpointed if resources.gradient_checkpointing else "all blocks"
         notes = {
+            "base weights": "frozen linear layers in NF4" if self.settings.base_quantization else "",
+            "optimizer": "8-bit moments" if self.settings.optim.optimizer == "adam8bit" else "float32 moments",
             "activations of the transformer": f"{self.micro_batch} at once; {kept}; uncompiled",
             "buckets of gradients": "5e8 values each, DeepSpeed's default; float32",
             "moving average": "whole on each worker",
@@ -147,13 +157,14 @@ class Plan:
         rows = [
             (f"memory of a worker, ZeRO {resources.zero_stage}", "GiB", ""),
             *((name, f"{size / GIB:.2f}", notes.get(name, "")) for name, size in self.memory.items()),
-            ("total", f"{total / GIB:.2f}", "not counted: CUDA context, workspaces, fragmentation"),
+            ("total", f"{total / GIB:.2f}", "activations estimated, not yet measured on a GPU"),
+            ("not counted", "", "CUDA context, workspaces, fragmentation"),
         ]
         if not self.device.gib:
             return rows
         left = self.device.gib - total / GIB
-        fits = "" if left > 0 else "DOES NOT FIT; "
-        return [*rows, ("left", f"{left:.2f}", f"{fits}of {self.device.gib:.0f}: {self.device.name}")]
+        fits = "fits" if left > 0 else "DOES NOT FIT"
+        return [*rows, ("left", f"{left:.2f}", f"{fits} in {self.device.gib:.0f} GiB: {self.device.name}")]
 
     def _compute(self) -> list[tuple[str, str, str]]:
         flops, settings = self.flops, self.settings

@@ -12,7 +12,7 @@ from asymflow.models.latent import family_of
 from asymflow.oklab import OklabSpace
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
-from pipelines.core.base_models import check_base, check_kind, check_padding
+from pipelines.core.base_models import check_base, check_kind, check_padding, check_unquantized
 from pipelines.core.config import ConfigError
 from pipelines.core.identity import fingerprint_of
 from pipelines.core.step import Context, Step
@@ -21,7 +21,7 @@ from pipelines.data.datasets import rows_by_group
 from pipelines.data.embeddings import are_latents_stored, is_stored, latent_actors, text_actors, text_padding
 from pipelines.data.encode import load_unconditional
 from pipelines.train import driver
-from pipelines.train.config import check_optimizer
+from pipelines.train.config import check_bitsandbytes, check_optimizer
 from pipelines.train.devices import precision_name
 from pipelines.train.driver import check_processors, last_means, log_curves
 from pipelines.train.finetune.config import FinetuneSettings
@@ -37,9 +37,12 @@ def check(settings: FinetuneSettings) -> None:
     check_base(settings.base, ("transformer",))
     check_kind(settings.model, family_of(settings.base).backbone)
     check_padding(settings.base, settings.text_padding)
+    check_unquantized(settings.base)
     if settings.loss.kind == "variance_reduced" and settings.loss.perceptual:
         check_perceptual(settings.loss.perceptual)
     check_optimizer(settings.optim)
+    if settings.base_quantization:
+        check_bitsandbytes(f"base_quantization={settings.base_quantization}")
 
 
 def check_inputs(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from ray.train.torch import get_device
 from torch import Tensor
 
 from asymflow.ema import PowerEMA
@@ -30,7 +31,8 @@ class FinetuneTask:
 
     def __init__(self, config: dict[str, Any], rank: int, workers: int):
         self.settings = FinetuneSettings.model_validate(config["settings"])
-        self.model = build_model(self.settings, storage.read_file(config["subspace"], Subspace.load))
+        subspace = storage.read_file(config["subspace"], Subspace.load)
+        self.model = build_model(self.settings, subspace, get_device())
         self.objective = make_objective(self.model, self.settings.loss)
         self.data_loader = make_data_loader(self.settings, config, rank, workers)
         self.config, self.rank = config, rank

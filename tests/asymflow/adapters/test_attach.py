@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 from safetensors.torch import load_file, save_file
 from trained_adapter import trained, velocities
 
 from asymflow.adapters import WEIGHTS, attach, load_attached, load_merged, merge, save_adapter, to_released
 from asymflow.models.pixel import ATTACHED
+from asymflow.models.quantized import quantize_linears
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(4, None), (4, 8), (0, None)])
@@ -70,6 +72,29 @@ def test_a_base_stored_in_eight_bits_has_the_adapter_beside_it(tiny_transformer)
     assert weight.dtype == torch.float8_e4m3fn and attached.dtype == torch.float32
     expected, found = velocities(model, merge(rounded, tensors, model.subspace)), velocities(model, attached)
     assert (found[1] - expected[1]).abs().max() < 2e-5 * expected[1].abs().max()
+
+
+@pytest.mark.parametrize("by_diffusers", [False, True])
+def test_a_base_in_nf4_has_the_adapter_beside_it(tiny_transformer, by_diffusers):
+    """diffusers quantizes every linear layer, also those that the adapter replaces, and marks the model for peft."""
+    model, base = (trained(tiny_transformer(96, head_width=32)), tiny_transformer(96, head_width=32))
+    names = [name.removesuffix(".base_layer") for name in model.frozen_linears()]
+    if by_diffusers:
+        names += ["x_embedder", "norm_out.linear", "proj_out"]
+        base.is_loaded_in_4bit = True
+        for available in (is_bnb_available, is_bnb_4bit_available):
+            available.cache_clear()
+    quantize_linears(base, names)
+    tensors = to_released(model.trainable(), model.subspace)
+    attached = attach(base, tensors, model.subspace)
+    block = attached.single_transformer_blocks[0].attn
+    assert block.to_qkv_mlp_proj.weight.dtype == torch.uint8 and attached.dtype == torch.float32
+    assert type(block.to_out).__name__ == ("Linear4bit" if by_diffusers else "Linear")
+    exact, _ = velocities(model, attached)
+    model.quantize_base()
+    expected, found = velocities(model, attached)
+    assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+    assert (found - exact).abs().max() > 1e-3 * exact.abs().max()
 
 
 def test_a_damaged_adapter_is_refused_and_changes_nothing(tmp_path, tiny_transformer):

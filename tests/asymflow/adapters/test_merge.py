@@ -13,6 +13,7 @@ from asymflow.models.ddt import DdtFlux2
 from asymflow.models.flux2 import LatentFlux2, PixelFlux2
 from asymflow.models.geometry import KLEIN_9B
 from asymflow.models.pixel import AsymFlux2Transformer2DModel
+from asymflow.models.quantized import quantize_linears
 from asymflow.oklab import RELEASED
 
 
@@ -32,6 +33,14 @@ def test_the_merged_model_is_the_trained_one(tmp_path, tiny_transformer, layout,
     assert subspace.layout == "channel_first" and not any("lora" in name for name in merged.state_dict())
     expected, found = velocities(model, merged)
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
+def test_a_quantized_base_is_refused(tmp_path, tiny_transformer):
+    model, base = trained(tiny_transformer(96, head_width=32)), tiny_transformer(96, head_width=32)
+    save_adapter(model, tmp_path)
+    quantize_linears(base, ["transformer_blocks.0.attn.to_q"])
+    with pytest.raises(ValueError, match="does not fit the base: it is quantized, .*attach it, or give a full base"):
+        load_merged(base, tmp_path)
 
 
 def test_merged_model_before_training_is_the_lift(tiny_transformer):

@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 
-from pipelines.core.base_models import check_base, load_image_encoder, load_text_encoder
+from pipelines.core.base_models import check_base, check_unquantized, load_image_encoder, load_text_encoder
 from pipelines.core.config import ConfigError
 
 
@@ -27,6 +27,16 @@ def test_an_unknown_family_is_refused(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SomePipeline"}))
     with pytest.raises(ConfigError, match=r"base='.*': .*'SomePipeline'; known: Flux2KleinPipeline"):
         check_base(str(tmp_path))
+
+
+def test_a_base_that_is_stored_quantized_is_refused(tiny_base, tmp_path):
+    check_unquantized(str(tiny_base))
+    config = json.loads((tiny_base / "transformer/config.json").read_text())
+    (tmp_path / "transformer").mkdir()
+    stored = {**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    (tmp_path / "transformer/config.json").write_text(json.dumps(stored))
+    with pytest.raises(ConfigError, match="its transformer is stored quantized; give the full pipeline"):
+        check_unquantized(str(tmp_path))
 
 
 def test_processors_compute_in_float32(tiny_base):

@@ -31,6 +31,11 @@ def test_defaults_are_the_papers():
             "^optim.optimizer=adam8bit with resources.zero_stage=2: sharding cuts through.*use zero_stage=0",
         ),
         ({"model": "latent"}, "^model=latent with loss.kind=variance_reduced: .*use loss.kind=flow_matching"),
+        (
+            {"base_quantization": "nf4", "resources": {"zero_stage": 3}},
+            "^base_quantization=nf4 with resources.zero_stage=3: sharding would cut through.*use zero_stage=0, 1 or 2",
+        ),
+        ({"base_quantization": "int8"}, "base_quantization='int8'"),
         ({"export": {"alias": "1st"}}, "export.alias='1st'"),
     ],
 )
@@ -54,10 +59,11 @@ def test_resources_and_monitoring_are_not_hashed():
 
 def test_settings_of_the_released_training_leave_the_ids_of_other_trainings_alone():
     kept = hashed_settings(validate(FinetuneSettings, INPUTS))
-    assert "text_padding" not in kept and "warmup_ratio" not in kept["optim"]
-    changed = {"text_padding": "max_length", "optim": {"warmup_ratio": 1e-3}}
+    assert "text_padding" not in kept and "warmup_ratio" not in kept["optim"] and "base_quantization" not in kept
+    changed = {"text_padding": "max_length", "optim": {"warmup_ratio": 1e-3}, "base_quantization": "nf4"}
     kept = hashed_settings(validate(FinetuneSettings, {**INPUTS, **changed}))
-    assert (kept["text_padding"], kept["optim"]["warmup_ratio"]) == ("max_length", 1e-3)
+    found = kept["text_padding"], kept["optim"]["warmup_ratio"], kept["base_quantization"]
+    assert found == ("max_length", 1e-3, "nf4")
 
 
 def test_another_text_padding_is_refused(tmp_path):

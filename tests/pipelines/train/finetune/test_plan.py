@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from asymflow.models.geometry import KLEIN_9B
 from asymflow.oklab import RELEASED
 from asymflow.subspace import Subspace
-from pipelines.core.config import ConfigError
+from pipelines.core.config import ConfigError, load_config
 from pipelines.core.storage import StorageError
 from pipelines.train.devices import peak_tflops, precision
 from pipelines.train.finetune.batches import Batch
@@ -34,6 +34,7 @@ TINY = {
     "timestep_guidance_channels": 32,
     "axes_dims_rope": (8, 8, 8, 8),
 }
+CONFIGS = Path(__file__).parents[4] / "jobs/configs/finetune"
 KINDS = [("asymflow", "variance_reduced"), *((m, "flow_matching") for m in ("asymflow", "latent", "ddt"))]
 
 
@@ -181,6 +182,50 @@ def test_planned_memory_equals_the_tensors(kind, type_, tmp_path):
         "optimizer": sum(m.nbytes for state in optimizer.state.values() for m in state.values() if m.ndim),
         "moving average": trained,
     }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("type_", ["bfloat16", "float32"])
+def test_what_a_quantized_base_holds_is_what_its_tensors_take(kind, type_):
+    resources = {"workers": 1, "precision": type_, "zero_stage": 0}
+    settings = settings_of(*kind, resources=resources, lora={"rank": 8}, ddt={"heads": 4, "head_width": 16})
+    subspace = Subspace(torch.eye(768, 128), 1.0, "channel_first", RELEASED, {})
+    model = adapt(settings, Flux2Transformer2DModel(**TINY), subspace)
+    model.set_precision(precision(settings.resources))
+    names = model.frozen_linears()
+    model.quantize_base()
+    states = [model.transformer.get_submodule(name).weight.quant_state for name in names]
+    scales = sum(state.absmax.nbytes + state.state2.absmax.nbytes for state in states)
+    other = sum(p.nbytes for p in (*model.latent_modules.parameters(), *model.trainable().values()))
+    quantized = settings.model_copy(update={"base_quantization": "nf4"})
+    values = plan_values(settings, TINY)
+    held = static_memory(quantized, values)
+    # a matrix of less than 256 blocks also has a whole float32 scale of its scales
+    assert held["base weights"] == pytest.approx(sum(p.nbytes for p in model.parameters()) - other + scales, rel=1e-3)
+    plain = static_memory(settings, values)
+    assert {**held, "base weights": 0} == {**plain, "base weights": 0}
+    assert held["base weights"] < plain["base weights"] / (3 if type_ == "bfloat16" else 5)
+
+
+def test_the_4b_model_fits_24_gb_and_the_plan_shows_how():
+    settings = load_config(FinetuneSettings, str(CONFIGS / "klein_4b.yaml"), [])
+    planned = plan(settings)
+    text, memory = planned.table(), planned.memory
+    for shown in (
+        "3,832,283,136 in NF4, 4.13 bits per value with scales; 23,600,640 in 16 bits",
+        "gradient checkpointing",
+        "8-bit moments",
+        "1 workers x 256 micro-batches of 1",
+        "activations estimated, not yet measured on a GPU",
+        "fits in 24 GiB: the planned GPU",
+    ):
+        assert shown in text
+    assert planned.metrics["memory_gib"] < 10
+    in_16_bits = plan(settings.model_copy(update={"base_quantization": None})).memory
+    assert memory["base weights"] < in_16_bits["base weights"] / 3.5
+    assert memory["largest matrix, dequantized"] == 2 * 3072 * (3 * 3072 + 2 * 9216)
+    small = settings.resources.model_copy(update={"gpu_memory": 6})
+    assert "DOES NOT FIT in 6 GiB" in plan(settings.model_copy(update={"resources": small})).table()
 
 
 @pytest.mark.parametrize("lora", [{"rank": 8}, None])
