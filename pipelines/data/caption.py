@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from asymflow.models.captioner import Caption, Captioner, QwenCaptioner
 from asymflow.models.captioner_vllm import VllmCaptioner
-from asymflow.outside_text import read_json_object
+from asymflow.text_files import read_json_object
 from pipelines.core import storage
 from pipelines.core.config import ConfigError
 from pipelines.core.map_items import by_name, item_name, map_items

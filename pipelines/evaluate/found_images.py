@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from asymflow.outside_text import decode_text, parse_json_lines, parse_table
+from asymflow.text_files import decode_text, parse_json_lines, parse_table
 from pipelines.core import storage
 from pipelines.core.config import ConfigError
 from pipelines.evaluate.prompts import Generation, Prompt

@@ -4,7 +4,7 @@ import itertools
 import pytest
 
 from asymflow.metrics.dpg import COLUMNS, category_scores, parse_questions, question_scores, score_prompt, total
-from asymflow.outside_text import read_text
+from asymflow.text_files import read_text
 
 CHAIN = {1: [0], 2: [1], 3: [2]}
 BACKWARDS = {3: [2], 2: [1], 1: [0]}
