@@ -4,7 +4,7 @@ import json
 import pytest
 
 from pipelines.core import artifacts, storage
-from pipelines.core.artifacts import MissingArtifact, artifact_id, finish, hashed_settings, load_artifact
+from pipelines.core.artifacts import MissingArtifact, artifact_id, hashed_settings, load_artifact, write_manifest
 from pipelines.core.config import RunSettings, Settings, StepSettings, Uri, added
 from pipelines.core.step import Step, identify
 
@@ -24,7 +24,7 @@ STEP = Step("example", Example, lambda settings, context: {}, inputs={"curated":
 
 
 def make(folder, step="example", identity="abc"):
-    return finish(storage.absolute(str(folder)), step, identity, Example(), {"curated": "123"}, {"rows": 3})
+    return write_manifest(storage.absolute(str(folder)), step, identity, Example(), {"curated": "123"}, {"rows": 3})
 
 
 def test_manifest_makes_the_artifact(tmp_path):

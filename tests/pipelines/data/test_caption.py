@@ -58,7 +58,7 @@ def curated(tmp_path_factory):
                     )  # fmt: skip
 
         storage.write_file(storage.join(folder, f"{name}.parquet"), write)
-    return artifacts.finish(folder, "curate", "123", CurateSettings(source="data"), {}, {})
+    return artifacts.write_manifest(folder, "curate", "123", CurateSettings(source="data"), {}, {})
 
 
 def settings_of(curated, model, folder, workers=2, batch_pixels=4 * 64 * 64, **changes):

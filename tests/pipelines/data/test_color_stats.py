@@ -33,7 +33,7 @@ def curated(tmp_path_factory):
                     writer.add({"key": f"{index}", "image": image, "caption": "", "width": 16, "height": 16})
 
         storage.write_file(storage.join(folder, f"{name}-16x16.parquet"), write)
-    return artifacts.finish(folder, "curate", "123", CurateSettings(source="data"), {}, {})
+    return artifacts.write_manifest(folder, "curate", "123", CurateSettings(source="data"), {}, {})
 
 
 def run(curated, storage_root, workers=2):

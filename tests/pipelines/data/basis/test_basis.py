@@ -45,7 +45,7 @@ def curated(tmp_path_factory):
                                 "caption": "", "width": 48, "height": 32})  # fmt: skip
 
         storage.write_file(storage.join(folder, f"{name}-48x32.parquet"), write)
-    return artifacts.finish(folder, "curate", "123", CurateSettings(source="data"), {}, {})
+    return artifacts.write_manifest(folder, "curate", "123", CurateSettings(source="data"), {}, {})
 
 
 def latents_of(base, images):
@@ -165,7 +165,7 @@ def encoded(curated, pairs, tiny_base, tmp_path_factory):
 
         storage.write_file(storage.join(folder, "latents", "train", file.rpartition("/")[2]), write)
     config = EncodeSettings(curated=curated.uri, base=str(tiny_base))
-    return artifacts.finish(folder, "encode", "456", config, {"curated": "123"}, {})
+    return artifacts.write_manifest(folder, "encode", "456", config, {"curated": "123"}, {})
 
 
 @pytest.mark.ray
