@@ -4,8 +4,8 @@
     python benchmarks/sampling.py --model 9b --device cuda # FLUX.2 klein's geometry with random weights, in bfloat16
 
 Both run with guidance, in turn, and take embeddings instead of prompts. Printed are the medians over rounds. `total` is
-the whole picture: the latent pipeline decodes it, the pixel pipeline has it. `operations` is the ratio of what one
-evaluation multiplies, from shapes: where products are all that takes time, a step cannot be below it.
+the time of the whole image, including the decoding in the latent pipeline. `operations` is the ratio of the matrix
+products of one evaluation, computed from shapes: a lower bound of the ratio of the times where products dominate.
 """
 
 import argparse
