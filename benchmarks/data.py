@@ -24,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import asymflow  # noqa: F401  # its torchvision remedy comes before diffusers
+import asymflow  # noqa: F401  # its torchvision shim comes before diffusers
 
 # isort: split
 import psutil

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-import asymflow as asymflow  # noqa: E402  # its torchvision remedy must come before diffusers
+import asymflow as asymflow  # noqa: E402  # its torchvision shim must come before diffusers
 from asymflow.adapters import restore  # noqa: E402
 from asymflow.adapters.basis import find_subspace  # noqa: E402
 from asymflow.adapters.files import read_adapter  # noqa: E402

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-import asymflow as asymflow  # noqa: E402  # its torchvision remedy must come before diffusers
+import asymflow as asymflow  # noqa: E402  # its torchvision shim must come before diffusers
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline  # noqa: E402
 from asymflow.models.geometry import KLEIN_9B, count_flops, network  # noqa: E402
 from asymflow.models.klein_geometry import read_token_geometry, token_geometry  # noqa: E402

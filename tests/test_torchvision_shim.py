@@ -19,7 +19,7 @@ def test_torchvision_can_be_imported_after_asymflow():
 
 
 def test_active_only_where_operators_are_missing():
-    """Asks torch, in a process without the remedy, whether the compiled operators load."""
+    """Asks torch, in a process without the shim, whether the compiled operators load."""
     spec = importlib.util.find_spec("torchvision")
     package = Path(spec.origin).parent
     script = f"import torch, pathlib\nfor so in pathlib.Path({str(package)!r}).glob('_C*.so'):\n    "
