@@ -130,7 +130,7 @@ def test_text_has_no_padding_and_is_that_of_each_caption_alone(encoded, curated,
 
 
 @pytest.mark.ray
-def test_metrics_are_of_what_lies_in_the_files(encoded):
+def test_metrics_equal_the_files(encoded):
     metrics, rows = encoded.manifest["metrics"], ROWS * len(FILES)
     assert metrics["pictures"] == rows
     for kind, name in (("latents", "latent_bytes_per_picture"), ("text", "text_bytes_per_picture")):

@@ -312,7 +312,7 @@ def test_jackknife_of_a_mean_is_its_standard_error():
     assert standard_errors(groups[:1], lambda m: {"mean": 0.0}) == {}
 
 
-def test_convergence_leaves_out_what_is_too_small():
+def test_convergence_skips_small_samples():
     torch.manual_seed(0)
     groups = []
     for _ in range(4):
