@@ -26,6 +26,7 @@ from asymflow.subspace import Subspace, pca_basis
 from pipelines.core import storage
 from pipelines.core.artifacts import MissingArtifact, write_manifest
 from pipelines.core.config import ConfigError, validate
+from pipelines.core.preflight import check_tracking
 from pipelines.core.step import find_inputs, identify
 from pipelines.core.tracking import open_run
 from pipelines.train.checkpoint import DamagedCheckpoint, folder_of, write_checkpoint
@@ -309,6 +310,7 @@ def test_names_that_mlflow_refuses(make_run, job, changes, message):
 
 def test_bad_arguments(make_run, job, tmp_path):
     run = make_run()
+    check_tracking(run.settings.run)  # MLflow reports the creation of its database on stderr
     source, adapter, out = f"finetune={run.config}", f"adapter={tmp_path}", f"out={tmp_path}/out"
     for arguments, message in [
         ([], "give either finetune (the configuration file of a run) or adapter (a folder to convert)"),
