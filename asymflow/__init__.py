@@ -1,5 +1,5 @@
 """AsymFlow: turn a pretrained latent flow model into a pixel flow model. Import the modules you need."""
 
-from asymflow import torchvision_remedy
+from asymflow import torchvision_shim
 
-torchvision_remedy.apply_at_import()
+torchvision_shim.apply_at_import()

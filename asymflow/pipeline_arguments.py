@@ -176,12 +176,12 @@ def check_texts(texts: Any, name: str) -> list[str]:
 
 
 def _check_embeddings(embeddings: Any, name: str, embedding_dim: int) -> list[Tensor]:
-    wanted = f"(B, T, {embedding_dim}), or a list of (T, {embedding_dim})"
+    expected = f"(B, T, {embedding_dim}), or a list of (T, {embedding_dim})"
     if isinstance(embeddings, Tensor):
         if embeddings.ndim != 3:
-            raise ValueError(f"{name} is {_shown(embeddings)}; it must be {wanted}: one text's is {name}[None]")
+            raise ValueError(f"{name} is {_shown(embeddings)}; it must be {expected}: one text's is {name}[None]")
     elif not isinstance(embeddings, list | tuple):
-        raise ValueError(f"{name} is {_shown(embeddings)}; it must be {wanted}")
+        raise ValueError(f"{name} is {_shown(embeddings)}; it must be {expected}")
     found = list(embeddings)
     if not found:
         raise ValueError(f"{name} is empty")

@@ -96,8 +96,8 @@ def random_basis(patch_dim: int, rank: int, seed: int = 0) -> torch.Tensor:
     """
     if not 0 <= rank <= patch_dim:
         raise ValueError(f"rank is {rank}; allowed: 0 to {patch_dim}")
-    drawn = torch.randn(patch_dim, rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return _fix_signs(torch.linalg.qr(drawn).Q)
+    normal = torch.randn(patch_dim, rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return _fix_signs(torch.linalg.qr(normal).Q)
 
 
 def procrustes_basis(cross_gram: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""Speed and memory of the data steps, in one run of half an hour: python benchmarks/data.py [--size 512] [--help]
+"""Speed and memory of the data steps; takes half an hour: python benchmarks/data.py [--size 512] [--help]
 
-Rates are of two processes with a thread each (`--workers`), after their start, on the steps' own workers:
-(a) decoding alone, (b) curation, (c) colour statistics + PCA + Procrustes sums in one pass over curated pictures and
-stored latents, with every patch and with 256 at random, and (d) the loop that one writes without this project. Memory
-is that of whole jobs, Ray and all, over 1, 4 and 16 shards, and over one shard 4 times as large.
+Rates are those of two processes with one thread each (`--workers`), without their start, which run the steps' workers:
+(a) decoding alone, (b) curation, (c) color statistics, PCA and Procrustes sums in one pass over curated images and
+stored latents, with every patch and with 256 random ones, and (d) a plain loop that does not use this project. Memory
+is that of whole jobs, including Ray, over 1, 4 and 16 shards, and over one shard of 4 times the size.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import asymflow  # noqa: F401  # its torchvision remedy comes before diffusers
+import asymflow  # noqa: F401  # its torchvision shim comes before diffusers
 
 # isort: split
 import psutil
@@ -80,7 +80,7 @@ def make_shard(number: int, count: int, size: int, folder: Path) -> None:
 
 
 class Rates:
-    """Items a second of `workers` processes of one thread each, timed from the moment that all are ready."""
+    """Items per second of `workers` processes of one thread each, timed once all are ready."""
 
     def __init__(self, workers: int):
         self.workers = workers
@@ -157,7 +157,7 @@ def summer(patches: int | str, curated: str, encoded: str, folder: str) -> Calla
     return add
 
 
-def colour_summer(folder: str) -> Callable[[str], int]:
+def color_summer(folder: str) -> Callable[[str], int]:
     worker = PieceColors(folder)
 
     def add(item: str) -> int:
@@ -181,7 +181,7 @@ def multiplier(size: int = 2048) -> Callable[[int], int]:
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """All curated pictures in memory as bytes: the plain loop is spared its reading."""
+    """All curated images in memory as bytes, so that the plain loop need not read them."""
 
     def __init__(self, encoded: list[bytes]):
         self.encoded = encoded
@@ -194,7 +194,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
 
 def plain_loop(pictures: list[bytes], patches: int, workers: int) -> float:
-    """Pictures a second of the loop: one process, float64, every patch. Latents are given to it, in memory."""
+    """Images per second of the loop: one process, float64, every patch, latents in memory."""
     latents = torch.randn(8, patches, LATENT, dtype=torch.float64)
     gram, cross = torch.zeros(768, 768, dtype=torch.float64), torch.zeros(768, LATENT, dtype=torch.float64)
     total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
@@ -215,7 +215,7 @@ def plain_loop(pictures: list[bytes], patches: int, workers: int) -> float:
 
 
 def write_latents(curated: list[str], encoded: str, patches: int) -> None:
-    """White noise in place of latents: what they hold changes no rate."""
+    """White noise in place of latents: rates do not depend on the values."""
     for file in curated:
         split, _, name = file.rpartition("/")
 
@@ -230,7 +230,7 @@ def write_latents(curated: list[str], encoded: str, patches: int) -> None:
 
 
 def where_time_goes(file: str, patches: int) -> dict[str, float]:
-    """Milliseconds a picture of each part of (c) with every patch, one thread."""
+    """Milliseconds per image of each part of (c) with every patch, one thread."""
     torch.set_num_threads(1)
     data = next(read_rows(file, ["image"]))["image"][:32]
     pixels = torch.cat([decode_pixels([d]) for d in data[:16]])
@@ -314,9 +314,9 @@ def merge_shards(parts: list[Path], target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4096, help="default: %(default)s")
-    parser.add_argument("--size", type=int, default=1024, help="side of the curated pictures (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=1024, help="side of the curated images (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--format", default="webp", help="of curated pictures: png, webp, jpeg (default: %(default)s)")
+    parser.add_argument("--format", default="webp", help="of curated images: png, webp, jpeg (default: %(default)s)")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory of whole jobs out")
     args = parser.parse_args()
     patches = (args.size // 16) ** 2
@@ -359,19 +359,19 @@ def run(args: argparse.Namespace, patches: int, folder: Path) -> None:
     pieces = [piece.to_json() for piece in cut_into_pieces(curated, 4 * SHARDS)]
     decoding = rates(decoder, (), pieces)
     sampled = rates(summer, (256, out, encoded, str(folder / "sampled")), pieces)
-    colours = rates(colour_summer, (str(folder / "colours"),), pieces)
+    colours = rates(color_summer, (str(folder / "colours"),), pieces)
     every = rates(summer, ("all", out, encoded, str(folder / "every")), pieces)
     some = [data for rows in islice(read_rows(curated[0], ["image"]), 4) for data in rows["image"]]
     plain = plain_loop(some, patches, args.workers)
     gram = 2 * patches * 768**2 / 1e9
 
-    print(f"\nfloat32 matrix products: {matrix:.0f} GFLOP/s; a full Gram matrix of a picture: {gram:.2f} GFLOP\n")
+    print(f"\nfloat32 matrix products: {matrix:.0f} GFLOP/s; a full Gram matrix of an image: {gram:.2f} GFLOP\n")
     share = every * gram / matrix
     rows = [
-        ("decode the crawl's JPEG", source, ""),
-        ("(a) decode curated pictures", decoding, ""),
+        ("decode the source JPEG", source, ""),
+        ("(a) decode curated images", decoding, ""),
         ("(b) curate: filter, resize, hash, encode; even files", curating, f"{curating / source:.2f} of decoding"),
-        ("(c) one pass, 256 patches a picture", sampled, f"{sampled / decoding:.2f} of (a); bar 0.7"),
+        ("(c) one pass, 256 patches per image", sampled, f"{sampled / decoding:.2f} of (a); bar 0.7"),
         ("(c) one pass, every patch", every, f"{every / plain:.1f} x (d); bar 3"),
         ("    its Gram matrices", every, f"{every * gram:.0f} GFLOP/s, {share:.2f} of the rate; bar 0.5"),
         ("(d) the plain loop, float64", plain, ""),
@@ -379,7 +379,7 @@ def run(args: argparse.Namespace, patches: int, folder: Path) -> None:
     ]  # fmt: skip
     for name, rate, note in rows:
         print(f"{name:54s} {rate:8.1f} images/s   {note}")
-    print("\nwhere the time of (c) with every patch goes, one thread, ms a picture:")
+    print("\nwhere the time of (c) with every patch goes, one thread, ms per image:")
     print("  " + ", ".join(f"{name} {ms:.2f}" for name, ms in where_time_goes(curated[0], patches).items()))
 
     if not args.no_memory:

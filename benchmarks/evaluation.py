@@ -1,11 +1,11 @@
-"""What the demo suite costs beside a plain loop that makes the same pictures and the same scores.
+"""Cost of the demo suite compared with a plain loop that computes the same images and scores.
 
     python benchmarks/evaluation.py CURATED [--prompts 128] [--rounds 3] [--scratch FOLDER]
 
-CURATED is a curate artifact (`ls -d runs/demo/curate/*`). Both start from nothing, as processes of their own: imports,
-models, pictures, scores, distances. The plain loop is one process with one thread; it writes no files and computes no
-intervals. The suite has one actor in each pool, also of one thread, and writes every picture and score, the table with
-its intervals, the sheets and MLflow's run.
+CURATED is a curate artifact (`ls -d runs/demo/curate/*`). Each is timed as a whole process: imports, models, images,
+scores, distances. The plain loop is one process with one thread; it writes no files and computes no intervals. The
+suite has one actor with one thread in each pool, and writes all images and scores, the table with its intervals, the
+image grids and the MLflow run.
 """
 
 import argparse
@@ -46,14 +46,14 @@ def plain(curated: str, prompts: int) -> None:
     real = torch.stack([torch.from_numpy(to_array(decode_image(data)).copy()) for _, data in held_out])
     real = real.permute(0, 3, 1, 2).float() / 127.5 - 1
     defaults, subspace = read_defaults(ADAPTER), Subspace.load(f"{ADAPTER}/{SUBSPACE}")
-    drawing = SamplingParameters(64, 64, STEPS, defaults.guidance_scale, defaults.shift_at(64, 64))
+    parameters = SamplingParameters(64, 64, STEPS, defaults.guidance_scale, defaults.shift_at(64, 64))
     seeds = list(range(prompts * REPEATS))
-    asked = [text for text in texts for _ in range(REPEATS)]
+    requested = [text for text in texts for _ in range(REPEATS)]
     spectrum = radial_spectrum(real)
     for model in MODELS:
-        paint = load_sampler(model, BASE, Path(ADAPTER) if model == "trained" else None, subspace, defaults, "cpu")
+        sampler = load_sampler(model, BASE, Path(ADAPTER) if model == "trained" else None, subspace, defaults, "cpu")
         images = torch.cat(
-            [paint(asked[i : i + BATCH], seeds[i : i + BATCH], drawing) for i in range(0, len(seeds), BATCH)]
+            [sampler(requested[i : i + BATCH], seeds[i : i + BATCH], parameters) for i in range(0, len(seeds), BATCH)]
         )
         radial = torch.stack([radial_spectrum(image[None]) for image in images])
         power = [high_frequency_power(image[None]) for image in images]
@@ -99,7 +99,7 @@ def main() -> None:
         shutil.rmtree(scratch)
     base = statistics.median(times["plain loop"])
     count = options.prompts * REPEATS * len(MODELS)
-    print(f"{count} pictures of 64 x 64, {STEPS} steps; medians of {options.rounds} rounds")
+    print(f"{count} images of 64 x 64, {STEPS} steps; medians of {options.rounds} rounds")
     for name, seconds in times.items():
         median = statistics.median(seconds)
         print(f"{name:12} {median:7.1f} s  {median / base:.3f}  ({', '.join(f'{s:.1f}' for s in seconds)})")

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-import asymflow as asymflow  # noqa: E402  # its torchvision remedy must come before diffusers
+import asymflow as asymflow  # noqa: E402  # its torchvision shim must come before diffusers
 from asymflow.adapters import restore  # noqa: E402
 from asymflow.adapters.basis import find_subspace  # noqa: E402
 from asymflow.adapters.files import read_adapter  # noqa: E402
@@ -95,8 +95,8 @@ class Spread:
     def mean_square(self) -> float:
         """Squared length of the mean, without what noise adds to it; not below 0."""
         assert self.total is not None
-        drawn = len(self.traces) * GROUP
-        return max(0.0, float((self.total / drawn).square().sum()) - self.trace / drawn)
+        count = len(self.traces) * GROUP
+        return max(0.0, float((self.total / count).square().sum()) - self.trace / count)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def measure(model: AdaptedModel, samples: Samples, sigma: float, draws: int, kap
     spreads = {"plain": Spread(), "reduced": Spread(), "difference": Spread()}
     lams = []
     for seed in range(draws):
-        arguments = drawn(samples, sigma, seed)
+        arguments = sample_arguments(samples, sigma, seed)
         of_plain, _ = gradient(plain, arguments)
         of_reduced, terms = gradient(reduced, arguments)
         lams.append(float(terms["lambda"].mean()))
@@ -141,11 +141,11 @@ def measure(model: AdaptedModel, samples: Samples, sigma: float, draws: int, kap
 def mean_lambda(model: AdaptedModel, samples: Samples, sigma: float, draws: int) -> float:
     objective = FinetuneObjective(model, "variance_reduced")
     with torch.no_grad():
-        terms = [objective(*drawn(samples, sigma, seed))[1] for seed in range(draws)]
+        terms = [objective(*sample_arguments(samples, sigma, seed))[1] for seed in range(draws)]
     return fmean(float(one["lambda"].mean()) for one in terms)
 
 
-def drawn(samples: Samples, sigma: float, seed: int) -> tuple[Tensor, ...]:
+def sample_arguments(samples: Samples, sigma: float, seed: int) -> tuple[Tensor, ...]:
     """Arguments of the objective: the samples with the noise of a seed."""
     noise = torch.randn(samples.images.shape, generator=torch.Generator().manual_seed(seed))
     levels = torch.full((len(samples.images),), sigma)

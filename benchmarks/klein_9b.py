@@ -101,7 +101,7 @@ def settings_of(name: str, shapes: Shapes) -> FinetuneSettings:
 
 def make_model(settings: FinetuneSettings, shapes: Shapes):
     """Made on the device in the type it computes in: 9B values in float32 would not fit into many a machine."""
-    from diffusers import Flux2Transformer2DModel  # after asymflow and its remedy for torchvision
+    from diffusers import Flux2Transformer2DModel  # after asymflow and its torchvision shim
 
     dtype, device = precision(settings.resources), "cuda" if CUDA else "cpu"
     torch.manual_seed(0)

@@ -4,9 +4,10 @@
 
 A finetune of the toy model as a job of its own, with a real MLflow server and moto's S3 on loopback; its inputs lie on
 this machine, its checkpoints in S3. For each kind of outage it trains undisturbed, through a whole outage, undisturbed
-again, and into a second outage, in the middle of which it is asked to stop; after that outage the same command resumes
-it. Printed are, for each window, the optimizer steps that took more than 2 s longer than the median and the seconds
-that they lost per minute; how long the stop took and what it said; and whether MLflow has every step in the end.
+again, and into a second outage, in the middle of which it gets a stop request; after that outage the same command
+resumes it. Printed are, for each window, the optimizer steps that took more than 2 s longer than the median and the
+seconds that they lost per minute; how long the stop took and which checkpoint it named; and whether MLflow has every
+step in the end.
 """
 
 import argparse
@@ -134,18 +135,18 @@ def train_through(outage: Outage, config: Path, folder: Path, seconds: float, ur
                 time.sleep(5)
         outage.begin()
         time.sleep(10)
-        asked = time.monotonic()
+        requested = time.monotonic()
         job.send_signal(signal.SIGTERM)
         status = job.wait(60 * STOP_MINUTES + 120)
-        took = time.monotonic() - asked
+        took = time.monotonic() - requested
         outage.end()
         seen = step_times(times)
         usual = statistics.median(b - a for a, b in zip(seen[10:], seen[11:], strict=False))
         for name, (begin, end) in windows.items():
             rows.append([outage.name, name, *measure(seen, begin, end, usual), ""])
-        told = [line for line in log.read_text().splitlines() if line.startswith("error: ")][-1]
-        stopped, good = re.search(r"stopped at step (\d+)", told), re.search(r"of step (\d+)(?!.*of step)", told)
-        assert stopped and good, told
+        message = [line for line in log.read_text().splitlines() if line.startswith("error: ")][-1]
+        stopped, good = re.search(r"stopped at step (\d+)", message), re.search(r"of step (\d+)(?!.*of step)", message)
+        assert stopped and good, message
         rows.append([outage.name, f"SIGTERM: exit {status} after {took:.0f} s", "", "", "", "",
                      f"stopped at {stopped[1]}, good {good[1]}"])  # fmt: skip
         before = len(seen)

@@ -4,8 +4,8 @@
     python benchmarks/sampling.py --model 9b --device cuda # FLUX.2 klein's geometry with random weights, in bfloat16
 
 Both run with guidance, in turn, and take embeddings instead of prompts. Printed are the medians over rounds. `total` is
-the whole picture: the latent pipeline decodes it, the pixel pipeline has it. `operations` is the ratio of what one
-evaluation multiplies, from shapes: where products are all that takes time, a step cannot be below it.
+the time of the whole image, including the decoding in the latent pipeline. `operations` is the ratio of the matrix
+products of one evaluation, computed from shapes: a lower bound of the ratio of the times where products dominate.
 """
 
 import argparse
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-import asymflow as asymflow  # noqa: E402  # its torchvision remedy must come before diffusers
+import asymflow as asymflow  # noqa: E402  # its torchvision shim must come before diffusers
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline  # noqa: E402
 from asymflow.models.geometry import KLEIN_9B, count_flops, network  # noqa: E402
 from asymflow.models.klein_geometry import read_token_geometry, token_geometry  # noqa: E402

@@ -3,9 +3,9 @@
     python benchmarks/train_step.py [--batch 48] [--steps 10] [--checkpointing] [--parts time,memory]
 
 Time: variance-reduced steps against plain flow matching, each objective in a process of its own so that its peak memory
-is its own; times are taken in turns, round by round, and their medians compared, because machines are noisy. Beside
-them stands the ratio of operations: the frozen base's backward pass costs as much as its forward pass, so that the
-teacher is half of a plain step, and a third of one with gradient checkpointing.
+is its own; times are taken in turns, round by round, and their medians compared, because machines are noisy. The ratio
+of operations is printed beside them: the frozen base's backward pass costs as much as its forward pass, so the teacher
+costs half of a plain step, and a third of one with gradient checkpointing.
 
 Memory: weights of student, teacher and moving average over the student's alone; of the toy as its tensors are, of the
 9B model by its shapes.
@@ -68,17 +68,17 @@ def make_model() -> PixelFlux2:
     return model.train()
 
 
-def make_batch(pictures: int) -> Batch:
+def make_batch(count: int) -> Batch:
     return Batch(
-        images=torch.rand(pictures, 3, 64, 64) * 2 - 1,
-        z_0=torch.randn(pictures, IMAGE_TOKENS, GEOMETRY.token_width),
-        text=torch.randn(pictures, TEXT_TOKENS, TEXT_WIDTH),
-        text_mask=torch.ones(pictures, TEXT_TOKENS).bool(),
-        noise=torch.randn(pictures, 3, 64, 64),
-        sigma=torch.rand(pictures),
-        weight=torch.ones(pictures),
-        keys=[str(i) for i in range(pictures)],
-        key_sums=torch.ones(pictures).double(),
+        images=torch.rand(count, 3, 64, 64) * 2 - 1,
+        z_0=torch.randn(count, IMAGE_TOKENS, GEOMETRY.token_width),
+        text=torch.randn(count, TEXT_TOKENS, TEXT_WIDTH),
+        text_mask=torch.ones(count, TEXT_TOKENS).bool(),
+        noise=torch.randn(count, 3, 64, 64),
+        sigma=torch.rand(count),
+        weight=torch.ones(count),
+        keys=[str(i) for i in range(count)],
+        key_sums=torch.ones(count).double(),
     )
 
 
@@ -136,7 +136,7 @@ def compare_times(batch: int, steps: int, checkpointing: bool) -> None:
     }
     print(f"batch {batch}, {steps} steps each, {torch.get_num_threads()} threads, ", end="")
     print("with gradient checkpointing" if checkpointing else "all activations kept")
-    print(f"{'objective':32}{'ms a step':>10}{'time ratio':>12}{'operations':>12}{'peak MiB':>10}{'ratio':>8}")
+    print(f"{'objective':32}{'ms per step':>10}{'time ratio':>12}{'operations':>12}{'peak MiB':>10}{'ratio':>8}")
     for name in OBJECTIVES:
         median = statistics.median(seconds[name])
         ratio, memory = median / statistics.median(seconds[base]), peaks[name] / peaks[base]

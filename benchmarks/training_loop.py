@@ -2,13 +2,13 @@
 
     python benchmarks/training_loop.py [--batch 32] [--steps 60] [--rounds 3] [--zero 0]
 
-The finetune job's own loop, under Ray Train with DeepSpeed, MLflow and all it watches, against a plain loop in bare
-PyTorch over the same model, objective, batches, clipping, AdamW and moving average. Both run in turns, in processes of
-their own, on pictures of the demo's size; compared are the medians of the time from one step's begin to the next's.
+The loop of the finetune job, under Ray Train with DeepSpeed, MLflow and monitoring, is compared with a plain PyTorch
+loop over the same model, objective, batches, clipping, AdamW and moving average. Both run in turns, in separate
+processes, on images of the demo's size; the medians of the time from one step's start to the next's are compared.
 
-Then the same with a checkpoint every 20 steps: what ten steps with one in their midst take longer than the ten after
-them is the delay of a checkpoint. It is written in the background, so that this is the copy, and what the writing takes
-from the training's processors.
+Then the loop writes a checkpoint every 20 steps. The delay of a checkpoint is the time of the ten steps around it minus
+that of the next ten. It is written in the background, so the delay consists of the copy and of the processor time of
+the write.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Write what is made from the settings classes: docs/configuration.md and docs/schemas/STEP.json.
+"""Write the documents generated from the settings classes: docs/configuration.md and docs/schemas/STEP.json.
 
     python docs/generate.py [FOLDER]
 
@@ -20,23 +20,23 @@ HEAD = """# Configuration
 
 <!-- Written by docs/generate.py (`make configuration`). Change the settings classes instead. -->
 
-`python jobs/STEP.py CONFIG.yaml [dotted.key=value ...]`: a job reads one file, changes it by what is on the command
-line, and refuses what is wrong before anything starts. `--help` prints the settings below, `--dry-run` all of them as
-they are taken. Shipped files are in `jobs/configs/STEP`; [Getting started](getting_started.md#command-line) says how
-values are written.
+`python jobs/STEP.py CONFIG.yaml [dotted.key=value ...]`: a job reads one file and applies the overrides of the command
+line. An unknown or invalid setting is an error before anything starts. `--help` lists the settings below, and
+`--dry-run` prints the resulting values. Shipped files are in `jobs/configs/STEP`. [Getting
+started](getting_started.md#command-line) describes the syntax of values.
 
-Two keys belong to the file, not to the settings:
+Two keys describe the file itself:
 
-- `step` names the step that the file configures. A job refuses a file of another one.
-- `extends` names another file to start from, by its path from this one's folder. Mappings are merged key by key;
-  everything else, lists too, is replaced.
+- `step` is the configured step. A job refuses the file of another step.
+- `extends` is the path of a base file, relative to this file's folder. Mappings are merged key by key; all other
+  values, including lists, are replaced.
 
-Editors that use the YAML language server complete and check keys by `docs/schemas/STEP.json`; `.vscode/settings.json`
-connects them with the files.
+Editors with the YAML language server complete and check keys with `docs/schemas/STEP.json`; `.vscode/settings.json`
+maps the schemas to the files.
 
 ## All steps
 
-Where a run happens, and where it is logged. None of it is part of an artifact's identity.
+Where a run executes and where it is logged. These settings are not part of an artifact's ID.
 
 """
 COLUMNS = "| setting | allowed | default | |\n|---|---|---|---|\n"

@@ -13,7 +13,7 @@ if importlib.util.find_spec("ray") is None:
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-import asymflow as asymflow  # its torchvision remedy must come before any import of diffusers in a step's module
+import asymflow as asymflow  # its torchvision shim must come before any import of diffusers in a step's module
 
 # Imported objects are permanent; full garbage collections over them took a quarter of the import time.
 gc.set_threshold(*gc.get_threshold()[:2], 1000)

@@ -10,7 +10,7 @@ from PIL import Image
 from s3_faults import serve
 from tenacity import stop_after_attempt, wait_none
 
-import asymflow as asymflow  # its torchvision remedy must come before tests import diffusers or lpips
+import asymflow as asymflow  # its torchvision shim must come before tests import diffusers or lpips
 from pipelines.core import s3 as object_store
 from pipelines.toy.data import DemoImage, write_img2dataset
 

@@ -49,7 +49,7 @@ def test_a_step_is_added_as_shown(local_ray, tmp_path, monkeypatch):
                 writer.add({"key": f"{index}", "image": image, "caption": "", "width": 16, "height": 16})
 
     storage.write_file(storage.join(folder, "train/a-16x16.parquet"), write)
-    curated = artifacts.finish(folder, "curate", "123", CurateSettings(source="data"), {}, {})
+    curated = artifacts.write_manifest(folder, "curate", "123", CurateSettings(source="data"), {}, {})
 
     config = run_shown("pipelines/data/config.py")
     monkeypatch.setattr("pipelines.data.config.BrightnessSettings", config.BrightnessSettings, raising=False)

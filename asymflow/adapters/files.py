@@ -21,9 +21,9 @@ from asymflow.adapters.basis import SUBSPACE
 from asymflow.adapters.comfyui import from_comfyui, to_comfyui
 from asymflow.adapters.defaults import SamplingDefaults
 from asymflow.atomic import atomic_file
-from asymflow.outside_text import decode_text, parse_json
 from asymflow.subspace import Subspace
 from asymflow.tensor_files import write_tensors
+from asymflow.text_files import decode_text, parse_json
 
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 COMFYUI = "asymflow_comfyui.safetensors"

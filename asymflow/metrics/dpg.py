@@ -7,7 +7,7 @@ model answers each question for each crop.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from asymflow.outside_text import parse_table
+from asymflow.text_files import parse_table
 
 Parents = Mapping[int, Sequence[int]]
 Answers = Mapping[int, bool]

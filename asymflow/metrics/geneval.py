@@ -115,7 +115,7 @@ def relations(box: Box, other: Box) -> set[str]:
     length = (offsets[0] ** 2 + offsets[1] ** 2) ** 0.5
     dx, dy = apart[0] / length, apart[1] / length
     holds = (dx < -_DIAGONAL, dx > _DIAGONAL, dy < -_DIAGONAL, dy > _DIAGONAL)
-    return {name for name, held in zip(RELATIONS, holds, strict=True) if held}
+    return {name for name, is_met in zip(RELATIONS, holds, strict=True) if is_met}
 
 
 def overall(accuracies: Mapping[str, float]) -> float:

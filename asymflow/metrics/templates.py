@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asymflow.metrics.weights import MissingWeights
-from asymflow.outside_text import read_text
+from asymflow.text_files import read_text
 
 
 def read_template(path: str | Path, fields: Sequence[str], origin: str) -> str:

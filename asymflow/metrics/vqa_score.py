@@ -17,7 +17,7 @@ from asymflow.devices import default_dtype
 from asymflow.metrics.arguments import check_images
 from asymflow.metrics.templates import check_template, read_template
 from asymflow.metrics.weights import MissingWeights, find, fit_weights
-from asymflow.outside_text import read_json_object
+from asymflow.text_files import read_json_object
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 ANSWER = "Yes"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from asymflow.models.backbone import Backbone, PublishedModel
 from asymflow.models.backbone import TokenGeometry as TokenGeometry
-from asymflow.outside_text import read_json_object
+from asymflow.text_files import read_json_object
 
 if TYPE_CHECKING:
     import torch

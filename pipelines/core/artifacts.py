@@ -99,7 +99,7 @@ def load_artifact(uri: str, step: str | None = None) -> Artifact:
     return Artifact(uri, manifest)
 
 
-def finish(
+def write_manifest(
     uri: str, step: str, identity: str, config: BaseModel, inputs: dict[str, str], metrics: dict[str, Any]
 ) -> Artifact:
     """Write the manifest of all files in the folder, which completes the artifact."""

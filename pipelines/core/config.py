@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from asymflow.outside_text import read_json_object
+from asymflow.text_files import read_json_object
 from pipelines.core.config_files import read_config_file
 from pipelines.core.credentials import has_secret
 from pipelines.core.errors import ConfigError as ConfigError

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from asymflow.outside_text import read_text
+from asymflow.text_files import read_text
 from pipelines.core.errors import ConfigError
 from pipelines.core.yaml_values import load_yaml
 

@@ -28,7 +28,7 @@ def start_local_ray() -> None:
         object_store_memory=OBJECT_STORE_BYTES,
         logging_level=logging.WARNING,
         # instead of a runtime environment's hook, which a separate process would set up before each worker starts
-        _system_config={"preload_python_modules": ["pipelines.core.quiet"]},
+        _system_config={"preload_python_modules": ["pipelines.core.warning_filters"]},
     )
 
 

@@ -153,7 +153,7 @@ def _make(
         _log_provenance(step, settings, tracker, folder, inputs)
         metrics = step.build(settings, Context(folder, inputs, tracker))
         ids = {name: a.id for name, a in inputs.items()}
-        artifact = artifacts.finish(folder, step.name, identity, settings, ids, metrics)
+        artifact = artifacts.write_manifest(folder, step.name, identity, settings, ids, metrics)
         tracker.log_metrics(step.prefix_metrics(settings, metrics))
         tracker.set_tag("artifact", artifact.uri)
     return Outcome(artifact, tracker.run_id, time.monotonic() - started, reused=False)

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from asymflow.models.captioner import Caption, Captioner, QwenCaptioner
 from asymflow.models.captioner_vllm import VllmCaptioner
-from asymflow.outside_text import read_json_object
+from asymflow.text_files import read_json_object
 from pipelines.core import storage
 from pipelines.core.config import ConfigError
 from pipelines.core.map_items import by_name, item_name, map_items
@@ -150,11 +150,11 @@ def finished_parts(shard: str, folder: str) -> Iterator[tuple[str, int]]:
     keys = [row["key"] for row in rows_of(shard, ["key"])]
     start = 0
     while storage.exists(part := part_file(folder, start)):
-        held = [row["key"] for row in rows_of(part, ["key"])]
-        if held != keys[start : start + len(held)]:
+        part_keys = [row["key"] for row in rows_of(part, ["key"])]
+        if part_keys != keys[start : start + len(part_keys)]:
             return
-        yield part, len(held)
-        start += len(held)
+        yield part, len(part_keys)
+        start += len(part_keys)
 
 
 def batches(rows: Iterable[Row], max_pixels: int, batch_pixels: int) -> Iterator[list[Row]]:

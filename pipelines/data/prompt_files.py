@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from asymflow.outside_text import decode_text, parse_json, parse_json_lines, parse_table, split_lines
+from asymflow.text_files import decode_text, parse_json, parse_json_lines, parse_table, split_lines
 from pipelines.core import storage
 
 Rows = Iterator[tuple[int, Any]]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from asymflow.outside_text import decode_text, parse_json_lines, parse_table
+from asymflow.text_files import decode_text, parse_json_lines, parse_table
 from pipelines.core import storage
 from pipelines.core.config import ConfigError
 from pipelines.evaluate.prompts import Generation, Prompt
@@ -147,10 +147,10 @@ def _by_geneval(uri: str, names: Mapping[str, str], prompts: Sequence[Prompt], r
         record = storage.join(uri, folder, "metadata.jsonl")
         if int(folder) < len(prompts) and storage.exists(record):
             try:
-                said = [row for _, row in _rows(record)]
+                records = [row for _, row in _rows(record)]
             except ValueError as error:
                 raise ConfigError(f"pictures: {error}") from None
-            text = said[0].get("prompt") if len(said) == 1 and isinstance(said[0], Mapping) else None
+            text = records[0].get("prompt") if len(records) == 1 and isinstance(records[0], Mapping) else None
             if text != prompts[int(folder)].text:
                 raise ConfigError(
                     f"pictures={uri!r}: {folder}/metadata.jsonl has {text!r}, but prompt {int(folder)} of the suite "

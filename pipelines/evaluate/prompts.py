@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from asymflow.metrics import dpg
-from asymflow.outside_text import parse_json_lines
+from asymflow.text_files import parse_json_lines
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError

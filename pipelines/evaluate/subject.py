@@ -11,8 +11,8 @@ from asymflow.adapters import SamplingDefaults, kind_of, read_adapter, read_defa
 from asymflow.adapters.basis import LAYOUT, SUBSPACE, find_subspace, in_layout
 from asymflow.content import content_of
 from asymflow.metrics.protocol import fingerprint
-from asymflow.outside_text import read_json_object
 from asymflow.subspace import Subspace
+from asymflow.text_files import read_json_object
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError

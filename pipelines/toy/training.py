@@ -62,8 +62,8 @@ def train(
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
-        for optimizer, held in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(held)
+        for optimizer, states in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(states)
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         average.load_state_dict(state["average"])
         start = state["step"]
@@ -87,8 +87,8 @@ def train(
             print(name, json.dumps(line), flush=True)
             with open(folder / f"{name}.log", "a") as log:
                 log.write(json.dumps(line) + "\n")
-            held = [optimizer.state_dict() for optimizer in optimizers]
-            state = {"model": model.state_dict(), "optimizers": held, "average": average.average, "step": step + 1}
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            state = {"model": model.state_dict(), "optimizers": states, "average": average.average, "step": step + 1}
             with atomic_file(checkpoint) as partial:
                 torch.save(state, partial)
     with torch.no_grad():

@@ -33,8 +33,8 @@ class RowGroup:
 
     def file_of(self, column: str) -> str:
         """Return the file that has a column; empty if no file has it."""
-        elsewhere = {"latents": self.latents, "caption": self.text, "text": self.text}
-        return elsewhere.get(column, self.curated)
+        files = {"latents": self.latents, "caption": self.text, "text": self.text}
+        return files.get(column, self.curated)
 
 
 @dataclass(frozen=True)

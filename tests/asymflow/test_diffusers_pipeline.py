@@ -221,7 +221,7 @@ def test_reference_images_change_the_sample(pipe):
         samples(pipe, image=picture.resize((32, 32)))
 
 
-def test_before_training_a_reference_is_what_the_latent_pipeline_would_be_given():
+def test_untrained_reference_input_is_the_latent_pipelines():
     subspace = Subspace.load(ADAPTER / "subspace.safetensors")
     transformer = Flux2Transformer2DModel.from_pretrained(BASE, subfolder="transformer")
     model = AsymFlux2Transformer2DModel.from_latent(transformer, subspace)

@@ -64,7 +64,7 @@ def test_a_choice_of_defaults_is_saved(pipe, tmp_path):
     assert _pipeline_defaults(str(tmp_path)) == again.defaults
 
 
-def test_folders_of_older_versions_keep_what_their_index_says(pipe, tmp_path):
+def test_folders_of_older_versions_keep_their_defaults(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     index, config = tmp_path / "model_index.json", tmp_path / "transformer" / "config.json"
     space = {"oklab_mean": list(pipe.space.mean), "oklab_std": pipe.space.std}
@@ -148,7 +148,7 @@ def test_invalid_folders_are_named(tmp_path, pipe):
         pipe.encode_prompt([None])
 
 
-def test_an_adapter_of_another_base_is_refused_with_what_differs(tmp_path):
+def test_an_adapter_of_another_base_names_the_difference(tmp_path):
     for path in ADAPTER.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((ADAPTER / "config.json").read_text())

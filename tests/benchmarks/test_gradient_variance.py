@@ -56,7 +56,7 @@ def made(tmp_path_factory, make_images):
                 writer.add(row)
 
     storage.write_file(storage.join(curated, "train/a-96x80.parquet"), write)
-    artifacts.finish(curated, "curate", "123", CurateSettings(source="data"), {}, {})
+    artifacts.write_manifest(curated, "curate", "123", CurateSettings(source="data"), {}, {})
     return str(base), folder / "adapter", curated
 
 

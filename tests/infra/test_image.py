@@ -48,7 +48,7 @@ def test_versions_are_the_tested_ones(steps):
     assert "cluster" in extras and set(extras) <= set(PROJECT["optional-dependencies"])
 
 
-def test_code_comes_after_what_changes_seldom(steps):
+def test_code_is_copied_after_the_dependencies(steps):
     order = [f"{name} {value}" for name, value in steps]
     places = [
         next(i for i, step in enumerate(order) if start in step)
@@ -68,7 +68,7 @@ def test_nothing_secret_goes_in(steps):
     assert not [value for value in values(steps, "RUN") if "://" in value]  # nothing from elsewhere than the indices
 
 
-def test_only_what_is_copied_is_sent_to_docker(steps):
+def test_docker_context_contains_copied_files_only(steps):
     sources = {source for value in values(steps, "COPY") for source in value.split()[1:-1]}
     assert all((ROOT / source).exists() for source in sources)
     lines = (ROOT / ".dockerignore").read_text().splitlines()
@@ -79,7 +79,7 @@ def test_only_what_is_copied_is_sent_to_docker(steps):
     ]
 
 
-def test_its_health_can_be_asked(steps):
+def test_health_check(steps):
     (check,) = values(steps, "HEALTHCHECK")
     assert "CMD ray health-check" in check and "--interval=" in check
     assert json.loads(values(steps, "ENTRYPOINT")[0]) == ["tini", "--"]

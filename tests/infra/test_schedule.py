@@ -158,7 +158,7 @@ def test_an_unresponsive_api_is_retried(kubernetes, run, capsys):
         state("Complete", "SUCCEEDED"),
     ]
     assert run(kubernetes.api, "team", manifest()) == 0
-    assert capsys.readouterr().out.count("asking again: 503") == 2
+    assert capsys.readouterr().out.count("retrying: 503") == 2
 
 
 def test_a_job_that_someone_deletes_has_failed(kubernetes, run, capsys):
@@ -171,7 +171,7 @@ def test_a_job_that_someone_deletes_has_failed(kubernetes, run, capsys):
 def test_broken_connections_are_retried(kubernetes, run, capsys, fault):
     kubernetes.server.states = [fault, state("Running", "RUNNING"), fault, state("Complete", "SUCCEEDED")]
     assert run(kubernetes.api, "team", manifest()) == 0
-    assert capsys.readouterr().out.count("asking again: ") == 2
+    assert capsys.readouterr().out.count("retrying: ") == 2
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -38,7 +38,7 @@ def run_job(name, tmp_path, **settings):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_curation_on_a_store_that_fails_now_and_then(faulty_s3, tmp_path, make_images):
+def test_curation_on_an_unreliable_store(faulty_s3, tmp_path, make_images):
     uri, server = faulty_s3
     write_img2dataset(iter(make_images(90)), tmp_path / "crawl", 30)
     for path in (tmp_path / "crawl").iterdir():

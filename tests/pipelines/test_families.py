@@ -180,7 +180,7 @@ def test_images_are_encoded_as_decoding_undoes_it(made):
     torch.testing.assert_close(decoded, expected.clamp(-1, 1), rtol=0, atol=2e-5)
 
 
-def test_the_family_samples_what_the_stock_pipeline_samples(made):
+def test_samples_equal_the_stock_pipelines(made):
     """Prompt, embeddings, positions, direction of time, packing, shift and scale: any that differs shows here."""
     stock = DiffusionPipeline.from_pretrained(made.folder)
     stock.set_progress_bar_config(disable=True)
@@ -413,7 +413,7 @@ def settings_of(base: str, model: str = "asymflow", **sections: Any) -> Finetune
 
 
 @pytest.mark.parametrize("model", ["asymflow", "latent"])
-def test_a_plan_counts_what_the_model_has(made, model):
+def test_plan_equals_the_model(made, model):
     settings = settings_of(made.folder, model)
     counted = count_values(adapt(settings, transformer_of(made), made.subspace))
     planned = plan(settings)

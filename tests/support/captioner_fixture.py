@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-import asymflow as asymflow  # its torchvision remedy must come before transformers
+import asymflow as asymflow  # its torchvision shim must come before transformers
 
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",

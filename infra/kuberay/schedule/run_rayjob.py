@@ -1,8 +1,8 @@
-"""Create a RayJob and wait for its end; the exit status is 0 where it succeeded. For a CronJob's pod.
+"""Create a RayJob and wait until it ends; exit with 0 if it succeeded. Runs in the pod of a CronJob.
 
-Where one of the same schedule (label `asymflow/schedule`) is still running, that one is waited for instead: a pod that
-was lost does not cost a second evaluation. An API server that is away is asked again for as long as the pod may run;
-one that refuses the pod's account ends it, since asking again would not help.
+If a job of the same schedule (label `asymflow/schedule`) is still running, the script waits for that one: a lost pod
+does not cause a second evaluation. Requests to an unreachable API server are retried until the pod's deadline. A
+refusal of the pod's account ends the script, since a retry would not help.
 """
 
 import os
@@ -17,23 +17,23 @@ from kubernetes import client, config
 from urllib3.exceptions import HTTPError
 
 T = TypeVar("T")
-PLACE = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
+RESOURCE = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
 LABEL = "asymflow/schedule"
 ENDED = ("Complete", "Failed")
 POLL_SECONDS = float(os.environ.get("POLL_SECONDS", "15"))
 REQUEST_SECONDS = 30
-"""A request that takes longer is given up and sent again"""
+"""Timeout of a request, after which it is retried"""
 REFUSALS = (400, 401, 403, 409, 422)
-PASSING = (HTTPError, OSError, ValueError)
-"""A connection that drops; an answer that is cut off or is not what the API sends"""
+TRANSIENT = (HTTPError, OSError, ValueError)
+"""Transient errors: dropped connections, and responses that are truncated or not the API's"""
 
 
 class Refused(Exception):
-    """The API server understood the request and refuses it; the message says which and why."""
+    """Raised when the API server refuses a request; the message has the request and the reason."""
 
 
 def checked(answer: Any, part: str) -> dict[str, Any]:
-    """Raise ValueError for what is no answer of the API: a proxy's page, half of an answer."""
+    """Return the answer. Raises ValueError if it is not the API's, such as a proxy's page or half of an answer."""
     if not isinstance(answer, dict) or not isinstance(answer.get(part), dict | list):
         raise ValueError(f"the answer has no {part}: {str(answer)[:80]!r}")
     return answer
@@ -43,8 +43,8 @@ def deployment_status(job: dict[str, Any]) -> str:
     return (job.get("status") or {}).get("jobDeploymentStatus") or "New"
 
 
-def ask(what: str, request: Callable[[], T]) -> T | None:
-    """Send a request until it is answered. None: what it names does not exist. Raises Refused."""
+def send(what: str, request: Callable[[], T]) -> T | None:
+    """Retry a request until the API answers; return None if the named object does not exist. Raises Refused."""
     while True:
         try:
             return request()
@@ -54,16 +54,16 @@ def ask(what: str, request: Callable[[], T]) -> T | None:
             if error.status in REFUSALS:
                 raise Refused(f"{what}: the API refuses it: {error.status} {error.reason}") from None
             reason = f"{error.status} {error.reason}"
-        except PASSING as error:
+        except TRANSIENT as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"{what}: the API does not answer, asking again: {reason}", flush=True)
+        print(f"{what}: the API does not answer, retrying: {reason}", flush=True)
         time.sleep(POLL_SECONDS)
 
 
 def list_running(api: Any, namespace: str, schedule: str) -> list[dict[str, Any]]:
     selector = f"{LABEL}={schedule}"
     found = api.list_namespaced_custom_object(
-        **PLACE, namespace=namespace, label_selector=selector, _request_timeout=REQUEST_SECONDS
+        **RESOURCE, namespace=namespace, label_selector=selector, _request_timeout=REQUEST_SECONDS
     )
     return [job for job in checked(found, "items")["items"] if deployment_status(job) not in ENDED]
 
@@ -78,12 +78,12 @@ def find_or_create(api: Any, namespace: str, manifest: dict[str, Any]) -> dict[s
             print(f"{running[0]['metadata']['name']} is still at work: waiting for it", flush=True)
             return running[0]
         job = api.create_namespaced_custom_object(
-            **PLACE, namespace=namespace, body=manifest, _request_timeout=REQUEST_SECONDS
+            **RESOURCE, namespace=namespace, body=manifest, _request_timeout=REQUEST_SECONDS
         )
         print(f"created {checked(job, 'metadata')['metadata']['name']}", flush=True)
         return job
 
-    job = ask(f"RayJobs of {schedule}", request)
+    job = send(f"RayJobs of {schedule}", request)
     if job is None:
         raise Refused(f"RayJobs of {schedule}: the API knows none (404): is KubeRay's operator installed?")
     return job
@@ -102,7 +102,7 @@ def wait(api: Any, namespace: str, job: dict[str, Any]) -> int:
 
     def request() -> dict[str, Any]:
         found = api.get_namespaced_custom_object(
-            **PLACE, namespace=namespace, name=name, _request_timeout=REQUEST_SECONDS
+            **RESOURCE, namespace=namespace, name=name, _request_timeout=REQUEST_SECONDS
         )
         return checked(found, "metadata")
 
@@ -111,14 +111,14 @@ def wait(api: Any, namespace: str, job: dict[str, Any]) -> int:
             print(f"{name}: {status}", flush=True)
             seen = status
         time.sleep(POLL_SECONDS)
-        found = ask(name, request)
+        found = send(name, request)
         if found is None:
             print(f"{name} was deleted", flush=True)
             return 1
         job = found
-    told = job["status"]
-    print(f"{name}: {told.get('jobStatus')} {told.get('reason', '')} {told.get('message', '')}".rstrip(), flush=True)
-    return 0 if told.get("jobStatus") == "SUCCEEDED" else 1
+    ended = job["status"]
+    print(f"{name}: {ended.get('jobStatus')} {ended.get('reason', '')} {ended.get('message', '')}".rstrip(), flush=True)
+    return 0 if ended.get("jobStatus") == "SUCCEEDED" else 1
 
 
 if __name__ == "__main__":

@@ -109,10 +109,10 @@ def _even_files(segments: list[Segment], rows_per_file: int) -> Iterator[list[Se
 
 def _write_dropped(path: Path, folder: str, names: list[str], reason: Any, keeper: Any) -> None:
     """Write the dropped rows with reason and kept duplicate, reading the keys one shard at a time, in two passes."""
-    wanted = np.unique(keeper[keeper >= 0])
-    kept_keys = {row: key for row, key in _keys(folder, names) if _contains(wanted, row)} if len(wanted) else {}
+    kept_rows = np.unique(keeper[keeper >= 0])
+    kept_keys = {row: key for row, key in _keys(folder, names) if _contains(kept_rows, row)} if len(kept_rows) else {}
     with RowWriter(path, REJECTED) as writer:
-        for row, key in _keys(folder, names) if len(wanted) else ():
+        for row, key in _keys(folder, names) if len(kept_rows) else ():
             if reason[row]:
                 writer.add({"key": key, "reason": REASONS[reason[row]], "duplicate_of": kept_keys[int(keeper[row])]})
 

@@ -62,13 +62,13 @@ def _rows_of(file: pq.ParquetFile, size: int, columns: Columns) -> Iterator[Samp
 
     A damaged footer may state any number of rows, so at most as many lost rows are counted as the file has bytes.
     """
-    wanted = [c for c in dict.fromkeys((*columns.model_dump().values(), "status")) if c in file.schema_arrow.names]
+    present = [c for c in dict.fromkeys((*columns.model_dump().values(), "status")) if c in file.schema_arrow.names]
     first = 0
     for group in range(file.num_row_groups):
         read, rows = 0, file.metadata.row_group(group).num_rows
         try:
             # row by row, because a few bytes of a dictionary page can expand to many large cells
-            for batch in file.iter_batches(1, row_groups=[group], columns=wanted):
+            for batch in file.iter_batches(1, row_groups=[group], columns=present):
                 for row in batch.to_pylist():
                     yield _sample_of_row(row, str(first + read), columns)
                     read += 1

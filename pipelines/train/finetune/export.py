@@ -19,8 +19,8 @@ from mlflow.tracking import MlflowClient
 from torch import Tensor
 
 from asymflow.adapters import SamplingDefaults, adapter_config, to_released, write_adapter
-from asymflow.outside_text import read_json_object
 from asymflow.subspace import Subspace
+from asymflow.text_files import read_json_object
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact, MissingArtifact
 from pipelines.core.base_models import check_base

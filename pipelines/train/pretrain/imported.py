@@ -7,7 +7,7 @@ from asymflow.content import content_of
 from asymflow.models.jit_checkpoints import PublishedJiT, read_published
 from asymflow.tensor_files import write_tensors
 from pipelines.core import storage
-from pipelines.core.artifacts import MANIFEST, Artifact, artifact_id, finish, load_artifact
+from pipelines.core.artifacts import MANIFEST, Artifact, artifact_id, load_artifact, write_manifest
 from pipelines.core.config import ConfigError, validate
 from pipelines.train.metrics_log import AVERAGE
 from pipelines.train.pretrain.config import ImportJitSettings, PretrainSettings
@@ -38,7 +38,7 @@ def import_checkpoint(settings: ImportJitSettings) -> Artifact:
     storage.write_file(storage.join(folder, SUBSPACE), found.subspace.save)
     summary = {"by_sigma": {}, "size": [found.side, found.side]}
     storage.write_bytes(storage.join(folder, SUMMARY), json.dumps(summary).encode())
-    return finish(folder, STEP, identity, config, {}, {})
+    return write_manifest(folder, STEP, identity, config, {}, {})
 
 
 def pretrain_settings(settings: ImportJitSettings, found: PublishedJiT) -> PretrainSettings:

@@ -93,14 +93,14 @@ def memory_of(settings: PretrainSettings, values: int, tokens: int) -> dict[str,
     kept = every * (11 * config.width + 3 * config.hidden) * size
     kept += every * 4 * config.width * (4 if config.attention_float32 else size)
     entering = config.depth * every * config.width * size
-    held = entering + kept if resources.gradient_checkpointing else config.depth * kept
+    stored = entering + kept if resources.gradient_checkpointing else config.depth * kept
     return {
         "weights": 4 * values,
         "ZeRO's copy of the weights": 4 * values / workers if stage else 0,
         "gradients": 4 * values / (workers if stage == 2 else 1),
         "moments": 8 * values / (workers if stage else 1),
         "moving average": 4 * values,
-        f"activations of {micro}": micro * held,
+        f"activations of {micro}": micro * stored,
     }
 
 

@@ -127,7 +127,7 @@ def test_the_real_classes_name_the_likeliest(classifier):
     assert classifier(image, mask, BOX, "dog") == COLORS[int(scores.argmax())]
 
 
-def test_the_protocol_says_which_model(classifier, folder):
+def test_protocol_names_the_model(classifier, folder):
     protocol = classifier.protocol
     assert json.loads(json.dumps(protocol)) == protocol
     assert protocol["model"].startswith("asymflow-tiny-clip local:") and protocol["background"] == "#999999"

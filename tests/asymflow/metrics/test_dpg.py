@@ -4,7 +4,7 @@ import itertools
 import pytest
 
 from asymflow.metrics.dpg import COLUMNS, category_scores, parse_questions, question_scores, score_prompt, total
-from asymflow.outside_text import read_text
+from asymflow.text_files import read_text
 
 CHAIN = {1: [0], 2: [1], 3: [2]}
 BACKWARDS = {3: [2], 2: [1], 1: [0]}
@@ -104,7 +104,7 @@ def test_the_file(tmp_path):
     assert items["a1"].categories == {1: "global", 2: "relation", 3: "entity"}
 
 
-def test_the_reference_drops_its_first_row_and_fails_on_what_depends_on_it(tmp_path):
+def test_official_scoring_drops_the_first_row(tmp_path):
     assert list(parse_questions(*write(tmp_path, ROWS), official=True)) == ["a1"]
     free = [ROWS[0], ROWS[2], *ROWS[3:]]
     items = parse_questions(*write(tmp_path, free), official=True)

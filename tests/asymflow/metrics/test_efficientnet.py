@@ -56,7 +56,7 @@ def test_the_distance_grows_with_noise_and_is_symmetric(cat):
     assert torch.allclose(distance(a, a + noise), distance(a + noise, a), rtol=1e-4, atol=1e-5)
 
 
-def test_a_missing_package_is_one_line_that_says_how_to_install_it(monkeypatch):
+def test_a_missing_package_names_the_install_command(monkeypatch):
     monkeypatch.setattr(efficientnet_file, "find_spec", lambda name: object() if name == "timm" else None)
     for call in (efficientnet_file.identity, EfficientNetFeatures):
         with pytest.raises(MissingWeights) as raised:

@@ -193,7 +193,7 @@ def test_a_score_does_not_depend_on_the_batch(scorer):
     assert scorer(images[:0], []).shape == (0,)
 
 
-def test_what_follows_the_token_does_not_count_and_what_precedes_does(scorer, base, parts):
+def test_score_depends_on_the_text_before_the_token_alone(scorer, base, parts):
     def score(template):
         model = copy.deepcopy(parts[0])
         return HpsV3(model, parts[1], processor(base), template, "tiny")(pictures(1), ["a fox"])
@@ -284,7 +284,7 @@ def test_invalid_calls_are_refused(scorer, images, prompts, says):
         scorer(images, prompts)
 
 
-def test_the_protocol_says_what_moves_the_number(scorer, base, parts):
+def test_protocol_has_every_setting_that_changes_scores(scorer, base, parts):
     assert json.loads(json.dumps(scorer.protocol)) == scorer.protocol
     other = HpsV3(copy.deepcopy(parts[0]), parts[1], processor(base), TEMPLATE + " ", "tiny")
     assert other.protocol["template"] != scorer.protocol["template"]

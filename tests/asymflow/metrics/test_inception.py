@@ -196,7 +196,7 @@ def test_torchscript_is_known_by_its_hash_and_no_other_is_loaded(tmp_path, monke
     assert list(SCRIPTS) == ["f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"]
 
 
-def test_the_protocol_holds_what_moves_the_number():
+def test_protocol_has_every_setting_that_changes_features():
     def of(identity="local:1", **settings):
         return fingerprint(Inception(ScriptedInception(torch.jit.script(Colours())), identity, **settings).protocol)
 

@@ -70,7 +70,7 @@ def test_the_mean_is_over_the_mask_alone():
     assert found.box == pytest.approx((0, 0, 1, 1, 0.8 * sigmoid(2)), abs=1e-6)
 
 
-def test_a_mask_without_pixels_is_no_detection():
+def test_empty_masks_are_not_detections():
     logits = masks((0, 0, 0, 0), (1, 1, 2, 2))
     found = find_detections(classes({CAT: 0.9}, {DOG: 0.9}), logits, (8, 12), (8, 12), (8, 12), min_score=0.01)
     assert [one.class_name for one in found] == ["dog"]
@@ -206,7 +206,7 @@ def test_detections_do_not_depend_on_the_batch(detector):
     assert detector(images[:0]) == []
 
 
-def test_the_protocol_says_what_moves_a_number(detector, folder):
+def test_protocol_has_every_setting_that_changes_detections(detector, folder):
     protocol = detector.protocol
     assert json.loads(json.dumps(protocol)) == protocol
     assert protocol["model"].startswith("local:") and protocol["precision"] == "float32"
@@ -214,7 +214,7 @@ def test_the_protocol_says_what_moves_a_number(detector, folder):
     assert Mask2FormerDetector.load(folder).protocol == {**protocol, "least": 0.3}
 
 
-def test_what_is_no_detector_is_named(detector, tmp_path):
+def test_other_models_than_detectors_are_refused(detector, tmp_path):
     with pytest.raises(ValueError, match="expected uint8"):
         detector(pictures(2).float())
     with pytest.raises(ValueError, match="expected uint8"):

@@ -48,7 +48,7 @@ def test_answers_in_their_order(modelscope):
     assert mplug(pictures(red)[:0], []) == []
 
 
-def test_the_protocol_says_which_model(modelscope, tmp_path):
+def test_protocol_names_the_model(modelscope, tmp_path):
     assert Mplug.load(revision="v1.0").protocol["model"] == f"modelscope:{MODEL}@v1.0"
     (tmp_path / "weights").write_bytes(b"1")
     first = Mplug.load(str(tmp_path)).protocol["model"]

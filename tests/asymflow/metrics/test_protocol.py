@@ -11,6 +11,6 @@ def test_equal_protocols_have_one_fingerprint_and_any_change_another():
     assert fingerprint(protocol | {"pictures": 9_999}) != fingerprint(protocol)
 
 
-def test_what_is_no_json_number_is_refused():
+def test_non_json_numbers_are_refused():
     with pytest.raises(ValueError):
         fingerprint({"scale": float("nan")})

@@ -225,7 +225,7 @@ def test_a_score_does_not_depend_on_the_batch(scorer):
     assert scorer(images[:0], []).shape == (0,)
 
 
-def test_a_prompt_may_hold_what_the_template_does(scorer):
+def test_prompts_may_contain_template_fields(scorer):
     """`<image>` and `{question}` in a prompt are words like any others."""
     scores = scorer(pictures(1).expand(3, -1, -1, -1), ["an <image> {}", "{question}", "a fox"])
     assert scores.isfinite().all() and len(set(scores.tolist())) == 3
@@ -408,7 +408,7 @@ def test_parts_that_do_not_fit(parts):
         VqaScore(*parts, endless, TEMPLATE, "tiny")
 
 
-def test_the_protocol_says_what_moves_the_number(scorer, parts):
+def test_protocol_has_every_setting_that_changes_scores(scorer, parts):
     assert json.loads(json.dumps(scorer.protocol)) == scorer.protocol
     assert scorer.protocol["question"] == QUESTION == 'Does this figure show "{}"? Please answer yes or no.'
     assert scorer.protocol["precision"] == "float32"

@@ -7,7 +7,7 @@ from asymflow.metrics import weights
 from asymflow.metrics.weights import MissingWeights, find, identify
 
 
-def test_a_local_model_is_known_by_what_lies_in_it_not_by_where(tmp_path):
+def test_identity_of_a_local_model_is_its_content(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(b"x" * 1000)
@@ -27,13 +27,13 @@ def test_one_file_is_found_in_its_folder_or_by_its_own_path(tmp_path):
     ("source", "file", "says"),
     [("", "", "no model was named"), ("{}/none", "", "does not exist"), ("{}", "head.pt", "has no head.pt")],
 )
-def test_a_missing_model_is_an_error_that_says_what_is_needed(tmp_path, source, file, says):
+def test_a_missing_model_names_the_needed_files(tmp_path, source, file, says):
     for search in (find, identify):
         with pytest.raises(MissingWeights, match=f"{says}.*needed is HPSv2's checkpoint"):
             search(source.format(tmp_path), "HPSv2's checkpoint", file)
 
 
-def test_a_repository_is_known_by_its_commit_and_fetched_only_when_named(monkeypatch, tmp_path):
+def test_identity_of_a_repository_is_its_commit(monkeypatch, tmp_path):
     folder = tmp_path / "models--some--model" / "snapshots" / "abc123"
     folder.mkdir(parents=True)
     asked = []
@@ -58,7 +58,7 @@ def test_an_unreachable_hub_is_a_one_line_error(monkeypatch):
         find("some/model", "a model", "head.pt")
 
 
-def test_a_model_is_known_by_the_same_name_before_it_is_fetched(monkeypatch, tmp_path):
+def test_identity_does_not_depend_on_the_cache(monkeypatch, tmp_path):
     (tmp_path / "head.pt").write_bytes(b"1")
     assert identify(str(tmp_path), "a head", "head.pt") == find(str(tmp_path), "a head", "head.pt").identity
     folder = tmp_path / "models--some--model" / "snapshots" / "abc123"

@@ -107,7 +107,7 @@ def test_questions_are_not_padded(model, monkeypatch):
     assert all(mask.all() for mask in masks)
 
 
-def test_the_protocol_says_which_model(model, folders):
+def test_protocol_names_the_model(model, folders):
     assert json.loads(json.dumps(model.protocol)) == model.protocol
     assert model.protocol["model"].startswith("local:") and model.protocol["precision"] == "float32"
     others = {load_yes_no(folder).protocol["model"] for folder in folders.values()}

@@ -58,7 +58,7 @@ def test_weights_are_float32_on_a_cpu(captioner):
 
 
 @pytest.mark.parametrize("size", [*SIZES, (1024, 1024), (20, 20)])
-def test_the_vision_tower_sees_no_more_pixels_than_asked(captioner, inputs_seen, size):
+def test_images_are_downscaled_to_the_pixel_limit(captioner, inputs_seen, size):
     captioner.caption([picture(0, *size)])
     _, rows, columns = inputs_seen[0]["image_grid_thw"][0].tolist()
     assert len(inputs_seen[0]["pixel_values"]) == rows * columns

@@ -201,7 +201,7 @@ def test_images_are_in_the_space_of_the_basis():
     assert model.subspace.space is RELEASED and model.patch_size == 4
 
 
-def test_the_projector_reads_what_leaves_its_block_and_learns():
+def test_projector_reads_its_blocks_output_and_is_trained():
     model = model_of(4)
     model.add_projector(block=2, features=10, width=16)
     model = model.double()

@@ -41,7 +41,7 @@ def model():
     return found
 
 
-def test_the_loss_is_that_of_the_velocity_and_weighs_what_counts():
+def test_loss_is_the_weighted_velocity_error():
     student, given = model(), batch()
     loss, terms = PretrainObjective(student)(**given)
     assert terms.keys() == {"loss", "flow_matching"} and not terms["loss"].requires_grad

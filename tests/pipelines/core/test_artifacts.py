@@ -4,7 +4,7 @@ import json
 import pytest
 
 from pipelines.core import artifacts, storage
-from pipelines.core.artifacts import MissingArtifact, artifact_id, finish, hashed_settings, load_artifact
+from pipelines.core.artifacts import MissingArtifact, artifact_id, hashed_settings, load_artifact, write_manifest
 from pipelines.core.config import RunSettings, Settings, StepSettings, Uri, added
 from pipelines.core.step import Step, identify
 
@@ -24,7 +24,7 @@ STEP = Step("example", Example, lambda settings, context: {}, inputs={"curated":
 
 
 def make(folder, step="example", identity="abc"):
-    return finish(storage.absolute(str(folder)), step, identity, Example(), {"curated": "123"}, {"rows": 3})
+    return write_manifest(storage.absolute(str(folder)), step, identity, Example(), {"curated": "123"}, {"rows": 3})
 
 
 def test_manifest_makes_the_artifact(tmp_path):
@@ -86,14 +86,14 @@ def test_id_does_not_depend_on_where_a_step_runs(tmp_path):
     assert identify(STEP, here, {}) != identify(STEP, Example(rank=64), {})
 
 
-def test_id_depends_on_what_inputs_are_not_where_they_lie(tmp_path):
+def test_id_depends_on_inputs_ids_not_on_their_uris(tmp_path):
     one, same = (make(tmp_path / name, step="curate", identity="1") for name in ("a", "b"))
     other = make(tmp_path / "c", step="curate", identity="2")
     ids = [identify(STEP, Example(curated=a.uri), {"curated": a}) for a in (one, same, other)]
     assert ids[0] == ids[1] != ids[2]
 
 
-def test_id_depends_on_what_lies_in_outside_folders(tmp_path):
+def test_id_depends_on_the_content_of_external_folders(tmp_path):
     for name in ("a", "b"):
         storage.write_bytes(str(tmp_path / name / "weights"), b"1")
     first, second = (identify(STEP, Example(source=str(tmp_path / name)), {}) for name in ("a", "b"))
@@ -113,7 +113,7 @@ class Later(Example):
     newer: int = added(3, ge=1)
 
 
-def test_a_setting_that_was_added_changes_an_id_only_where_it_changes_what_is_made():
+def test_added_settings_at_their_default_are_not_hashed():
     assert hashed_settings(Later()) == {**hashed_settings(Example()), "section": {"old": 1}}
     assert hashed_settings(Later(newer=4)) == {**hashed_settings(Later()), "newer": 4}
     changed = Later(section=Later.Section(new="a"))

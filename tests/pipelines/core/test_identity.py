@@ -33,7 +33,7 @@ def sampled(**changes):
     return name_of(SAMPLE, {"base": "base", "prompts": "a fox", **changes})
 
 
-def test_an_adapter_in_a_bucket_that_is_overwritten_is_another(s3):
+def test_an_overwritten_adapter_on_s3_changes_the_id(s3):
     storage.write_bytes(f"{s3}/adapter/weights", b"one")
     first = sampled(adapter=f"{s3}/adapter")
     assert sampled(adapter=f"{s3}/adapter") == sampled(adapter=f"{s3}/adapter/") == first
@@ -43,7 +43,7 @@ def test_an_adapter_in_a_bucket_that_is_overwritten_is_another(s3):
     assert sampled(adapter=f"{s3}/copy") == first
 
 
-def test_a_crawl_in_a_bucket_that_grew_is_another(s3):
+def test_a_grown_source_on_s3_changes_the_id(s3):
     storage.write_bytes(f"{s3}/crawl/00000.tar", b"one")
     first = name_of(curate.STEP, {"source": f"{s3}/crawl"})
     storage.write_bytes(f"{s3}/crawl/.unfinished", b"x")
@@ -53,7 +53,7 @@ def test_a_crawl_in_a_bucket_that_grew_is_another(s3):
     assert name_of(curate.STEP, {"source": f"{s3}/crawl"}) != first
 
 
-def test_a_single_file_in_a_bucket_is_known_by_its_checksum(s3):
+def test_identity_of_a_file_on_s3_is_its_checksum(s3):
     tree = {"suite": "coco10k", "base": "base", "prompts": {"file": f"{s3}/prompts.csv"}}
     absent = name_of(evaluate.STEP, tree)
     storage.write_bytes(f"{s3}/prompts.csv", b"prompt\na\n")
@@ -88,7 +88,7 @@ def test_an_unknown_repository_is_a_one_line_error(monkeypatch, tmp_path):
         pin_repositories(SAMPLE, settings)
 
 
-def test_weights_changed_in_place_are_others(tmp_path):
+def test_changed_weights_change_the_id(tmp_path):
     judge, nsfw = tmp_path / "vgg.safetensors", tmp_path / "nsfw"
     nsfw.mkdir()
 
@@ -122,12 +122,12 @@ def test_weights_changed_in_place_are_others(tmp_path):
         (evaluate.STEP, {"base": "base"}, {"resources": {"gpus_per_worker": 1}}),
     ],
 )
-def test_precision_decides_what_comes_out(step, tree, on_gpu):
+def test_precision_is_hashed(step, tree, on_gpu):
     inputs = {"encoded": ENCODED} if "encoded" in tree else {}
     assert name_of(step, tree | on_gpu, inputs) != name_of(step, tree, inputs)
 
 
-def test_other_resources_do_not(tmp_path):
+def test_other_resources_are_not_hashed(tmp_path):
     for tree in ({"workers": 8}, {"use_gpu": True, "precision": "float32"}, {"text_encoders": {"gpus_per_worker": 1}}):
         changed = name_of(finetune.STEP, FINETUNE | {"resources": tree}, {"encoded": ENCODED})
         assert changed == name_of(finetune.STEP, FINETUNE, {"encoded": ENCODED})

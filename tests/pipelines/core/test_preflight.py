@@ -42,7 +42,7 @@ def test_a_write_that_fails_in_its_middle_leaves_no_part(tmp_path):
     assert list(folder.iterdir()) == []
 
 
-def test_a_full_disk_may_pass_and_is_no_bad_setting(tmp_path, monkeypatch):
+def test_a_full_disk_is_a_storage_error(tmp_path, monkeypatch):
     write = storage._write_through
     monkeypatch.setattr(storage, "_write_through", lambda path, data: write(Path("/dev/full"), data))
     with pytest.raises(StorageError, match="run.storage='.*': cannot write: No space left on device; give a folder"):

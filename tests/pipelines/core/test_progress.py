@@ -52,7 +52,7 @@ def test_short_loops_share_the_lines(clock, capsys):
     assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["stage 0", "stage 30"]
 
 
-def test_speed_does_not_count_what_a_checkpoint_holds(clock, capsys):
+def test_speed_excludes_resumed_items(clock, capsys):
     bar = open_worker_bar("finetune", 15_000, "step", on_terminal=False)
     bar.update(12_000)
     clock(60)

@@ -46,7 +46,7 @@ def test_a_run_names_every_job_that_worked_on_it(run, monkeypatch):
     assert tracker.client.get_run(run_id).data.tags["ray_job"] == "raysubmit_a, raysubmit_b"
 
 
-def test_a_page_links_to_what_it_is_made_from(run, tmp_path):
+def test_a_page_links_to_its_inputs(run, tmp_path):
     curated = Artifact(str(tmp_path / "curate/0123456789"), {"id": "0123456789", "step": "curate"})
     elsewhere = Artifact(str(tmp_path / "basis/9876543210"), {"id": "9876543210", "step": "basis"})
     with open_run(run, "curate") as first:
@@ -94,7 +94,7 @@ def test_passwords_are_kept_out_of_storage():
     assert tracking_uri(RunSettings(tracking_uri="postgresql://me@host/db")) == "postgresql://me@host/db"
 
 
-def test_a_jobs_working_directory_is_no_storage(tmp_path, monkeypatch):
+def test_storage_in_the_working_directory_is_refused(tmp_path, monkeypatch):
     package = tmp_path / "session/runtime_resources/working_dir_files/_ray_pkg_0"
     package.mkdir(parents=True)
     monkeypatch.chdir(package)

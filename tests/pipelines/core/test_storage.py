@@ -120,7 +120,7 @@ def test_folder_markers_are_not_files(s3):
     assert storage.list_files(s3) == [f"{s3}/deep/file"]
 
 
-def test_a_folder_is_known_by_what_it_holds_in_either_store(s3, tmp_path):
+def test_fingerprint_of_a_folder_is_its_content(s3, tmp_path):
     found = {}
     for uri in (str(tmp_path / "local"), f"{s3}/stored"):
         storage.write_bytes(f"{uri}/a/x.png", b"one")

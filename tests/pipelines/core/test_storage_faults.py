@@ -169,7 +169,7 @@ class BadDisk(io.BytesIO):
         return super().read(size)
 
 
-def test_upload_of_what_cannot_be_read_leaves_nothing(faulty_s3):
+def test_upload_of_an_unreadable_file_leaves_nothing(faulty_s3):
     """pyarrow's own `copy_files`, and its streams left by an exception, complete the object with what they had."""
     folder, server = faulty_s3
     uri = storage.join(folder, "object")

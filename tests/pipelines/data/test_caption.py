@@ -58,7 +58,7 @@ def curated(tmp_path_factory):
                     )  # fmt: skip
 
         storage.write_file(storage.join(folder, f"{name}.parquet"), write)
-    return artifacts.finish(folder, "curate", "123", CurateSettings(source="data"), {}, {})
+    return artifacts.write_manifest(folder, "curate", "123", CurateSettings(source="data"), {}, {})
 
 
 def settings_of(curated, model, folder, workers=2, batch_pixels=4 * 64 * 64, **changes):
@@ -300,7 +300,7 @@ def broken(model, tmp_path):
         ("model.safetensors.index.json", '{"weight_map": {"a": "part.safetensors"}}', "it has no part.safetensors"),
     ],
 )
-def test_a_folder_that_is_no_whole_model_is_refused(broken, curated, tmp_path, name, content, message):
+def test_incomplete_models_are_refused(broken, curated, tmp_path, name, content, message):
     folder = broken(name, content)
     said = refusal(settings_of(curated, folder, tmp_path))
     assert said == (

@@ -33,7 +33,7 @@ def curated(tmp_path_factory):
                     writer.add({"key": f"{index}", "image": image, "caption": "", "width": 16, "height": 16})
 
         storage.write_file(storage.join(folder, f"{name}-16x16.parquet"), write)
-    return artifacts.finish(folder, "curate", "123", CurateSettings(source="data"), {}, {})
+    return artifacts.write_manifest(folder, "curate", "123", CurateSettings(source="data"), {}, {})
 
 
 def run(curated, storage_root, workers=2):
@@ -82,7 +82,7 @@ def test_number_of_workers_changes_no_bit(artifact, curated, tmp_path):
 
 
 @pytest.mark.ray
-def test_report_is_what_is_in_the_file(artifact):
+def test_reported_metrics_equal_the_file(artifact):
     stats, metrics = contents(artifact), artifact.manifest["metrics"]
     assert [metrics[f"mean_{c}"] for c in "Lab"] == stats["mean"] and metrics["std"] == stats["std"]
     assert artifact.manifest["inputs"] == {"curated": "123"}

@@ -53,7 +53,7 @@ def curated_in(folder: str, files: dict[str, tuple[int, int]], rows: int = ROWS)
 
         storage.write_file(storage.join(folder, f"{name}.parquet"), write)
     settings = CurateSettings(source="data", buckets=list(files.values()))
-    return artifacts.finish(folder, "curate", "123", settings, {}, {})
+    return artifacts.write_manifest(folder, "curate", "123", settings, {}, {})
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_text_has_no_padding_and_is_that_of_each_caption_alone(encoded, curated,
 
 
 @pytest.mark.ray
-def test_metrics_are_of_what_lies_in_the_files(encoded):
+def test_metrics_equal_the_files(encoded):
     metrics, rows = encoded.manifest["metrics"], ROWS * len(FILES)
     assert metrics["pictures"] == rows
     for kind, name in (("latents", "latent_bytes_per_picture"), ("text", "text_bytes_per_picture")):
@@ -211,7 +211,7 @@ def captions_of(curated, folder, keys=None, made_from=None) -> Artifact:
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(written, path, row_group_size=25)
     settings = CaptionSettings(curated=curated.uri, model="m")
-    return artifacts.finish(str(folder), "caption", "456", settings, {"curated": made_from or curated.id}, {})
+    return artifacts.write_manifest(str(folder), "caption", "456", settings, {"curated": made_from or curated.id}, {})
 
 
 @pytest.mark.ray

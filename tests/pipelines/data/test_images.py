@@ -29,7 +29,7 @@ def halves():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_formats_of_a_crawl(kind):
+def test_image_formats(kind):
     pixels = decoded(Image.new("RGB", (8, 8), (200, 100, 50)), kind)
     assert pixels.shape == (8, 8, 3) and abs(pixels - np.array([200.0, 100, 50])).max() < 12
 

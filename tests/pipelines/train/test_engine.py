@@ -222,7 +222,7 @@ def test_the_gradient_is_clipped_and_its_norm_is_that_before(make, stage):
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_before_its_first_step_the_limit_does_not_hold_and_what_is_no_number_is_still_skipped(make, stage):
+def test_clipping_starts_at_its_step_and_nan_is_skipped_before(make, stage):
     engine, inner, _, state = make("adam", stage, clip=1e-3)
     optim = Optim(clip=1e-3, clip_from=3)
     set_clip(engine, 2, optim)

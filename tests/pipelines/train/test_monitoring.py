@@ -40,7 +40,7 @@ def test_one_rank_warns_for_all_and_all_count_alike(caplog):
         monitor.record_skip(32, ["a"])
 
 
-def test_rates_are_of_the_step_and_a_pause_is_no_part_of_it():
+def test_step_rates_exclude_pauses():
     speed = StepTimer()
     time.sleep(0.3)
     speed.restart()

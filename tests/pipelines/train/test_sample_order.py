@@ -94,7 +94,7 @@ def test_a_batch_has_rows_of_every_group_of_its_window():
         assert sorted(Counter(location.group for location in locations).values()) == [2, 2, 2, 2]
 
 
-def test_without_row_groups_there_is_no_order():
+def test_no_row_groups_is_an_error():
     with pytest.raises(ValueError, match="no row groups to train on: curate images"):
         SampleOrder([], 0, 2)
 

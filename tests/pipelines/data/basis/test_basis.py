@@ -45,7 +45,7 @@ def curated(tmp_path_factory):
                                 "caption": "", "width": 48, "height": 32})  # fmt: skip
 
         storage.write_file(storage.join(folder, f"{name}-48x32.parquet"), write)
-    return artifacts.finish(folder, "curate", "123", CurateSettings(source="data"), {}, {})
+    return artifacts.write_manifest(folder, "curate", "123", CurateSettings(source="data"), {}, {})
 
 
 def latents_of(base, images):
@@ -165,7 +165,7 @@ def encoded(curated, pairs, tiny_base, tmp_path_factory):
 
         storage.write_file(storage.join(folder, "latents", "train", file.rpartition("/")[2]), write)
     config = EncodeSettings(curated=curated.uri, base=str(tiny_base))
-    return artifacts.finish(folder, "encode", "456", config, {"curated": "123"}, {})
+    return artifacts.write_manifest(folder, "encode", "456", config, {"curated": "123"}, {})
 
 
 @pytest.mark.ray
@@ -312,7 +312,7 @@ def test_jackknife_of_a_mean_is_its_standard_error():
     assert standard_errors(groups[:1], lambda m: {"mean": 0.0}) == {}
 
 
-def test_convergence_leaves_out_what_is_too_small():
+def test_convergence_skips_small_samples():
     torch.manual_seed(0)
     groups = []
     for _ in range(4):

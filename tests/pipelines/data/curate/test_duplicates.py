@@ -68,7 +68,7 @@ def test_against_every_pair(near_bits):
     assert set(keeper[reason > 0].tolist()) <= set(kept)
 
 
-def test_repeats_point_to_what_stays_in_the_end():
+def test_duplicates_point_to_the_kept_image():
     rows = [(1, 5, 0b0, 10), (2, 5, 0b0, 10), (3, 6, 0b1, 50)]
     assert found(rows) == (["near duplicate", "duplicate", ""], [2, 2, -1])
 

@@ -98,7 +98,7 @@ def test_folder_of_a_class(tmp_path):
     ]  # fmt: skip
 
 
-def test_crawl_on_a_store_that_fails_now_and_then(faulty_s3, make_shards, make_images, monkeypatch):
+def test_source_on_an_unreliable_store(faulty_s3, make_shards, make_images, monkeypatch):
     """503 to every third request, and bodies cut: the same samples, each once."""
     uri, server = faulty_s3
     monkeypatch.setattr("pipelines.core.s3.CHUNK", 1 << 14)

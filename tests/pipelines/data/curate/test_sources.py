@@ -15,7 +15,7 @@ def touch(folder, *names):
         (folder / name).touch()
 
 
-def test_shards_are_tars_and_the_parquet_that_is_no_metadata(tmp_path):
+def test_shards_are_tars_and_parquet_without_metadata(tmp_path):
     touch(tmp_path, "1/00000.tar", "1/00000.parquet", "1/00000_stats.json", "2/00000.tar.gz", "2/00001.parquet")
     touch(tmp_path, "3.TGZ")
     found = list_shards(str(tmp_path))

@@ -136,7 +136,7 @@ def test_row_groups_know_the_size_of_their_images(folder):
     }  # fmt: skip
 
 
-def test_an_epoch_has_every_image_once_each_with_what_belongs_to_it(folder):
+def test_an_epoch_has_every_image_once_with_its_latents_and_text(folder):
     batches = steps(loader(folder), 0, STEPS)
     assert all(len(step) == 1 and len(step[0].keys) == BATCH for step in batches)
     assert {tuple(b.images.shape[2:]) for (b,) in batches} == {(32, 32), (32, 48)}

@@ -24,8 +24,9 @@ from asymflow.adapters import (
 from asymflow.oklab import RELEASED
 from asymflow.subspace import Subspace, pca_basis
 from pipelines.core import storage
-from pipelines.core.artifacts import MissingArtifact, finish
+from pipelines.core.artifacts import MissingArtifact, write_manifest
 from pipelines.core.config import ConfigError, validate
+from pipelines.core.preflight import check_tracking
 from pipelines.core.step import find_inputs, identify
 from pipelines.core.tracking import open_run
 from pipelines.train.checkpoint import DamagedCheckpoint, folder_of, write_checkpoint
@@ -119,7 +120,7 @@ class Run:
     def finish(self):
         storage.write_file(f"{self.folder}/{AVERAGE}", lambda path: save_file(self.average(9), path))
         ids = {"curated": "curate", "encoded": "encode", "basis": "basis"}
-        return finish(self.folder, "finetune", self.id, self.settings, ids, {})
+        return write_manifest(self.folder, "finetune", self.id, self.settings, ids, {})
 
     def same(self, adapter, seed):
         """Return whether the adapter equals the one saved from the model with these values."""
@@ -309,15 +310,16 @@ def test_names_that_mlflow_refuses(make_run, job, changes, message):
 
 def test_bad_arguments(make_run, job, tmp_path):
     run = make_run()
+    check_tracking(run.settings.run)  # MLflow reports the creation of its database on stderr
     source, adapter, out = f"finetune={run.config}", f"adapter={tmp_path}", f"out={tmp_path}/out"
     for arguments, message in [
-        ([], "settings: give either finetune (the configuration file of a run) or adapter (a folder to convert)"),
-        ([source, adapter, out], "settings: give either finetune"),
+        ([], "give either finetune (the configuration file of a run) or adapter (a folder to convert)"),
+        ([source, adapter, out], "give either finetune"),
         ([f"finetune={tmp_path}/absent.yaml"], f"config file '{tmp_path}/absent.yaml' does not exist"),
-        ([adapter, "format=comfyui"], "settings: out: missing, the folder or s3:// URI to write to"),
-        ([adapter, out, "format=merged"], "settings: base: missing, the folder of the latent model"),
-        ([adapter, out, "checkpoint=3"], "settings: checkpoint: belongs to finetune; an adapter has none"),
-        ([source, "changes.loss.kappa=-1"], f"finetune='{run.config}' with changes: loss.kappa"),
+        ([adapter, "format=comfyui"], "out: missing, the folder or s3:// URI to write to"),
+        ([adapter, out, "format=merged"], "base: missing, the folder of the latent model"),
+        ([adapter, out, "checkpoint=3"], "checkpoint: belongs to finetune; an adapter has none"),
+        ([source, "changes.optim.lr=0"], f"finetune='{run.config}' with changes: optim.lr=0"),
         ([source, f"changes.basis={tmp_path}/absent"], "basis: no finished basis artifact"),
         ([source, f"changes.base={tmp_path}/absent"], "base="),
         ([run.config, "--step", 3], "--step: settings are written key=value, like checkpoint=STEP; --help lists them"),

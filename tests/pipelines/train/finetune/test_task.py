@@ -41,7 +41,7 @@ def test_plain_flow_matching_loads_no_perceptual_network(model, monkeypatch):
     assert make_objective(model, Loss(kind="flow_matching", perceptual=RANDOM)).kind == "flow_matching"
 
 
-def test_a_batch_names_what_the_loss_takes(model):
+def test_batch_inputs_are_the_arguments_of_the_loss(model):
     assert blank_batch(model, 1).inputs().keys() == inspect.signature(FinetuneObjective.forward).parameters.keys() - {
         "self"
     }

@@ -69,7 +69,7 @@ def test_resources_are_not_hashed():
     assert hashed_settings(validate(PretrainSettings, {**INPUTS, "flip": False})) != hashed_settings(plain)
 
 
-def test_an_encoder_is_known_by_what_it_holds(tmp_path):
+def test_content_of_the_encoder_is_hashed(tmp_path):
     settings = validate(PretrainSettings, {**INPUTS, "repa": {"encoder": str(tmp_path)}})
     plain = identify(STEP, validate(PretrainSettings, INPUTS), {})
     (tmp_path / "model.safetensors").write_bytes(b"one")

@@ -32,7 +32,7 @@ def test_subspaces_of_the_family_are_parts_of_one_basis():
         made(rank=33)
 
 
-def test_the_rank_can_be_what_the_basis_recommends():
+def test_rank_auto_is_the_recommended_rank():
     def made(recommended, **subspace):
         origin = {"energy": 0.9, **recommended}
         pca = Subspace(random_basis(768, 32).float(), 1.0, "channel_last", SrgbSpace(), origin)

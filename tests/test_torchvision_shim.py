@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from asymflow import torchvision_remedy
+from asymflow import torchvision_shim
 
 
 def run(script):
@@ -19,26 +19,26 @@ def test_torchvision_can_be_imported_after_asymflow():
 
 
 def test_active_only_where_operators_are_missing():
-    """Asks torch, in a process without the remedy, whether the compiled operators load."""
+    """Asks torch, in a process without the shim, whether the compiled operators load."""
     spec = importlib.util.find_spec("torchvision")
     package = Path(spec.origin).parent
     script = f"import torch, pathlib\nfor so in pathlib.Path({str(package)!r}).glob('_C*.so'):\n    "
     script += "try: torch.ops.load_library(so)\n    except OSError: pass\nprint(hasattr(torch.ops.torchvision, 'nms'))"
     loads = run(script) == "True"
-    applied = run("import asymflow; from asymflow import torchvision_remedy as r; print(r.apply(), r._library)")
+    applied = run("import asymflow; from asymflow import torchvision_shim as r; print(r.apply(), r._library)")
     assert applied.startswith(str(not loads)) and applied.endswith("None") == loads
 
 
 def test_nothing_is_declared_where_operators_load(tmp_path, monkeypatch):
     (tmp_path / "_C.so").touch()
-    monkeypatch.setattr(torchvision_remedy, "_library", None)
+    monkeypatch.setattr(torchvision_shim, "_library", None)
     monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
     spec = importlib.util.spec_from_file_location("torchvision", tmp_path / "__init__.py")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    assert torchvision_remedy.apply() is False and torchvision_remedy._library is None
+    assert torchvision_shim.apply() is False and torchvision_shim._library is None
 
 
 def test_nothing_is_declared_without_torchvision(monkeypatch):
-    monkeypatch.setattr(torchvision_remedy, "_library", None)
+    monkeypatch.setattr(torchvision_shim, "_library", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert torchvision_remedy.apply() is False and torchvision_remedy._library is None
+    assert torchvision_shim.apply() is False and torchvision_shim._library is None

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from asymflow.metrics.templates import MissingWeights, read_template
-from asymflow.outside_text import (
+from asymflow.text_files import (
     decode_text,
     parse_json,
     parse_json_lines,
@@ -34,7 +34,7 @@ def test_lines_of_json_keep_separators_inside_strings():
     text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n"
     assert list(parse_json_lines(text, "file")) == [(1, rows[0]), (2, rows[1])]
     with pytest.raises(ValueError, match="file: line 2 is not JSON"):
-        list(parse_json_lines('{}\n{oops\n', "file"))
+        list(parse_json_lines("{}\n{oops\n", "file"))
 
 
 def test_deep_nesting_is_one_line():

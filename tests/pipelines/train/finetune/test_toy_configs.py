@@ -1,4 +1,4 @@
-"""The toy twins of the shipped 9B configurations train: model, loss, optimizer and rates as shipped."""
+"""The toy versions of the shipped 9B configurations train: model, loss, optimizer and rates as shipped."""
 
 import re
 from pathlib import Path
