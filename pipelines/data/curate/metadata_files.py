@@ -64,7 +64,7 @@ def read_metadata(address: str, columns: Columns) -> Iterator[MetadataRow]:
             if not isinstance(row, dict):
                 raise ValueError(f"{where}: line {number} is a {type(row).__name__}; expected a JSON object")
             if row is first[1]:
-                found = find_columns(columns, where, list(row), [n for n, v in row.items() if isinstance(v, str)])
+                found = find_columns(columns, where, list(row), [n for n, v in row.items() if _is_words(v)])
             yield _to_row(number, row, found)
     except BadFile as error:
         raise ConfigError(f"{where}: {error}") from None
@@ -143,6 +143,15 @@ def _read_table(address: str, columns: Columns) -> Iterator[MetadataRow]:
     except DAMAGE as error:
         raise_if_of_store(error)
         raise ConfigError(f"{where}: cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _is_words(value: Any) -> bool:
+    """Return whether a value is text, and not a number written as text, as all numbers in CSV are."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return isinstance(value, str)
+    return False
 
 
 def _to_row(number: int, row: dict[str, Any], columns: Columns) -> MetadataRow:

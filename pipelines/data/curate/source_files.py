@@ -133,7 +133,7 @@ def _plain(name: str) -> str:
 
 
 def _is_unsafe(path: str) -> bool:
-    return path.startswith("/") or ".." in path.split("/") or path[1:2] == ":"
+    return path.startswith("/") or ".." in path.split("/") or path[1:3] == ":/"
 
 
 def _explain_unread(info: zipfile.ZipInfo, path: str) -> str:

@@ -84,7 +84,8 @@ def find_source(source: str, columns: Columns) -> Source:
     """
     found, tables = Source(), list[SourceFile]()
     files = [file for file in list_source_files(source) if file.problem or not is_litter(file.path)]
-    _reject_unread(source, [f.address for f in files], _OTHER_ENDINGS, f"hold images in a form that curate does not read; {_READ}")
+    what = f"hold images in a form that curate does not read; {_READ}"
+    _reject_unread(source, [f.address for f in files], _OTHER_ENDINGS, what)
     tars = {without_ending(f.path) for f in files if is_tar(f.path) and not f.problem}
     listed = _list_saved(files)
     for file in files:
@@ -160,10 +161,12 @@ def _sort_tables(source: str, columns: Columns, tables: list[SourceFile], found:
             found.is_crawl = True
             continue
         folder = dirname(file.path) if file.path.rpartition("/")[2] != "metadata.parquet" else file.path
-        if folder not in kinds and (kind := look_at_table(file.address, columns)):
-            kinds[folder] = kind
-            found.is_crawl = found.is_crawl or kind.has_scores
-            found.has_captions = found.has_captions or kind.has_captions
+        if folder not in kinds:
+            kind = look_at_table(file.address, columns)
+            found.is_crawl |= bool(kind and kind.has_scores)
+            found.has_captions |= not kind or kind.has_captions
+            if kind:
+                kinds[folder] = kind
         if folder in kinds and kinds[folder].has_paths:
             found.metadata.append(file)
         else:

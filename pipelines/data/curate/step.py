@@ -51,8 +51,9 @@ def check(settings: CurateSettings) -> None:
 
 def check_captions(settings: CurateSettings, source: Source) -> None:
     """Raise ConfigError if a metadata file cannot be read, or captions are needed and no image has one."""
-    has_captions = any([entry.has_caption for entry in list_entries(source, settings.columns)]) or source.has_captions
-    if settings.filters.captions and not has_captions:
+    images = [entry for entry in list_entries(source, settings.columns) if not entry.problem]
+    has_captions = source.has_captions or any(entry.has_caption for entry in images)
+    if settings.filters.captions and not has_captions and (images or source.shards):
         raise ConfigError(
             f"source={settings.source!r}: no image has a caption; write them to NAME.txt beside NAME.jpg, or to "
             "metadata.csv (file_name,text); or keep all images with filters.captions=false and run the caption step"

@@ -43,7 +43,8 @@ def test_no_shards(tmp_path):
 @pytest.mark.parametrize("name", ["a.7z", "part/a.tar.zst", "a.tar.xz", "a.rar", "a.tfrecord"])
 def test_images_in_other_forms_are_refused(tmp_path, name):
     touch(tmp_path, "00000.tar", name, "z/" + name, "notes.txt", "embeddings.npy", "._a.zip")
-    with pytest.raises(ConfigError, match=f"{name} and 1 more hold images in a form that curate does not read; it reads images, .tar"):
+    message = f"{name} and 1 more hold images in a form that curate does not read; it reads images, .tar"
+    with pytest.raises(ConfigError, match=message):
         list_shards(str(tmp_path))
 
 
