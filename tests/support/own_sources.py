@@ -1,4 +1,4 @@
-"""Random sources of one's own images in every layout that curate reads, each with the account of what was put into it."""
+"""Random sources of one's own images in every layout that curate reads, each with the account of what it holds."""
 
 import csv
 import io

@@ -18,9 +18,11 @@ from pipelines.data.curate.step import check, list_items
 
 DAMAGE = {
     "tar cut off", "false size in tar", "damaged header in tar", "no readable shard", "truncated or corrupt",
-    "not an image", "JSON cannot be read", "caption is not UTF-8", "no image of its key", "empty caption", TORN, "zip cannot be read",
+    "not an image", "JSON cannot be read", "caption is not UTF-8", "no image of its key", "empty caption", TORN,
+    "zip cannot be read",
     "damaged file in zip", "overlapping files in zip", "compression of zip is not read", "encrypted file in zip",
     "link or special file in zip", "unsafe path in zip", "damaged shard",
+    "metadata beside folder cannot be read",
 }  # fmt: skip
 OPEN = {name: None for name in ("min_aesthetic", "max_punsafe", "max_pwatermark", "min_similarity")}
 
