@@ -67,7 +67,7 @@ def is_hidden(path: str) -> bool:
 
 def path_in_source(source: str, address: str) -> str:
     """Return the path in the source of the file at an address."""
-    return address[len(storage.absolute(source)) :].replace(f".zip{IN_ZIP}", ".zip/").removeprefix(IN_ZIP).lstrip("/")
+    return path_of(address)[len(storage.absolute(source)) :].lstrip("/")
 
 
 def path_of(address: str) -> str:
@@ -91,8 +91,8 @@ def list_source_files(source: str) -> list[SourceFile]:
         uris = [root]
     files = []
     for uri in uris:
-        if IN_ZIP in uri.lower():
-            raise ConfigError(f"source={source!r}: the name of {uri} contains {IN_ZIP!r}; rename it")
+        if split_address(uri)[1]:
+            raise ConfigError(f"source={source!r}: {uri} is in a folder whose name ends with .zip!; rename it")
         path = uri[len(root) + 1 :]
         if is_zip(uri):
             files += [_in_folder(path, member) for member in _list_members(uri)]

@@ -94,7 +94,7 @@ def find_source(source: str, columns: Columns) -> Source:
         elif is_tar(file.path):
             _add_shard(source, found, file)
             found.is_crawl = found.has_captions = True
-        elif file.path.endswith(METADATA_NAMES):
+        elif file.path.rpartition("/")[2] in METADATA_NAMES:
             found.metadata.append(file)
         elif file.path.lower().endswith((".txt", ".caption", ".json")):
             found.texts[file.path] = file.address

@@ -150,6 +150,15 @@ def test_damaged_batch_of_an_arrow_file_costs_its_rows(tmp_path):
     assert list(found.values()) == [("one", ""), ("two", ""), ("", "damaged shard")]
 
 
+def test_names_that_look_like_an_address(tmp_path):
+    files = {"wow!/a.png": IMAGE, "wow!/a.txt": b"one", "b.zip/c.png": IMAGE, "mymetadata.csv": b"x"}
+    source = write(tmp_path / "in", files)
+    assert read(source, tmp_path / "out") == {"wow!/a.png": ("one", ""), "b.zip/c.png": ("", "")}
+    write(tmp_path / "in", {"d.ZIP!/e.png": IMAGE})
+    with pytest.raises(ConfigError, match="d.ZIP!/e.png is in a folder whose name ends with .zip!; rename it"):
+        find_source(source, Columns())
+
+
 def test_zip_is_a_folder(tmp_path):
     (tmp_path / "in").mkdir()
     files = {"a/1.png": IMAGE, "a/1.txt": b"one", "t.parquet": parquet_of(table("two")), "__MACOSX/a/1.png": b"x"}
