@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pipelines.core.config import Settings, StepSettings, Uri
+from pipelines.core.config import Settings, StepSettings, Uri, added
 from pipelines.core.workers import Workers
 from pipelines.data.curate.filters import Filters
 from pipelines.data.curate.samples import Columns
@@ -21,17 +21,18 @@ class Encoding(Settings):
 
 
 class CurateSettings(StepSettings):
-    """Filter, resize and deduplicate img2dataset shards."""
+    """Filter, resize and deduplicate images: one's own, or img2dataset shards."""
 
     step: ClassVar[str] = "curate"
     source: Uri
-    """Folder of img2dataset shards, tars or parquet with the image bytes, local or s3://"""
+    """Folder or zip, local or s3://, of images with captions, of a Hugging Face data set, or of img2dataset's output"""
     columns: Columns = Columns()
     labels: Literal["", "column", "folder"] = ""
     """Class label of each image. column: `columns.label` of its row or JSON; folder: each folder or tar directly in the
     source is one class, numbered in the order of their names, the layout of ImageNet; empty: no labels"""
     buckets: list[tuple[int, int]] = Field([(64, 64)], min_length=1)
-    """Sizes (width, height), multiples of 16; each image is resized to the one that crops it least"""
+    """Sizes (width, height), multiples of 16; each image is resized to the one that crops it least, and of those to the
+    largest that does not enlarge it"""
     filters: Filters = Filters()
     near_duplicate_bits: int | None = Field(3, ge=0, le=5)
     """Maximum number of different bits in the 64-bit perceptual hashes of duplicates; null: not compared"""
@@ -46,4 +47,7 @@ class CurateSettings(StepSettings):
     """Maximum number of rows per file; the files of one size have even length"""
     held_out_every: int = Field(16, ge=2)
     """About one image in this many is held out of training"""
+    horizontal_flips: bool = added(False)
+    """Add a mirrored copy of each training image, with the key KEY#flipped and the same caption; for small sets without
+    text and without left and right in their captions"""
     resources: Workers = Workers()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import tempfile
 from collections import Counter
@@ -24,10 +25,11 @@ from pipelines.data.curate.filters import (
     read_label,
     read_scores,
 )
+from pipelines.data.curate.image_lists import LIST_ENDING
 from pipelines.data.curate.report import Histograms
 from pipelines.data.curate.samples import Sample, SampleKeys
 from pipelines.data.curate.shard_reader import read_class, read_shard
-from pipelines.data.curate.sources import path_below
+from pipelines.data.curate.source_files import path_in_source
 from pipelines.data.curate.tar_reader import TornSamples
 from pipelines.data.datasets import RowWriter
 from pipelines.data.images import BadImage, crop_as_adm, decode_image, encode_image, fit_to_size
@@ -65,7 +67,7 @@ def index_file(folder: str, name: str) -> str:
 class ShardCurator:
     """Worker of `map_items` that writes one shard's staged files, their index, and `rejected/NAME.parquet`.
 
-    Items are JSON: [NAME, URI, label], where the label is null unless the shard is one class.
+    Items are JSON: [NAME, address, label], where the label is null unless the shard is one class.
     """
 
     def __init__(self, settings: CurateSettings, folder: str):
@@ -84,7 +86,9 @@ class ShardCurator:
         reasons: Counter[str] = Counter()
         histograms = Histograms()
         columns, by_class = self.settings.columns, label is not None
-        new_key = SampleKeys(name if by_class else path_below(self.settings.source, shard), by_class)
+        is_list = shard.endswith(LIST_ENDING)
+        path = "" if is_list else path_in_source(self.settings.source, shard)
+        new_key = SampleKeys(name if by_class else path, by_class)
         writers: dict[str, RowWriter] = {}
         with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
 
@@ -172,12 +176,15 @@ class ShardCurator:
 
 
 def best_bucket(width: int, height: int, buckets: list[tuple[int, int]]) -> tuple[int, int]:
-    """Return the size that crops an image least.
+    """Return the size that crops an image least, and of equal ones the largest that does not enlarge the image.
 
     An image of aspect ratio a that is resized to cover a size of ratio b loses 1 - min(a, b) / max(a, b) of its area.
     """
     ratio = width / height
-    return min(buckets, key=lambda b: 1 - min(ratio, b[0] / b[1]) / max(ratio, b[0] / b[1]))
+    losses = [1 - min(ratio, w / h) / max(ratio, w / h) for w, h in buckets]
+    best = [bucket for bucket, loss in zip(buckets, losses, strict=True) if loss == min(losses)]
+    covered = [(w, h) for w, h in best if w <= width and h <= height]
+    return max(covered, key=math.prod) if covered else min(best, key=math.prod)
 
 
 def perceptual_hash(image: Image.Image) -> int:

@@ -1,30 +1,37 @@
-"""Curate step: filter img2dataset shards into files of one image size each, and list rejected rows with a reason.
+"""Curate step: filter the images of a source into files of one image size, and list rejected rows with a reason.
 
-There are two passes. The first filters, resizes and stages each shard. The second removes duplicates over the whole
-crawl and writes the staged rows to files of even length.
+There are two passes. The first filters, resizes and stages each shard, or list of image files. The second removes
+duplicates over the whole source and writes the staged rows to files of even length.
 """
 
 import json
 from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from pipelines.core import storage
+from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError
 from pipelines.core.map_items import map_items
 from pipelines.core.step import Context, Step
 from pipelines.data.curate.compact import FileWriter, plan_files
 from pipelines.data.curate.config import CurateSettings
-from pipelines.data.curate.parquet_reader import check_columns
+from pipelines.data.curate.filters import Filters
+from pipelines.data.curate.image_lists import list_entries, write_lists
 from pipelines.data.curate.report import Histograms, report_figure
 from pipelines.data.curate.shard import STAGED, ShardCurator
-from pipelines.data.curate.sources import is_table, list_classes, list_shards
+from pipelines.data.curate.sources import Source, find_source, list_classes
 from pipelines.data.datasets import read_rows
 from pipelines.data.images import decode_image
 from pipelines.viz.image_grid import grid_of
 
+LISTS = "lists"
+
 
 def check(settings: CurateSettings) -> None:
-    """Check buckets and labels, and that the source has shards with the needed columns. Raises ConfigError."""
+    """Check buckets and labels, and that the source has images, with captions if needed. Raises ConfigError."""
     for width, height in settings.buckets:
         if width % 16 or height % 16 or width < 16 or height < 16:
             raise ConfigError(f"buckets: {width}x{height}: width and height must be multiples of 16")
@@ -39,42 +46,78 @@ def check(settings: CurateSettings) -> None:
         return
     if (settings.labels == "column") != bool(settings.columns.label):
         raise ConfigError(f"labels={settings.labels!r}, columns.label={settings.columns.label!r}: one needs the other")
-    tables = [shard for shard in list_shards(settings.source).values() if is_table(shard)]
-    if tables:
-        check_columns(tables[0], settings.columns)
+    check_captions(settings, find_source(settings.source, settings.columns))
+
+
+def check_captions(settings: CurateSettings, source: Source) -> None:
+    """Raise ConfigError if a metadata file cannot be read, or captions are needed and no image has one."""
+    images = [entry for entry in list_entries(source, settings.columns) if not entry.problem]
+    has_captions = source.has_captions or any(entry.has_caption for entry in images)
+    if settings.filters.captions and not has_captions and (images or source.shards):
+        raise ConfigError(
+            f"source={settings.source!r}: no image has a caption; write them to NAME.txt beside NAME.jpg, or to "
+            "metadata.csv (file_name,text); or keep all images with filters.captions=false and run the caption step"
+        )
+
+
+def filters_of(settings: CurateSettings, source: Source) -> Filters:
+    """Return the filters of a source: those of one's own images have only the thresholds that are given."""
+    return settings.filters if source.is_crawl else settings.filters.for_own_images()
+
+
+def list_items(settings: CurateSettings, source: Source, folder: str) -> dict[str, str]:
+    """Return the items of the first pass, {name: address}: shards, and lists of images written to a folder."""
+    return source.shards | write_lists(source, settings.columns, folder)
 
 
 def build(settings: CurateSettings, context: Context) -> dict[str, float]:
-    """Curate all shards of the source; see `pipelines.core.step.Step`."""
+    """Curate all images of the source; see `pipelines.core.step.Step`."""
     by_class = settings.labels == "folder"
-    shards = list_classes(settings.source) if by_class else list_shards(settings.source)
+    if by_class:
+        places = list_classes(settings.source)
+        storage.write_bytes(context.file("classes.json"), json.dumps(list(places)).encode())
+    else:
+        source = find_source(settings.source, settings.columns)
+        settings = settings.model_copy(update={"filters": filters_of(settings, source)})
+        places = list_items(settings, source, context.file(STAGED, LISTS))
     reasons: Counter[str] = Counter()
     histograms = Histograms()
-    if by_class:
-        storage.write_bytes(context.file("classes.json"), json.dumps(list(shards)).encode())
-    labels = {name: label if by_class else None for label, name in enumerate(shards)}
-    items = {name: json.dumps([name, shard, labels[name]]) for name, shard in shards.items()}
+    labels = {name: label if by_class else None for label, name in enumerate(places)}
+    items = {name: json.dumps([name, place, labels[name]]) for name, place in places.items()}
     read = partial(ShardCurator, settings, context.folder)
     for summary in map_items(items, read, context.folder, settings.resources, stage="read"):
         reasons.update(summary["rejected"])
         histograms.merge(summary["histograms"])
-    plan = plan_files(context.folder, list(shards), settings.near_duplicate_bits, settings.rows_per_file)
+    plan = plan_files(context.folder, list(places), settings.near_duplicate_bits, settings.rows_per_file)
     reasons.update(plan["dropped"])
     buckets, splits = count_kept(plan["kept"])
-    if not splits["train"] or not splits["held_out"]:
+    if not splits["train"]:
         raise ConfigError(
-            f"source={settings.source!r}: curation kept {dict(splits)} images, too few to train and test on; rejected: "
+            f"source={settings.source!r}: curation kept {dict(splits)} images, none to train on; rejected: "
             f"{dict(reasons.most_common())}"
         )
     items = {name: json.dumps([name, segments]) for name, segments in plan["files"].items()}
-    write = partial(FileWriter, context.folder)
+    write = partial(FileWriter, context.folder, settings.encoding if settings.horizontal_flips else None)
     for _ in map_items(items, write, context.folder, settings.resources, stage="write"):
         pass
-    for folder in ("index", *plan["kept"]):  # the plan is kept, so that a rerun does not need these
+    for folder in ("index", LISTS, *plan["kept"]):  # the plan is kept, so that a rerun does not need these
         storage.delete_folder(context.file(STAGED, folder))
     report(context, reasons, buckets, histograms, next(name for name in plan["files"] if name.startswith("train/")))
     kept = {f"kept_{split}": float(n) for split, n in splits.items()}
-    return kept | {"rejected": sum(reasons.values()), "shards": len(shards), "files": len(plan["files"])}
+    if settings.horizontal_flips:
+        kept["flipped"] = kept["kept_train"]
+    return kept | {"rejected": sum(reasons.values()), "shards": len(places), "files": len(plan["files"])}
+
+
+def hash_overrides(settings: CurateSettings, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Return the filters, if those that apply are others than the given ones; see `pipelines.core.step.Step`."""
+    if settings.labels == "folder":
+        return {}
+    with suppress(ConfigError):  # `check` reports it
+        source = find_source(settings.source, settings.columns)
+        filters = filters_of(settings, source)
+        return {} if filters == settings.filters else {"filters": filters.model_dump(mode="json")}
+    return {}
 
 
 def count_kept(targets: dict[str, int]) -> tuple[Counter[str], Counter[str]]:
@@ -99,4 +142,6 @@ def report(context: Context, reasons: Counter[str], buckets: Counter[str], histo
     context.tracker.log_image("curated", grid_of([decode_image(data) for data in first["image"]], columns=8))
 
 
-STEP = Step("curate", CurateSettings, build, check=check, contents=("source",), data=("source",))
+STEP = Step(
+    "curate", CurateSettings, build, check=check, contents=("source",), hash_overrides=hash_overrides, data=("source",)
+)  # fmt: skip
