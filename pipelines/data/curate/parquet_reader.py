@@ -25,7 +25,7 @@ def check_columns(shard: str, columns: Columns) -> None:
         except _DAMAGE as error:
             _raise_if_of_store(error)
             return  # like any damaged shard, it is rejected later, with its reason
-    for setting in ("key", "global_key", "image", "caption", "label"):
+    for setting in ("key", "global_key", "image", "caption", "caption_key", "label"):
         name = getattr(columns, setting)
         if name not in found and (name or setting == "image"):
             raise ConfigError(

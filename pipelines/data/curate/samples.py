@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from pipelines.core.config import Settings
+from pipelines.core.config import Settings, added
 
 LARGEST_FILE = 256 << 20
 """Maximum bytes of one image file; larger ones are decompression bombs"""
@@ -28,6 +28,8 @@ class Columns(Settings):
     """Encoded image bytes in parquet shards; in tars an image is identified by its extension"""
     caption: str = "caption"
     """Caption in parquet shards, and in tars without .txt members"""
+    caption_key: str = added("")
+    """Column, or key in a tar's JSON, by which `captions` are found; needed with them, and only then"""
     sha256: str = "sha256"
     aesthetic: str = "aesthetic"
     punsafe: str = "punsafe"

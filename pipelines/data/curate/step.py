@@ -8,10 +8,13 @@ import json
 from collections import Counter
 from functools import partial
 
+import ray
+
 from pipelines.core import storage
 from pipelines.core.config import ConfigError
 from pipelines.core.map_items import map_items
 from pipelines.core.step import Context, Step
+from pipelines.data.curate.caption_table import check_caption_tables, load_caption_table
 from pipelines.data.curate.compact import FileWriter, plan_files
 from pipelines.data.curate.config import CurateSettings
 from pipelines.data.curate.parquet_reader import check_columns
@@ -34,9 +37,18 @@ def check(settings: CurateSettings) -> None:
         raise ConfigError(
             f"columns.global_key={settings.columns.global_key!r}: labels=folder has no columns; leave it empty"
         )
+    if bool(settings.captions) != bool(settings.columns.caption_key):
+        raise ConfigError(
+            f"columns.caption_key={settings.columns.caption_key!r}, captions="
+            f"{settings.captions and settings.captions.source!r}: one needs the other"
+        )
     if settings.labels == "folder":
+        if settings.captions:
+            raise ConfigError("captions: labels=folder has no columns to find them by; remove them")
         list_classes(settings.source)
         return
+    if settings.captions:
+        check_caption_tables(settings.captions)
     if (settings.labels == "column") != bool(settings.columns.label):
         raise ConfigError(f"labels={settings.labels!r}, columns.label={settings.columns.label!r}: one needs the other")
     tables = [shard for shard in list_shards(settings.source).values() if is_table(shard)]
@@ -54,7 +66,8 @@ def build(settings: CurateSettings, context: Context) -> dict[str, float]:
         storage.write_bytes(context.file("classes.json"), json.dumps(list(shards)).encode())
     labels = {name: label if by_class else None for label, name in enumerate(shards)}
     items = {name: json.dumps([name, shard, labels[name]]) for name, shard in shards.items()}
-    read = partial(ShardCurator, settings, context.folder)
+    captions = ray.put(load_caption_table(settings.captions)) if settings.captions else None
+    read = partial(_make_curator, settings, context.folder, captions)
     for summary in map_items(items, read, context.folder, settings.resources, stage="read"):
         reasons.update(summary["rejected"])
         histograms.merge(summary["histograms"])
@@ -75,6 +88,11 @@ def build(settings: CurateSettings, context: Context) -> dict[str, float]:
     report(context, reasons, buckets, histograms, next(name for name in plan["files"] if name.startswith("train/")))
     kept = {f"kept_{split}": float(n) for split, n in splits.items()}
     return kept | {"rejected": sum(reasons.values()), "shards": len(shards), "files": len(plan["files"])}
+
+
+def _make_curator(settings: CurateSettings, folder: str, captions: ray.ObjectRef | None) -> ShardCurator:
+    """Return the worker of the first pass; all workers of a node share one copy of the captions."""
+    return ShardCurator(settings, folder, ray.get(captions) if captions else None)
 
 
 def count_kept(targets: dict[str, int]) -> tuple[Counter[str], Counter[str]]:
@@ -101,4 +119,7 @@ def report(
     context.tracker.log_picture("curated", grid_of([decode_image(data) for data in first["image"]], columns=8))
 
 
-STEP = Step("curate", CurateSettings, build, check=check, contents=("source",), data=("source",))
+STEP = Step(
+    "curate", CurateSettings, build, check=check, contents=("source", "captions.source", "captions.keys"),
+    data=("source",),
+)  # fmt: skip
