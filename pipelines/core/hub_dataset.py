@@ -16,7 +16,7 @@ from pipelines.core.errors import StorageError
 from pipelines.core.range_file import RangeFile
 
 CHUNK = 32 << 20
-"""Bytes per request: the hub limits the number of requests, 5,000 in five minutes for a free account"""
+"""Bytes per request: large, because the hub limits the number of requests per five minutes"""
 RETRIES = {"max_retries": 8, "base_wait_time": 1.0, "max_wait_time": 30.0}
 """Arguments of `huggingface_hub.utils.http_backoff`, which also waits as long as a 429 answer demands"""
 SECONDS = 60
@@ -42,7 +42,8 @@ def pin(uri: str) -> str:
     """Return the URI with the commit that its revision names now.
 
     Raises:
-        StorageError: The hub does not answer, or the data set or its revision does not exist or is not accessible.
+        FileNotFoundError: The data set or its revision does not exist, or the token has no access to it.
+        StorageError: The hub does not answer.
     """
     from huggingface_hub import HfApi  # not needed to read settings
 
@@ -51,6 +52,14 @@ def pin(uri: str) -> str:
         with _errors(uri):
             revision = str(HfApi().dataset_info(repository, revision=revision, timeout=SECONDS).sha)
     return "/".join(filter(None, [f"hf://datasets/{repository}@{revision}", path]))
+
+
+def page_of(uri: str) -> str:
+    """Return the address of the web page that shows a file or folder."""
+    from huggingface_hub import constants
+
+    repository, revision, path = place(uri)
+    return "/".join(filter(None, [constants.ENDPOINT, "datasets", repository, "tree", revision, path]))
 
 
 def exists(uri: str) -> bool:
@@ -111,11 +120,11 @@ class HubFile(RangeFile):
         return answer.content
 
     def _check(self, start: int, data: bytes) -> None:
-        if not self._expected or start != self._hashed:
-            return
-        self._digest.update(data)
-        self._hashed += len(data)
-        if self._hashed == self.size and self._digest.hexdigest() != self._expected:
+        """Hash the bytes that follow the hashed ones, also where a reader went back; a gap ends the check."""
+        new = data[self._hashed - start :] if self._expected and start <= self._hashed else b""
+        self._digest.update(new)
+        self._hashed += len(new)
+        if new and self._hashed == self.size and self._digest.hexdigest() != self._expected:
             raise StorageError(
                 f"{self.uri}: the received bytes have SHA-256 {self._digest.hexdigest()}, the hub states "
                 f"{self._expected}; run again to read the file again"
@@ -166,16 +175,20 @@ def _list_commit(repository: str, commit: str, folder: str, recursive: bool) -> 
 
 @contextmanager
 def _errors(uri: str) -> Iterator[None]:
-    """Raise StorageError with the URI for any error of the hub or the network, without signed addresses."""
-    from huggingface_hub.errors import RepositoryNotFoundError
+    """Raise StorageError with the URI for errors of the hub and the network, without signed addresses.
+
+    A data set that does not exist, or that the token has no access to, raises FileNotFoundError: the hub answers alike.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         yield
-    except RepositoryNotFoundError as error:  # also for a repository that the token has no access to
-        raise StorageError(
-            f"{uri}: no such data set, or no access to it ({type(error).__name__}); check the name, and set HF_TOKEN "
-            "for a private or gated one"
-        ) from None
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        reason = (
+            f"no such data set or revision, or no access to it ({type(error).__name__}); check the name, accept the "
+            "data set's conditions if it has any, and set HF_TOKEN"
+        )
+        raise FileNotFoundError(errno.ENOENT, reason, uri) from None
     except Exception as error:  # httpx's errors have no base class in common with the hub's
         reason = hide_secrets(" ".join(str(error).split()))
         raise StorageError(f"{uri}: {type(error).__name__}: {reason}") from None

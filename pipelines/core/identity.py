@@ -14,7 +14,6 @@ from asymflow.hub import is_repository, repository_of, resolve_commit
 from pipelines.core import artifacts, hub_dataset, storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError, set_at
-from pipelines.core.storage import StorageError
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -70,8 +69,8 @@ def pin_repositories(step: Identified, settings: S) -> S:
         if source and hub_dataset.is_on_hub(source):
             try:
                 settings = _with_value(settings, name, hub_dataset.pin(source))
-            except StorageError as error:
-                raise ConfigError(f"{name}={error}") from None
+            except FileNotFoundError as error:
+                raise ConfigError(f"{name}={source!r}: {error.strerror}") from None
     return settings
 
 

@@ -28,6 +28,8 @@ class Hub:
     data_sets: dict[str, dict[str, bytes]] = field(default_factory=dict)
     token: str = ""
     delay: float = 0.0
+    gated: bool = False
+    """Whether files may be listed, but not read"""
     corrupt: bytes = b""
     """Replaces the first bytes of each range"""
     server: FaultyServer | None = None
@@ -70,6 +72,8 @@ class Hub:
             return self._json(start_response, entries)
         if inside not in files:
             return self._fail(start_response, "404 Not Found", "EntryNotFound")
+        if self.gated:
+            return self._fail(start_response, "403 Forbidden", "GatedRepo")
         if not signed:  # another host, as a CDN is
             address = f"{self.server.url.replace('127.0.0.1', 'localhost')}/signed/{owner}/{name}/resolve"
             start_response("302 Found", [("Location", f"{address}/{commit}/{inside}?X-Amz-Signature={SIGNATURE}")])

@@ -51,7 +51,13 @@ def check(settings: CurateSettings) -> None:
         check_caption_tables(settings.captions)
     if (settings.labels == "column") != bool(settings.columns.label):
         raise ConfigError(f"labels={settings.labels!r}, columns.label={settings.columns.label!r}: one needs the other")
-    tables = [shard for shard in list_shards(settings.source).values() if is_table(shard)]
+    shards = list(list_shards(settings.source).values())
+    try:
+        with storage.open_file(shards[0]) as file:
+            file.raw.read(1)
+    except (FileNotFoundError, PermissionError) as error:
+        raise ConfigError(f"source={settings.source!r}: {shards[0]} cannot be read: {error.strerror}") from None
+    tables = [shard for shard in shards if is_table(shard)]
     if tables:
         check_columns(tables[0], settings.columns)
 

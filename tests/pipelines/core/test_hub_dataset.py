@@ -97,6 +97,27 @@ def test_wrong_bytes_are_noticed_by_their_sha256(hub, data):
             file.read()
 
 
+def test_wrong_bytes_are_noticed_after_a_reader_went_back(hub):
+    hub.corrupt = b"?"
+    with storage.open_file(SHARD) as file:
+        file.read(40_000)
+        file.seek(100)
+        with pytest.raises(StorageError, match="the received bytes have SHA-256"):
+            file.read()
+    with storage.open_file(SHARD) as file:  # a part of the file, as of a table, cannot be checked
+        file.seek(40_000)
+        file.read()
+
+
+def test_a_gated_data_set_is_refused_before_anything_starts(hub):
+    hub.gated = True
+    settings = validate(STEP.settings, {"source": "hf://datasets/owner/crawl/data"})
+    with pytest.raises(
+        ConfigError, match="^source='hf.*': hf.*/data/00000.tar cannot be read: .*GatedRepoError.*HF_TOKEN"
+    ):
+        STEP.check(settings)
+
+
 def test_a_lasting_outage_ends_with_the_uri_and_no_secret(hub, monkeypatch, caplog, capfd):
     hub.token = TOKEN
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -113,7 +134,7 @@ def test_the_token_comes_from_the_environment(hub, data, monkeypatch):
     hub.token = TOKEN
     settings = validate(STEP.settings, {"source": "hf://datasets/owner/crawl"})
     with pytest.raises(
-        ConfigError, match="^source=hf://datasets/owner/crawl: no such data set, or no access.*HF_TOKEN"
+        ConfigError, match="^source='hf://datasets/owner/crawl': no such data set .*or no access.*HF_TOKEN"
     ):
         pin_repositories(STEP, settings)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
