@@ -9,6 +9,7 @@ from pipelines.data.curate.samples import Columns
 
 IMAGE_NAMES = ("image", "img", "file_name", "filename", "image_path", "path", "file")
 CAPTION_NAMES = ("caption", "text", "prompt", "description")
+_WITHOUT_DEFAULT = ("global_key", "caption_key", "label")
 
 
 class MissingColumn(ConfigError):
@@ -26,7 +27,7 @@ def find_columns(
 
     A name that is given in the settings must exist. In place of a default name that does not exist, the usual names are
     searched: a column of image bytes or a usual name for the image; a usual name, or else the only column of text, for
-    the caption; the row number for the key.
+    the caption, unless captions are joined by a key; the row number for the key.
 
     Args:
         columns: The settings.
@@ -41,13 +42,15 @@ def find_columns(
     Raises:
         MissingColumn: A column does not exist, or there are several candidates.
     """
-    for setting in ("key", "global_key", "image", "caption", "label"):
+    for setting in ("key", "global_key", "image", "caption", "caption_key", "label"):
         name = getattr(columns, setting)
-        if name and name not in names and (setting in columns.model_fields_set or setting in ("global_key", "label")):
+        if name and name not in names and (setting in columns.model_fields_set or setting in _WITHOUT_DEFAULT):
             raise _missing(columns, setting, where, names)
     image = columns.image if columns.image in names else _find_image(columns, where, names, images)
     caption = columns.caption
-    if caption and caption not in names:
+    if caption and caption not in names and columns.caption_key:
+        caption = ""  # not needed
+    elif caption and caption not in names:
         caption = _find_caption(where, names, [name for name in texts if name not in (image, columns.sha256)])
     key = columns.key if columns.key in names else ""
     return columns.model_copy(update={"image": image, "caption": caption, "key": key})

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pipelines.core.config import Settings, StepSettings, Uri, added
+from pipelines.core.config import OptionalSourceUri, Settings, SourceUri, StepSettings, added
 from pipelines.core.workers import Workers
 from pipelines.data.curate.filters import Filters
 from pipelines.data.curate.samples import Columns
@@ -20,13 +20,33 @@ class Encoding(Settings):
     """Quality of jpeg"""
 
 
+class CaptionTables(Settings):
+    """Tables of captions, which are joined with the images by a key, such as the image's hash.
+
+    They are .parquet, .jsonl or .jsonl.gz; the captions have to fit into Ray's object store.
+    """
+
+    source: SourceUri
+    """Table, or folder of tables, with the captions: local, s3:// or hf://datasets/"""
+    keys: OptionalSourceUri = ""
+    """Table, or folder of tables, with the keys of the same rows in the same order, which may be in the folder of the
+    captions; empty: the tables of the captions have the keys"""
+    caption: str = "caption"
+    """Column of the captions"""
+    key: str = "key"
+    """Column of the keys; of rows with equal keys the last is used"""
+
+
 class CurateSettings(StepSettings):
     """Filter, resize and deduplicate images: one's own, or img2dataset shards."""
 
     step: ClassVar[str] = "curate"
-    source: Uri
-    """Folder or zip, local or s3://, of images with captions, of a Hugging Face data set, or of img2dataset's output"""
+    source: SourceUri
+    """Folder or zip of images with captions, of a Hugging Face data set, or of img2dataset's output: local, s3://, or
+    hf://datasets/OWNER/NAME with an optional @REVISION and /PATH, which is read without a copy on disk"""
     columns: Columns = Columns()
+    captions: CaptionTables | None = added(None)
+    """Captions of the images, found by `columns.caption_key`; null: the captions of the source"""
     labels: Literal["", "column", "folder"] = ""
     """Class label of each image. column: `columns.label` of its row or JSON; folder: each folder or tar directly in the
     source is one class, numbered in the order of their names, the layout of ImageNet; empty: no labels"""

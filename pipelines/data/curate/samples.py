@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from pipelines.core.config import Settings
+from pipelines.core.config import Settings, added
 
 LARGEST_FILE = 256 << 20
 """Maximum bytes of one image file; larger ones are decompression bombs"""
@@ -35,6 +35,8 @@ class Columns(Settings):
     extension"""
     caption: str = "caption"
     """Caption in tables, in metadata files, and in the JSON of images without .txt or .caption"""
+    caption_key: str = added("")
+    """Column, or key in JSON, by which `captions` are found; needed with them, and only then"""
     sha256: str = "sha256"
     aesthetic: str = "aesthetic"
     punsafe: str = "punsafe"

@@ -16,6 +16,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pipelines.core import storage
+from pipelines.data.curate.caption_table import CaptionTable
 from pipelines.data.curate.config import CurateSettings
 from pipelines.data.curate.filters import (
     Rejected,
@@ -68,10 +69,15 @@ class ShardCurator:
     """Worker of `map_items` that writes one shard's staged files, their index, and `rejected/NAME.parquet`.
 
     Items are JSON: [NAME, address, label], where the label is null unless the shard is one class.
+
+    Args:
+        settings: Settings of the step.
+        folder: Folder of the artifact.
+        captions: Captions that replace those of the source, if configured.
     """
 
-    def __init__(self, settings: CurateSettings, folder: str):
-        self.settings, self.folder = settings, folder
+    def __init__(self, settings: CurateSettings, folder: str, captions: CaptionTable | None = None):
+        self.settings, self.folder, self.captions = settings, folder, captions
 
     def __call__(self, item: str) -> dict[str, Any]:
         """Curate a shard; return counts of kept rows by target and rejected rows by reason, and the histograms."""
@@ -139,7 +145,8 @@ class ShardCurator:
             if not sample.global_key:
                 raise Rejected("no global key")
             sample.key = sample.global_key
-        caption = " ".join(sample.caption.split())
+        found = self.captions.caption_of(sample, settings.columns) if self.captions else sample.caption
+        caption = " ".join(found.split())
         scores = read_scores(sample.record, settings.columns)
         histograms.add("read", scores)
         check_caption(caption, settings.filters)

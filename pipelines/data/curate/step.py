@@ -11,17 +11,21 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import ray
+
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError
 from pipelines.core.map_items import map_items
 from pipelines.core.step import Context, Step
+from pipelines.data.curate.caption_table import check_caption_tables, load_caption_table
 from pipelines.data.curate.compact import FileWriter, plan_files
 from pipelines.data.curate.config import CurateSettings
 from pipelines.data.curate.filters import Filters
 from pipelines.data.curate.image_lists import list_entries, write_lists
 from pipelines.data.curate.report import Histograms, report_figure
 from pipelines.data.curate.shard import STAGED, ShardCurator
+from pipelines.data.curate.source_files import split_address
 from pipelines.data.curate.sources import Source, find_source, list_classes
 from pipelines.data.datasets import read_rows
 from pipelines.data.images import decode_image
@@ -41,18 +45,40 @@ def check(settings: CurateSettings) -> None:
         raise ConfigError(
             f"columns.global_key={settings.columns.global_key!r}: labels=folder has no columns; leave it empty"
         )
+    if bool(settings.captions) != bool(settings.columns.caption_key):
+        raise ConfigError(
+            f"columns.caption_key={settings.columns.caption_key!r}, captions="
+            f"{settings.captions and settings.captions.source!r}: one needs the other"
+        )
     if settings.labels == "folder":
+        if settings.captions:
+            raise ConfigError("captions: labels=folder has no columns to find them by; remove them")
         list_classes(settings.source)
         return
+    if settings.captions:
+        check_caption_tables(settings.captions)
     if (settings.labels == "column") != bool(settings.columns.label):
         raise ConfigError(f"labels={settings.labels!r}, columns.label={settings.columns.label!r}: one needs the other")
-    check_captions(settings, find_source(settings.source, settings.columns))
+    try:
+        source = find_source(settings.source, settings.columns)
+        read_first_file(source)
+        check_captions(settings, source)
+    except (FileNotFoundError, PermissionError) as error:
+        raise ConfigError(f"source={settings.source!r}: {error.filename} cannot be read: {error.strerror}") from None
+
+
+def read_first_file(source: Source) -> None:
+    """Read a byte of the first shard or image, since a gated data set of the hub can be listed without access to it."""
+    addresses = [*source.shards.values(), *(file.address for file in source.images if not file.problem)]
+    for uri, _ in map(split_address, addresses[:1]):
+        with storage.open_file(uri) as file:
+            file.raw.read(1)
 
 
 def check_captions(settings: CurateSettings, source: Source) -> None:
     """Raise ConfigError if a metadata file cannot be read, or captions are needed and no image has one."""
     images = [entry for entry in list_entries(source, settings.columns) if not entry.problem]
-    has_captions = source.has_captions or any(entry.has_caption for entry in images)
+    has_captions = bool(settings.captions) or source.has_captions or any(entry.has_caption for entry in images)
     if settings.filters.captions and not has_captions and (images or source.shards):
         raise ConfigError(
             f"source={settings.source!r}: no image has a caption; write them to NAME.txt beside NAME.jpg, or to "
@@ -84,7 +110,8 @@ def build(settings: CurateSettings, context: Context) -> dict[str, float]:
     histograms = Histograms()
     labels = {name: label if by_class else None for label, name in enumerate(places)}
     items = {name: json.dumps([name, place, labels[name]]) for name, place in places.items()}
-    read = partial(ShardCurator, settings, context.folder)
+    captions = ray.put(load_caption_table(settings.captions)) if settings.captions else None
+    read = partial(_make_curator, settings, context.folder, captions)
     for summary in map_items(items, read, context.folder, settings.resources, stage="read"):
         reasons.update(summary["rejected"])
         histograms.merge(summary["histograms"])
@@ -113,11 +140,16 @@ def hash_overrides(settings: CurateSettings, inputs: Mapping[str, Artifact]) -> 
     """Return the filters, if those that apply are others than the given ones; see `pipelines.core.step.Step`."""
     if settings.labels == "folder":
         return {}
-    with suppress(ConfigError):  # `check` reports it
+    with suppress(ConfigError, FileNotFoundError, PermissionError):  # `check` reports it
         source = find_source(settings.source, settings.columns)
         filters = filters_of(settings, source)
         return {} if filters == settings.filters else {"filters": filters.model_dump(mode="json")}
     return {}
+
+
+def _make_curator(settings: CurateSettings, folder: str, captions: ray.ObjectRef | None) -> ShardCurator:
+    """Return the worker of the first pass; all workers of a node share one copy of the captions."""
+    return ShardCurator(settings, folder, ray.get(captions) if captions else None)
 
 
 def count_kept(targets: dict[str, int]) -> tuple[Counter[str], Counter[str]]:
@@ -143,5 +175,6 @@ def report(context: Context, reasons: Counter[str], buckets: Counter[str], histo
 
 
 STEP = Step(
-    "curate", CurateSettings, build, check=check, contents=("source",), hash_overrides=hash_overrides, data=("source",)
+    "curate", CurateSettings, build, check=check, contents=("source", "captions.source", "captions.keys"),
+    hash_overrides=hash_overrides, data=("source",),
 )  # fmt: skip
