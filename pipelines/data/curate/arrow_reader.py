@@ -29,18 +29,18 @@ class Batches:
         start = bytes(file.read(len(_FILE)))
         self.size = file.seek(0, 2)
         file.seek(max(0, self.size - len(_END)))
-        self._has_end = start == _FILE or bytes(file.read(len(_END))) == _END
+        self._is_stream = start != _FILE
+        self._has_end = bytes(file.read(len(_END))) == _END
         file.seek(0)
-        self._file = pa.ipc.open_file(file) if start == _FILE else None
-        self._stream = None if self._file else pa.ipc.open_stream(file)
-        self.schema: pa.Schema = (self._file or self._stream).schema
+        self._reader: Any = pa.ipc.open_stream(file) if self._is_stream else pa.ipc.open_file(file)
+        self.schema: pa.Schema = self._reader.schema
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """Yield the batches. Raises one of DAMAGE where the file is damaged or cut off."""
-        if self._file:
-            yield from (self._file.get_batch(number) for number in range(self._file.num_record_batches))
+        if not self._is_stream:
+            yield from (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
             return
-        yield from self._stream
+        yield from self._reader
         if not self._has_end:
             raise pa.ArrowInvalid("cut off")
 
