@@ -300,8 +300,15 @@ class _Member(io.RawIOBase):
 
 
 def _raise_if_of_store(error: BaseException) -> None:
-    """Raise an error again if the store caused it; a damaged zip makes zipfile seek to impossible positions."""
-    if isinstance(error, storage.StorageError | FileNotFoundError | PermissionError):
-        raise error
-    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-        raise error
+    """Raise the error of the store that caused an error, if one did.
+
+    zipfile replaces an error of the store by BadZipFile. A damaged zip makes zipfile seek to impossible positions, which
+    is EINVAL.
+    """
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, storage.StorageError | FileNotFoundError | PermissionError):
+            raise cause from None
+        if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
+            raise cause from None
+        cause = cause.__context__
