@@ -70,7 +70,8 @@ def _rows_of(file: pq.ParquetFile, size: int, columns: Columns) -> Iterator[Samp
 def sample_of_row(row: dict[str, Any], number: str, columns: Columns) -> Sample:
     """Return the sample of a table's row, given its number and the columns that the table has."""
     key, global_key = key_of(row.get(columns.key, number)), key_of(row.get(columns.global_key))
-    row.pop(columns.key, None)
+    if columns.key != columns.caption_key:  # else the caption is found by it
+        row.pop(columns.key, None)
     image, caption = row.pop(columns.image), row.pop(columns.caption, "")
     if isinstance(image, dict):  # the layout of Hugging Face `datasets`
         image = image.get("bytes")
