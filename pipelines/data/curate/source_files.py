@@ -302,8 +302,8 @@ class _Member(io.RawIOBase):
 def _raise_if_of_store(error: BaseException) -> None:
     """Raise the error of the store that caused an error, if one did.
 
-    zipfile replaces an error of the store by BadZipFile. A damaged zip makes zipfile seek to impossible positions, which
-    is EINVAL.
+    zipfile replaces an error of the store by BadZipFile. A damaged zip makes zipfile seek to impossible positions,
+    which is EINVAL.
     """
     cause: BaseException | None = error
     while cause:
