@@ -83,7 +83,7 @@ def _check_uri(value: str) -> str:
 def _check_source_uri(value: str) -> str:
     if not hub_dataset.is_on_hub(value):
         return _check_uri(value)
-    hub_dataset.place(value)
+    hub_dataset.split_uri(value)
     return value
 
 

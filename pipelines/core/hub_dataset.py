@@ -30,7 +30,7 @@ def is_on_hub(uri: str) -> bool:
     return uri.startswith("hf://")
 
 
-def place(uri: str) -> tuple[str, str, str]:
+def split_uri(uri: str) -> tuple[str, str, str]:
     """Split a URI into (OWNER/NAME, revision, path in the repository). Raises ValueError for another form."""
     found = _URI.fullmatch(uri.rstrip("/"))
     if not found:
@@ -47,7 +47,7 @@ def pin(uri: str) -> str:
     """
     from huggingface_hub import HfApi  # not needed to read settings
 
-    repository, revision, path = place(uri)
+    repository, revision, path = split_uri(uri)
     if not _COMMIT.fullmatch(revision):
         with _errors(uri):
             revision = str(HfApi().dataset_info(repository, revision=revision, timeout=SECONDS).sha)
@@ -58,14 +58,14 @@ def page_of(uri: str) -> str:
     """Return the address of the web page that shows a file or folder."""
     from huggingface_hub import constants
 
-    repository, revision, path = place(uri)
+    repository, revision, path = split_uri(uri)
     return "/".join(filter(None, [constants.ENDPOINT, "datasets", repository, "tree", revision, path]))
 
 
 def exists(uri: str) -> bool:
     """Return whether a file or folder exists."""
     uri = pin(uri)
-    return place(uri)[2] == "" or _entry(uri) is not None
+    return split_uri(uri)[2] == "" or _entry(uri) is not None
 
 
 def list_paths(uri: str) -> list[str]:
@@ -101,7 +101,7 @@ class HubFile(RangeFile):
         if not _is_file(entry):
             raise FileNotFoundError(errno.ENOENT, "no such file", uri)
         super().__init__(uri, entry.size, CHUNK)
-        repository, commit, path = place(pinned)
+        repository, commit, path = split_uri(pinned)
         self.url = hf_hub_url(repository, path, repo_type="dataset", revision=commit)
         self._expected = entry.lfs.sha256 if entry.lfs else ""
         self._digest, self._hashed = hashlib.sha256(), 0
@@ -133,14 +133,14 @@ class HubFile(RangeFile):
 
 def _entry(uri: str) -> Any:
     """Return the entry (RepoFile or RepoFolder) at a pinned URI, or None."""
-    path = place(uri)[2]
+    path = split_uri(uri)[2]
     return _list(uri, path.rpartition("/")[0], recursive=False).get(path)
 
 
 def _files(uri: str) -> dict[str, Any]:
     """Return {path below the URI: RepoFile}; the path is empty for a file at the URI itself."""
     uri = pin(uri)
-    path = place(uri)[2]
+    path = split_uri(uri)[2]
     entry = _entry(uri)
     found = {path: entry} if _is_file(entry) else _list(uri, path, recursive=True)
     below = len(path) + 1 if path else 0
@@ -155,7 +155,7 @@ def _is_file(entry: Any) -> bool:
 
 def _list(uri: str, folder: str, recursive: bool) -> dict[str, Any]:
     """Return {path in the repository: entry} of a folder; empty if there is no such folder."""
-    repository, commit, _ = place(uri)
+    repository, commit, _ = split_uri(uri)
     with _errors(uri):
         return _list_commit(repository, commit, folder, recursive)
 

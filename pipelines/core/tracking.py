@@ -162,8 +162,8 @@ class Tracker:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # MLflow warns that it registers its local source twice
             # MLflow does not know hf://
-            place = hub_dataset.page_of(uri) if hub_dataset.is_on_hub(uri) else storage.absolute(uri)
-            source = resolve_dataset_source(place)
+            address = hub_dataset.page_of(uri) if hub_dataset.is_on_hub(uri) else storage.absolute(uri)
+            source = resolve_dataset_source(address)
         # MLflow itself instantiates this class, although `profile` is abstract
         dataset = MetaDataset(source=source, name=name, digest=digest)  # type: ignore[abstract]
         self.client.log_inputs(self.run_id, [DatasetInput(dataset._to_mlflow_entity())])
