@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from asymflow.metrics.templates import MissingWeights, read_template
 from asymflow.outside_text import (
     decode_text,
     parse_json,
@@ -34,7 +33,7 @@ def test_lines_of_json_keep_separators_inside_strings():
     text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n"
     assert list(parse_json_lines(text, "file")) == [(1, rows[0]), (2, rows[1])]
     with pytest.raises(ValueError, match="file: line 2 is not JSON"):
-        list(parse_json_lines('{}\n{oops\n', "file"))
+        list(parse_json_lines("{}\n{oops\n", "file"))
 
 
 def test_deep_nesting_is_one_line():
@@ -65,8 +64,3 @@ def test_files_of_models_are_read_the_same_way(tmp_path):
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(ValueError, match="config.json is a list; expected a JSON object"):
         read_json_object(tmp_path / "config.json")
-    (tmp_path / "template.txt").write_bytes("\ufeffQ: {question}\r\n".encode())
-    assert read_template(tmp_path / "template.txt", ["{question}"], "here") == "Q: {question}\r\n"
-    (tmp_path / "template.txt").write_bytes("{question} é".encode("latin-1"))
-    with pytest.raises(MissingWeights, match="template.txt is not UTF-8 text"):
-        read_template(tmp_path / "template.txt", ["{question}"], "here")

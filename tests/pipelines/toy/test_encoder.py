@@ -43,8 +43,3 @@ def test_training_goes_on_and_writes_what_transformers_read(tmp_path):
     tokens = DinoFeatures(str(out))(to_unit(images), GRID)
     assert tokens.shape == (2, 16, 128) and tokens.isfinite().all()
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".partial")] == []
-
-
-def test_a_folder_without_one_says_how_to_get_it(tmp_path):
-    with pytest.raises(ValueError, match="hf download facebook/dinov2-base"):
-        DinoFeatures(str(tmp_path))
