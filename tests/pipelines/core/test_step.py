@@ -41,9 +41,7 @@ def test_two_at_once_make_it_once(step, tmp_path, request, place, caplog):
     where = str(tmp_path / "runs") if place == "local" else request.getfixturevalue("s3")
     run = RunSettings(storage=where, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     outcomes = []
-    jobs = [
-        threading.Thread(target=lambda: outcomes.append(run_step(found, CountSettings(run=run)))) for _ in range(2)
-    ]
+    jobs = [threading.Thread(target=lambda: outcomes.append(run_step(found, CountSettings(run=run)))) for _ in range(2)]
     for job in jobs:
         job.start()
     for job in jobs:
