@@ -51,7 +51,7 @@ def test_an_embedding_is_its_captions_alone_but_for_rounding(text_encoder):
 
 
 def test_many_captions_come_back_in_their_order(text_encoder):
-    captions = [f"picture {'x ' * (i * 7 % 40)}" for i in range(40)]
+    captions = [f"picture {'x ' * (i * 7 % 40)}" for i in range(18)]  # more than are encoded at once
     for caption, embedding in zip(captions, text_encoder.encode(captions), strict=True):
         torch.testing.assert_close(embedding, text_encoder.encode([caption])[0], rtol=1e-4, atol=1e-4)
 
