@@ -1,6 +1,5 @@
 import json
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -38,9 +37,7 @@ def curated(tmp_path_factory):
 
 def run(curated, storage_root, workers=2):
     resources = Workers(workers=workers)
-    settings = ColorStatsSettings(
-        curated=curated.uri, run=RunSettings(storage=str(storage_root)), resources=resources
-    )
+    settings = ColorStatsSettings(curated=curated.uri, run=RunSettings(storage=str(storage_root)), resources=resources)
     return run_step(STEP, settings).artifact
 
 
@@ -94,11 +91,3 @@ def test_input_that_is_no_curated_artifact_is_refused(tmp_path):
     settings = ColorStatsSettings(curated=str(tmp_path / "absent"), run=RunSettings(storage=str(tmp_path)))
     with pytest.raises(ConfigError, match="curated: no finished curate artifact at .*absent.*jobs/curate.py"):
         run_step(STEP, settings)
-
-
-def test_rows_come_back_a_group_at_a_time(curated):
-    file = curated.files("train", ".parquet")[0]
-    groups = list(read_images(file))
-    assert [len(rows.keys) for rows in groups] == [64, 6] == [len(rows.images) for rows in groups]
-    assert groups[0].images.shape == (64, 3, 16, 16) and -1 <= groups[0].images.min() < groups[0].images.max() <= 1
-    assert pq.read_schema(file) == SCHEMA
