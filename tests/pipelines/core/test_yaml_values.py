@@ -25,7 +25,7 @@ class Outer(BaseModel):
     ("text", "annotation", "value"),
     [
         ("12:30 # no comment", str, "12:30 # no comment"),
-        ("yes", str | None, "yes"),
+        ("yes", str, "yes"),
         ("3", int, 3),
         ("1_000", int, 1000),
         ("010", int, "010"),

@@ -1,4 +1,4 @@
-import importlib.machinery
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_settings_that_are_not_allowed_are_named(tree, message):
 
 
 def test_a_missing_optimizer_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(importlib.machinery.PathFinder, "find_spec", lambda name: None)
+    monkeypatch.setattr("pipelines.train.config.PathFinder", SimpleNamespace(find_spec=lambda name: None))
     check_optimizer(Optim())
     with pytest.raises(ConfigError, match="optim.optimizer=adam8bit: needs bitsandbytes: pip install 'asymflow.gpu.'"):
         check_optimizer(Optim(optimizer="adam8bit"))
