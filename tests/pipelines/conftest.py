@@ -21,3 +21,9 @@ def holder(local_ray):
     assert local_ray.get(actor.ping.remote())
     yield actor
     local_ray.kill(actor)
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory):
+    """URI of one MLflow store for all tests: creating its tables takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"

@@ -20,11 +20,11 @@ STEP = Step("count", CountSettings, lambda settings, context: {"count": settings
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch):
+def config(tmp_path, monkeypatch, mlflow_store):
     monkeypatch.setattr(sys, "argv", ["jobs/count.py"])
     monkeypatch.setattr("pipelines.core.step.start_ray", lambda run: None)
     path = tmp_path / "config.yaml"
-    run = {"storage": str(tmp_path / "runs"), "tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    run = {"storage": str(tmp_path / "runs"), "tracking_uri": mlflow_store}
     path.write_text(yaml.safe_dump({"run": run}))
     return str(path)
 

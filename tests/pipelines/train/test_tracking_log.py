@@ -9,8 +9,8 @@ from pipelines.train.tracking_log import read_unsent, send_unsent, write_unsent
 
 
 @pytest.fixture
-def tracker(tmp_path) -> Tracker:
-    run = RunSettings(storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+def tracker(tmp_path, mlflow_store) -> Tracker:
+    run = RunSettings(storage=str(tmp_path), tracking_uri=mlflow_store)
     with open_run(run, "run") as tracker:
         return tracker
 

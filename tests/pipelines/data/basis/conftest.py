@@ -33,13 +33,13 @@ def curated(tmp_path_factory):
 
 @pytest.fixture
 def moments_of(curated, tmp_path):
-    """Call with settings, and a folder's name: the moments of each piece of the training images."""
+    """Call with settings: the moments of each piece of the training images, or of the first pieces."""
 
-    def compute(folder="moments", **settings):
+    def compute(folder="moments", pieces=None, **settings):
         out = str(tmp_path / folder)
         base = {"curated": curated.uri, "run": RunSettings(storage=out)}
         worker = PieceMoments(BasisSettings(**base, **settings), "", out)
-        pieces = cut_into_pieces(curated.files("train", ".parquet"))
-        return [read_partial(out, worker(piece.to_json())["name"]) for piece in pieces]
+        found = cut_into_pieces(curated.files("train", ".parquet"))[:pieces]
+        return [read_partial(out, worker(piece.to_json())["name"]) for piece in found]
 
     return compute
