@@ -109,27 +109,25 @@ def job(monkeypatch, capsys, *arguments):
     return status, *capsys.readouterr()
 
 
-def test_the_job(two, tmp_path, monkeypatch, capsys):
+def test_the_job(two, tmp_path, mlflow_store, monkeypatch, capsys):
     out = str(tmp_path / "page.html")
     status, printed, err = job(monkeypatch, capsys, out, *two)
     assert (status, printed, err) == (0, f"{out}\n", "") and Path(out).read_text().startswith("<!doctype html>")
     status, printed, err = job(monkeypatch, capsys, out, str(tmp_path / "absent"))
     assert status == 2 and err.startswith("error: no finished evaluate artifact at ") and err.count("\n") == 1
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    status, printed, err = job(monkeypatch, capsys, out, "0" * 32, "--tracking-uri", uri)
+    status, printed, err = job(monkeypatch, capsys, out, "0" * 32, "--tracking-uri", mlflow_store)
     last = err.splitlines()[-1]  # MLflow reports its new database before
     assert status == 2 and last.startswith(f"error: {'0' * 32}: Run with id") and "--tracking-uri" in last
 
 
-def test_a_run_of_mlflow_is_found(two, tmp_path, monkeypatch, capsys):
+def test_a_run_of_mlflow_is_found(two, tmp_path, mlflow_store, monkeypatch, capsys):
     from mlflow.tracking import MlflowClient
 
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    client = MlflowClient(uri)
+    client = MlflowClient(mlflow_store)
     run = client.create_run(client.create_experiment("e", artifact_location=str(tmp_path / "a"))).info.run_id
-    assert job(monkeypatch, capsys, str(tmp_path / "o.html"), run, "--tracking-uri", uri)[0] == 2
+    assert job(monkeypatch, capsys, str(tmp_path / "o.html"), run, "--tracking-uri", mlflow_store)[0] == 2
     client.set_tag(run, "artifact", two[0])
-    status, *_ = job(monkeypatch, capsys, str(tmp_path / "o.html"), f"night={run}", "--tracking-uri", uri)
+    status, *_ = job(monkeypatch, capsys, str(tmp_path / "o.html"), f"night={run}", "--tracking-uri", mlflow_store)
     assert status == 0 and "<td>night</td>" in (tmp_path / "o.html").read_text()
 
 
