@@ -43,8 +43,9 @@ from pipelines.data.color_stats import PieceColors
 from pipelines.data.curate.compact import FileWriter, plan_files
 from pipelines.data.curate.config import CurateSettings, Encoding
 from pipelines.data.curate.filters import Filters
+from pipelines.data.curate.samples import Columns
 from pipelines.data.curate.shard import ShardCurator
-from pipelines.data.curate.sources import list_shards
+from pipelines.data.curate.sources import find_source
 from pipelines.data.datasets import Piece, cut_into_pieces, decode_pixels, read_rows
 from pipelines.data.images import decode_image
 from pipelines.data.tensors import open_writer, tensor_field, to_tensor_array
@@ -346,7 +347,7 @@ def run(args: argparse.Namespace, patches: int, folder: Path) -> None:
         source=str(crawl), buckets=[(args.size, args.size)], filters=Filters(min_side=args.size),
         encoding=Encoding(format=args.format), near_duplicate_bits=None,
     )  # fmt: skip
-    shards = list_shards(str(crawl))
+    shards = find_source(str(crawl), Columns()).shards
     source = rates(source_decoder, (), list(shards.values()))
     reading = rates(curator, (settings, out), [json.dumps([name, uri]) for name, uri in shards.items()])
     plan = plan_files(out, list(shards), None, 256)

@@ -8,6 +8,7 @@ multiplies in that type.
 import sys
 from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,7 +39,7 @@ def quantize_linears(model: nn.Module, names: Iterable[str], device: torch.devic
     """
     bnb = import_bitsandbytes()
     for name in names:
-        layer = model.get_submodule(name)
+        layer: Any = model.get_submodule(name)
         weight, bias = layer.weight.detach(), layer.bias
         quantized = bnb.nn.Linear4bit(
             layer.in_features, layer.out_features, bias is not None, compute_dtype=weight.dtype, device="meta"

@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from asymflow.text_files import read_json_object
+from pipelines.core import hub_dataset
 from pipelines.core.config_files import read_config_file
 from pipelines.core.credentials import has_secret
 from pipelines.core.errors import ConfigError as ConfigError
@@ -79,9 +80,19 @@ def _check_uri(value: str) -> str:
     return value
 
 
+def _check_source_uri(value: str) -> str:
+    if not hub_dataset.is_on_hub(value):
+        return _check_uri(value)
+    hub_dataset.split_uri(value)
+    return value
+
+
 Uri = Annotated[str, AfterValidator(_check_uri)]
 OptionalUri = Annotated[str, AfterValidator(lambda value: value and _check_uri(value))]
 """A URI, or an empty string for none"""
+SourceUri = Annotated[str, AfterValidator(_check_source_uri)]
+"""A URI of data that is only read, also hf://datasets/OWNER/NAME@REVISION/PATH"""
+OptionalSourceUri = Annotated[str, AfterValidator(lambda value: value and _check_source_uri(value))]
 
 Layout = Literal["channel_first", "channel_last"]
 

@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl, urlsplit
 _NAMES = re.compile(
     r"password|passwd|pwd|token|secret|signature|credential|api_?key|access_?key|^(key|sig|auth)$", re.IGNORECASE
 )
-_BY_USER_NAME = ("http", "https", "s3", "ray")
+_BY_USER_NAME = ("http", "https", "s3", "ray", "hf")
 """Schemes in which a user name alone is a credential; for databases it is not"""
 _URI = re.compile(r"[a-zA-Z][\w+.-]*://[^\s'\"<>]+")
 

@@ -1,7 +1,7 @@
 """Compute the ID of a step's artifact from everything that determines its content: settings, inputs, external data.
 
-External data is identified by content, not by location: files and folders by their bytes, S3 objects by the store's
-checksums, hub repositories by their commit.
+External data is identified by content, not by location: files and folders by their bytes, S3 objects and data sets of
+the hub by the store's checksums, hub repositories of models by their commit.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel
 
 from asymflow.hub import is_repository, repository_of, resolve_commit
-from pipelines.core import artifacts, storage
+from pipelines.core import artifacts, hub_dataset, storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError, set_at
 
@@ -48,21 +48,43 @@ class Identified(Protocol):
 
 
 def pin_repositories(step: Identified, settings: S) -> S:
-    """Replace each hub repository in the settings by OWNER/NAME@COMMIT, so that the step uses the hashed commit.
+    """Replace each hub repository in the settings by its commit, so that the step uses what is hashed.
+
+    Repositories of models become OWNER/NAME@COMMIT, and data sets hf://datasets/OWNER/NAME@COMMIT.
 
     Raises:
         ConfigError: A repository's commit cannot be resolved.
     """
-    pinned = {}
     for name in step.repositories:
-        source = getattr(settings, name)
+        source = _value_at(settings, name)
         if source and is_repository(source) and not storage.exists(source):
             try:
-                pinned[name] = f"{repository_of(source)[0]}@{resolve_commit(source)}"
+                pinned = f"{repository_of(source)[0]}@{resolve_commit(source)}"
             except ValueError as error:
                 where = f"no such folder in {Path.cwd()}, and as a repository"
                 raise ConfigError(f"{name}={source!r}: {where}: {error}") from None
-    return settings.model_copy(update=pinned)
+            settings = _with_value(settings, name, pinned)
+    for name in step.contents:
+        source = _value_at(settings, name)
+        if source and hub_dataset.is_on_hub(source):
+            try:
+                settings = _with_value(settings, name, hub_dataset.pin(source))
+            except FileNotFoundError as error:
+                raise ConfigError(f"{name}={source!r}: {error.strerror}") from None
+    return settings
+
+
+def _value_at(settings: Any, name: str) -> Any:
+    """Return the setting at a dotted key; None below a section that is not set."""
+    for key in name.split("."):
+        settings = getattr(settings, key, None)
+    return settings
+
+
+def _with_value(settings: S, name: str, value: str) -> S:
+    """Return settings with another value at a dotted key."""
+    key, _, rest = name.partition(".")
+    return settings.model_copy(update={key: _with_value(getattr(settings, key), rest, value) if rest else value})
 
 
 def identify(step: Identified, settings: BaseModel, inputs: Mapping[str, Artifact]) -> str:

@@ -5,7 +5,6 @@ uninitialized memory when a response is too short.
 """
 
 import errno
-import io
 import logging
 import os
 import threading
@@ -19,6 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTT
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from pipelines.core.errors import StorageError
+from pipelines.core.range_file import RangeFile
 
 T = TypeVar("T")
 LOGGER = logging.getLogger(__name__)
@@ -142,47 +142,19 @@ def _new_client(config: Any) -> Any:
     return boto3.Session().client("s3", region_name=region, config=config)
 
 
-class ObjectFile(io.RawIOBase):
-    """Seekable file over an S3 object, read in ranges, each with retries."""
+class ObjectFile(RangeFile):
+    """Seekable file over an S3 object; each range is requested with retries."""
 
     def __init__(self, uri: str):
         head = retried(uri, client().head_object, **bucket_and_key(uri))
-        self.uri, self.size, self.version, self.position = uri, head["ContentLength"], head["ETag"], 0
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position in bytes."""
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position and return it; see `io.IOBase.seek`."""
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        if start + offset < 0:
-            raise ValueError(f"{self.uri}: cannot seek to {start + offset}")
-        self.position = start + offset
-        return self.position
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer with at most CHUNK bytes; return their number, 0 at the end."""
-        size = max(0, min(len(buffer), CHUNK, self.size - self.position))
-        if size:
-            buffer[:size] = retried(self.uri, self.read_range, start=self.position, size=size)
-        self.position += size
-        return size
-
-    def readall(self) -> bytes:
-        """Read the rest in chunks; RawIOBase would request a few KiB at a time."""
-        return b"".join(iter(lambda: self.read(CHUNK), b""))
+        super().__init__(uri, head["ContentLength"], CHUNK)
+        self.version = head["ETag"]
 
     def read_range(self, start: int, size: int) -> bytes:
-        """Read `size` bytes from `start` in one request."""
+        """Return the bytes of a range; see `RangeFile.read_range`."""
+        return retried(self.uri, self._request, start=start, size=size)
+
+    def _request(self, start: int, size: int) -> bytes:
         # IfMatch: ranges of two versions must not be joined if the object is replaced in between
         bytes_range = f"bytes={start}-{start + size - 1}"
         answer = client().get_object(**bucket_and_key(self.uri), Range=bytes_range, IfMatch=self.version)

@@ -1,8 +1,8 @@
-"""Storage of artifacts: a local folder or s3://bucket/prefix.
+"""Storage of artifacts and sources: a local folder, s3://bucket/prefix, or, read only, a data set on a hub.
 
-Endpoint and credentials of S3 come from the usual AWS variables. Files are written atomically: locally by renaming, on
-S3 because objects are atomic. A missing file raises FileNotFoundError. A failed write, or an S3 request that fails
-after all retries, raises StorageError with the URI.
+Endpoint and credentials of S3 come from the usual AWS variables, those of the hub from HF_ENDPOINT and HF_TOKEN. Files
+are written atomically: locally by renaming, on S3 because objects are atomic. A missing file raises FileNotFoundError.
+A failed write, or a request that fails after all retries, raises StorageError with the URI.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from asymflow.atomic import atomic_file
 from asymflow.content import content_of
-from pipelines.core import s3
+from pipelines.core import hub_dataset, s3
 from pipelines.core.errors import StorageError as StorageError
 
 T = TypeVar("T")
@@ -45,7 +45,8 @@ def open_file(uri: str) -> io.BufferedReader:
     """Open a file for reading, seekable, as tarfile and pyarrow need it."""
     if is_local(uri):
         return open(absolute(uri), "rb")
-    return io.BufferedReader(s3.ObjectFile(uri), s3.CHUNK)
+    file = hub_dataset.HubFile(uri) if hub_dataset.is_on_hub(uri) else s3.ObjectFile(uri)
+    return io.BufferedReader(file, file.chunk)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -124,7 +125,9 @@ def local_folder(uri: str) -> Iterator[Path]:
 
 def exists(uri: str) -> bool:
     """Return whether a file or folder exists; S3 has no empty folders."""
-    return Path(absolute(uri)).exists() if is_local(uri) else s3.exists(uri)
+    if is_local(uri):
+        return Path(absolute(uri)).exists()
+    return hub_dataset.exists(uri) if hub_dataset.is_on_hub(uri) else s3.exists(uri)
 
 
 def list_files(uri: str, suffix: str = "") -> list[str]:
@@ -136,6 +139,8 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
         selector = pafs.FileSelector(base, recursive=True, allow_not_found=True)
         infos = pafs.LocalFileSystem().get_file_info(selector)
         names = [info.path[len(base) + 1 :] for info in infos if info.type == pafs.FileType.File]
+    elif hub_dataset.is_on_hub(uri):
+        names = hub_dataset.list_paths(uri)
     else:
         names = [f"s3://{s3.bucket_and_key(uri)['Bucket']}/{key}"[len(base) + 1 :] for key in s3.keys(uri)]
     # an object named like the folder, or like a folder below it, is a folder marker of other tools
@@ -151,14 +156,15 @@ def _is_data_file(name: str) -> bool:
 def fingerprint(uri: str) -> str:
     """Return a hash of a file's or folder's content, 16 hexadecimal digits, independent of its path.
 
-    Local files are hashed by content, S3 objects by name, size and the store's checksum. Hidden files are ignored.
+    Local files are hashed by content, others by name, size and the store's checksum. Hidden files are ignored.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
     """
     if is_local(uri):
         return content_of(absolute(uri))
-    found = {name: checksum for name, checksum in s3.checksums(uri).items() if _is_data_file(name)}
+    checksums = hub_dataset.checksums(uri) if hub_dataset.is_on_hub(uri) else s3.checksums(uri)
+    found = {name: checksum for name, checksum in checksums.items() if _is_data_file(name)}
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 

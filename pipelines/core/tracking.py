@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from PIL import Image
 
-from pipelines.core import storage
+from pipelines.core import hub_dataset, storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError, RunSettings
 from pipelines.core.credentials import has_secret
@@ -161,7 +161,9 @@ class Tracker:
         """Log a dataset that the run uses."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # MLflow warns that it registers its local source twice
-            source = resolve_dataset_source(storage.absolute(uri))
+            # MLflow does not know hf://
+            address = hub_dataset.page_of(uri) if hub_dataset.is_on_hub(uri) else storage.absolute(uri)
+            source = resolve_dataset_source(address)
         # MLflow itself instantiates this class, although `profile` is abstract
         dataset = MetaDataset(source=source, name=name, digest=digest)  # type: ignore[abstract]
         self.client.log_inputs(self.run_id, [DatasetInput(dataset._to_mlflow_entity())])

@@ -1,6 +1,7 @@
 """Read and write the parquet files of curated and encoded images, one row group at a time."""
 
 import json
+import logging
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor
 
 from pipelines.core import storage
+from pipelines.core.artifacts import Artifact
 from pipelines.core.map_items import item_name
 from pipelines.data.images import decode_image, to_array
 
+LOGGER = logging.getLogger(__name__)
 ROW_GROUP = 64
 MAX_BATCH_PIXELS = 1 << 21  # pixels decoded at once: 6 MiB as uint8, 24 MiB as float32
 
@@ -33,6 +36,20 @@ def rows_by_group(uri: str) -> list[int]:
     with storage.open_file(uri) as source:
         metadata = pq.read_metadata(source)
     return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+
+
+def find_test_split(curated: Artifact, at_least: int = 1) -> str:
+    """Return the split to test on: held_out, or train for a small data set of which fewer images are held out.
+
+    Args:
+        curated: Artifact of the curate step.
+        at_least: Number of images that the test needs.
+    """
+    found = sum(sum(rows_by_group(uri)) for uri in curated.files("held_out", ".parquet"))
+    if found >= at_least:
+        return "held_out"
+    LOGGER.warning("%s: %d images are held out, too few to test on; training images are used", curated.uri, found)
+    return "train"
 
 
 class RowWriter:

@@ -16,6 +16,7 @@ from pipelines.core.artifacts import Artifact
 from pipelines.core.base_models import check_base, read_patch_size
 from pipelines.core.config import ConfigError
 from pipelines.core.step import Context, Outcome, Step, StepFailed
+from pipelines.data.datasets import find_test_split
 from pipelines.data.images import encode_png
 from pipelines.evaluate.class_subject import ClassModel, read_class_model, read_pretrain_settings
 from pipelines.evaluate.config import EvaluateSettings
@@ -220,7 +221,8 @@ def find_real(
         curated = context.inputs["curated"]
         column = column_of(suite_of(settings))
         encoded = (image for _, image in islice(read_held_out(curated, column), count))
-        return None, store_images(encoded, {"held out of": curated.id}, count, root)
+        protocol = {"held out of" if find_test_split(curated, 2) == "held_out" else "trained on": curated.id}
+        return None, store_images(encoded, protocol, count, root)
     source = settings.reference.source
     if not source:
         return None, None

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
         ({}, ["filters.min_sides=3"], ["filters.min_sides=3", "unknown key", "min_side"]),
         ({}, ["resources.workers=0"], ["resources.workers=0", "greater than or equal to 1"]),
         ({}, ["buckets=[[64, 60]]"], ["buckets: 64x60", "multiples of 16"]),
-        ({}, ["source=absent"], ["source='absent'", "no .tar or .parquet shards there"]),
+        ({}, ["source=absent"], ["source='absent'", "no images there"]),
         ({}, ["run.storage=ftp://host/x"], ["run.storage='ftp://host/x'", "local path or s3://bucket/prefix"]),
         ({}, ["run.tracking_uri=mlruns"], ["run.tracking_uri='mlruns'", "sqlite:///PATH"]),
         ({}, ["source"], ["override 'source'", "dotted.key=value"]),

@@ -40,7 +40,7 @@ class Account:
     kept: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     """By reason"""
-    images: list[bytes] = field(default_factory=list)
+    images: list[bytes] = field(default_factory=list, repr=False)
     damages: int = 0
     touched: set[str] = field(default_factory=set)
     """Of the kept, those whose bytes damage has changed or removed"""

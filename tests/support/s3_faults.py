@@ -1,4 +1,4 @@
-"""moto's S3 server on loopback, which fails when a test asks it to."""
+"""moto's S3 server, or another WSGI application, on loopback, which fails when a test asks it to."""
 
 import re
 import threading
@@ -9,6 +9,8 @@ from typing import Any
 
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 @dataclass
@@ -32,13 +34,13 @@ class Fault:
 
 
 class FaultyServer:
-    """A WSGI application in front of moto's; clients see its faults in real HTTP.
+    """A WSGI application in front of moto's, or of another one; clients see its faults in real HTTP.
 
     Requests are written "GET /bucket/key?query"; `requests` has all since `clear()`.
     """
 
-    def __init__(self) -> None:
-        self.moto = DomainDispatcherApplication(create_backend_app)
+    def __init__(self, application: Application | None = None) -> None:
+        self.application = application or DomainDispatcherApplication(create_backend_app)
         self.lock = threading.Lock()
         self.url = ""
         self.clear()
@@ -72,10 +74,10 @@ class FaultyServer:
             self.requests.append(request)
             fault = next((f for f in self.faults if f.strikes(request)), None)
         if fault is None:
-            return self.moto(environ, start_response)
+            return self.application(environ, start_response)
         if fault.error is None:
             # the headers still promise the whole body
-            return [b"".join(self.moto(environ, start_response))[: fault.keep]]
+            return [b"".join(self.application(environ, start_response))[: fault.keep]]
         status, code = fault.error
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         start_response(status, [("Content-Type", "application/xml")])
@@ -89,8 +91,8 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextmanager
-def serve() -> Iterator[FaultyServer]:
-    faults = FaultyServer()
+def serve(application: Application | None = None) -> Iterator[FaultyServer]:
+    faults = FaultyServer(application)
     server = make_server("127.0.0.1", 0, faults, threaded=True, request_handler=_Quiet)
     faults.url = f"http://127.0.0.1:{server.port}"
     thread = threading.Thread(target=server.serve_forever)

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from PIL import Image
 
 from pipelines.core import storage
+from pipelines.data.curate.config import Encoding
 from pipelines.data.curate.duplicates import REASONS, Index, find_duplicates
 from pipelines.data.curate.shard import REJECTED, SCHEMA, STAGED, index_file, staged_file
 from pipelines.data.datasets import RowWriter, read_rows
+from pipelines.data.images import decode_image, encode_image
 
 # Part of a staged file: URI, first row, last row (exclusive), and the rows in between that are dropped.
 Segment = tuple[str, int, int, list[int]]
@@ -133,23 +136,38 @@ def _keys(folder: str, names: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 class FileWriter:
-    """Worker of `map_items` that writes one file of the plan. Items are JSON: [SPLIT/NAME, segments]."""
+    """Worker of `map_items` that writes one file of the plan. Items are JSON: [SPLIT/NAME, segments].
 
-    def __init__(self, folder: str):
-        self.folder = folder
+    Args:
+        folder: Folder of the artifact.
+        flipped: Encoding of the mirrored copies of training images; None for no copies.
+    """
+
+    def __init__(self, folder: str, flipped: Encoding | None = None):
+        self.folder, self.flipped = folder, flipped
 
     def __call__(self, item: str) -> dict[str, Any]:
-        """Write a file; return its number of rows."""
+        """Write a file; return its number of rows, without mirrored copies."""
         name, segments = json.loads(item)
+        flipped = self.flipped if name.startswith("train/") else None
 
         def write(path: Path) -> None:
             with RowWriter(path, SCHEMA) as writer:
                 for segment in segments:
                     for row in _rows_of(segment):
                         writer.add(row)
+                        if flipped:
+                            writer.add(flip(row, flipped))
 
         storage.write_file(storage.join(self.folder, f"{name}.parquet"), write)
         return {"rows": sum(map(_length, segments))}
+
+
+def flip(row: dict[str, Any], encoding: Encoding) -> dict[str, Any]:
+    """Return a curated row with its image mirrored horizontally, under the key KEY#flipped."""
+    image = decode_image(row["image"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    mirrored = encode_image(image, encoding.format, encoding.quality)
+    return {**row, "key": f"{row['key']}#flipped", "image": mirrored}
 
 
 def _rows_of(segment: Segment) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pipelines.core.config import Settings, StepSettings, Uri
+from pipelines.core.config import OptionalSourceUri, Settings, SourceUri, StepSettings, added
 from pipelines.core.workers import Workers
 from pipelines.data.curate.filters import Filters
 from pipelines.data.curate.samples import Columns
@@ -20,18 +20,39 @@ class Encoding(Settings):
     """Quality of jpeg"""
 
 
+class CaptionTables(Settings):
+    """Tables of captions, which are joined with the images by a key, such as the image's hash.
+
+    They are .parquet, .jsonl or .jsonl.gz; the captions have to fit into Ray's object store.
+    """
+
+    source: SourceUri
+    """Table, or folder of tables, with the captions: local, s3:// or hf://datasets/"""
+    keys: OptionalSourceUri = ""
+    """Table, or folder of tables, with the keys of the same rows in the same order, which may be in the folder of the
+    captions; empty: the tables of the captions have the keys"""
+    caption: str = "caption"
+    """Column of the captions"""
+    key: str = "key"
+    """Column of the keys; of rows with equal keys the last is used"""
+
+
 class CurateSettings(StepSettings):
-    """Filter, resize and deduplicate img2dataset shards."""
+    """Filter, resize and deduplicate images: one's own, or img2dataset shards."""
 
     step: ClassVar[str] = "curate"
-    source: Uri
-    """Folder of img2dataset shards, tars or parquet with the image bytes, local or s3://"""
+    source: SourceUri
+    """Folder or zip of images with captions, of a Hugging Face data set, or of img2dataset's output: local, s3://, or
+    hf://datasets/OWNER/NAME with an optional @REVISION and /PATH, which is read without a copy on disk"""
     columns: Columns = Columns()
+    captions: CaptionTables | None = added(None)
+    """Captions of the images, found by `columns.caption_key`; null: the captions of the source"""
     labels: Literal["", "column", "folder"] = ""
     """Class label of each image. column: `columns.label` of its row or JSON; folder: each folder or tar directly in the
     source is one class, numbered in the order of their names, the layout of ImageNet; empty: no labels"""
     buckets: list[tuple[int, int]] = Field([(64, 64)], min_length=1)
-    """Sizes (width, height), multiples of 16; each image is resized to the one that crops it least"""
+    """Sizes (width, height), multiples of 16; each image is resized to the one that crops it least, and of those to the
+    largest that does not enlarge it"""
     filters: Filters = Filters()
     near_duplicate_bits: int | None = Field(3, ge=0, le=5)
     """Maximum number of different bits in the 64-bit perceptual hashes of duplicates; null: not compared"""
@@ -46,4 +67,7 @@ class CurateSettings(StepSettings):
     """Maximum number of rows per file; the files of one size have even length"""
     held_out_every: int = Field(16, ge=2)
     """About one image in this many is held out of training"""
+    horizontal_flips: bool = added(False)
+    """Add a mirrored copy of each training image, with the key KEY#flipped and the same caption; for small sets without
+    text and without left and right in their captions"""
     resources: Workers = Workers()

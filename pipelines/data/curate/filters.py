@@ -20,7 +20,11 @@ class Rejected(Exception):
 
 
 class Filters(Settings):
-    """Thresholds; a row that fails one is rejected, also for a missing or NaN score. `null` disables a threshold."""
+    """Thresholds; a row that fails one is rejected, also for a missing or NaN score. `null` disables a threshold.
+
+    In a source without tars, scores and img2dataset's metadata, that is one's own images, the thresholds of scores,
+    min_side and max_aspect apply only if they are given.
+    """
 
     min_aesthetic: float | None = 4.5
     max_punsafe: float | None = 0.5
@@ -33,6 +37,16 @@ class Filters(Settings):
     captions: bool = True
     """Reject empty, too long and URL-like captions; disable it if the caption step writes new ones"""
     max_caption_chars: int = Field(2000, ge=1)
+
+    def for_own_images(self) -> "Filters":
+        """Return the filters of one's own images: without the thresholds that were not given."""
+        return self.model_copy(update={name: v for name, v in _OPEN.items() if name not in self.model_fields_set})
+
+
+_OPEN = {
+    "min_aesthetic": None, "max_punsafe": None, "max_pwatermark": None, "min_similarity": None, "min_side": 1,
+    "max_aspect": 1e6,
+}  # fmt: skip
 
 
 def check_caption(caption: str, filters: Filters) -> None:

@@ -1,37 +1,22 @@
 """Read samples from parquet shards, and the metadata that img2dataset writes beside a tar."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.core import storage
-from pipelines.core.config import ConfigError
+from pipelines.data.curate.columns import MissingColumn, find_columns_of_schema
 from pipelines.data.curate.samples import LARGEST_FILE, Columns, Sample, key_of, text_of
+from pipelines.data.curate.source_files import BadFile, SourceReader, path_of
 
 FAILED = "failed download"
 DAMAGED = "damaged shard"
 NOT_READABLE = "no readable shard"
-# Errors of reading damaged bytes; text that is not UTF-8 is a ValueError.
-_DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
-
-
-def check_columns(shard: str, columns: Columns) -> None:
-    """Raise ConfigError if a parquet shard lacks a required column."""
-    with storage.open_file(shard) as file:
-        try:
-            found = pq.read_schema(file).names
-        except _DAMAGE as error:
-            _raise_if_of_store(error)
-            return  # like any damaged shard, it is rejected later, with its reason
-    for setting in ("key", "global_key", "image", "caption", "label"):
-        name = getattr(columns, setting)
-        if name not in found and (name or setting == "image"):
-            raise ConfigError(
-                f"columns.{setting}={name!r}: {shard} has no such column; it has {', '.join(found)}; if it is not a "
-                "shard, move it out of the source"
-            )
+DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+"""Errors of reading damaged bytes; text that is not UTF-8 is a ValueError"""
 
 
 def read_parquet(shard: str, columns: Columns) -> Iterator[Sample]:
@@ -40,21 +25,25 @@ def read_parquet(shard: str, columns: Columns) -> Iterator[Sample]:
     A sample has a problem if a required column is missing or the row is damaged. A file that is not parquet yields one
     sample without a key.
     """
-    with storage.open_file(shard) as stream:
+    with ExitStack() as stack:
         try:
+            stream = stack.enter_context(stack.enter_context(SourceReader()).open_table(shard))
             file = pq.ParquetFile(stream, buffer_size=1 << 20)  # a row group may be gigabytes: read it by pages
-            names = file.schema_arrow.names
-        except _DAMAGE as error:
-            _raise_if_of_store(error)
+        except BadFile as error:
+            yield Sample("", problem=str(error))
+            return
+        except DAMAGE as error:
+            raise_if_of_store(error)
             yield Sample("", problem=NOT_READABLE)
             return
         size = stream.seek(0, 2)
-        needed = {columns.key, columns.global_key, columns.image, columns.caption}
-        if missing := needed - {*names, ""}:
+        try:
+            found = find_columns_of_schema(columns, path_of(shard), file.schema_arrow)
+        except MissingColumn as error:
             for row in range(min(file.metadata.num_rows, size)):
-                yield Sample(str(row), problem=f"shard without column {min(missing)}")
+                yield Sample(str(row), problem=error.reason)
             return
-        yield from _rows_of(file, size, columns)
+        yield from _rows_of(file, size, found)
 
 
 def _rows_of(file: pq.ParquetFile, size: int, columns: Columns) -> Iterator[Sample]:
@@ -70,17 +59,19 @@ def _rows_of(file: pq.ParquetFile, size: int, columns: Columns) -> Iterator[Samp
             # row by row, because a few bytes of a dictionary page can expand to many large cells
             for batch in file.iter_batches(1, row_groups=[group], columns=present):
                 for row in batch.to_pylist():
-                    yield _sample_of_row(row, str(first + read), columns)
+                    yield sample_of_row(row, str(first + read), columns)
                     read += 1
-        except _DAMAGE as error:
-            _raise_if_of_store(error)
+        except DAMAGE as error:
+            raise_if_of_store(error)
         yield from (Sample(str(first + i), problem=DAMAGED) for i in range(read, min(rows, size)))
         first += rows
 
 
-def _sample_of_row(row: dict[str, Any], number: str, columns: Columns) -> Sample:
+def sample_of_row(row: dict[str, Any], number: str, columns: Columns) -> Sample:
+    """Return the sample of a table's row, given its number and the columns that the table has."""
     key, global_key = key_of(row.get(columns.key, number)), key_of(row.get(columns.global_key))
-    row.pop(columns.key, None)
+    if columns.key != columns.caption_key:  # else the caption is found by it
+        row.pop(columns.key, None)
     image, caption = row.pop(columns.image), row.pop(columns.caption, "")
     if isinstance(image, dict):  # the layout of Hugging Face `datasets`
         image = image.get("bytes")
@@ -99,7 +90,7 @@ def has_failed(status: Any) -> bool:
 
 
 class Metadata:
-    """The parquet file beside a tar: img2dataset's metadata, a shard of its own, or an unrelated table.
+    """The parquet file beside a tar or a folder: img2dataset's metadata, a shard of its own, or an unrelated table.
 
     Attributes:
         is_table: Whether it has the images' bytes, and so is a shard itself.
@@ -110,16 +101,17 @@ class Metadata:
         self.is_table, self.problem = False, ""
         self._expected: dict[str, tuple[str, bool]] = {}  # {key to compare: (key, whether the download failed)}
         self._by_number = False
-        if not storage.exists(uri):
-            return
-        with storage.open_file(uri) as file:
+        with ExitStack() as stack:
             try:
+                file = stack.enter_context(stack.enter_context(SourceReader()).open_table(uri))
                 schema = pq.read_schema(file)
                 self.is_table = columns.image in schema.names
                 if not self.is_table and {columns.key, "status"} <= set(schema.names):
                     self._read(pq.read_table(file, columns=[columns.key, "status"]), columns.key)
-            except _DAMAGE as error:
-                _raise_if_of_store(error)
+            except FileNotFoundError:
+                return
+            except DAMAGE as error:
+                raise_if_of_store(error)
                 self.problem = "metadata beside tar cannot be read"
 
     def _read(self, table: pa.Table, key: str) -> None:
@@ -133,6 +125,11 @@ class Metadata:
         """Return a key without leading zeros if the metadata stores keys as numbers."""
         return key.lstrip("0") if self._by_number else key
 
+    @property
+    def is_of_downloads(self) -> bool:
+        """Return whether it lists downloads, or cannot be read."""
+        return not self.is_table and bool(self._expected or self.problem)
+
     def found(self, path: str) -> None:
         """Record that the tar has a sample; its path may have gained folders since the metadata was written."""
         for name in (path, path.rpartition("/")[2]):
@@ -143,7 +140,7 @@ class Metadata:
         yield from self._expected.values()
 
 
-def _raise_if_of_store(error: BaseException) -> None:
+def raise_if_of_store(error: BaseException) -> None:
     """Raise an error again if the store caused it, not a damaged shard; pyarrow's own OSErrors have no errno."""
     if isinstance(error, storage.StorageError) or (isinstance(error, OSError) and error.errno is not None):
         raise error

@@ -1,11 +1,13 @@
 """Samples, which the readers of tars, tables and folders yield, and the names of a source's columns."""
 
+import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from pipelines.core.config import Settings
+from pipelines.core.config import Settings, added
 
 LARGEST_FILE = 256 << 20
 """Maximum bytes of one image file; larger ones are decompression bombs"""
@@ -14,20 +16,27 @@ LARGEST_TEXT = 4 << 20
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "jfif", "jpe", "apng")
 UNREAD_EXTENSIONS = ("tif", "tiff", "heic", "heif", "avif", "jp2", "j2k", "jxl", "svg", "psd", "ico", "tga", "dng")
 """Extensions of image formats that are not decoded; their images are rejected with the format's name"""
+_LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 class Columns(Settings):
-    """Names of the source's columns in parquet shards, or keys in a tar's JSON. The defaults are LAION's."""
+    """Names of the columns in tables and metadata files, or keys in JSON. The defaults are LAION's.
+
+    In a table without the default name of the key, the image or the caption, the usual names are searched.
+    """
 
     key: str = "key"
-    """Key in parquet shards, unique within a shard; empty: the row number"""
+    """Key in tables, unique within a table; empty: the row number"""
     global_key: str = ""
-    """Column, or key in a tar's JSON, that is unique over the whole source; of samples with the same value the first is
-    kept; empty: a sample is identified by its shard and its key or path in the shard"""
+    """Column, or key in JSON, that is unique over the whole source; of samples with the same value the first is kept;
+    empty: a sample is identified by its path in the source, or by its shard and its key or path in the shard"""
     image: str = "jpg"
-    """Encoded image bytes in parquet shards; in tars an image is identified by its extension"""
+    """Encoded image bytes in tables, or the image's path in metadata files; else an image is identified by its
+    extension"""
     caption: str = "caption"
-    """Caption in parquet shards, and in tars without .txt members"""
+    """Caption in tables, in metadata files, and in the JSON of images without .txt or .caption"""
+    caption_key: str = added("")
+    """Column, or key in JSON, by which `captions` are found; needed with them, and only then"""
     sha256: str = "sha256"
     aesthetic: str = "aesthetic"
     punsafe: str = "punsafe"
@@ -52,6 +61,52 @@ class Sample:
     global_key: str = ""
 
 
+def make_sample(key: str, image: bytes, texts: Mapping[str, bytes], columns: Columns) -> Sample:
+    """Return the sample of an image with the content of the files beside it.
+
+    Args:
+        key: Key of the sample.
+        image: The encoded image.
+        texts: Content of its caption (`txt`) and of its metadata (`json`), if they exist.
+        columns: Names of the keys in the metadata.
+    """
+    try:
+        record = json.loads(texts.get("json", b"{}"))
+    except (ValueError, RecursionError):
+        return Sample(key, problem="JSON cannot be read")
+    if not isinstance(record, dict):
+        return Sample(key, problem="JSON is not a mapping")
+    try:  # utf-8-sig drops a byte order mark
+        caption = texts["txt"].decode("utf-8-sig") if "txt" in texts else record.get(columns.caption)
+    except ValueError:
+        return Sample(key, problem="caption is not UTF-8")
+    return Sample(key, image, text_of(caption), record, global_key=key_of(record.get(columns.global_key)))
+
+
+def explain_unread(extension: str) -> str:
+    """Return the reason for rejecting an image of a format that is not read."""
+    return f"image format {extension} is not read"
+
+
+def split_name(path: str) -> tuple[str, str]:
+    """Split a path into (path without the extension, extension in lower case).
+
+    The last dot begins the extension, so that `IMG 2.0.jpg` and `IMG 2.1.jpg` are two images. For a name whose only dot
+    is the first character, the rest is both stem and extension.
+    """
+    folder, slash, name = path.rpartition("/")
+    stem, dot, extension = name.rpartition(".")
+    if not dot:
+        return path, ""
+    return folder + slash + (stem or name), extension.lower()
+
+
+def is_litter(path: str) -> bool:
+    """Return whether a file was created by an operating system, in a folder or an archive."""
+    *folders, name = path.split("/")
+    return name.startswith("._") or name in _LITTER or "__MACOSX" in folders
+
+
 class SampleKeys:
     """Assigns keys to one shard's samples that are unique over the whole source.
 
@@ -60,7 +115,8 @@ class SampleKeys:
     A path that occurs again within the shard gets `#2`, `#3`, ...
 
     Args:
-        shard: Path of the shard below the source, or name of the class if the shard is one class.
+        shard: Path of the shard below the source, or name of the class if the shard is one class; empty for images
+            outside of shards, whose keys are their paths.
         is_class: Whether keys are the class and the path in it.
     """
 
@@ -74,7 +130,7 @@ class SampleKeys:
     def __call__(self, path: str) -> str:
         """Return the key of the next sample, given its path in the shard (empty for the shard itself)."""
         own_number = self.number and _is_number(path) and path.startswith(self.number) and path != self.number
-        key = self.folder + path if own_number else f"{self.shard}/{path}" if path else self.shard
+        key = self.folder + path if own_number else "/".join(filter(None, [self.shard, path]))
         while self.repeats.setdefault(key, 0):
             self.repeats[key] += 1
             key = f"{key}#{self.repeats[key]}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import tempfile
 from collections import Counter
@@ -15,6 +16,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pipelines.core import storage
+from pipelines.data.curate.caption_table import CaptionTable
 from pipelines.data.curate.config import CurateSettings
 from pipelines.data.curate.filters import (
     Rejected,
@@ -24,10 +26,11 @@ from pipelines.data.curate.filters import (
     read_label,
     read_scores,
 )
+from pipelines.data.curate.image_lists import LIST_ENDING
 from pipelines.data.curate.report import Histograms
 from pipelines.data.curate.samples import Sample, SampleKeys
 from pipelines.data.curate.shard_reader import read_class, read_shard
-from pipelines.data.curate.sources import path_below
+from pipelines.data.curate.source_files import path_in_source
 from pipelines.data.curate.tar_reader import TornSamples
 from pipelines.data.datasets import RowWriter
 from pipelines.data.images import BadImage, crop_as_adm, decode_image, encode_image, fit_to_size
@@ -65,11 +68,16 @@ def index_file(folder: str, name: str) -> str:
 class ShardCurator:
     """Worker of `map_items` that writes one shard's staged files, their index, and `rejected/NAME.parquet`.
 
-    Items are JSON: [NAME, URI, label], where the label is null unless the shard is one class.
+    Items are JSON: [NAME, address, label], where the label is null unless the shard is one class.
+
+    Args:
+        settings: Settings of the step.
+        folder: Folder of the artifact.
+        captions: Captions that replace those of the source, if configured.
     """
 
-    def __init__(self, settings: CurateSettings, folder: str):
-        self.settings, self.folder = settings, folder
+    def __init__(self, settings: CurateSettings, folder: str, captions: CaptionTable | None = None):
+        self.settings, self.folder, self.captions = settings, folder, captions
 
     def __call__(self, item: str) -> dict[str, Any]:
         """Curate a shard; return counts of kept rows by target and rejected rows by reason, and the histograms."""
@@ -84,7 +92,9 @@ class ShardCurator:
         reasons: Counter[str] = Counter()
         histograms = Histograms()
         columns, by_class = self.settings.columns, label is not None
-        new_key = SampleKeys(name if by_class else path_below(self.settings.source, shard), by_class)
+        is_list = shard.endswith(LIST_ENDING)
+        path = "" if is_list else path_in_source(self.settings.source, shard)
+        new_key = SampleKeys(name if by_class else path, by_class)
         writers: dict[str, RowWriter] = {}
         with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
 
@@ -135,7 +145,8 @@ class ShardCurator:
             if not sample.global_key:
                 raise Rejected("no global key")
             sample.key = sample.global_key
-        caption = " ".join(sample.caption.split())
+        found = self.captions.caption_of(sample, settings.columns) if self.captions else sample.caption
+        caption = " ".join(found.split())
         scores = read_scores(sample.record, settings.columns)
         histograms.add("read", scores)
         check_caption(caption, settings.filters)
@@ -172,12 +183,15 @@ class ShardCurator:
 
 
 def best_bucket(width: int, height: int, buckets: list[tuple[int, int]]) -> tuple[int, int]:
-    """Return the size that crops an image least.
+    """Return the size that crops an image least, and of equal ones the largest that does not enlarge the image.
 
     An image of aspect ratio a that is resized to cover a size of ratio b loses 1 - min(a, b) / max(a, b) of its area.
     """
     ratio = width / height
-    return min(buckets, key=lambda b: 1 - min(ratio, b[0] / b[1]) / max(ratio, b[0] / b[1]))
+    losses = [1 - min(ratio, w / h) / max(ratio, w / h) for w, h in buckets]
+    best = [bucket for bucket, loss in zip(buckets, losses, strict=True) if loss == min(losses)]
+    covered = [(w, h) for w, h in best if w <= width and h <= height]
+    return max(covered, key=math.prod) if covered else min(best, key=math.prod)
 
 
 def perceptual_hash(image: Image.Image) -> int:

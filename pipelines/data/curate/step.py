@@ -1,30 +1,41 @@
-"""Curate step: filter img2dataset shards into files of one image size each, and list rejected rows with a reason.
+"""Curate step: filter the images of a source into files of one image size, and list rejected rows with a reason.
 
-There are two passes. The first filters, resizes and stages each shard. The second removes duplicates over the whole
-crawl and writes the staged rows to files of even length.
+There are two passes. The first filters, resizes and stages each shard, or list of image files. The second removes
+duplicates over the whole source and writes the staged rows to files of even length.
 """
 
 import json
 from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
+from typing import Any
+
+import ray
 
 from pipelines.core import storage
+from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError
 from pipelines.core.map_items import map_items
 from pipelines.core.step import Context, Step
+from pipelines.data.curate.caption_table import check_caption_tables, load_caption_table
 from pipelines.data.curate.compact import FileWriter, plan_files
 from pipelines.data.curate.config import CurateSettings
-from pipelines.data.curate.parquet_reader import check_columns
+from pipelines.data.curate.filters import Filters
+from pipelines.data.curate.image_lists import list_entries, write_lists
 from pipelines.data.curate.report import Histograms, report_figure
 from pipelines.data.curate.shard import STAGED, ShardCurator
-from pipelines.data.curate.sources import is_table, list_classes, list_shards
+from pipelines.data.curate.source_files import split_address
+from pipelines.data.curate.sources import Source, find_source, list_classes
 from pipelines.data.datasets import read_rows
 from pipelines.data.images import decode_image
 from pipelines.viz.image_grid import grid_of
 
+LISTS = "lists"
+
 
 def check(settings: CurateSettings) -> None:
-    """Check buckets and labels, and that the source has shards with the needed columns. Raises ConfigError."""
+    """Check buckets and labels, and that the source has images, with captions if needed. Raises ConfigError."""
     for width, height in settings.buckets:
         if width % 16 or height % 16 or width < 16 or height < 16:
             raise ConfigError(f"buckets: {width}x{height}: width and height must be multiples of 16")
@@ -34,47 +45,111 @@ def check(settings: CurateSettings) -> None:
         raise ConfigError(
             f"columns.global_key={settings.columns.global_key!r}: labels=folder has no columns; leave it empty"
         )
+    if bool(settings.captions) != bool(settings.columns.caption_key):
+        raise ConfigError(
+            f"columns.caption_key={settings.columns.caption_key!r}, captions="
+            f"{settings.captions and settings.captions.source!r}: one needs the other"
+        )
     if settings.labels == "folder":
+        if settings.captions:
+            raise ConfigError("captions: labels=folder has no columns to find them by; remove them")
         list_classes(settings.source)
         return
+    if settings.captions:
+        check_caption_tables(settings.captions)
     if (settings.labels == "column") != bool(settings.columns.label):
         raise ConfigError(f"labels={settings.labels!r}, columns.label={settings.columns.label!r}: one needs the other")
-    tables = [shard for shard in list_shards(settings.source).values() if is_table(shard)]
-    if tables:
-        check_columns(tables[0], settings.columns)
+    try:
+        source = find_source(settings.source, settings.columns)
+        read_first_file(source)
+        check_captions(settings, source)
+    except (FileNotFoundError, PermissionError) as error:
+        raise ConfigError(f"source={settings.source!r}: {error.filename} cannot be read: {error.strerror}") from None
+
+
+def read_first_file(source: Source) -> None:
+    """Read a byte of the first shard or image, since a gated data set of the hub can be listed without access to it."""
+    addresses = [*source.shards.values(), *(file.address for file in source.images if not file.problem)]
+    for uri, _ in map(split_address, addresses[:1]):
+        with storage.open_file(uri) as file:
+            file.raw.read(1)
+
+
+def check_captions(settings: CurateSettings, source: Source) -> None:
+    """Raise ConfigError if a metadata file cannot be read, or captions are needed and no image has one."""
+    images = [entry for entry in list_entries(source, settings.columns) if not entry.problem]
+    has_captions = bool(settings.captions) or source.has_captions or any(entry.has_caption for entry in images)
+    if settings.filters.captions and not has_captions and (images or source.shards):
+        raise ConfigError(
+            f"source={settings.source!r}: no image has a caption; write them to NAME.txt beside NAME.jpg, or to "
+            "metadata.csv (file_name,text); or keep all images with filters.captions=false and run the caption step"
+        )
+
+
+def filters_of(settings: CurateSettings, source: Source) -> Filters:
+    """Return the filters of a source: those of one's own images have only the thresholds that are given."""
+    return settings.filters if source.is_crawl else settings.filters.for_own_images()
+
+
+def list_items(settings: CurateSettings, source: Source, folder: str) -> dict[str, str]:
+    """Return the items of the first pass, {name: address}: shards, and lists of images written to a folder."""
+    return source.shards | write_lists(source, settings.columns, folder)
 
 
 def build(settings: CurateSettings, context: Context) -> dict[str, float]:
-    """Curate all shards of the source; see `pipelines.core.step.Step`."""
+    """Curate all images of the source; see `pipelines.core.step.Step`."""
     by_class = settings.labels == "folder"
-    shards = list_classes(settings.source) if by_class else list_shards(settings.source)
+    if by_class:
+        places = list_classes(settings.source)
+        storage.write_bytes(context.file("classes.json"), json.dumps(list(places)).encode())
+    else:
+        source = find_source(settings.source, settings.columns)
+        settings = settings.model_copy(update={"filters": filters_of(settings, source)})
+        places = list_items(settings, source, context.file(STAGED, LISTS))
     reasons: Counter[str] = Counter()
     histograms = Histograms()
-    if by_class:
-        storage.write_bytes(context.file("classes.json"), json.dumps(list(shards)).encode())
-    labels = {name: label if by_class else None for label, name in enumerate(shards)}
-    items = {name: json.dumps([name, shard, labels[name]]) for name, shard in shards.items()}
-    read = partial(ShardCurator, settings, context.folder)
+    labels = {name: label if by_class else None for label, name in enumerate(places)}
+    items = {name: json.dumps([name, place, labels[name]]) for name, place in places.items()}
+    captions = ray.put(load_caption_table(settings.captions)) if settings.captions else None
+    read = partial(_make_curator, settings, context.folder, captions)
     for summary in map_items(items, read, context.folder, settings.resources, stage="read"):
         reasons.update(summary["rejected"])
         histograms.merge(summary["histograms"])
-    plan = plan_files(context.folder, list(shards), settings.near_duplicate_bits, settings.rows_per_file)
+    plan = plan_files(context.folder, list(places), settings.near_duplicate_bits, settings.rows_per_file)
     reasons.update(plan["dropped"])
     buckets, splits = count_kept(plan["kept"])
-    if not splits["train"] or not splits["held_out"]:
+    if not splits["train"]:
         raise ConfigError(
-            f"source={settings.source!r}: curation kept {dict(splits)} images, too few to train and test on; rejected: "
+            f"source={settings.source!r}: curation kept {dict(splits)} images, none to train on; rejected: "
             f"{dict(reasons.most_common())}"
         )
     items = {name: json.dumps([name, segments]) for name, segments in plan["files"].items()}
-    write = partial(FileWriter, context.folder)
+    write = partial(FileWriter, context.folder, settings.encoding if settings.horizontal_flips else None)
     for _ in map_items(items, write, context.folder, settings.resources, stage="write"):
         pass
-    for folder in ("index", *plan["kept"]):  # the plan is kept, so that a rerun does not need these
+    for folder in ("index", LISTS, *plan["kept"]):  # the plan is kept, so that a rerun does not need these
         storage.delete_folder(context.file(STAGED, folder))
     report(context, reasons, buckets, histograms, next(name for name in plan["files"] if name.startswith("train/")))
     kept = {f"kept_{split}": float(n) for split, n in splits.items()}
-    return kept | {"rejected": sum(reasons.values()), "shards": len(shards), "files": len(plan["files"])}
+    if settings.horizontal_flips:
+        kept["flipped"] = kept["kept_train"]
+    return kept | {"rejected": sum(reasons.values()), "shards": len(places), "files": len(plan["files"])}
+
+
+def hash_overrides(settings: CurateSettings, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Return the filters, if those that apply are others than the given ones; see `pipelines.core.step.Step`."""
+    if settings.labels == "folder":
+        return {}
+    with suppress(ConfigError, FileNotFoundError, PermissionError):  # `check` reports it
+        source = find_source(settings.source, settings.columns)
+        filters = filters_of(settings, source)
+        return {} if filters == settings.filters else {"filters": filters.model_dump(mode="json")}
+    return {}
+
+
+def _make_curator(settings: CurateSettings, folder: str, captions: ray.ObjectRef | None) -> ShardCurator:
+    """Return the worker of the first pass; all workers of a node share one copy of the captions."""
+    return ShardCurator(settings, folder, ray.get(captions) if captions else None)
 
 
 def count_kept(targets: dict[str, int]) -> tuple[Counter[str], Counter[str]]:
@@ -99,4 +174,7 @@ def report(context: Context, reasons: Counter[str], buckets: Counter[str], histo
     context.tracker.log_image("curated", grid_of([decode_image(data) for data in first["image"]], columns=8))
 
 
-STEP = Step("curate", CurateSettings, build, check=check, contents=("source",), data=("source",))
+STEP = Step(
+    "curate", CurateSettings, build, check=check, contents=("source", "captions.source", "captions.keys"),
+    hash_overrides=hash_overrides, data=("source",),
+)  # fmt: skip

@@ -1,10 +1,9 @@
 """Read the samples of a webdataset tar: adjacent members whose paths differ only in the extension."""
 
-import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from pipelines.core import storage
 from pipelines.data.curate import tar_stream
 from pipelines.data.curate.samples import (
     IMAGE_EXTENSIONS,
@@ -13,17 +12,18 @@ from pipelines.data.curate.samples import (
     UNREAD_EXTENSIONS,
     Columns,
     Sample,
-    key_of,
-    text_of,
+    explain_unread,
+    is_litter,
+    make_sample,
+    split_name,
 )
+from pipelines.data.curate.source_files import BadFile, SourceReader
 
 TORN = "members of a key are not adjacent in tar"
 _NO_IMAGE = "no image of its key"
 _SECOND = "another image of its key is used"
 _ARCHIVES = ("tar", "gz", "tgz", "zip", "parquet")
 _TEXTS = ("txt", "json")
-# Files that operating systems create in folders, never samples.
-_LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 class TornSamples(Exception):
@@ -95,25 +95,6 @@ def read_tar_of_class(shard: str) -> Iterator[Sample]:
             yield sample
 
 
-def split_name(path: str) -> tuple[str, str]:
-    """Split a path into (path without the extension, extension in lower case).
-
-    The last dot begins the extension, so that `IMG 2.0.jpg` and `IMG 2.1.jpg` are two images. For a name whose only dot
-    is the first character, the rest is both stem and extension.
-    """
-    folder, slash, name = path.rpartition("/")
-    stem, dot, extension = name.rpartition(".")
-    if not dot:
-        return path, ""
-    return folder + slash + (stem or name), extension.lower()
-
-
-def is_litter(path: str) -> bool:
-    """Return whether a file was created by an operating system, in a folder or an archive."""
-    *folders, name = path.split("/")
-    return name.startswith("._") or name in _LITTER or "__MACOSX" in folders
-
-
 def _groups(shard: str, alone: bool = False) -> Iterator[_Group]:
     """Yield the groups of a tar; with `alone` each member is a group, and its path the key.
 
@@ -142,7 +123,12 @@ def _groups(shard: str, alone: bool = False) -> Iterator[_Group]:
         if group.before:
             yield _Group("", problem=group.before)
 
-    with storage.open_file(shard) as file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(stack.enter_context(SourceReader()).open(shard))
+        except BadFile as error:
+            yield _Group("", problem=str(error))
+            return
         for member in tar_stream.read_members(file, limit):
             path = _plain(member.name)
             if is_litter(path):
@@ -185,24 +171,14 @@ def _samples_of(group: _Group, columns: Columns) -> Iterator[Sample]:
 def _first_sample(group: _Group, columns: Columns) -> Sample:
     if problem := group.problem or ("" if group.images else _explain_no_image(group)):
         return Sample(group.key, problem=problem)
-    try:
-        record = json.loads(group.texts.get("json", b"{}"))
-    except (ValueError, RecursionError):
-        return Sample(group.key, problem="JSON cannot be read")
-    if not isinstance(record, dict):
-        return Sample(group.key, problem="JSON is not a mapping")
-    try:  # utf-8-sig drops a byte order mark
-        caption = group.texts["txt"].decode("utf-8-sig") if "txt" in group.texts else record.get(columns.caption)
-    except ValueError:
-        return Sample(group.key, problem="caption is not UTF-8")
-    return Sample(group.key, group.image, text_of(caption), record, global_key=key_of(record.get(columns.global_key)))
+    return make_sample(group.key, group.image, group.texts, columns)
 
 
 def _explain_no_image(group: _Group) -> str:
     """Return the reason for rejecting a group without an image."""
     for extension in sorted(group.extensions):
         if extension in UNREAD_EXTENSIONS:
-            return f"image format {extension} is not read"
+            return explain_unread(extension)
         if extension in _ARCHIVES:
             return "archive in tar is not read"
     return _NO_IMAGE

@@ -110,10 +110,14 @@ class Resources(train.Resources):
 
 
 class Validation(Settings):
-    """Images of the moving average beside the base's, for the first held-out captions."""
+    """Images of the moving average beside the base's, for the first held-out captions.
+
+    If no image is held out, as may happen in a small data set, they are for the first training captions.
+    """
 
     every: int = Field(250, ge=1)
     pictures: int = Field(8, ge=1)
+    """Maximum number of images"""
     seed: int = 0
     steps: int = Field(32, ge=2)
     guidance: float = Field(4.0, ge=1)

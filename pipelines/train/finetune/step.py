@@ -17,7 +17,7 @@ from pipelines.core.config import ConfigError
 from pipelines.core.identity import fingerprint_of
 from pipelines.core.step import Context, Step
 from pipelines.data.basis.step import load_subspace
-from pipelines.data.datasets import rows_by_group
+from pipelines.data.datasets import find_test_split
 from pipelines.data.embeddings import are_latents_stored, is_stored, latent_actors, text_actors, text_padding
 from pipelines.data.encode import load_unconditional
 from pipelines.train import driver
@@ -77,12 +77,6 @@ def check_inputs(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> 
     check_base(settings.base, text=not is_stored(encoded), images=not are_latents_stored(encoded))
     if settings.validation:
         check_base(settings.base, images=settings.model == "latent")
-        found = sum(sum(rows_by_group(uri)) for uri in inputs["curated"].files("held_out", ".parquet"))
-        if found < settings.validation.pictures:
-            raise ConfigError(
-                f"validation.pictures={settings.validation.pictures}: there are only {found} held-out images "
-                "and captions; request fewer, or none with validation=null"
-            )
     text = 0 if is_stored(encoded) else encoders.text_encoders.workers
     check_processors(settings, text + (0 if are_latents_stored(encoded) else encoders.image_encoders.workers))
 
@@ -120,6 +114,7 @@ def train(settings: FinetuneSettings, context: Context) -> None:
 
     curated, encoded, resources = context.inputs["curated"], context.inputs["encoded"], settings.resources
     files, restarts = curated.files("train", ".parquet"), resources.max_failures
+    shown = find_test_split(curated) if settings.validation else "held_out"
     with ExitStack() as stack:
         text = stack.enter_context(text_actors(encoded, settings.base, resources.text_encoders, restarts))
         images = stack.enter_context(latent_actors(encoded, settings.base, resources.image_encoders, restarts))
@@ -128,8 +123,8 @@ def train(settings: FinetuneSettings, context: Context) -> None:
             "curated": files,
             "latents": encoded.files("latents/train", ".parquet") or [""] * len(files),
             "text": encoded.files("text/train", ".parquet"),
-            "held_out": curated.files("held_out", ".parquet"),
-            "held_out_text": encoded.files("text/held_out", ".parquet"),
+            "held_out": curated.files(shown, ".parquet"),
+            "held_out_text": encoded.files(f"text/{shown}", ".parquet"),
             "text_encoders": text,
             "image_encoders": images,
             "unconditional": load_unconditional(encoded),

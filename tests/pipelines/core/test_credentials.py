@@ -11,14 +11,17 @@ from pipelines.sample.config import SampleSettings
     [
         "http://server:5000", "postgresql://me@host/db?sslmode=require&sslkey=/a", "s3://bucket/a@b/key",
         "sqlite:////a/b.db", "/data/x?token=a", "an essay on http and tokens", "s3://bucket/x?versionId=3",
-        "postgresql://me@host/db?passfile=/home/me/.pgpass",
+        "postgresql://me@host/db?passfile=/home/me/.pgpass", "hf://datasets/owner/name@main/data",
     ],
 )  # fmt: skip
 def test_addresses_without_a_secret(uri):
     assert not has_secret(uri) and hide_secrets(f"cannot reach {uri}.") == f"cannot reach {uri}."
 
 
-@pytest.mark.parametrize("uri", ["http://s3cr@host", "s3://s3cr@bucket/x", "https://host/?token=s3cr", "http://a:s3cr@["])
+@pytest.mark.parametrize(
+    "uri",
+    ["http://s3cr@host", "s3://s3cr@bucket/x", "hf://s3cr@datasets/a/b", "https://host/?token=s3cr", "http://a:s3cr@["],
+)
 def test_a_secret_is_in_no_setting_and_no_message(uri):
     assert has_secret(uri) and "s3cr" not in hide_secrets(f"no route to {uri!r} (3 tries)")
     for settings, tree in (

@@ -79,6 +79,13 @@ def test_run_holds_settings_numbers_images_and_lineage(run, tmp_path):
     assert found.info.artifact_uri.startswith(run.storage)
 
 
+def test_a_data_set_of_the_hub_is_a_link(run):
+    with open_run(run, "curate") as tracker:
+        tracker.log_dataset("source", "hf://datasets/owner/name@main/data", "0123")
+    (entry,) = tracker.client.get_run(tracker.run_id).inputs.dataset_inputs
+    assert json.loads(entry.dataset.source)["url"].endswith("/datasets/owner/name/tree/main/data")
+
+
 def test_parameters_without_noise(run):
     """Nothing empty, and not where the run happens; zero and False say something."""
     with open_run(run, "finetune") as tracker:

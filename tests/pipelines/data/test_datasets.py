@@ -1,9 +1,13 @@
+"""Files of a curate artifact: rows, batches, pieces, and the split that a small data set is tested on."""
+
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipelines.core import artifacts, storage
+from pipelines.data.curate.config import CurateSettings
 from pipelines.data.curate.shard import SCHEMA
 from pipelines.data.datasets import (
     Piece,
@@ -11,11 +15,13 @@ from pipelines.data.datasets import (
     cut_into_pieces,
     decode_batch,
     decode_pixels,
+    find_test_split,
     read_images,
     read_rows,
     rows_by_group,
 )
 from pipelines.data.images import encode_png
+from pipelines.evaluate.prompts import read_held_out
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +76,28 @@ def test_decoded_pixels_are_in_both_ranges():
     white, black = (encode_png(Image.new("RGB", (3, 2), color)) for color in ("white", "black"))
     assert decode_pixels([white, black])[:, 0, 0, 0].tolist() == [255, 0]
     assert decode_batch([white, black])[:, 0, 0, 0].tolist() == [1, -1]
+
+
+def curated_of(folder, **rows):
+    """A curate artifact with so many rows in each split, as that step writes it but without its Ray."""
+    image = encode_png(Image.new("RGB", (16, 16)))
+    for split, count in rows.items():
+
+        def write(path, split=split, count=count):
+            with RowWriter(path, SCHEMA) as writer:
+                for index in range(count):
+                    writer.add({"key": f"{index}", "image": image, "caption": split, "width": 16, "height": 16})
+
+        if count:
+            storage.write_file(storage.join(str(folder), split, "16x16-00000.parquet"), write)
+    return artifacts.write_manifest(str(folder), "curate", "123", CurateSettings(source="data"), {}, {})
+
+
+@pytest.mark.parametrize(("held_out", "validation", "evaluation"), [(0, "train", "train"), (1, "held_out", "train"),
+                                                                    (2, "held_out", "held_out")])  # fmt: skip
+def test_split_to_test_on(tmp_path, caplog, held_out, validation, evaluation):
+    curated = curated_of(tmp_path, train=20, held_out=held_out)
+    assert find_test_split(curated) == validation
+    assert ("too few to test on; training images are used" in caplog.text) == (validation == "train")
+    prompts = [prompt.text for prompt, _ in read_held_out(curated)]
+    assert prompts == [evaluation] * (held_out if evaluation == "held_out" else 20)

@@ -13,6 +13,7 @@ from pipelines.core.step import run_step
 from pipelines.core.workers import Workers
 from pipelines.data.curate.config import CurateSettings
 from pipelines.data.curate.filters import Filters
+from pipelines.data.curate.samples import Columns
 from pipelines.data.curate.step import STEP, check
 from pipelines.data.images import decode_image
 from pipelines.data.split import is_held_out
@@ -34,7 +35,7 @@ def test_buckets_are_whole_patches(make_shards, make_images, size):
 
 
 def test_sources_that_cannot_be_read_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no .tar or .parquet shards there"):
+    with pytest.raises(ConfigError, match="no images there"):
         check(CurateSettings(source=str(tmp_path)))
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "00000.parquet")
     with pytest.raises(ConfigError, match="columns.image='jpg': .* no such column; it has key"):
@@ -43,7 +44,6 @@ def test_sources_that_cannot_be_read_are_refused(tmp_path):
 
 def to_parquet(tar_folder, path):
     """What stands in the tar of a folder, as a parquet shard."""
-    from pipelines.data.curate.samples import Columns
     from pipelines.data.curate.shard_reader import read_shard
 
     samples = [s for s in read_shard(str(tar_folder / "00000.tar"), Columns()) if not s.problem]
@@ -175,10 +175,10 @@ def files_of(folder):
 def restage(folder, settings):
     """Stage all shards anew, in a folder of their own, and bring what was staged back."""
     from pipelines.data.curate.shard import ShardCurator
-    from pipelines.data.curate.sources import list_shards
+    from pipelines.data.curate.sources import find_source
 
     other = folder.with_name("other")
-    for name, shard in list_shards(settings.source).items():
+    for name, shard in find_source(settings.source, Columns()).shards.items():
         ShardCurator(settings, str(other))(json.dumps([name, shard, None]))
     for path in (other / ".staged").rglob("*.parquet"):
         target = folder / path.relative_to(other)
@@ -206,5 +206,5 @@ def test_number_of_workers_changes_nothing(outcome, settings, tmp_path):
 def test_no_accepted_image_is_an_error(settings, local_ray, tmp_path):
     run = RunSettings(storage=str(tmp_path))
     strict = settings.model_copy(update={"run": run, "filters": Filters(min_aesthetic=9.9)})
-    with pytest.raises(ConfigError, match="too few to train and test on; rejected: {'aesthetic below the threshold'"):
+    with pytest.raises(ConfigError, match="none to train on; rejected: {'aesthetic below the threshold'"):
         run_step(STEP, strict)

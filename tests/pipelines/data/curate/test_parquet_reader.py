@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.core.config import ConfigError
-from pipelines.data.curate.parquet_reader import Metadata, check_columns, read_parquet
+from pipelines.data.curate.metadata_files import look_at_table
+from pipelines.data.curate.parquet_reader import Metadata, read_parquet
 from pipelines.data.curate.samples import Columns
 
 
@@ -126,9 +127,9 @@ def test_damaged_row_group_costs_its_rows_only(tmp_path):
 def test_wrong_column_is_named_before_anything_starts(tmp_path):
     path = str(tmp_path / "00000.parquet")
     pq.write_table(table_of(["a"]), path)
-    check_columns(path, Columns())
+    look_at_table(path, Columns())
     with pytest.raises(ConfigError, match="columns.image='png': .* no such column; it has key, jpg, caption"):
-        check_columns(path, Columns(image="png"))
+        look_at_table(path, Columns(image="png"))
 
 
 def test_large_cells_are_held_one_at_a_time(tmp_path):

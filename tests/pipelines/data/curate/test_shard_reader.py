@@ -15,7 +15,7 @@ from tars import sample, tar_of, with_header
 from pipelines.core import storage
 from pipelines.data.curate.samples import Columns
 from pipelines.data.curate.shard_reader import read_class, read_shard
-from pipelines.data.curate.sources import list_shards
+from pipelines.data.curate.sources import find_source
 from pipelines.data.curate.tar_reader import TornSamples
 
 
@@ -110,10 +110,10 @@ def test_source_on_an_unreliable_store(faulty_s3, make_shards, make_images, monk
     pq.write_table(pa.table(table), folder / "table.parquet", row_group_size=20)
     for path in folder.iterdir():
         storage.put_file(path, f"{uri}/{path.name}")
-    local = [s for shard in list_shards(str(folder)).values() for s in read_shard(shard, Columns())]
+    local = [s for shard in find_source(str(folder), Columns()).shards.values() for s in read_shard(shard, Columns())]
     refused = server.slow_down("GET", every=3)
     cut = server.cut(1000, "GET", every=4)
-    far = [s for shard in list_shards(uri).values() for s in read_shard(shard, Columns())]
+    far = [s for shard in find_source(uri, Columns()).shards.values() for s in read_shard(shard, Columns())]
     assert far == local and len(far) == 12 + 50 + 1
     assert refused.struck > 3 and cut.struck > 3
 

@@ -117,7 +117,6 @@ def batch(seed: int) -> Batch:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "stage"), [("adam8bit", 0), ("adam", 0), ("adam", 1), ("adam", 2)])
 def test_a_resumed_training_equals_an_uninterrupted_one(make_worker, base, optimizer, stage):
     settings = settings_of(base, optimizer, stage)
@@ -143,7 +142,6 @@ def test_a_resumed_training_equals_an_uninterrupted_one(make_worker, base, optim
     assert all(torch.isfinite(torch.tensor(first + rest)))
 
 
-@pytest.mark.slow
 def test_the_adapter_fits_the_full_base_and_merges_into_it(make_worker, base, tmp_path):
     settings = settings_of(base)
     worker = make_worker(settings)
