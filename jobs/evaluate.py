@@ -27,9 +27,9 @@ def load(latest: bool) -> Job:
 def evaluate(arguments: list[str]) -> None:
     suite = [argument for argument in arguments[:1] if argument in SUITES]
     if SELF_TEST in arguments:
-        from pipelines.evaluate.self_test import self_test
+        from pipelines.evaluate.known_answers import run_self_test
 
-        sys.exit(self_test(suite or SUITES))
+        sys.exit(run_self_test(suite or SUITES))
     rest = [argument for argument in arguments[len(suite) :] if argument != LATEST]
     rest += [f"suite={name}" for name in suite if rest]
     usage = f"[SUITE] CONFIG.yaml [{LATEST}]"

@@ -30,6 +30,19 @@ SHOWN = dict(
 )
 
 
+WITHOUT_TEST_FILE = {
+    "pipelines/core/range_file.py",
+    *(
+        f"pipelines/data/curate/{name}.py"
+        for name in (
+            "arrow_reader", "columns", "config", "image_lists", "metadata_files", "report", "samples", "source_files",
+            "step", "tar_stream",
+        )
+    ),
+}  # fmt: skip
+"""Modules that are tested in files of other names; the list may only become shorter"""
+
+
 def run_shown(title, **names):
     """Run a file that is shown, as a module of its own."""
     module = types.ModuleType(Path(title).stem + "_of_the_docs")
@@ -125,6 +138,21 @@ def test_pre_commit_runs_the_pinned_tools():
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert repository["repo"] == "local" and all(hook["language"] == "system" for hook in repository["hooks"])
     assert [hook["id"] for hook in repository["hooks"]] == ["ruff-check", "ruff-format", "pydoclint", "mypy"]
+
+
+def test_each_module_has_a_test_file_of_its_name():
+    """Jobs have none: tests/jobs runs them all."""
+    modules = [path.relative_to(ROOT) for name in ("asymflow", "pipelines") for path in (ROOT / name).rglob("*.py")]
+    modules = [module for module in modules if module.name != "__init__.py"]
+    tests = {module: ROOT / "tests" / module.with_name(f"test_{module.name}") for module in modules}
+    missing = {module.as_posix() for module, test in tests.items() if not test.is_file()}
+    assert missing == WITHOUT_TEST_FILE
+
+
+def test_no_module_is_named_like_a_test():
+    """pytest would collect it, and a reader look for tests in it."""
+    files = [path for name in ("asymflow", "pipelines", "jobs") for path in (ROOT / name).rglob("*.py")]
+    assert not [path for path in files if path.stem.startswith("test_") or path.stem.endswith("_test")]
 
 
 def test_what_uses_the_local_ray_is_marked_so(request):

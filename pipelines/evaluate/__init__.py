@@ -11,7 +11,7 @@ score.py      cached scores, by an actor pool per scorer
 measures.py, set_measures.py    measures from scores; bootstrap.py their intervals
 show.py       image grids, the table, MLflow
 registry.py   MLflow's model registry: fetch adapters, write scores
-self_test.py  test of the measures on known answers
+known_answers.py  self-test of the measures
 
 Importing the package loads no module: scoring actors need no generative model, and start in half the time.
 """

@@ -22,11 +22,9 @@ from asymflow.models.autoencoder import encode_images
 from asymflow.models.cells import pack_latents
 from asymflow.models.conditioned import TextVelocity
 from asymflow.models.flux2 import PixelFlux2
-from asymflow.models.pixel import AsymFlux2Transformer2DModel
 from asymflow.models.text import pad_embeddings
 from asymflow.patches import patchify
 from asymflow.samplers import euler, heun, unipc
-from asymflow.schedule import calibrate
 from asymflow.subspace import Subspace
 
 PATCH = 4
@@ -219,34 +217,6 @@ def test_reference_images_change_the_sample(pipe):
     assert followed.shape[-2:] == (68, 88)  # its own size, cut to whole patches
     with pytest.raises(ValueError, match="too small"):
         samples(pipe, image=picture.resize((32, 32)))
-
-
-def test_untrained_reference_input_is_the_latent_pipelines():
-    subspace = Subspace.load(ADAPTER / "subspace.safetensors")
-    transformer = Flux2Transformer2DModel.from_pretrained(BASE, subfolder="transformer")
-    model = AsymFlux2Transformer2DModel.from_latent(transformer, subspace)
-    x_t, reference, text = noise(), noise(seed=1, height=64, width=80)[0], torch.randn(1, 5, 96, generator=seeded())
-    sigma = torch.tensor([0.4])
-    with torch.no_grad():
-        u = TextVelocity(model, (64, 64), list(text), [reference])(x_t, sigma)
-        tau, k = calibrate(sigma, subspace.s)
-        z_t = k * patchify(x_t, PATCH) @ subspace.A
-        z_reference = patchify(reference[None], PATCH) @ subspace.A / subspace.s
-        ids = Flux2KleinPipeline._prepare_image_ids([torch.zeros(1, 8, 16, 20)])
-        u_z = transformer(
-            hidden_states=torch.cat([z_t, z_reference], dim=1),
-            encoder_hidden_states=text,
-            timestep=tau,
-            img_ids=torch.cat([stock_ids(16, 16), ids], dim=1),
-            txt_ids=Flux2KleinPipeline._prepare_text_ids(text),
-            return_dict=False,
-        )[0][:, :256]
-    x_0_low = patchify(x_t - 0.4 * u, PATCH) @ subspace.A / subspace.s
-    assert largest_difference(x_0_low, z_t - tau * u_z) < 1e-4
-
-
-def stock_ids(height, width):
-    return Flux2KleinPipeline._prepare_latent_ids(torch.zeros(1, 8, height, width))
 
 
 def test_padding_is_visible_to_models_trained_with_it(pipe):

@@ -2,15 +2,7 @@ import json
 
 import pytest
 
-from asymflow.metrics.templates import MissingWeights, read_template
-from asymflow.text_files import (
-    decode_text,
-    parse_json,
-    parse_json_lines,
-    parse_table,
-    read_json_object,
-    split_lines,
-)
+from asymflow.text_files import decode_text, parse_json, parse_json_lines, parse_table, read_json_object, split_lines
 
 
 def test_only_line_feeds_end_a_line():
@@ -65,8 +57,3 @@ def test_files_of_models_are_read_the_same_way(tmp_path):
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(ValueError, match="config.json is a list; expected a JSON object"):
         read_json_object(tmp_path / "config.json")
-    (tmp_path / "template.txt").write_bytes("\ufeffQ: {question}\r\n".encode())
-    assert read_template(tmp_path / "template.txt", ["{question}"], "here") == "Q: {question}\r\n"
-    (tmp_path / "template.txt").write_bytes("{question} é".encode("latin-1"))
-    with pytest.raises(MissingWeights, match="template.txt is not UTF-8 text"):
-        read_template(tmp_path / "template.txt", ["{question}"], "here")

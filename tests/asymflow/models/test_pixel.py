@@ -1,23 +1,13 @@
 """The finished model against the authors' numbers, and what keeps its type. Its files: tests/asymflow/adapters."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from diffusers import Flux2Transformer2DModel
-from safetensors.torch import load_file
+from lift_oracle import latent_transformer
 
 from asymflow.models.conditioned import TextVelocity
 from asymflow.models.pixel import TRAINED_WEIGHTS, AsymFlux2Transformer2DModel
 from asymflow.oklab import RELEASED
 from asymflow.subspace import Subspace
-
-REFERENCE = Path(__file__).parents[2] / "data/oracles/flux2_lift.safetensors"
-
-
-@pytest.fixture(scope="module")
-def reference():
-    return load_file(REFERENCE)
 
 
 def part(reference, prefix):
@@ -25,13 +15,8 @@ def part(reference, prefix):
 
 
 def make(reference, trained=None):
-    transformer = Flux2Transformer2DModel(
-        in_channels=128, num_layers=1, num_single_layers=2, attention_head_dim=32, num_attention_heads=2,
-        joint_attention_dim=16, timestep_guidance_channels=32, axes_dims_rope=(8, 8, 8, 8), guidance_embeds=False,
-    )  # fmt: skip
-    transformer.load_state_dict(part(reference, "latent_model."))
     subspace = Subspace(reference["A"], float(reference["s"]), "channel_first", RELEASED)
-    return AsymFlux2Transformer2DModel.from_latent(transformer, subspace, 1e-4, trained)
+    return AsymFlux2Transformer2DModel.from_latent(latent_transformer(reference), subspace, 1e-4, trained)
 
 
 @pytest.mark.parametrize("name", ["u_init", "u_tuned"])

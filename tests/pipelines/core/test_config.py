@@ -5,7 +5,6 @@ import pytest
 from pydantic import Field
 
 from pipelines.core.config import ConfigError, RunSettings, Settings, Uri, load_config
-from pipelines.core.settings_reference import describe
 from pipelines.core.yaml_values import ValidatedAs
 
 
@@ -191,10 +190,3 @@ def test_settings_do_not_run_code(refuse):
 def test_settings_do_not_change(load):
     with pytest.raises(ValueError, match="frozen"):
         load("source: data").steps = 4
-
-
-def test_describe_gives_defaults_and_explanations():
-    lines = describe(Outer)
-    assert "  source = (required)" in lines
-    assert "  optim.lr = 0.001  # Learning rate" in lines
-    assert any(line.startswith("  run.storage = 'runs/default'  # ") for line in lines)

@@ -1,6 +1,5 @@
 import json
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -92,11 +91,3 @@ def test_only_curated_artifacts_are_accepted(tmp_path):
     settings = ColorStatsSettings(curated=str(tmp_path / "absent"), run=RunSettings(storage=str(tmp_path)))
     with pytest.raises(ConfigError, match="curated: no finished curate artifact at .*absent.*jobs/curate.py"):
         run_step(STEP, settings)
-
-
-def test_rows_come_back_a_group_at_a_time(curated):
-    file = curated.files("train", ".parquet")[0]
-    groups = list(read_images(file))
-    assert [len(rows.keys) for rows in groups] == [64, 6] == [len(rows.images) for rows in groups]
-    assert groups[0].images.shape == (64, 3, 16, 16) and -1 <= groups[0].images.min() < groups[0].images.max() <= 1
-    assert pq.read_schema(file) == SCHEMA

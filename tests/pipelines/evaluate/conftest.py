@@ -1,7 +1,23 @@
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from tiny_clip import NAME, write_tiny_clip
+from tiny_detector import write_detector
+from tiny_flan_t5 import write_models
+from tiny_hps_v3 import write_hps_v3
+from tiny_vqa_models import write_vilt
 
+from asymflow.metrics.hps_v2 import FILE as HPS_V2
+from asymflow.metrics.inception_network import Inception2015
+from pipelines.evaluate.scorers import INCEPTION
+
+HEADER = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,"
+PROMPTS = 4
+"""Of each benchmark"""
 MODELS = Path(__file__).parents[3] / "models"
 
 
@@ -25,3 +41,60 @@ def demo(tmp_path, held_out):
         } | changes
 
     return make
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """Return a folder with models, prompts, images and real images of all suites."""
+    root = tmp_path_factory.mktemp("benchmarks")
+    clip = write_tiny_clip(root / "clip")
+    from safetensors.torch import load_file
+
+    (root / "hps_v2").mkdir()
+    torch.save({"state_dict": load_file(clip)}, root / "hps_v2" / HPS_V2)
+    write_hps_v3(root / "hps_v3")
+    write_models(root / "vqa")
+    (root / "inception").mkdir()
+    torch.manual_seed(0)
+    torch.save(Inception2015().state_dict(), root / "inception" / INCEPTION)
+    write_detector(root / "detector")
+    write_vilt(root / "vilt")
+    for folder, count, size in (("made", 4 * PROMPTS, (320, 320)), ("real", 7, (400, 320)), ("small", 1000, (32, 32))):
+        (root / folder).mkdir()
+        for i in range(count):
+            rough = np.random.default_rng([count, i]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(rough).resize(size, Image.Resampling.BICUBIC).save(root / folder / f"{i:04}.png")
+    (root / "one_each").mkdir()
+    for i in range(PROMPTS):
+        (root / "one_each" / f"{i}.png").write_bytes((root / "made" / f"{i:04}.png").read_bytes())
+    (root / "captions.txt").write_text("a cat\ntwo dogs\na red {bus}\nrain\n")
+    asked = [{"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}], "prompt": "a red cat"}]
+    asked += [{"tag": "counting", "include": [{"class": "dog", "count": 2}], "prompt": "two dogs"}] * (PROMPTS - 1)
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    rows = [f"{i},a cat {i},,{q},{q - 1},entity,whole,t,is it bright?" for i in range(PROMPTS) for q in (1, 2)]
+    (root / "dpg.csv").write_text("\n".join([HEADER + "question_natural_language", *rows]))
+    return root
+
+
+@pytest.fixture(scope="session")
+def scorers(root):
+    def at(*parts):
+        return str(root.joinpath(*parts))
+
+    config = at("clip", "config", f"{NAME}.json")
+    inception = {"model": at("inception")}
+    return {
+        "hps_v3": {"model": at("hps_v3"), "base": at("hps_v3", "base"), "template": at("hps_v3", "template.txt")},
+        "hps_v2": {"model": at("hps_v2"), "architecture": config},
+        "vqa_score": {
+            "model": at("vqa", "t5"), "vision": at("vqa", "vision"), "tokenizer": at("vqa", "t5"),
+            "template": at("vqa", "template.txt"),
+        },
+        "clip_score": {"model": at("clip"), "architecture": config},
+        "inception": inception,
+        "inception_crop": {**inception, "resize": "centre_crop"},
+        "inception_as_is": {**inception, "resize": "none", "features": ["pool", "spatial", "logits"]},
+        "geneval": {"model": at("detector"), "colors": at("clip"), "architecture": config},
+        "dpg": {"model": at("vilt")},
+        "squeeze": {"model": str(Path(__file__).parents[3] / "models/toy_klein/perceptual_squeeze.safetensors")},
+    }  # fmt: skip

@@ -8,56 +8,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
-from tiny_clip import NAME, write_tiny_clip
-from tiny_detector import write_detector
-from tiny_flan_t5 import write_models
-from tiny_hps_v3 import write_hps_v3
-from tiny_vqa_models import write_vilt
 
-from asymflow.metrics.hps_v2 import FILE as HPS_V2
-from asymflow.metrics.inception_network import Inception2015
 from pipelines.core.config import ConfigError, validate
 from pipelines.core.step import run_step
 from pipelines.evaluate.config import EvaluateSettings
-from pipelines.evaluate.scorers import INCEPTION, Scorers
-from pipelines.evaluate.step import STEP, check
+from pipelines.evaluate.step import STEP
 
-HEADER = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,"
 COUNT = 4
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """Return a folder with models, prompts, images and real images of all suites."""
-    root = tmp_path_factory.mktemp("benchmarks")
-    clip = write_tiny_clip(root / "clip")
-    from safetensors.torch import load_file
-
-    (root / "hps_v2").mkdir()
-    torch.save({"state_dict": load_file(clip)}, root / "hps_v2" / HPS_V2)
-    write_hps_v3(root / "hps_v3")
-    write_models(root / "vqa")
-    (root / "inception").mkdir()
-    torch.manual_seed(0)
-    torch.save(Inception2015().state_dict(), root / "inception" / INCEPTION)
-    write_detector(root / "detector")
-    write_vilt(root / "vilt")
-    for folder, count, size in (("made", 4 * COUNT, (320, 320)), ("real", 7, (400, 320)), ("small", 1000, (32, 32))):
-        (root / folder).mkdir()
-        for i in range(count):
-            rough = np.random.default_rng([count, i]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(rough).resize(size, Image.Resampling.BICUBIC).save(root / folder / f"{i:04}.png")
-    (root / "one_each").mkdir()
-    for i in range(COUNT):
-        (root / "one_each" / f"{i}.png").write_bytes((root / "made" / f"{i:04}.png").read_bytes())
-    (root / "captions.txt").write_text("a cat\ntwo dogs\na red {bus}\nrain\n")
-    asked = [{"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}], "prompt": "a red cat"}]
-    asked += [{"tag": "counting", "include": [{"class": "dog", "count": 2}], "prompt": "two dogs"}] * (COUNT - 1)
-    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, asked)))
-    rows = [f"{i},a cat {i},,{q},{q - 1},entity,whole,t,is it bright?" for i in range(COUNT) for q in (1, 2)]
-    (root / "dpg.csv").write_text("\n".join([HEADER + "question_natural_language", *rows]))
-    return root
 
 
 @pytest.fixture(autouse=True)
@@ -67,30 +24,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def scorers(root):
-    def at(*parts):
-        return str(root.joinpath(*parts))
-
-    config = at("clip", "config", f"{NAME}.json")
-    inception = {"model": at("inception")}
-    return {
-        "hps_v3": {"model": at("hps_v3"), "base": at("hps_v3", "base"), "template": at("hps_v3", "template.txt")},
-        "hps_v2": {"model": at("hps_v2"), "architecture": config},
-        "vqa_score": {
-            "model": at("vqa", "t5"), "vision": at("vqa", "vision"), "tokenizer": at("vqa", "t5"),
-            "template": at("vqa", "template.txt"),
-        },
-        "clip_score": {"model": at("clip"), "architecture": config},
-        "inception": inception,
-        "inception_crop": {**inception, "resize": "centre_crop"},
-        "inception_as_is": {**inception, "resize": "none", "features": ["pool", "spatial", "logits"]},
-        "geneval": {"model": at("detector"), "colors": at("clip"), "architecture": config},
-        "dpg": {"model": at("vilt")},
-        "squeeze": {"model": str(Path(__file__).parents[3] / "models/toy_klein/perceptual_squeeze.safetensors")},
-    }  # fmt: skip
 
 
 @pytest.fixture
@@ -203,19 +136,3 @@ def test_held_out_images_are_the_demos_reference_alone(settings, root, held_out,
     context = SimpleNamespace(inputs={"curated": load_artifact(held_out, "curate")})
     _, real = find_real(found, context, COUNT, str(tmp_path))
     assert sorted(real.files.values()) == sorted(str(p) for p in (root / "real").iterdir())
-
-
-# spectrum has no model, and efficientnet's comes with a package: test_step.py
-@pytest.mark.parametrize("name", sorted(set(Scorers.model_fields) - {"spectrum", "efficientnet"}))
-def test_a_scorer_is_known_by_its_models_and_settings_without_loading_them(name, scorers, tmp_path):
-    scorer = getattr(validate(Scorers, scorers), name)
-    identity = json.loads(json.dumps(scorer.identity()))
-    assert identity["model"].startswith("local:") and "resources" not in identity
-    other = type(scorer).model_validate({**scorers[name], "resources": {"batch": 3}})
-    assert other.identity() == scorer.identity()
-    assert type(scorer).model_validate({**scorers[name], "model": str(tmp_path)}) != scorer
-    with pytest.raises(ConfigError, match=rf"scorers.{name}.model: .*needed is .*leave_out: \[{name}\]"):
-        suites = {"geneval": "geneval", "dpg": "dpg", "inception_as_is": "imagenet50k", "squeeze": "classes"}
-        suite = suites.get(name, "coco10k")
-        tree = {"suite": suite, "pictures": "x", "scorers": {**scorers, name: {**scorers[name], "model": "./none"}}}
-        check(validate(EvaluateSettings, tree))

@@ -1,12 +1,10 @@
 import json
 
 import pytest
-from PIL import Image
 
 from pipelines.core import storage
 from pipelines.core.config import ConfigError
 from pipelines.evaluate.found_images import match_images
-from pipelines.evaluate.image_sets import load_found_images, load_image
 from pipelines.evaluate.prompts import Prompt, list_generations
 
 
@@ -120,33 +118,3 @@ def test_a_mapping_file_is_used(match, rows):
 def test_ambiguous_names_are_refused(match, names, prompts, repeats, files, named):
     with pytest.raises(ConfigError, match=named):
         match(names, prompts, repeats, files)
-
-
-def test_dpg_bench_writes_a_grid_per_item(tmp_path):
-    generations = list_generations([Prompt(name, name) for name in ("vrd1", "vrd2")], 4)
-    (tmp_path / "images").mkdir()
-    for p, name in enumerate(("vrd1", "vrd2")):
-        grid = Image.new("RGB", (64, 32))
-        for r, corner in enumerate([(0, 0), (32, 0), (0, 16), (32, 16)]):
-            grid.paste(Image.new("RGB", (32, 16), (40 * r, 200 * p, 0)), corner)
-        grid.save(tmp_path / "images" / f"{name}.png")
-    found = load_found_images(str(tmp_path / "images"), generations, 4, str(tmp_path / "runs"))
-    assert [key for key in found.files] == [generation.key for generation in generations]
-    for generation in generations:
-        image = load_image(found.files[generation.key])
-        assert image.shape == (3, 16, 32)
-        assert image[:, 0, 0].tolist() == [40 * (generation.index % 4), 200 * (generation.index // 4), 0]
-    Image.new("RGB", (63, 32)).save(tmp_path / "images" / "vrd1.png")
-    with pytest.raises(ConfigError, match="vrd1.png of 63x32 is not a grid of two by two images"):
-        load_found_images(str(tmp_path / "images"), generations, 4, str(tmp_path / "runs"))
-
-
-def test_another_match_of_the_same_images_is_another_protocol(tmp_path):
-    root = str(tmp_path / "images")
-    for i in range(6):
-        storage.write_bytes(f"{root}/{i}.png", b"image")
-    prompts = [Prompt(f"{i:05}", f"prompt {i}") for i in range(6)]
-    ids = {
-        load_found_images(root, list_generations(prompts[: 6 // r], r), r, str(tmp_path / "runs")).id for r in (1, 2, 3)
-    }  # fmt: skip
-    assert len(ids) == 3

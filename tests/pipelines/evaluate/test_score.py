@@ -6,9 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.data.images import BadImage
 from pipelines.evaluate import score as module
-from pipelines.evaluate.image_sets import ImageSet, in_batches, load_image
+from pipelines.evaluate.image_sets import ImageSet
 from pipelines.evaluate.prompts import Prompt, list_generations
 from pipelines.evaluate.score import ProtocolMismatch, Scores, ScoreWorker, score
 from pipelines.evaluate.scorers import Scorer
@@ -106,13 +105,3 @@ def test_other_settings_are_other_scores_and_another_protocol_is_never_mixed_in(
     assert same.folder == plain.folder  # hardware does not change the identity
     with pytest.raises(ProtocolMismatch, match="have the protocol .*'offset': 0.0.* not .*'offset': 2.0"):
         ScoreWorker(Brightness(offset=2.0), [], [plain.folder])
-
-
-def test_images_that_cannot_be_read(tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"\x89PNG no picture")
-    with pytest.raises(BadImage):
-        load_image(str(tmp_path / "bad.png"))
-
-
-def test_batches():
-    assert in_batches([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]] and in_batches([], 3) == []

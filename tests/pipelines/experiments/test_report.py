@@ -112,33 +112,33 @@ def job(monkeypatch, capsys, *arguments):
     return status, *capsys.readouterr()
 
 
-def test_the_job(two, tmp_path, monkeypatch, capsys):
+def test_the_job(two, tmp_path, mlflow_store, monkeypatch, capsys):
     out = str(tmp_path / "page.html")
     own, other = (f"evaluations.{Path(uri).name}={uri}" for uri in two)
     status, printed, err = job(monkeypatch, capsys, f"out={out}", own, other)
     assert (status, printed, err) == (0, f"{out}\n", "") and Path(out).read_text().startswith("<!doctype html>")
     status, printed, err = job(monkeypatch, capsys, f"out={out}", f"evaluations.ours={tmp_path}/absent")
     assert status == 2 and err.startswith("error: no finished evaluate artifact at ") and err.count("\n") == 1
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    status, printed, err = job(monkeypatch, capsys, f"out={out}", f"evaluations.ours={'0' * 32}", f"tracking_uri={uri}")
+    status, printed, err = job(
+        monkeypatch, capsys, f"out={out}", f"evaluations.ours={'0' * 32}", f"tracking_uri={mlflow_store}"
+    )
     last = err.splitlines()[-1]  # MLflow reports its new database before
     assert status == 2 and last.startswith(f"error: {'0' * 32}: Run with id") and "set tracking_uri" in last
     for arguments, message in [
         ([], "out: missing"),
         ([f"out={out}", "evaluations={}"], "evaluations={}: dictionary should have at least 1 item"),
-        (["--tracking-uri", uri], "--tracking-uri: settings are written key=value, like tracking_uri=VALUE"),
+        (["--tracking-uri", mlflow_store], "--tracking-uri: settings are written key=value, like tracking_uri=VALUE"),
     ]:
         status, printed, err = job(monkeypatch, capsys, *arguments)
         assert status == 2 and err.startswith(f"error: {message}") and err.count("\n") == 1, err
 
 
-def test_a_run_of_mlflow_is_found(two, tmp_path, monkeypatch, capsys):
+def test_a_run_of_mlflow_is_found(two, tmp_path, mlflow_store, monkeypatch, capsys):
     from mlflow.tracking import MlflowClient
 
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    client = MlflowClient(uri)
+    client = MlflowClient(mlflow_store)
     run = client.create_run(client.create_experiment("e", artifact_location=str(tmp_path / "a"))).info.run_id
-    arguments = f"out={tmp_path}/o.html", f"evaluations.night={run}", f"tracking_uri={uri}"
+    arguments = f"out={tmp_path}/o.html", f"evaluations.night={run}", f"tracking_uri={mlflow_store}"
     assert job(monkeypatch, capsys, *arguments)[0] == 2
     client.set_tag(run, "artifact", two[0])
     status, *_ = job(monkeypatch, capsys, *arguments)

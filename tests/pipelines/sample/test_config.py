@@ -1,6 +1,5 @@
 import pytest
 
-from asymflow.adapters import SamplingDefaults
 from pipelines.core.config import ConfigError, load_config, validate
 from pipelines.sample.config import SampleSettings
 
@@ -60,15 +59,6 @@ def test_a_prompt_on_the_command_line_is_not_parsed(tmp_path):
 def test_bad_settings_are_named(changes, named):
     with pytest.raises(ConfigError, match=named):
         settings(**changes)
-
-
-def test_defaults_are_the_models():
-    defaults = SamplingDefaults(64, 96, 16, 2.0, 3.6, "none")
-    found = settings().resolve(defaults)
-    assert (found.height, found.width, found.steps, found.guidance, found.shift) == (64, 96, 16, 2.0, 3.6)
-    found = settings(height=2048, width=2048, steps=4, guidance=1).resolve(defaults)
-    assert (found.height, found.steps, found.guidance, found.shift) == (2048, 4, 1, 7.2)
-    assert settings(shift=5).resolve(defaults).shift == 5
 
 
 def test_pairs_go_prompt_by_prompt():

@@ -1,5 +1,6 @@
 """Samplers of all kinds of models, alone and from the same noise."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from asymflow.adapters.basis import SUBSPACE
 from asymflow.models.ddt import DdtFlux2
 from asymflow.models.flux2 import LatentFlux2
 from asymflow.subspace import Subspace
+from pipelines.core import storage
 from pipelines.sample.parameters import SamplingParameters
 from pipelines.sample.sampler import PipelineSampler, load_sampler, load_transformer
+from pipelines.train.finetune.export_formats import convert
 
 MODELS = Path(__file__).parents[3] / "models"
 BASE, ADAPTER = str(MODELS / "toy_klein"), MODELS / "toy_asymflow"
@@ -63,12 +66,6 @@ def test_finetuned_baselines(load, subspace, tmp_path, cls):
         assert (latent - together).abs().mean() < 5e-3
 
 
-def test_noise_is_that_of_torchs_generator():
-    found = PARAMETERS.noise([0, 7])
-    assert torch.equal(found[1], torch.randn((3, 32, 48), generator=torch.Generator("cpu").manual_seed(7)))
-    assert found.shape == (2, 3, 32, 48)
-
-
 def test_steps_are_reported(load):
     for model in ("trained", "latent"):
         told = []
@@ -79,3 +76,56 @@ def test_steps_are_reported(load):
 def test_a_latent_model_without_a_subspace():
     with pytest.raises(ValueError, match="which needs a subspace: give a basis"):
         load_sampler("latent", BASE, None, None, SamplingDefaults(text_padding="none"), "cpu")
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    return PipelineSampler(BASE, ADAPTER)
+
+
+@pytest.mark.parametrize("model", ["pixel", "latent"])
+def test_an_image_depends_on_its_prompt_and_seed_alone(sampler, model):
+    sample = getattr(sampler, model)
+    together = sample([*PROMPTS, PROMPTS[0]], [0, 1, 1], PARAMETERS)
+    assert together.shape == (3, 3, 32, 48) and together.abs().max() <= 1.001
+    for i, (prompt, seed) in enumerate([(PROMPTS[0], 0), (PROMPTS[1], 1), (PROMPTS[0], 1)]):
+        assert (sample([prompt], [seed], PARAMETERS)[0] - together[i]).abs().max() < 1e-3
+    assert (together[0] - together[2]).abs().max() > 0.1
+
+
+def test_sampling_parameters_reach_both_models(sampler):
+    changes = [
+        {"solver": "euler"},
+        {"solver": "heun"},
+        {"guidance": 1.0},
+        {"shift": 9.0},
+        {"negative_prompt": "a photo"},
+    ]
+    changes += [{"negative_prompt": "a photo"}, {"interval": (0.0, 0.5)}, {"orthogonal": False}]
+    for model, own in (("pixel", {"clamp": False}), ("latent", {"latent_shift": 9.0})):
+        plain = getattr(sampler, model)([PROMPTS[0]], [0], PARAMETERS)
+        for change in [*changes, own]:
+            other = getattr(sampler, model)([PROMPTS[0]], [0], replace(PARAMETERS, **change))
+            assert (other - plain).abs().max() > 1e-3, (model, change)
+
+
+def test_both_models_sample_similar_images(sampler):
+    # the finetune keeps the latent model's composition: patch means are similar
+    parameters = SamplingParameters(height=64, width=64, steps=8, guidance=2.0, shift=3.55)
+    prompts, seeds = PROMPTS * 2, [0, 1, 2, 3]
+    pixel, latent = (getattr(sampler, name)(prompts, seeds, parameters) for name in ("pixel", "latent"))
+    pixel, latent = (torch.nn.functional.avg_pool2d(images, 16).flatten(1) for images in (pixel, latent))
+    together = (pixel - latent).norm(dim=1)
+    crossed = (pixel - latent.roll(1, 0)).norm(dim=1)
+    assert (together < crossed).all()
+
+
+def test_adapters_from_a_store_and_merged_pipelines(sampler, s3, tmp_path):
+    expected = sampler.pixel(PROMPTS, [0, 1], PARAMETERS)
+    storage.put_folder(Path(ADAPTER), f"{s3}/adapter")
+    stored = PipelineSampler(BASE, f"{s3}/adapter")
+    assert (stored.pixel(PROMPTS, [0, 1], PARAMETERS) - expected).abs().max() < 1e-4
+    assert stored.adapter_sha256 == sampler.adapter_sha256 and len(stored.adapter_sha256) == 64
+    merged = PipelineSampler(convert(f"{s3}/adapter", "merged", str(tmp_path), BASE, "float32"))
+    assert (merged.pixel(PROMPTS, [0, 1], PARAMETERS) - expected).abs().max() < 1e-4
+    assert merged.adapter_sha256 == ""

@@ -43,8 +43,3 @@ def test_training_resumes_and_writes_a_transformers_model(tmp_path):
     tokens = DinoFeatures(str(out))(to_unit(images), GRID)
     assert tokens.shape == (2, 16, 128) and tokens.isfinite().all()
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".partial")] == []
-
-
-def test_a_missing_encoder_names_the_remedy(tmp_path):
-    with pytest.raises(ValueError, match="hf download facebook/dinov2-base"):
-        DinoFeatures(str(tmp_path))

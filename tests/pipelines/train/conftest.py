@@ -1,7 +1,9 @@
 import os
+from pathlib import Path
 
 import pytest
 from ports import free_port
+from training_files import SIZES, write_curated, write_encoded
 from training_runs import KINDS, Training
 
 
@@ -57,3 +59,55 @@ def plain(training, _plain_runs, tmp_path_factory):
         settings = training.settings_for(tmp_path_factory.mktemp(name), zero_stage=0, without_validation=False)
         _plain_runs[name] = run_step(training.step, settings).artifact
     return _plain_runs[name]
+
+
+@pytest.fixture
+def make(tiny_transformer):
+    """Return a function of optimizer and ZeRO stage: (engine, optimizer, model, its state), from the same weights."""
+    import torch
+
+    from asymflow.models.flux2 import PixelFlux2
+    from asymflow.oklab import RELEASED
+    from asymflow.subspace import Subspace
+    from pipelines.train.engine import make_engine
+    from pipelines.train.finetune.config import FinetuneSettings
+    from pipelines.train.finetune.task import make_objective, parameter_groups
+    from pipelines.train.state import TrainableState
+
+    engines = []
+
+    def make(optimizer: str = "adam", zero_stage: int = 0, clip: float = 200.0, accumulation: int = 1):
+        settings = FinetuneSettings.model_validate(
+            {
+                **{name: "x" for name in ("curated", "encoded", "basis", "base")},
+                "loss": {"kind": "flow_matching"},
+                "optim": {"optimizer": optimizer, "clip": clip},
+                "resources": {"zero_stage": zero_stage},
+            }
+        )
+        torch.manual_seed(0)
+        A = torch.linalg.qr(torch.randn(768, 128)).Q
+        model = PixelFlux2.from_latent(tiny_transformer(8), Subspace(A, 1.7, "channel_first", RELEASED, {}))
+        model.add_lora(rank=16, dropout=0.0)
+        engine, inner = make_engine(
+            make_objective(model, settings.loss), parameter_groups(model, settings.optim), settings, 2, accumulation
+        )
+        engines.append(engine)
+        return engine, inner, model, TrainableState(engine, model.trainable())
+
+    yield make
+    for engine in engines:
+        engine.destroy()  # free its buffers: with gigabytes of addresses each, the process could not fork any more
+
+
+@pytest.fixture(scope="session")
+def training_files(tmp_path_factory) -> Path:
+    """Return a folder of small curated files, latents and text; see `training_files`."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, rows in SIZES.items():
+        files = [folder / kind / f"{name}.parquet" for kind in ("curated", "latents", "text")]
+        files[0].parent.mkdir(exist_ok=True)
+        width, height = map(int, name.partition("-")[0].split("x"))
+        write_curated(files[0], rows, width, height)
+        write_encoded(*files)
+    return folder

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from ray import cloudpickle
 
-from pipelines.core.cluster_resources import describe_waiting, is_waiting, list_holders
+from pipelines.core.cluster_resources import list_holders
 from pipelines.core.step import Context, StepFailed
 from pipelines.core.tracking import Tracker
 from pipelines.train import driver
@@ -17,23 +17,6 @@ from pipelines.train.config import TrainSettings
 
 pytestmark = pytest.mark.ray
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-class MapWorker:
-    """An actor like those that a failed step may leave behind."""
-
-    def ping(self):
-        return True
-
-
-@pytest.fixture
-def holder(local_ray):
-    """Start an actor that holds every processor."""
-    cpus = local_ray.cluster_resources()["CPU"]
-    actor = local_ray.remote(MapWorker).options(num_cpus=cpus).remote()
-    assert local_ray.get(actor.ping.remote())
-    yield actor
-    local_ray.kill(actor)
 
 
 def no_task(config, rank, workers):
@@ -58,17 +41,6 @@ def test_insufficient_resources_are_reported(holder, local_ray, tmp_path, monkey
     assert "\n" not in told
     local_ray.kill(holder)
     driver.train("finetune", no_task, settings_of(), context, {})  # no resources remain in use
-
-
-def test_holders_of_resources_are_listed(holder, local_ray):
-    cpus = local_ray.cluster_resources()["CPU"]
-    (name,) = [name for name, held in list_holders() if held.get("CPU") == cpus]
-    assert name.startswith("MapWorker (pid ")
-    assert not is_waiting(1, {"CPU": 1})
-    group = local_ray.util.placement_group([{"CPU": 1}])
-    assert is_waiting(1, {"CPU": 1}) and not is_waiting(2, {"CPU": 1}) and not is_waiting(1, {"CPU": 2})
-    local_ray.util.remove_placement_group(group)
-    assert describe_waiting({"CPU": 1, "GPU": 2}).startswith("1 CPU, 2 GPU needed, 0 CPU, 0 GPU of")
 
 
 @pytest.fixture
@@ -128,25 +100,3 @@ def test_hanging_workers_are_ended(local_ray, tmp_path, monkeypatch):
     while local_ray.available_resources().get("CPU") != local_ray.cluster_resources()["CPU"]:
         assert time.monotonic() < deadline, list_holders()
         time.sleep(0.1)
-
-
-def test_stop_requests_and_checkpoints_are_exchanged(local_ray, channel):
-    @local_ray.remote
-    def work(name):
-        from pipelines.train.channel import Channel
-
-        channel = Channel(name)
-        before = channel.is_stop_requested()
-        channel.report(good=7)
-        while not channel.is_stop_requested():
-            time.sleep(0.05)
-        return before
-
-    working = work.remote(channel.attempt)
-    while channel.progress() is None:
-        time.sleep(0.05)
-    assert channel.progress() == {"good": 7}
-    channel.request_stop()
-    assert local_ray.get(working, timeout=30) is False
-    channel.clear()
-    assert channel.progress() is None and not channel.is_stop_requested()

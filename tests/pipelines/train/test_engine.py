@@ -3,62 +3,20 @@
 import math
 import os
 import time
-from dataclasses import replace
-from itertools import product
 
 import deepspeed
 import pytest
 import torch
+from engines import assert_equal, batch, copies, poisoned, train
 
 from asymflow.ema import PowerEMA
-from asymflow.models.flux2 import PixelFlux2
-from asymflow.oklab import RELEASED
-from asymflow.subspace import Subspace
-from pipelines.train.engine import (
-    backward_and_step,
-    create_optimizer_state,
-    gradient_norm,
-    make_engine,
-    set_clip,
-    set_learning_rates,
-    was_skipped,
-)
-from pipelines.train.finetune.batches import Batch
-from pipelines.train.finetune.config import FinetuneSettings, Optim
-from pipelines.train.finetune.task import blank_batch, make_objective, parameter_groups
-from pipelines.train.state import TrainableState, copy_to_cpu
+from pipelines.train.engine import gradient_norm, set_clip, set_learning_rates, was_skipped
+from pipelines.train.finetune.config import Optim
+from pipelines.train.finetune.task import parameter_groups
+from pipelines.train.state import copy_to_cpu
 
 pytestmark = pytest.mark.usefixtures("alone")
 KINDS = [("adam", 0), ("adam", 1), ("adam", 2), ("adam", 3), ("adam8bit", 0)]
-
-
-@pytest.fixture
-def make(tiny_transformer):
-    """Return a function of optimizer and ZeRO stage: (engine, optimizer, model, its state), from the same weights."""
-    engines = []
-
-    def make(optimizer: str = "adam", zero_stage: int = 0, clip: float = 200.0, accumulation: int = 1):
-        settings = FinetuneSettings.model_validate(
-            {
-                **{name: "x" for name in ("curated", "encoded", "basis", "base")},
-                "loss": {"kind": "flow_matching"},
-                "optim": {"optimizer": optimizer, "clip": clip},
-                "resources": {"zero_stage": zero_stage},
-            }
-        )
-        torch.manual_seed(0)
-        A = torch.linalg.qr(torch.randn(768, 128)).Q
-        model = PixelFlux2.from_latent(tiny_transformer(8), Subspace(A, 1.7, "channel_first", RELEASED, {}))
-        model.add_lora(rank=16, dropout=0.0)
-        engine, inner = make_engine(
-            make_objective(model, settings.loss), parameter_groups(model, settings.optim), settings, 2, accumulation
-        )
-        engines.append(engine)
-        return engine, inner, model, TrainableState(engine, model.trainable())
-
-    yield make
-    for engine in engines:
-        engine.destroy()  # free its buffers: with gigabytes of addresses each, the process could not fork any more
 
 
 @pytest.mark.slow
@@ -76,47 +34,6 @@ def test_the_lock_of_a_killed_build_is_removed(make, tmp_path, monkeypatch):
         os.utime(lock, (time.time() - age,) * 2)
         with pytest.raises(RuntimeError, match=found):
             make()
-
-
-def batch(seed: int) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    return Batch(
-        images=torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1,
-        z_0=torch.randn(2, 4, 128, generator=generator),
-        text=torch.randn(2, 3, 8, generator=generator),
-        text_mask=torch.ones(2, 3).bool(),
-        noise=torch.randn(2, 3, 32, 32, generator=generator),
-        sigma=torch.tensor([0.3, 0.8]),
-        weight=torch.ones(2),
-        keys=["a", "b"],
-        key_sums=torch.ones(2).double(),
-    )
-
-
-def poisoned(value: float) -> Batch:
-    good = batch(99)
-    images = good.images.clone()
-    images[1, 0, 3, 3] = value
-    return replace(good, images=images)
-
-
-def train(engine, optimizer, batches, rate: float = 1e-3) -> list[float]:
-    losses = []
-    for micro_batches in batches:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        losses.append(sum(float(part["loss"].mean()) for part in backward_and_step(engine, micro_batches)))
-    return losses
-
-
-def copies(state) -> tuple[dict, dict]:
-    return copy_to_cpu(state.values()), {kind: copy_to_cpu(tensors) for kind, tensors in state.moments().items()}
-
-
-def assert_equal(ours: dict, theirs: dict) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("optimizer", "stage"), KINDS)
@@ -150,63 +67,6 @@ def test_one_bad_micro_batch_skips_the_whole_step(make, stage):
     assert_equal(copy_to_cpu(state.values()), values)
     train(engine, inner, [[batch(0), batch(1)]])
     assert not was_skipped(engine)
-
-
-@pytest.mark.parametrize(
-    ("written", "read"), [*product(range(4), range(4)), ("adam8bit", "adam8bit")], ids=lambda kind: str(kind)
-)
-def test_state_goes_from_any_stage_to_any_other(make, written, read):
-    """State is set into another engine after a step of zero length; both then take the same steps."""
-    first, second = (("adam8bit", 0) if kind == "adam8bit" else ("adam", kind) for kind in (written, read))
-    engine, inner, _, state = make(*first)
-    train(engine, inner, [[batch(i)] for i in range(3)])
-    values, moments = copies(state)
-    other, other_inner, model, other_state = make(*second)
-    train(other, other_inner, [[batch(50)]])  # values to be overwritten
-    create_optimizer_state(other, other_inner, blank_batch(model, 2))
-    other_state.restore({"trainable": values, **moments}, applied=3)
-    assert_equal(copies(other_state)[0], values)
-    steps = [[batch(i)] for i in range(3, 6)]
-    assert train(engine, inner, steps) == pytest.approx(train(other, other_inner, steps), rel=1e-5)
-
-
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_opening_the_optimizer_moves_nothing(make, stage):
-    engine, inner, model, state = make("adam", stage, accumulation=2)
-    values = copy_to_cpu(state.values())
-    create_optimizer_state(engine, inner, blank_batch(model, 2))
-    assert_equal(copies(state)[0], values)
-    assert all(not tensor.any() for kind in state.moments().values() for tensor in kind.values())
-
-
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_checkpoint_of_another_shape_is_refused(make, stage):
-    engine, inner, model, state = make("adam", stage)
-    create_optimizer_state(engine, inner, blank_batch(model, 2))
-    values, moments = copies(state)
-    name = "transformer.x_embedder.weight"
-    with pytest.raises(ValueError, match=f"trainable of {name} is .* in the checkpoint"):
-        state.restore({"trainable": values | {name: values[name][:, :5]}, **moments}, applied=1)
-
-
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_swapped_values_are_used_and_restored(make, stage):
-    engine, inner, model, state = make("adam", stage)
-    train(engine, inner, [[batch(0)]])
-    values, _ = copies(state)
-    zeros = {name: torch.zeros_like(tensor) for name, tensor in values.items()}
-    data = batch(1)
-    plain = model.eval()(data.noise, data.sigma, data.text).detach()
-    with state.swapped(zeros):
-        # the network's output is then 0, and only the recovery from x_t remains
-        swapped = model(data.noise, data.sigma, data.text).detach()
-    assert not torch.allclose(swapped, plain)
-    torch.testing.assert_close(model(data.noise, data.sigma, data.text).detach(), plain, rtol=0, atol=0)
-    assert_equal(copies(state)[0], values)
-    model.train()
-    (after,) = train(engine, inner, [[batch(1)]])
-    other, inner, *_ = make("adam", stage)
-    assert after == train(other, inner, [[batch(0)], [batch(1)]])[1]
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

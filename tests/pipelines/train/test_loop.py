@@ -78,7 +78,7 @@ class Signals:
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch):
+def train(tmp_path, monkeypatch, mlflow_store):
     """Return a function of a folder that trains in it as one attempt, and returns the loop's result and its files."""
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     monkeypatch.setattr(loop.ray.train, "get_context", lambda: context)
@@ -106,7 +106,7 @@ def train(tmp_path, monkeypatch):
         settings = validate(PretrainSettings, {**tree, **sections})
         signals, batches = signals or Signals(), batches or Batches()
         monkeypatch.setattr(loop, "Channel", lambda attempt: signals)
-        run = RunSettings(storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+        run = RunSettings(storage=str(tmp_path), tracking_uri=mlflow_store)
         with open_run(run, "pretrain", go.run_id) as tracker:
             go.run_id = tracker.run_id
             config = {
@@ -117,7 +117,7 @@ def train(tmp_path, monkeypatch):
             return loop.train_loop(Task, config)
 
     def points(name="train/loss"):
-        history = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_metric_history(go.run_id, name)
+        history = MlflowClient(mlflow_store).get_metric_history(go.run_id, name)
         return {m.step: m.value for m in history}
 
     go.run_id, go.points = None, points
@@ -251,12 +251,12 @@ def test_a_stop_of_a_finished_run_during_an_outage_is_reported(train, gate, s3, 
     gate.open()
 
 
-def test_keys_of_a_skipped_step_are_in_the_artifact_and_in_mlflow(train, tmp_path, caplog):
+def test_keys_of_a_skipped_step_are_in_the_artifact_and_in_mlflow(train, tmp_path, mlflow_store, caplog):
     assert train(tmp_path / "skips", Batches(poisoned={7}))["ended"] == "finished"
     keys = [f"shard/7-{i}" for i in range(BATCH)]
     metrics_log = metrics_log_in(tmp_path / "skips")
     assert metrics_log.skipped == [7] and metrics_log.skipped_keys == {"7": keys}
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client = MlflowClient(mlflow_store)
     (file,) = client.list_artifacts(train.run_id, "skipped")
     assert file.path == "skipped/step-00000007.txt"
     with open(client.download_artifacts(train.run_id, file.path, str(tmp_path))) as text:

@@ -1,6 +1,5 @@
 """Metrics reach a real MLflow server through an outage, without delaying the training."""
 
-import json
 import time
 from types import SimpleNamespace
 
@@ -13,7 +12,6 @@ from PIL import Image
 from pipelines.core.config import RunSettings
 from pipelines.core.tracking import MetricsRow, Tracker, open_run
 from pipelines.train import tracking_sender
-from pipelines.train.tracking_log import read_unsent, send_unsent, write_unsent
 from pipelines.train.tracking_sender import TrackingSender
 
 
@@ -101,17 +99,6 @@ def test_the_queue_is_bounded_and_losses_are_logged(tracker, gate, caplog, monke
     started = time.monotonic()
     assert not sender.close(0.5) and time.monotonic() - started < 2
     gate.open()
-
-
-def test_unsent_metrics_are_sent_after_the_workers_end(tracker, tmp_path):
-    folder = str(tmp_path / "artifact")
-    assert read_unsent(folder) == []
-    tracker.log_rows([MetricsRow(1, 1000, {"train/loss": 1.0})])
-    write_unsent(folder, [MetricsRow(step, 1000 * step, {"train/loss": 1 / step}) for step in (1, 2, 3)])
-    assert json.loads((tmp_path / "artifact/.train/unsent.json").read_text())[1] == [2, 2000, {"train/loss": 0.5}]
-    for _ in range(2):  # and once
-        send_unsent(tracker, folder)
-    assert points(tracker) == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
 
 
 def test_rows_of_many_metrics_are_sent_in_whole_steps(monkeypatch):

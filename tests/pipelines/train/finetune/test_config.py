@@ -1,12 +1,8 @@
 import pytest
-import torch
 
-from asymflow.oklab import RELEASED
-from asymflow.subspace import Subspace
-from pipelines.core.artifacts import Artifact, hashed_settings
+from pipelines.core.artifacts import hashed_settings
 from pipelines.core.config import ConfigError, validate
 from pipelines.train.finetune.config import FinetuneSettings
-from pipelines.train.finetune.step import check_inputs
 
 INPUTS = {"curated": "c", "encoded": "e", "basis": "b", "base": "m"}
 
@@ -64,14 +60,3 @@ def test_settings_of_the_released_training_leave_the_ids_of_other_trainings_alon
     kept = hashed_settings(validate(FinetuneSettings, {**INPUTS, **changed}))
     found = kept["text_padding"], kept["optim"]["warmup_ratio"], kept["base_quantization"]
     assert found == ("max_length", 1e-3, "nf4")
-
-
-def test_another_text_padding_is_refused(tmp_path):
-    Subspace(torch.eye(768, 128), 1.0, "channel_first", RELEASED).save(tmp_path / "subspace.safetensors")
-    inputs = {"curated": Artifact("c", {"id": "1"}), "basis": Artifact(str(tmp_path), {})}
-    for made, asked in [({}, "max_length"), ({"text_padding": "max_length"}, "none")]:
-        inputs["encoded"] = Artifact("e", {"inputs": {"curated": "1"}, "config": made})
-        settings = validate(FinetuneSettings, {**INPUTS, "text_padding": asked})
-        found = made.get("text_padding", "none")
-        with pytest.raises(ConfigError, match=f"encoded: made with text_padding={found}, but text_padding={asked}"):
-            check_inputs(settings, inputs)

@@ -3,9 +3,7 @@ import pytest
 from asymflow.models.jit import SIZES
 from pipelines.core.artifacts import hashed_settings
 from pipelines.core.config import ConfigError, validate
-from pipelines.core.step import identify
 from pipelines.train.pretrain.config import PretrainSettings
-from pipelines.train.pretrain.step import STEP, title
 
 INPUTS = {"curated": "c", "basis": "b"}
 
@@ -48,35 +46,8 @@ def test_no_basis_is_needed_at_the_ends_of_the_family_nor_for_a_random_subspace(
     assert not validate(PretrainSettings, {"curated": "c", "subspace": subspace}).needs_basis
 
 
-def test_a_size_may_be_changed_in_parts():
-    network = {"size": "L", "depth": 3, "context_from": 1}
-    settings = validate(PretrainSettings, {**INPUTS, "network": network, "classes": 7})
-    assert (settings.jit.depth, settings.jit.width, settings.jit.classes) == (3, 1024, 7)
-    assert STEP.shown(settings)["network"]["width"] == 1024
-
-
-def test_run_names_distinguish_variants():
-    makes = ({"rank": 8}, {"rank": 8, "kind": "random"}, {"rank": 0})
-    names = [title(validate(PretrainSettings, {**INPUTS, "subspace": subspace})) for subspace in makes]
-    assert names == ["r8", "random r8", "r0"]
-    assert title(validate(PretrainSettings, {**INPUTS, "repa": {"encoder": "x"}})) == "r8 repa"
-
-
 def test_resources_are_not_hashed():
     plain = validate(PretrainSettings, INPUTS)
     elsewhere = {"resources": {"workers": 8, "zero_stage": 1}, "validation": None, "checkpoints": {"every": 3}}
     assert hashed_settings(validate(PretrainSettings, {**INPUTS, **elsewhere})) == hashed_settings(plain)
     assert hashed_settings(validate(PretrainSettings, {**INPUTS, "flip": False})) != hashed_settings(plain)
-
-
-def test_content_of_the_encoder_is_hashed(tmp_path):
-    settings = validate(PretrainSettings, {**INPUTS, "repa": {"encoder": str(tmp_path)}})
-    plain = identify(STEP, validate(PretrainSettings, INPUTS), {})
-    (tmp_path / "model.safetensors").write_bytes(b"one")
-    first = identify(STEP, settings, {})
-    moved = tmp_path.with_name("moved")
-    tmp_path.rename(moved)
-    there = validate(PretrainSettings, {**INPUTS, "repa": {"encoder": str(moved)}})
-    assert identify(STEP, there, {}) == first != plain
-    (moved / "model.safetensors").write_bytes(b"two")
-    assert identify(STEP, there, {}) != first

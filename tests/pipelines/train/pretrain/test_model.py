@@ -2,19 +2,13 @@
 
 import pytest
 import torch
+from tiny_pretrained import write_pretrained
 
 from asymflow.srgb import SrgbSpace
 from asymflow.subspace import Subspace, random_basis
 from pipelines.core.config import ConfigError, validate
 from pipelines.train.pretrain.config import PretrainSettings
-from pipelines.train.pretrain.model import make_subspace
-from pipelines.train.pretrain.step import check
-
-
-def test_an_encoder_that_is_not_there_is_named_before_anything_starts(tmp_path):
-    settings = validate(PretrainSettings, {"curated": "c", "basis": "b", "repa": {"encoder": str(tmp_path)}})
-    with pytest.raises(ConfigError, match="repa.encoder: there is no DINOv2 in .*facebook/dinov2-base"):
-        check(settings)
+from pipelines.train.pretrain.model import load_pretrained, make_subspace
 
 
 def test_subspaces_of_the_family_are_parts_of_one_basis():
@@ -52,3 +46,11 @@ def test_rank_auto_is_the_recommended_rank():
         made({"recommended_rank": 11}, kind="random")
     with pytest.raises(ConfigError, match="subspace.rank='most': must be auto, or a whole number from 0"):
         validate(PretrainSettings, {"curated": "c", "basis": "b", "subspace": {"rank": "most"}})
+
+
+@pytest.mark.parametrize(("optimizer", "zero_stage"), [("adam8bit", 0), ("adam", 2), ("adam", 0)])
+def test_every_optimizer_and_stage_is_loaded(tmp_path, optimizer, zero_stage):
+    sections = {"optim": {"optimizer": optimizer}, "resources": {"zero_stage": zero_stage}}
+    artifact, average = write_pretrained(tmp_path, **sections)
+    model = load_pretrained(artifact)
+    assert all(torch.equal(p, average[name]) for name, p in model.trainable().items())

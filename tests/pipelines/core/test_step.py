@@ -52,9 +52,9 @@ def test_concurrent_runs_build_once(step, tmp_path, request, place, caplog):
     assert caplog.text.count(": waiting until it ends") == 1
 
 
-def test_a_cached_artifact_needs_no_server_and_no_write(step, tmp_path, monkeypatch):
+def test_a_cached_artifact_needs_no_server_and_no_write(step, tmp_path, monkeypatch, mlflow_store):
     found, built = step
-    run = RunSettings(storage=str(tmp_path / "runs"), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    run = RunSettings(storage=str(tmp_path / "runs"), tracking_uri=mlflow_store)
     run_step(found, CountSettings(run=run))
     gone = run.model_copy(update={"tracking_uri": "http://127.0.0.1:1"})
     monkeypatch.setattr(storage, "_write_local", lambda *arguments: pytest.fail("something was written"))

@@ -2,10 +2,8 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from asymflow.moments import PatchMoments
 from asymflow.oklab import RELEASED, OklabSpace, srgb_to_oklab
@@ -18,34 +16,11 @@ from pipelines.core.config import ConfigError, RunSettings, validate
 from pipelines.core.step import Context, run_step
 from pipelines.core.workers import ModelWorkers
 from pipelines.data.basis.config import BasisSettings
-from pipelines.data.basis.moments import PieceMoments, choose_patches, in_space, own_space, read_partial
-from pipelines.data.basis.report import convergence, merged, standard_errors
+from pipelines.data.basis.moments import PieceMoments, in_space
 from pipelines.data.basis.step import STEP, load_subspace, space_for, write_bases
 from pipelines.data.config import EncodeSettings
-from pipelines.data.curate.config import CurateSettings
-from pipelines.data.curate.shard import SCHEMA
-from pipelines.data.datasets import RowWriter, cut_into_pieces, read_images
-from pipelines.data.images import encode_png
+from pipelines.data.datasets import cut_into_pieces, read_images
 from pipelines.data.tensors import open_writer, tensor_field, to_tensor_array
-
-
-@pytest.fixture(scope="module")
-def curated(tmp_path_factory):
-    """A curate artifact of three train files and one held out, as that step writes them but without its Ray."""
-    folder = storage.absolute(str(tmp_path_factory.mktemp("curated")))
-    rng = np.random.default_rng(0)
-    for name, rows in (("train/a", 150), ("train/b", 130), ("train/c", 64), ("held_out/a", 10)):
-
-        def write(path, name=name, rows=rows):
-            with RowWriter(path, SCHEMA) as writer:
-                for index in range(rows):
-                    coarse = Image.fromarray(rng.integers(0, 256, (4, 6, 3), np.uint8)).resize((48, 32))
-                    image = np.clip(np.asarray(coarse, int) + rng.integers(-20, 21, (32, 48, 3)), 0, 255)
-                    writer.add({"key": f"{name}/{index}", "image": encode_png(Image.fromarray(image.astype(np.uint8))),
-                                "caption": "", "width": 48, "height": 32})  # fmt: skip
-
-        storage.write_file(storage.join(folder, f"{name}-48x32.parquet"), write)
-    return artifacts.write_manifest(folder, "curate", "123", CurateSettings(source="data"), {}, {})
 
 
 def latents_of(base, images):
@@ -198,10 +173,10 @@ def test_without_a_latent_model_there_is_a_pca(curated, local_ray, tmp_path):
         load_subspace(artifact)
 
 
-def test_space_of_the_released_weights(curated, tmp_path):
+def test_space_of_the_released_weights(curated, moments_of, tmp_path):
     """The basis that a finetune with their constants asks for; and what the groups hold of it."""
     settings = settings_for(curated, tmp_path, space="released")
-    groups = moments_of(curated, tmp_path, patches_per_image="all")
+    groups = moments_of(patches_per_image="all")
     assert space_for(settings, None, groups) == RELEASED
     assert torch.allclose(in_space(groups[0], RELEASED).pixel_gram, groups[0].pixel_gram)
     with pytest.raises(ConfigError, match="space='released': its constants are fixed; remove color_stats"):
@@ -240,85 +215,3 @@ def test_invalid_ranks_are_refused(tmp_path):
     for rank, message in ((0, "pca_rank=0: must be auto, or at least 1"), (-1, "pca_rank=-1: must be auto")):
         with pytest.raises(ConfigError, match=message):
             STEP.check(validate(BasisSettings, {"curated": "c", "pca_rank": rank}))
-
-
-def moments_of(curated, tmp_path, **settings):
-    base = {"curated": curated.uri, "run": RunSettings(storage=str(tmp_path))}
-    worker = PieceMoments(BasisSettings(**base, **settings), "", str(tmp_path))
-    pieces = cut_into_pieces(curated.files("train", ".parquet"))
-    return [read_partial(str(tmp_path), worker(piece.to_json())["name"]) for piece in pieces]
-
-
-def test_random_patches_estimate_all_patches(curated, tmp_path):
-    """2 of 6 patches: as many are counted, and colours agree within their error."""
-    drawn = merged(moments_of(curated, tmp_path, patches_per_image=2))
-    whole = merged(moments_of(curated, tmp_path, patches_per_image="all"))
-    assert drawn.count == whole.count == 344 * 6
-    assert torch.allclose(drawn.channels().mean, whole.channels().mean, atol=0.1)
-    assert float((drawn.pixel_gram - whole.pixel_gram).norm() / whole.pixel_gram.norm()) < 0.1
-    assert not torch.equal(drawn.pixel_gram, whole.pixel_gram)
-
-
-def test_precision_of_products(curated, tmp_path):
-    fast, exact = (
-        merged(moments_of(curated, tmp_path / products, products=products)) for products in ("float32", "float64")
-    )
-    error = (fast.pixel_gram - exact.pixel_gram).norm() / exact.pixel_gram.norm()
-    assert 0 < error < 1e-6
-    A, B = (pca_basis(m.pixel_gram, 16) for m in (fast, exact))
-    assert float((A.T @ B).square().sum() / 16) > 1 - 1e-8
-
-
-def test_patches_are_chosen_by_the_key():
-    chosen = choose_patches("a", 4096, 256)
-    assert torch.equal(chosen, choose_patches("a", 4096, 256)) and not torch.equal(
-        chosen, choose_patches("b", 4096, 256)
-    )
-    assert len(chosen.unique()) == 256 and 0 <= chosen.min() and chosen.max() < 4096
-    counts = sum(torch.bincount(choose_patches(str(i), 16, 4), minlength=16) for i in range(4000))
-    assert (counts - 1000).abs().max() < 120  # four standard deviations
-
-
-def test_pieces_hold_every_row_group_once(curated):
-    files = curated.files("train", ".parquet")
-    for min_pieces in (1, 5, 16):
-        pieces = cut_into_pieces(files, min_pieces)
-        groups = sorted((p.uri, g) for p in pieces for g in p.groups)
-        assert groups == [(f, g) for f, n in zip(files, (3, 3, 1), strict=True) for g in range(n)]
-        assert sum(p.rows for p in pieces) == 344
-
-
-def test_own_space_is_that_of_the_pixels():
-    images = torch.rand(4, 3, 32, 32, dtype=torch.float64) * 2 - 1
-    moments = PatchMoments(768)
-    moments.update(patchify(RELEASED.encode(images), 16))
-    space = own_space(moments)
-    direct = PatchMoments(768)
-    direct.update(patchify(space.encode(images), 16))
-    assert direct.channels().mean.abs().max() < 1e-12
-    assert direct.channels().shared_std == pytest.approx(1)
-    assert torch.allclose(in_space(moments, space).pixel_gram, direct.pixel_gram, rtol=1e-9, atol=1e-9)
-
-
-def test_jackknife_of_a_mean_is_its_standard_error():
-    torch.manual_seed(0)
-    groups = []
-    for _ in range(16):
-        groups.append(PatchMoments(3))
-        groups[-1].update(torch.randn(100, 3, dtype=torch.float64))
-    means = torch.stack([g.pixel_sum[0] / g.count for g in groups])
-    errors = standard_errors(groups, lambda m: {"mean": float(m.pixel_sum[0] / m.count)})
-    assert errors["mean"] == pytest.approx(float(means.std() / 4))
-    assert standard_errors(groups[:1], lambda m: {"mean": 0.0}) == {}
-
-
-def test_convergence_skips_small_samples():
-    torch.manual_seed(0)
-    groups = []
-    for _ in range(4):
-        groups.append(PatchMoments(8, 4))
-        groups[-1].update(torch.randn(2, 8), torch.randn(2, 4))
-    from pipelines.data.basis.report import bases_of
-
-    rows = convergence(groups, bases_of(merged(groups), 2))
-    assert [row["share"] for row in rows] == [0.5]

@@ -1,7 +1,6 @@
 """The expected values of the self-test, each computed in another way."""
 
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,15 +9,14 @@ import torch
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from pipelines.evaluate import measures, self_test, set_measures
-from pipelines.evaluate.config import SuiteName
-from pipelines.evaluate.self_test import EXPECTED, PROMPTS, REAL, run, wave
+from pipelines.evaluate import known_answers, measures, set_measures
+from pipelines.evaluate.known_answers import EXPECTED, PROMPTS, REAL, run, wave
 from pipelines.evaluate.suites import SUITES
 
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_working_installation_passes(suite, capsys):
-    assert self_test.self_test([suite]) == 0
+    assert known_answers.run_self_test([suite]) == 0
     out = capsys.readouterr().out.splitlines()
     assert len(out) == len(EXPECTED[suite]) + 1 and out[-1] == "all passed"
 
@@ -36,15 +34,15 @@ def test_a_working_installation_passes(suite, capsys):
 )
 def test_a_broken_rule_is_found(suite, broken, monkeypatch, capsys):
     monkeypatch.setattr(measures if hasattr(measures, broken[0]) else set_measures, *broken)
-    assert self_test.self_test([suite]) == 1
+    assert known_answers.run_self_test([suite]) == 1
     assert "FAIL  " in capsys.readouterr().out
 
 
 def test_a_number_that_is_missing_or_new_is_found(monkeypatch, capsys):
     monkeypatch.setitem(EXPECTED, "demo", {**EXPECTED["demo"], "fid": 1.0})
-    assert self_test.self_test(["demo"]) == 1 and "FAIL  demo  fid  nan, not 1" in capsys.readouterr().out
+    assert known_answers.run_self_test(["demo"]) == 1 and "FAIL  demo  fid  nan, not 1" in capsys.readouterr().out
     monkeypatch.setitem(EXPECTED, "demo", {"spectrum": EXPECTED["demo"]["spectrum"]})
-    assert self_test.self_test(["demo"]) == 1
+    assert known_answers.run_self_test(["demo"]) == 1
 
 
 def features(count, frequency):
@@ -108,12 +106,8 @@ def test_geneval_by_hand():
 
 
 def test_demo_distances_of_equal_images_are_none():
-    evaluated = self_test._made_up("demo")
+    evaluated = known_answers._made_up("demo")
     same = replace(evaluated, real=evaluated.made, repeats=1, generations=evaluated.generations)
     values = {row["metric"]: row["value"] for m in SUITES["demo"].measures for row in m.rows(same)}
     assert values == pytest.approx({**dict.fromkeys(values, 0.0), "high_frequency_power": 1.0}, abs=1e-12)
     assert all(run("demo")[name] > 0.01 for name in values)
-
-
-def test_the_setting_allows_every_suite():
-    assert get_args(SuiteName) == tuple(SUITES)

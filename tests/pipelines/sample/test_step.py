@@ -2,12 +2,10 @@
 
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from pipelines.core import storage
@@ -24,7 +22,6 @@ from pipelines.train.finetune.export_formats import convert
 MODELS = Path(__file__).parents[3] / "models"
 BASE, ADAPTER = str(MODELS / "toy_klein"), str(MODELS / "toy_asymflow")
 PROMPTS = ["an emoji of strawberry on white", "a photo of a red flower, wide view"]
-PARAMETERS = SamplingParameters(height=64, width=48, steps=3, guidance=2.0, shift=3.55)
 
 
 @pytest.fixture(scope="module")
@@ -38,54 +35,6 @@ def settings(folder, **changes):
         "seeds": [0, 5], "steps": 2, "latent": True, "resources": {"batch": 3},
     }  # fmt: skip
     return validate(SampleSettings, tree | changes)
-
-
-@pytest.mark.parametrize("model", ["pixel", "latent"])
-def test_an_image_depends_on_its_prompt_and_seed_alone(sampler, model):
-    sample = getattr(sampler, model)
-    together = sample([*PROMPTS, PROMPTS[0]], [0, 1, 1], PARAMETERS)
-    assert together.shape == (3, 3, 64, 48) and together.abs().max() <= 1.001
-    for i, (prompt, seed) in enumerate([(PROMPTS[0], 0), (PROMPTS[1], 1), (PROMPTS[0], 1)]):
-        assert (sample([prompt], [seed], PARAMETERS)[0] - together[i]).abs().max() < 1e-3
-    assert (together[0] - together[2]).abs().max() > 0.1
-
-
-def test_sampling_parameters_reach_both_models(sampler):
-    changes = [
-        {"solver": "euler"},
-        {"solver": "heun"},
-        {"guidance": 1.0},
-        {"shift": 9.0},
-        {"negative_prompt": "a photo"},
-    ]
-    changes += [{"negative_prompt": "a photo"}, {"interval": (0.0, 0.5)}, {"orthogonal": False}]
-    for model, own in (("pixel", {"clamp": False}), ("latent", {"latent_shift": 9.0})):
-        plain = getattr(sampler, model)([PROMPTS[0]], [0], PARAMETERS)
-        for change in [*changes, own]:
-            other = getattr(sampler, model)([PROMPTS[0]], [0], replace(PARAMETERS, **change))
-            assert (other - plain).abs().max() > 1e-3, (model, change)
-
-
-def test_both_models_sample_similar_images(sampler):
-    # the finetune keeps the latent model's composition: patch means are similar
-    parameters = SamplingParameters(height=64, width=64, steps=8, guidance=2.0, shift=3.55)
-    prompts, seeds = PROMPTS * 2, [0, 1, 2, 3]
-    pixel, latent = (getattr(sampler, name)(prompts, seeds, parameters) for name in ("pixel", "latent"))
-    pixel, latent = (torch.nn.functional.avg_pool2d(images, 16).flatten(1) for images in (pixel, latent))
-    together = (pixel - latent).norm(dim=1)
-    crossed = (pixel - latent.roll(1, 0)).norm(dim=1)
-    assert (together < crossed).all()
-
-
-def test_adapters_from_a_store_and_merged_pipelines(sampler, s3, tmp_path):
-    expected = sampler.pixel(PROMPTS, [0, 1], PARAMETERS)
-    storage.put_folder(Path(ADAPTER), f"{s3}/adapter")
-    stored = PipelineSampler(BASE, f"{s3}/adapter")
-    assert (stored.pixel(PROMPTS, [0, 1], PARAMETERS) - expected).abs().max() < 1e-4
-    assert stored.adapter_sha256 == sampler.adapter_sha256 and len(stored.adapter_sha256) == 64
-    merged = PipelineSampler(convert(f"{s3}/adapter", "merged", str(tmp_path), BASE, "float32"))
-    assert (merged.pixel(PROMPTS, [0, 1], PARAMETERS) - expected).abs().max() < 1e-4
-    assert merged.adapter_sha256 == ""
 
 
 @pytest.mark.ray

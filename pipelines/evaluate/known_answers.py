@@ -83,7 +83,7 @@ EXPECTED: dict[str, dict[str, float]] = {
 }
 
 
-def self_test(suites: Sequence[str]) -> int:
+def run_self_test(suites: Sequence[str]) -> int:
     """Print a line per number. Returns the exit status: 0 if all are as expected, else 1."""
     wrong = 0
     for suite in suites:

@@ -1,0 +1,31 @@
+import json
+import sys
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+
+from asymflow.models import klein, latent
+from asymflow.models.latent import family_of
+
+
+def index(folder, text):
+    (folder / "model_index.json").write_text(text)
+    return folder
+
+
+def test_an_unknown_pipeline_class_names_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="no model_index.json.*known: Flux2KleinPipeline"):
+        family_of(tmp_path)
+    with pytest.raises(ValueError, match="'StableDiffusion3Pipeline'; known: Flux2KleinPipeline"):
+        family_of(index(tmp_path, json.dumps({"_class_name": "StableDiffusion3Pipeline"})))
+    with pytest.raises(ValueError, match="pipeline None; known"):
+        family_of(index(tmp_path, "{}"))
+
+
+def test_another_family_is_one_module(tmp_path, monkeypatch):
+    module = ModuleType("another")
+    module.FAMILY = replace(klein.FAMILY, pipelines=("AnotherPipeline",))
+    monkeypatch.setitem(sys.modules, "another", module)
+    monkeypatch.setattr(latent, "MODULES", (*latent.MODULES, "another"))
+    assert family_of(index(tmp_path, json.dumps({"_class_name": "AnotherPipeline"}))) is module.FAMILY

@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from asymflow.adapters import SUBSPACE, read_adapter, read_defaults
+from asymflow.subspace import Subspace
+from pipelines.core.config import ConfigError
+from pipelines.train.finetune.export_formats import PTH, check_comfyui, convert, stored_type
+
+MODELS = Path(__file__).parents[4] / "models"
+BASE, ADAPTER = str(MODELS / "toy_klein"), str(MODELS / "toy_asymflow")
+
+
+def test_formats_are_converted_into_each_other(tmp_path):
+    comfyui = convert(ADAPTER, "comfyui", str(tmp_path / "comfyui"))
+    released = convert(comfyui, "released", str(tmp_path / "released"))
+    (tensors, config), (again, config_again) = read_adapter(ADAPTER), read_adapter(released)
+    assert config == config_again and tensors.keys() == again.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+    assert read_defaults(released) == read_defaults(ADAPTER)
+    assert (Path(released) / PTH).is_file()
+    subspaces = [Subspace.load(Path(folder) / SUBSPACE) for folder in (ADAPTER, released)]
+    assert torch.equal(subspaces[0].A, subspaces[1].A)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("released", ""), "--out: missing, the folder or s3:// URI to write to"),
+        (("merged", "out"), "--base: missing, the folder of the latent model"),
+        (("merged", "out", "absent"), "base='absent': no such folder"),
+    ],
+)
+def test_missing_arguments_are_named_before_anything_is_written(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        convert(ADAPTER, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["AsymZImageTransformer2DModel", None])
+def test_comfyui_knows_the_names_of_flux2_alone(name):
+    check_comfyui({"_class_name": "AsymFlux2Transformer2DModel"})
+    with pytest.raises(ConfigError, match=f"--format comfyui: not supported for a {name}; use --format released"):
+        check_comfyui({"_class_name": name})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_type_of_a_base_is_read_from_its_file(tmp_path, dtype):
+    (tmp_path / "transformer").mkdir()
+    save_file({"w": torch.zeros(2, dtype=dtype)}, tmp_path / "transformer/model.safetensors")
+    assert stored_type(str(tmp_path)) == dtype
+
+
+def test_a_base_without_weights_or_of_another_type_is_refused(tmp_path):
+    (tmp_path / "transformer").mkdir()
+    with pytest.raises(ConfigError, match="its transformer has no safetensors file"):
+        stored_type(str(tmp_path))
+    save_file({"w": torch.zeros(2, dtype=torch.int8)}, tmp_path / "transformer/model.safetensors")
+    with pytest.raises(ConfigError, match="its transformer is stored as I8; give the --dtype to merge in"):
+        stored_type(str(tmp_path))

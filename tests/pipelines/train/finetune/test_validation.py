@@ -1,0 +1,59 @@
+"""Validation images of one process, on the shipped toy."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from asymflow.adapters import SUBSPACE
+from asymflow.models.flux2 import LatentFlux2, PixelFlux2
+from asymflow.models.latent import load_transformer
+from asymflow.subspace import Subspace
+from pipelines.train.finetune.config import Validation
+from pipelines.train.finetune.validation import Validator
+
+pytestmark = pytest.mark.usefixtures("alone")
+MODELS = Path(__file__).parents[4] / "models"
+BASE = str(MODELS / "toy_klein")
+
+
+class Held:
+    """Prompts with random embeddings, with the interface of `Prompts`."""
+
+    def captions(self):
+        return ["a cat", "a dog"]
+
+    def images(self):
+        yield torch.zeros(3, 16, 24)
+
+    def embeddings(self, source):
+        return [torch.randn(length, 96, generator=torch.Generator().manual_seed(length)) for length in (3, 5)]
+
+
+@pytest.fixture(params=[PixelFlux2, LatentFlux2])
+def validator(request):
+    subspace = Subspace.load(MODELS / "toy_asymflow" / SUBSPACE)
+    model = request.param.from_latent(load_transformer(BASE, torch.float32), subspace)
+    model.add_lora(2, dropout=0.5)
+    settings = Validation(steps=1, guidance=2.0)
+    return Validator(settings, model.train(), Held(), None, torch.zeros(1, 96), BASE, torch.device("cpu"))
+
+
+def test_images_do_not_depend_on_dropout_and_the_training_goes_on(validator):
+    first, state = validator.sample_images(), torch.get_rng_state()
+    again = validator.sample_images()
+    assert first.tobytes() == again.tobytes() and validator.model.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_at_the_start_the_average_is_the_base_and_later_it_is_not(validator):
+    noise = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        base, now = (
+            sample(noise, validator.text) for sample in (validator._base, validator.model.eval() and validator._now)
+        )
+        torch.testing.assert_close(now, base, rtol=0, atol=5e-3)
+        for parameter in validator.model.trainable().values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        torch.testing.assert_close(validator._base(noise, validator.text), base)
+        assert (validator._now(noise, validator.text) - base).abs().max() > 0.02
