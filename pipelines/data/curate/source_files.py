@@ -84,9 +84,10 @@ def list_source_files(source: str) -> list[SourceFile]:
         ConfigError: The source is a file, but not a zip, or has a path that an address cannot express.
     """
     root = storage.absolute(source)
-    if storage.is_local(source) and Path(root).is_file() and not is_zip(root):
+    is_file = storage.is_local(source) and Path(root).is_file()
+    if is_file and not is_zip(root):
         raise ConfigError(f"source={source!r}: is not a folder; set the folder that holds the images or shards")
-    uris = storage.list_files(source)
+    uris = [] if is_file else storage.list_files(source)
     if not uris and is_zip(root) and storage.exists(source):
         uris = [root]
     files = []
