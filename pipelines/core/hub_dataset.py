@@ -17,7 +17,7 @@ from pipelines.core.range_file import RangeFile
 
 CHUNK = 32 << 20
 """Bytes per request: large, because the hub limits the number of requests per five minutes"""
-RETRIES = {"max_retries": 8, "base_wait_time": 1.0, "max_wait_time": 30.0}
+RETRIES: dict[str, Any] = {"max_retries": 8, "base_wait_time": 1.0, "max_wait_time": 30.0}
 """Arguments of `huggingface_hub.utils.http_backoff`, which also waits as long as a 429 answer demands"""
 SECONDS = 60
 """Timeout of a request"""
@@ -166,9 +166,11 @@ def _list_commit(repository: str, commit: str, folder: str, recursive: bool) -> 
     from huggingface_hub import HfApi
     from huggingface_hub.errors import EntryNotFoundError
 
-    options = {"recursive": recursive, "revision": commit, "repo_type": "dataset"}
     try:
-        return {entry.path: entry for entry in HfApi().list_repo_tree(repository, folder or None, **options)}
+        entries = HfApi().list_repo_tree(
+            repository, folder or None, recursive=recursive, revision=commit, repo_type="dataset"
+        )
+        return {entry.path: entry for entry in entries}
     except EntryNotFoundError:
         return {}
 
