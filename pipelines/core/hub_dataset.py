@@ -166,9 +166,11 @@ def _list_commit(repository: str, commit: str, folder: str, recursive: bool) -> 
     from huggingface_hub import HfApi
     from huggingface_hub.errors import EntryNotFoundError
 
-    options: dict[str, Any] = {"recursive": recursive, "revision": commit, "repo_type": "dataset"}
     try:
-        return {entry.path: entry for entry in HfApi().list_repo_tree(repository, folder or None, **options)}
+        entries = HfApi().list_repo_tree(
+            repository, folder or None, recursive=recursive, revision=commit, repo_type="dataset"
+        )
+        return {entry.path: entry for entry in entries}
     except EntryNotFoundError:
         return {}
 

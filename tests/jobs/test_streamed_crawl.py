@@ -115,16 +115,18 @@ def test_published_set_is_curated_without_its_tars_on_disk(published, tmp_path):
         (tmp_path / name).mkdir()
     disk = DiskUse(tmp_path / "scratch", tmp_path / "hf")
     with serve_hub(published) as hub:
-        hub.token, hub.delay = TOKEN, 0.3
+        hub.token, hub.delay = TOKEN, 0.1
         disk.start()
         for kill in range(5):
             before = summaries(tmp_path)
             job, deadline = start(tmp_path), time.monotonic() + 240
-            while len(summaries(tmp_path)) < 3 * (kill + 1):
-                assert job.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
-                time.sleep(0.02)
-            os.killpg(job.pid, signal.SIGKILL)
-            job.wait()
+            try:
+                while len(summaries(tmp_path)) < 3 * (kill + 1):
+                    assert job.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
+                    time.sleep(0.02)
+            finally:
+                os.killpg(job.pid, signal.SIGKILL)
+                job.wait()
             after = summaries(tmp_path)
             assert len(after) < SHARDS and after.items() >= before.items()
         assert start(tmp_path).wait(240) == 0, (tmp_path / "log").read_text()[-3000:]

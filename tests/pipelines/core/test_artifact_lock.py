@@ -106,7 +106,7 @@ def test_a_lease_that_is_renewed_is_not_taken(s3, monkeypatch, caplog):
 def test_an_answer_that_is_lost_does_not_make_a_job_wait_for_itself(faulty_s3, monkeypatch, caplog):
     """The object was written, the answer is an error: the next attempt finds one there, which is its own."""
     uri, server = faulty_s3
-    store, lost = server.moto, []
+    store, lost = server.application, []
 
     def lose_the_first_answer(environ, start_response):
         if lost or environ["REQUEST_METHOD"] != "PUT":
@@ -115,7 +115,7 @@ def test_an_answer_that_is_lost_does_not_make_a_job_wait_for_itself(faulty_s3, m
         start_response("503 Slow Down", [("Content-Type", "application/xml")])
         return [b"<Error><Code>SlowDown</Code><Message>lost</Message></Error>"]
 
-    monkeypatch.setattr(server, "moto", lose_the_first_answer)
+    monkeypatch.setattr(server, "application", lose_the_first_answer)
     with hold_artifact_lock(uri):
         assert lost and server.count("PUT") == 2
     assert "already building" not in caplog.text
