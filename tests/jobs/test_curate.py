@@ -42,8 +42,9 @@ def test_whole_process_at_the_command_line(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == (
-        "error: filter={}: unknown key; allowed here: buckets, columns, crop, encoding, filters, held_out_every, "
-        "labels, linear_light, near_duplicate_bits, resources, rows_per_file, run, source\n"
+        "error: filter={}: unknown key; allowed here: buckets, captions, columns, crop, encoding, filters, "
+        "held_out_every, horizontal_flips, labels, linear_light, near_duplicate_bits, resources, rows_per_file, run, "
+        "source\n"
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml"]
 

@@ -35,7 +35,7 @@ def validator(request):
     subspace = Subspace.load(MODELS / "toy_asymflow" / SUBSPACE)
     model = request.param.from_latent(load_transformer(BASE, torch.float32), subspace)
     model.add_lora(2, dropout=0.5)
-    settings = Validation(steps=1, guidance=2.0)
+    settings = Validation(steps=2, guidance=2.0)
     return Validator(settings, model.train(), Held(), None, torch.zeros(1, 96), BASE, torch.device("cpu"))
 
 
@@ -46,14 +46,14 @@ def test_images_do_not_depend_on_dropout_and_the_training_goes_on(validator):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_at_the_start_the_average_is_the_base_and_later_it_is_not(validator):
+def test_the_base_stays_while_the_average_changes(validator):
     noise = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    model, text = validator.model.eval(), validator.text
     with torch.no_grad():
-        base, now = (
-            sample(noise, validator.text) for sample in (validator._base, validator.model.eval() and validator._now)
-        )
-        torch.testing.assert_close(now, base, rtol=0, atol=5e-3)
-        for parameter in validator.model.trainable().values():
+        base, before = validator._base(noise, text), validator._now(noise, text)
+        if isinstance(model, LatentFlux2):  # pixel models are clamped to the gamut at each step
+            torch.testing.assert_close(before, base, rtol=0, atol=1e-3)
+        for parameter in model.trainable().values():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-        torch.testing.assert_close(validator._base(noise, validator.text), base)
-        assert (validator._now(noise, validator.text) - base).abs().max() > 0.02
+        torch.testing.assert_close(validator._base(noise, text), base, rtol=0, atol=1e-5)
+        assert (validator._now(noise, text) - before).abs().max() > 0.02
