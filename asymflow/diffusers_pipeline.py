@@ -75,7 +75,7 @@ class AsymFlux2KleinPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
 
     Examples:
         >>> pipeline = AsymFlux2KleinPipeline.from_pretrained("models/toy_klein", adapter="models/toy_asymflow")
-        >>> pipeline("an emoji of tiger face on light blue").images[0].save("tiger.png")
+        >>> pipeline("an emoji of grinning face on light blue").images[0].save("smile.png")
     """
 
     model_cpu_offload_seq = "text_encoder->transformer"

@@ -25,7 +25,7 @@ for path in sorted(Path("asymflow").rglob("*.py")):
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
 
 pipeline = AsymFlux2KleinPipeline.from_pretrained("models/toy_klein", adapter="models/toy_asymflow")
-image = pipeline("an emoji of tiger face on light blue", num_inference_steps=2).images[0]
+image = pipeline("an emoji of grinning face on light blue", num_inference_steps=2).images[0]
 heavy = [m for m in ("boto3", "deepspeed", "mlflow", "pyarrow", "ray", "torchvision") if importlib.util.find_spec(m)]
 refused = ""
 try:

@@ -38,7 +38,7 @@ def test_samples_of_a_straight_path_are_its_data(steps):
     found = sample_latents(
         lambda x_t, sigma, text, mask: noise - x_0, noise, [EMPTY] * 2, EMPTY, Guidance(1.0), steps, shift=3.0
     )
-    torch.testing.assert_close(found, x_0)
+    torch.testing.assert_close(found, x_0, rtol=0, atol=1e-3)  # UniPC starts at sigma = 1 - 1e-4
 
 
 def test_a_latent_model_computes_in_its_own_type_and_returns_float32(tiny_transformer):

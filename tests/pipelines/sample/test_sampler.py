@@ -80,7 +80,7 @@ def test_a_latent_model_without_a_subspace():
 
 @pytest.fixture(scope="module")
 def sampler():
-    return PipelineSampler(BASE, ADAPTER)
+    return PipelineSampler(BASE, str(ADAPTER))
 
 
 @pytest.mark.parametrize("model", ["pixel", "latent"])

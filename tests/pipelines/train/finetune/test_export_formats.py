@@ -25,25 +25,17 @@ def test_formats_are_converted_into_each_other(tmp_path):
     assert torch.equal(subspaces[0].A, subspaces[1].A)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("released", ""), "--out: missing, the folder or s3:// URI to write to"),
-        (("merged", "out"), "--base: missing, the folder of the latent model"),
-        (("merged", "out", "absent"), "base='absent': no such folder"),
-    ],
-)
-def test_missing_arguments_are_named_before_anything_is_written(tmp_path, monkeypatch, arguments, message):
+def test_a_missing_base_is_named_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=message):
-        convert(ADAPTER, *arguments)
+    with pytest.raises(ConfigError, match="base='absent': no such folder"):
+        convert(ADAPTER, "merged", "out", "absent")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["AsymZImageTransformer2DModel", None])
 def test_comfyui_knows_the_names_of_flux2_alone(name):
     check_comfyui({"_class_name": "AsymFlux2Transformer2DModel"})
-    with pytest.raises(ConfigError, match=f"--format comfyui: not supported for a {name}; use --format released"):
+    with pytest.raises(ConfigError, match=f"format=comfyui: not supported for a {name}; use format=released"):
         check_comfyui({"_class_name": name})
 
 
@@ -59,5 +51,5 @@ def test_a_base_without_weights_or_of_another_type_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="its transformer has no safetensors file"):
         stored_type(str(tmp_path))
     save_file({"w": torch.zeros(2, dtype=torch.int8)}, tmp_path / "transformer/model.safetensors")
-    with pytest.raises(ConfigError, match="its transformer is stored as I8; give the --dtype to merge in"):
+    with pytest.raises(ConfigError, match="its transformer is stored as I8; give the dtype to merge in"):
         stored_type(str(tmp_path))
