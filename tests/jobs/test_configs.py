@@ -96,7 +96,7 @@ def test_text_padding_of_encodings_and_finetunes_agrees():
 
 def test_a_step_and_its_settings_have_one_name():
     jobs = {path.stem for path in (ROOT.parent).glob("*.py")}
-    assert {path.parent.name for path in CONFIGS} <= set(SETTINGS) < jobs
+    assert {path.parent.name for path in CONFIGS} <= set(SETTINGS) == jobs
     for name, step in STEPS.items():
         assert SETTINGS[name] is step.settings and name == step.name and step.inputs == step.settings.inputs
     assert tuple(STEPS) == WORKFLOW
