@@ -56,3 +56,12 @@ def test_text_encoded_on_the_fly_gives_the_same_loss_curve(training, tiny_workfl
     artifact = run_step(training.step, finetune).artifact
     assert artifact.manifest["inputs"]["encoded"] == encoded.id != plain.manifest["inputs"]["encoded"]
     assert curve(artifact) == pytest.approx(curve(plain), rel=1e-3)  # the last bit of bfloat16
+
+
+@pytest.mark.parametrize("training", ["finetune"], indirect=True)
+def test_a_quantized_base_is_another_run_with_almost_the_same_loss_curve(training, tmp_path, plain):
+    settings = training.settings_for(tmp_path, zero_stage=0, without_validation=False, **TWO)
+    artifact = run_step(training.step, settings.model_copy(update={"base_quantization": "nf4"})).artifact
+    assert artifact.id != plain.id
+    assert curve(artifact) == pytest.approx(curve(plain), rel=0.2)
+    assert curve(artifact) != pytest.approx(curve(plain), rel=1e-4)
