@@ -1,25 +1,20 @@
-"""A seekable file whose bytes a store returns in ranges."""
+"""Seekable files, and those whose bytes a store returns in ranges."""
 
 import io
 from abc import abstractmethod
 from typing import Any
 
 
-class RangeFile(io.RawIOBase):
-    """Seekable file over a stored object, read in ranges.
+class SeekableFile(io.RawIOBase):
+    """File to read, whose position is set without reading.
 
     Args:
-        uri: The object, for messages.
+        uri: The file, for messages.
         size: Its size in bytes.
-        chunk: Maximum number of bytes per request.
     """
 
-    def __init__(self, uri: str, size: int, chunk: int):
-        self.uri, self.size, self.chunk, self.position = uri, size, chunk, 0
-
-    @abstractmethod
-    def read_range(self, start: int, size: int) -> bytes:
-        """Return exactly `size` bytes from `start`. Raises StorageError if the store does not return them."""
+    def __init__(self, uri: str, size: int):
+        self.uri, self.size, self.position = uri, size, 0
 
     def readable(self) -> bool:
         """Return True."""
@@ -40,6 +35,24 @@ class RangeFile(io.RawIOBase):
             raise ValueError(f"{self.uri}: cannot seek to {start + offset}")
         self.position = start + offset
         return self.position
+
+
+class RangeFile(SeekableFile):
+    """Seekable file over a stored object, read in ranges.
+
+    Args:
+        uri: The object, for messages.
+        size: Its size in bytes.
+        chunk: Maximum number of bytes per request.
+    """
+
+    def __init__(self, uri: str, size: int, chunk: int):
+        super().__init__(uri, size)
+        self.chunk = chunk
+
+    @abstractmethod
+    def read_range(self, start: int, size: int) -> bytes:
+        """Return exactly `size` bytes from `start`. Raises StorageError if the store does not return them."""
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer with the bytes of at most one request; return their number, 0 at the end."""

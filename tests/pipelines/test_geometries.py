@@ -138,18 +138,18 @@ def test_lifted_trained_and_latent_models_are_sampled(made, tmp_path):
     model.add_lora(2, dropout=0.0)
     size = {"height": 64, "width": 96}
     save_adapter(model, tmp_path, SamplingDefaults(**size, num_inference_steps=2, guidance_scale=2.0, shift=3.0))
-    painter = PipelineSampler(made.base, str(tmp_path))
-    assert painter.pipeline.patch_size == made.patch_size
-    drawing = SamplingParameters(**size, steps=2, guidance=2.0, shift=3.0)
-    for paint in (painter.pixel, painter.latent):
-        images = paint(CAPTIONS, [3, 4], drawing)
+    sampler = PipelineSampler(made.base, str(tmp_path))
+    assert sampler.pipeline.patch_size == made.patch_size
+    parameters = SamplingParameters(**size, steps=2, guidance=2.0, shift=3.0)
+    for sample in (sampler.pixel, sampler.latent):
+        images = sample(CAPTIONS, [3, 4], parameters)
         assert images.shape == (2, 3, 64, 96) and torch.isfinite(images).all()
     with pytest.raises(ValueError, match=f"is not a multiple of {made.patch_size}"):
-        painter.pipeline("picture 1", height=made.patch_size + 1, width=96)
+        sampler.pipeline("picture 1", height=made.patch_size + 1, width=96)
     untrained = AsymFlux2KleinPipeline.from_pretrained(made.base, subspace=made.subspace)
     untrained.set_progress_bar_config(disable=True)
     assert untrained("picture 1", **size, num_inference_steps=1, output_type="pt").images.shape == (1, 3, 64, 96)
-    painter.pipeline.save_pretrained(tmp_path / "merged")
+    sampler.pipeline.save_pretrained(tmp_path / "merged")
     assert read_patch_size(str(tmp_path / "merged")) == read_patch_size(made.base) == made.patch_size
 
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 
 from pipelines.core import storage
 from pipelines.data.curate.columns import MissingColumn, find_columns_of_schema
-from pipelines.data.curate.parquet_reader import DAMAGE, DAMAGED, NOT_READABLE, raise_if_of_store, sample_of_row
+from pipelines.data.curate.parquet_reader import DAMAGE, DAMAGED, explain_unopened, raise_if_of_store, sample_of_row
 from pipelines.data.curate.samples import Columns, Sample
-from pipelines.data.curate.source_files import BadFile, SourceReader, path_of, split_address
+from pipelines.data.curate.source_files import SourceReader, path_of, split_address
 
 _FILE = b"ARROW1"
 _END = b"\xff\xff\xff\xff\0\0\0\0"
@@ -65,12 +65,8 @@ def read_arrow(shard: str, columns: Columns) -> Iterator[Sample]:
     with ExitStack() as stack:
         try:
             batches = stack.enter_context(open_arrow(shard))
-        except BadFile as error:
-            yield Sample("", problem=str(error))
-            return
         except DAMAGE as error:
-            raise_if_of_store(error)
-            yield Sample("", problem=NOT_READABLE)
+            yield Sample("", problem=explain_unopened(error))
             return
         try:
             found, reason = find_columns_of_schema(columns, path_of(shard), batches.schema), ""

@@ -16,7 +16,7 @@ FAILED = "failed download"
 DAMAGED = "damaged shard"
 NOT_READABLE = "no readable shard"
 DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
-"""Errors of reading damaged bytes; text that is not UTF-8 is a ValueError"""
+"""Errors of reading damaged bytes; text that is not UTF-8 and BadFile are ValueErrors"""
 
 
 def read_parquet(shard: str, columns: Columns) -> Iterator[Sample]:
@@ -29,12 +29,8 @@ def read_parquet(shard: str, columns: Columns) -> Iterator[Sample]:
         try:
             stream = stack.enter_context(stack.enter_context(SourceReader()).open_table(shard))
             file = pq.ParquetFile(stream, buffer_size=1 << 20)  # a row group may be gigabytes: read it by pages
-        except BadFile as error:
-            yield Sample("", problem=str(error))
-            return
         except DAMAGE as error:
-            raise_if_of_store(error)
-            yield Sample("", problem=NOT_READABLE)
+            yield Sample("", problem=explain_unopened(error))
             return
         size = stream.seek(0, 2)
         try:
@@ -138,6 +134,14 @@ class Metadata:
     def missing(self) -> Iterator[tuple[str, bool]]:
         """Yield (key, whether its download failed) of the samples that were not found."""
         yield from self._expected.values()
+
+
+def explain_unopened(error: Exception) -> str:
+    """Return the reason why a shard cannot be opened, given one of DAMAGE. Raises the error if the store caused it."""
+    if isinstance(error, BadFile):
+        return str(error)
+    raise_if_of_store(error)
+    return NOT_READABLE
 
 
 def raise_if_of_store(error: BaseException) -> None:

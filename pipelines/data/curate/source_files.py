@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from pipelines.core import storage
 from pipelines.core.config import ConfigError
+from pipelines.core.range_file import SeekableFile
 from pipelines.data.curate.samples import LARGEST_FILE
 
 IN_ZIP = "!/"
@@ -259,26 +260,13 @@ def split_address(address: str) -> tuple[str, str]:
     return (address[: at + 4], address[at + 4 + len(IN_ZIP) :]) if at >= 0 else (address, "")
 
 
-class _Member(io.RawIOBase):
+class _Member(SeekableFile):
     """A member of a zip as a seekable file, whose end is where its data is damaged."""
 
     def __init__(self, file: Any, size: int):
-        self.file, self.size, self.position = file, size, 0
+        super().__init__(file.name, size)
+        self.file = file
         self.is_damaged = False
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        self.position = max(0, start + offset)
-        return self.position
 
     def readinto(self, buffer: Any) -> int:
         try:

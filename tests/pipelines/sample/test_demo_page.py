@@ -31,7 +31,7 @@ MODELS = ("latent", "pixel")
 
 
 @pytest.fixture(scope="module")
-def painter():
+def sampler():
     return PipelineSampler(BASE, ADAPTER)
 
 
@@ -87,12 +87,14 @@ def metadata(browser, model):
         return read_metadata(answer.read())
 
 
-def test_both_images_from_the_same_noise(page, browser, painter):
+def test_both_images_from_the_same_noise(page, browser, sampler):
     browser.get(page.url)
     shown = draw(browser, prompt=PROMPT, negative_prompt="green", seed=7, steps=3, guidance=3, width=80, height=48)
-    drawing = SamplingParameters(48, 80, steps=3, guidance=3.0, shift=painter.defaults.shift, negative_prompt="green")
+    parameters = SamplingParameters(
+        48, 80, steps=3, guidance=3.0, shift=sampler.defaults.shift, negative_prompt="green"
+    )
     for model, image in zip(MODELS, shown, strict=True):
-        (expected,) = to_pil_images(getattr(painter, model)([PROMPT], [7], drawing))
+        (expected,) = to_pil_images(getattr(sampler, model)([PROMPT], [7], parameters))
         assert image.format == "PNG" and image.size == (80, 48)
         difference = ImageChops.difference(image.convert("RGB"), expected)
         assert max(high for _, high in difference.getextrema()) <= 1  # rounding: the page's weights lie elsewhere
@@ -146,27 +148,27 @@ def test_requests_from_other_sites_are_refused(page):
         ({"guidance": 1e9}, "guidance=1000000000.0: must be from 1 to "),
     ],
 )
-def test_what_a_request_may_cost(painter, tmp_path, form, message):
-    demo_sampler = DemoSampler(painter, SafetyFilter(Safety(), "cpu"), tmp_path)
+def test_what_a_request_may_cost(sampler, tmp_path, form, message):
+    demo_sampler = DemoSampler(sampler, SafetyFilter(Safety(), "cpu"), tmp_path)
     with pytest.raises(ConfigError, match=message):
         demo_sampler.read(**{"prompt": PROMPT, "seed": 0, **form})
 
 
 def test_a_merged_model_has_no_latent_one_beside_it(tmp_path):
     gradio = pytest.importorskip("gradio")
-    painter = PipelineSampler(convert(ADAPTER, "merged", str(tmp_path / "merged"), BASE))
-    demo_sampler = DemoSampler(painter, SafetyFilter(Safety(), "cpu"), tmp_path)
+    sampler = PipelineSampler(convert(ADAPTER, "merged", str(tmp_path / "merged"), BASE))
+    demo_sampler = DemoSampler(sampler, SafetyFilter(Safety(), "cpu"), tmp_path)
     names = {part["props"].get("elem_id") for part in build_page(gradio, demo_sampler).config["components"]}
     assert {"prompt", "pixel", "details"} <= names and not {"latent", "beside"} & names
     files, about = demo_sampler.sample(demo_sampler.read(PROMPT, 0, steps=2), lambda model, done: None)
     assert list(files) == ["pixel"] and about["flagged"] == {"pixel": False}
 
 
-def test_flagged_images_are_black(painter, tmp_path):
+def test_flagged_images_are_black(sampler, tmp_path):
     def flag_all(pictures):
         return [Image.new("RGB", p.size) for p in pictures], [True] * len(pictures)
 
-    demo_sampler = DemoSampler(painter, flag_all, tmp_path)
+    demo_sampler = DemoSampler(sampler, flag_all, tmp_path)
     done = []
     files, about = demo_sampler.sample(
         demo_sampler.read(PROMPT, 0, steps=2, latent=True), lambda *step: done.append(step)

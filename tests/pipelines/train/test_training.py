@@ -63,5 +63,5 @@ def test_a_quantized_base_is_another_run_with_almost_the_same_loss_curve(trainin
     settings = training.settings_for(tmp_path, zero_stage=0, without_validation=False, **TWO)
     artifact = run_step(training.step, settings.model_copy(update={"base_quantization": "nf4"})).artifact
     assert artifact.id != plain.id
-    assert curve(artifact) == pytest.approx(curve(plain), rel=0.2)
-    assert curve(artifact) != pytest.approx(curve(plain), rel=1e-4)
+    assert curve(artifact) == pytest.approx(curve(plain), rel=1e-3)
+    assert curve(artifact) != curve(plain)
