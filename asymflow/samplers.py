@@ -25,9 +25,7 @@ UNIPC = {"solver_order": 2, "solver_type": "bh2"}
 _X_0_ON_FLOW = {"prediction_type": "sample", "use_flow_sigmas": True}
 
 
-def noise_for(
-    seed: int, index: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
+def noise_for(seed: int, index: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Return the starting noise of one sample of a run, the same in any batch and on any worker.
 
     Args:
@@ -46,9 +44,7 @@ def noise_for(
     return torch.randn(shape, generator=generator, dtype=dtype)
 
 
-def _denoise(
-    velocity: Velocity, x_t: torch.Tensor, sigma: torch.Tensor, transform_x_0: Transform
-) -> torch.Tensor:
+def _denoise(velocity: Velocity, x_t: torch.Tensor, sigma: torch.Tensor, transform_x_0: Transform) -> torch.Tensor:
     """Return x_0 at x_t, transformed."""
     batch_sigma = sigma.to(device=x_t.device, dtype=x_t.dtype).expand(x_t.shape[0])
     x_0 = x_0_from_u(velocity(x_t, batch_sigma), x_t, batch_sigma)

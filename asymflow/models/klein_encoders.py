@@ -80,9 +80,7 @@ class KleinText:
         self.width = len(HIDDEN_STATES) * text_encoder.config.hidden_size
 
     @classmethod
-    def load(
-        cls, folder: str, device: str, dtype: torch.dtype, max_tokens: int, padding: str = "none"
-    ) -> "KleinText":
+    def load(cls, folder: str, device: str, dtype: torch.dtype, max_tokens: int, padding: str = "none") -> "KleinText":
         """Load the text encoder of a pipeline folder.
 
         Args:

@@ -15,4 +15,3 @@ known_answers.py  self-test of the measures
 
 Importing the package loads no module: scoring actors need no generative model, and start in half the time.
 """
-

@@ -25,9 +25,7 @@ def grid_of(images: Sequence[Image.Image], columns: int, scale: int = 1, gap: in
     return canvas
 
 
-def side_by_side(
-    columns: Mapping[str, Sequence[Image.Image]], captions: Sequence[str], scale: int = 2
-) -> Image.Image:
+def side_by_side(columns: Mapping[str, Sequence[Image.Image]], captions: Sequence[str], scale: int = 2) -> Image.Image:
     """Return an image grid with one row per caption and one titled column per source."""
     names = list(columns)
     flat = [columns[name][row] for row in range(len(captions)) for name in names]

@@ -66,9 +66,7 @@ def test_flow_matching_loss():
 
 def test_omega():
     sigma = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
-    assert torch.allclose(
-        omega(sigma, 0.3), torch.tensor([1, 0.36 / (0.36 + 0.12**2), 0], dtype=torch.float64)
-    )
+    assert torch.allclose(omega(sigma, 0.3), torch.tensor([1, 0.36 / (0.36 + 0.12**2), 0], dtype=torch.float64))
     for kappa in (None, -1.0):
         assert not omega(sigma, kappa).any()
     assert torch.equal(omega(sigma, 0.0), torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
@@ -83,9 +81,7 @@ def test_lambda_is_optimal(granularity):
     assert lam.shape == (2, 4, groups) and (0 < lam).all() and (lam < 1).all()
 
     def residual(weights):
-        return (
-            d.unflatten(-1, (groups, -1)) - weights.unsqueeze(-1) * d_low.unflatten(-1, (groups, -1))
-        ).square()
+        return (d.unflatten(-1, (groups, -1)) - weights.unsqueeze(-1) * d_low.unflatten(-1, (groups, -1))).square()
 
     best = residual(lam).sum(-1)
     for change in (-1e-3, 1e-3, 0.3):
@@ -131,9 +127,7 @@ def test_vr_loss_gradient_flows_to_the_student_alone():
     # The gradient of a fixed target: -2 residual / sigma^2 / count, with the floor on sigma.
     weights = ((1 - omega(sigma)).view(-1, 1, 1) * lam) * (x_0_low - x_0_low_hat).detach()
     residual = (x_0 - x_0_hat).detach() - weights
-    expected = (
-        -2 * residual / torch.tensor([0.05, 0.7], dtype=torch.float64).view(-1, 1, 1) ** 2 / residual.numel()
-    )
+    expected = -2 * residual / torch.tensor([0.05, 0.7], dtype=torch.float64).view(-1, 1, 1) ** 2 / residual.numel()
     assert torch.allclose(x_0_hat.grad, expected)
 
 
@@ -199,9 +193,7 @@ def test_perceptual_loss_by_hand():
             for n in range(6):
                 row, column = 4 * (n // 3), 4 * (n % 3)
                 gate = lam[b, n].square().mean().sqrt()
-                expected[b] += (
-                    weight[b] * gate * distance[b, 0, row : row + 4, column : column + 4].sum() / 96
-                )
+                expected[b] += weight[b] * gate * distance[b, 0, row : row + 4, column : column + 4].sum() / 96
         each = perceptual_loss(distance, lam, sigma, patch_size=4, reduction="none")
         assert torch.allclose(each, expected)
         assert torch.allclose(perceptual_loss(distance, lam, sigma, patch_size=4), expected.mean())

@@ -239,4 +239,3 @@ def rows_of(folder: Path, columns: list[str]) -> list[dict]:
 
 def item_of(name: str, place: str, label: int | None) -> str:
     return json.dumps([name, place, label])
-

@@ -1,6 +1,5 @@
 """GenEval's detector of transformers' own class, at tiny size and with random weights."""
 
-
 import torch
 
 

@@ -26,7 +26,9 @@ def write_pretrained(folder: Path, **sections) -> tuple[Artifact, dict[str, Tens
     tree = {"curated": "runs/curate/x", "classes": 4, "network": NETWORK, "subspace": {"rank": 6, "kind": "random"}}
     settings = validate(PretrainSettings, {**tree, **sections})
     subspace = Subspace(torch.eye(settings.jit.patch_dim, 6), 1.0, LAYOUT, SrgbSpace(), {})
-    average = {name: torch.randn_like(p) for name, p in PixelJiT(settings.jit, subspace).trainable().items()}
+    generator, trainable = torch.Generator().manual_seed(0), PixelJiT(settings.jit, subspace).trainable()
+    # small values: with greater ones every sampled pixel is -1 or 1, whatever its class and seed
+    average = {name: 0.1 * torch.randn(p.shape, generator=generator) for name, p in trainable.items()}
     subspace.save(folder / SUBSPACE)
     save_file(average, folder / AVERAGE)
     (folder / SUMMARY).write_text('{"size": [32, 32]}')

@@ -2,6 +2,7 @@ import threading
 import time
 
 import pytest
+from tenacity import stop_after_attempt
 
 from pipelines.core import storage
 from pipelines.train.run_lease import LeaseMonitor, RunLease, WorkerSignal
@@ -36,16 +37,22 @@ def test_a_lease_monitor_detects_a_stop_during_an_outage_and_a_newer_attempt_aft
     lease_monitor.close()
 
 
-def test_failed_polls_are_not_retried(faulty_s3, caplog):
+def test_failed_polls_are_not_retried(faulty_s3, caplog, monkeypatch):
     """The next poll is a second away: with eight retries each, an outage would fill the log."""
     uri, server = faulty_s3
-    lease_monitor = LeaseMonitor(RunLease.claim(uri), lambda: False)
+    lease = RunLease.claim(uri)
+    lease_monitor = LeaseMonitor(lease, lambda: False)
     server.slow_down("(GET|HEAD) .*attempt.json")
     server.requests.clear()
     time.sleep(2.5)
     lease_monitor.close()
     assert 1 <= server.count("(GET|HEAD) .*attempt.json") <= 4
-    assert "retrying" not in caplog.text
+    polled = storage.join(uri, ".train", "attempt.json")  # the log also has the retries of other tests' uploads
+    assert f"{polled}: attempt" not in caplog.text
+    monkeypatch.setattr("pipelines.core.s3.RETRIES.stop", stop_after_attempt(2))
+    with pytest.raises(storage.StorageError):
+        lease.is_fenced()
+    assert f"{polled}: attempt" in caplog.text
 
 
 def test_a_hanging_poll_does_not_hide_a_stop():
