@@ -62,7 +62,7 @@ def photographs() -> list[Image.Image]:
 
 
 def make_shard(number: int, count: int, size: int, folder: Path) -> None:
-    """`count` different crops of the photographs, sides from `size` to 1.4 times that, as img2dataset writes them."""
+    """Write `count` different crops of the photographs, sides from `size` to 1.4 times that, in img2dataset's layout."""
     rng, sources = random.Random(number), photographs()
 
     def pictures() -> Iterable[DemoImage]:
@@ -182,7 +182,7 @@ def multiplier(size: int = 2048) -> Callable[[int], int]:
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """All curated images in memory as bytes, so that the plain loop need not read them."""
+    """All curated images in memory as bytes, so that the plain loop does not read files."""
 
     def __init__(self, encoded: list[bytes]):
         self.encoded = encoded

@@ -2,8 +2,8 @@
 
     python benchmarks/evaluation.py CURATED [--prompts 128] [--rounds 3] [--scratch FOLDER]
 
-CURATED is a curate artifact (`ls -d runs/demo/curate/*`). Each is timed as a whole process: imports, models, images,
-scores, distances. The plain loop is one process with one thread; it writes no files and computes no intervals. The
+CURATED is a curate artifact (`ls -d runs/demo/curate/*`). Each is timed as a whole process, from imports to
+distances. The plain loop is one process with one thread; it writes no files and computes no intervals. The
 suite has one actor with one thread in each pool, and writes all images and scores, the table with its intervals, the
 image grids and the MLflow run.
 """
@@ -25,7 +25,7 @@ REPEATS, STEPS, BATCH = 3, 16, 32
 
 
 def plain(curated: str, prompts: int) -> None:
-    """The loop: models one after the other, batch by batch, and the measures of the suite on what is in memory."""
+    """Run the loop: one model after the other, batch by batch, then the suite's measures on the images in memory."""
     import torch
 
     torch.set_num_threads(1)

@@ -1,22 +1,23 @@
-"""Does the teacher's forward pass pay? The gradient's variance by noise level, with and without variance reduction.
+"""Variance of the gradient by noise level, with and without variance reduction: is the teacher's forward pass worth it?
 
     python benchmarks/gradient_variance.py BASE ADAPTER CURATED [--finetune ARTIFACT] [--out FILE.png]
 
-The same images are given many draws of noise at each noise level. Every draw has two gradients of all trained values,
-by the finetune's own objective: of flow matching, and of the variance-reduced loss without a perceptual term (with
-lambda 0 they are one loss, but below sigma 0.05). Both are taken at the untrained lift of BASE and at ADAPTER. CURATED
-is a curate artifact (`ls -d runs/demo/curate/*`), whose first training images are taken. `--finetune` names a finished
-finetune: lambda is then measured at its checkpoints, too (`checkpoints.keep_every` keeps some for good).
+The same images are given many draws of noise at each noise level. For each draw, the finetune's objective is
+differentiated twice: plain flow matching, and the variance-reduced loss without a perceptual term. With lambda = 0 both
+are the same loss, except below sigma = 0.05. Both are measured at the untrained lift
+of BASE and at ADAPTER, on the first training images of CURATED, a curate artifact (`ls -d runs/demo/curate/*`).
+`--finetune` names a finished finetune, at whose checkpoints lambda is measured, too (`checkpoints.keep_every` keeps
+some permanently).
 
-For each noise level the table, which is written beside the figure as text, has:
+The table has for each noise level (it is written beside the figure as a text file):
 
     variance    trace of the gradient's covariance over noise, variance reduced over plain, with its 95 % interval
     signal      squared length of the mean gradient over that trace, for plain flow matching and for variance reduction
     bias        length of the difference of both mean gradients over the length of the plain one
     lambda      mean over images and patches
 
-A step with variance reduction has the teacher's forward pass besides, about a third of a plain step
-(`benchmarks/train_step.py`): it pays where the variance falls to less than three quarters.
+Variance reduction adds the teacher's forward pass, about a third of a plain step (`benchmarks/train_step.py`). It is
+worth its cost where the variance falls below three quarters.
 """
 
 import argparse
@@ -69,7 +70,7 @@ class Samples:
 
 @dataclass
 class Spread:
-    """Mean and variance of vectors that come one by one, in groups of GROUP; no more than two are held."""
+    """Running mean and variance of vectors, in groups of GROUP; at most two vectors are in memory."""
 
     traces: list[float] = field(default_factory=list)
     """Of the covariance, an unbiased estimate from each group"""
@@ -93,7 +94,7 @@ class Spread:
 
     @property
     def mean_square(self) -> float:
-        """Squared length of the mean, without what noise adds to it; not below 0."""
+        """Squared length of the mean, corrected for the noise of its estimate; at least 0."""
         assert self.total is not None
         count = len(self.traces) * GROUP
         return max(0.0, float((self.total / count).square().sum()) - self.trace / count)
@@ -101,7 +102,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Level:
-    """What was found at one noise level of one model."""
+    """Results at one noise level of one model."""
 
     sigma: float
     ratio: float
@@ -173,7 +174,7 @@ def read_samples(base: str, curated: Artifact, count: int) -> Samples:
 
 
 def lift(base: str, adapter: Path) -> AdaptedModel:
-    """Return the model that the adapter's training began with, but for its random matrices."""
+    """Return the model at the start of the adapter's training, except for the random initial values of LoRA."""
     tensors, _ = read_adapter(adapter)
     model = PixelFlux2.from_latent(load_transformer(base, "cpu"), find_subspace(adapter, tensors))
     ranks = [tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".lora_A.weight")]
@@ -184,7 +185,7 @@ def lift(base: str, adapter: Path) -> AdaptedModel:
 
 
 def stages(base: str, adapter: Path, finetune: str) -> Iterator[tuple[str, AdaptedModel, bool]]:
-    """Return names and models over training; and whether gradients are wanted of it, or lambda alone."""
+    """Return name and model of each stage of the training, and whether its gradients are measured or lambda alone."""
     yield "lift", lift(base, adapter), True
     if finetune:
         config = load_artifact(finetune, "finetune").manifest["config"]

@@ -1,12 +1,12 @@
-"""A training step of the true FLUX.2 klein 9B geometry on one GPU, by setting: time, MFU and HFU, peak memory.
+"""Training step of FLUX.2 klein 9B's geometry on one GPU, by setting: time, MFU, HFU and peak memory.
 
     python benchmarks/klein_9b.py [--settings plain,compile] [--batch 8] [--steps 10] [--scaled]
 
-Weights are random and made on the GPU; images are 1024 x 1024 (4,096 tokens) with 512 tokens of text. A step is what
-the finetune does: variance-reduced loss, backward pass, DeepSpeed, optimizer, moving average. Each setting runs in a
-process of its own, with 1, 2, 4, ... images at once up to --batch, as far as they fit; its row is of the most. MFU
-counts what the method asks for, HFU also what gradient checkpointing computes again. "by plan" is what the finetune's
---dry-run says of the memory. Without a GPU, or with --scaled, a network of 2 + 4 blocks of width 256 takes its place.
+Weights are random and created on the GPU; images are 1024 x 1024 (4,096 tokens) with 512 tokens of text. A step is
+that of the finetune: variance-reduced loss, backward pass, DeepSpeed, optimizer and moving average. Each setting runs
+in a separate process with micro-batches of 1, 2, 4, ... up to --batch images; its row shows the largest one that fits. MFU
+counts the operations of the method, HFU also those that gradient checkpointing repeats. "by plan" is the memory that
+the finetune's --dry-run estimates. Without a GPU, or with --scaled, a network of 2 + 4 blocks of width 256 is used.
 """
 
 import argparse
@@ -84,7 +84,7 @@ SCALED = Shapes(
 
 
 def settings_of(name: str, shapes: Shapes) -> FinetuneSettings:
-    """One worker, one micro-batch a step. Raises ValueError where the settings do not go together."""
+    """Return settings of one worker and one micro-batch per step. Raises ValueError for invalid combinations."""
     given = dict(SETTINGS[name])
     perceptual = {"net": shapes.perceptual, "weights": "random"} if given.pop("perceptual", False) else None
     optimizer = given.pop("optimizer", "adam")
@@ -100,7 +100,7 @@ def settings_of(name: str, shapes: Shapes) -> FinetuneSettings:
 
 
 def make_model(settings: FinetuneSettings, shapes: Shapes):
-    """Made on the device in the type it computes in: 9B values in float32 would not fit into many a machine."""
+    """Create the model on the device in its compute type: 9B values in float32 exceed the memory of many machines."""
     from diffusers import Flux2Transformer2DModel  # after asymflow and its torchvision shim
 
     dtype, device = precision(settings.resources), "cuda" if CUDA else "cpu"
@@ -135,7 +135,7 @@ def make_batch(shapes: Shapes, images: int) -> Batch:
 
 
 def init_single_process() -> None:
-    """torch.distributed of this one process."""
+    """Initialize torch.distributed for this single process."""
     import deepspeed
 
     from pipelines.core.prebuild import put_ninja_on_path
@@ -151,7 +151,7 @@ def init_single_process() -> None:
 
 
 def measure(name: str, shapes: Shapes, most: int, steps: int) -> Iterator[dict[str, float]]:
-    """What each number of images at once takes, until they do not fit."""
+    """Yield the results of growing micro-batches until one does not fit."""
     from pipelines.train.engine import backward_and_step, make_engine
     from pipelines.train.finetune.task import make_objective, parameter_groups
     from pipelines.train.state import TrainableState
@@ -190,12 +190,12 @@ def measure(name: str, shapes: Shapes, most: int, steps: int) -> Iterator[dict[s
 
 
 def peak_bytes() -> int:
-    """So far: of tensors on a GPU, of the whole process (libraries too) on a CPU."""
+    """Peak memory so far: of tensors on a GPU, of the whole process (including libraries) on a CPU."""
     return torch.cuda.max_memory_allocated() if CUDA else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def worker(name: str, shapes: Shapes, most: int, steps: int) -> None:
-    """Print a line of JSON for each number of images that fits."""
+    """Print a line of JSON for each micro-batch that fits."""
     try:
         for row in measure(name, shapes, most, steps):
             print(json.dumps(row), flush=True)
@@ -204,7 +204,7 @@ def worker(name: str, shapes: Shapes, most: int, steps: int) -> None:
 
 
 def run_in_process(name: str, arguments: list[str]) -> dict[str, float] | str:
-    """The row of the most images that fit, or in words why there is none."""
+    """Return the row of the largest micro-batch that fits, or the reason why none does."""
     command = [sys.executable, __file__, "--worker", name, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith(('{"images"', '"'))]
@@ -217,7 +217,7 @@ def run_in_process(name: str, arguments: list[str]) -> dict[str, float] | str:
 
 
 def product_rate(size: int) -> float:
-    """Operations a second of square matrix products, in the type that the network computes in."""
+    """Return the operations per second of square matrix products in the network's compute type."""
     device, dtype = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
     a = torch.randn(size, size, device=device, dtype=dtype)
     times = []

@@ -1,13 +1,13 @@
-"""What an outage costs a training: MLflow killed, MLflow hung, S3 gone; and a stop (SIGTERM) in the middle of each.
+"""Cost of outages to a training: MLflow killed, MLflow hung, S3 unreachable, and a stop request (SIGTERM) during each.
 
     python benchmarks/outages.py [--seconds 60] [--batch 8] [--kinds "S3 down"]
 
-A finetune of the toy model as a job of its own, with a real MLflow server and moto's S3 on loopback; its inputs lie on
-this machine, its checkpoints in S3. For each kind of outage it trains undisturbed, through a whole outage, undisturbed
-again, and into a second outage, in the middle of which it gets a stop request; after that outage the same command
-resumes it. Printed are, for each window, the optimizer steps that took more than 2 s longer than the median and the
-seconds that they lost per minute; how long the stop took and which checkpoint it named; and whether MLflow has every
-step in the end.
+A finetune of the toy model runs as a job, with a real MLflow server and moto's S3 server on loopback. Its inputs are
+local, its checkpoints are in S3. For each kind of outage the job trains undisturbed, through a whole outage,
+undisturbed again, and into a second outage during which it receives a stop request; after that outage the same command resumes it.
+For each window the script prints the number of optimizer steps that took more than 2 s longer than the median and the
+seconds lost per minute; then how long the stop took, which checkpoint it named, and whether MLflow has every step at
+the end.
 """
 
 import argparse
@@ -49,7 +49,7 @@ TIMES = "ASYMFLOW_STEP_TIMES"
 
 
 def timed_loop(task: MakeTask, config: dict[str, Any]) -> dict[str, Any]:
-    """The finetune's loop; each step's begin is noted in a local file."""
+    """Run the finetune's loop and write the start time of each step to a local file."""
     from pipelines.train import loop
 
     class Timed(loop.Training):
@@ -63,7 +63,7 @@ def timed_loop(task: MakeTask, config: dict[str, Any]) -> dict[str, Any]:
 
 
 class Mlflow:
-    """A server that is killed, started again on the same store, and stopped by SIGSTOP."""
+    """An MLflow server that can be killed, restarted on the same store, and paused by SIGSTOP."""
 
     def __init__(self, folder: Path):
         self.port = free_port()
@@ -98,7 +98,7 @@ def step_times(file: Path) -> list[float]:
 
 
 def measure(times: list[float], begin: float, end: float, usual: float) -> list[str]:
-    """Steps that began or should have begun in a window: their number, those delayed, and what was lost a minute."""
+    """Return the number of steps of a window, the number of delayed ones, and the seconds lost per minute."""
     pairs = [(a, b - a) for a, b in zip(times, times[1:], strict=False) if begin <= a <= end]
     late = [seconds - usual for _, seconds in pairs if seconds - usual > BAR]
     longest = max((seconds for _, seconds in pairs), default=float("nan"))
@@ -106,7 +106,7 @@ def measure(times: list[float], begin: float, end: float, usual: float) -> list[
 
 
 def train_through(outage: Outage, config: Path, folder: Path, seconds: float, url: str) -> list[list[str]]:
-    """Rows of the table for one kind of outage."""
+    """Return the rows of the table for one kind of outage."""
     times, log = folder / "times", folder / "log"
 
     def start() -> subprocess.Popen:

@@ -1,9 +1,9 @@
-"""Time of a sampling step: the pixel pipeline against the stock latent one, of the same transformer and as many tokens.
+"""Time of a sampling step: the pixel pipeline against the stock latent one, with the same transformer and token count.
 
     python benchmarks/sampling.py                          # the shipped toy, on this processor
     python benchmarks/sampling.py --model 9b --device cuda # FLUX.2 klein's geometry with random weights, in bfloat16
 
-Both run with guidance, in turn, and take embeddings instead of prompts. Printed are the medians over rounds. `total` is
+Both run with guidance, alternately, on embeddings instead of prompts. Results are medians over rounds. `total` is
 the time of the whole image, including the decoding in the latent pipeline. `operations` is the ratio of the matrix
 products of one evaluation, computed from shapes: a lower bound of the ratio of the times where products dominate.
 """
@@ -47,7 +47,7 @@ def toy() -> tuple[Flux2Transformer2DModel, AutoencoderKLFlux2]:
 
 
 def klein_9b() -> tuple[Flux2Transformer2DModel, AutoencoderKLFlux2]:
-    """Time does not depend on the values: these are random. The autoencoder is the published one's geometry."""
+    """Return transformer and autoencoder of the published geometry; values are random, times do not depend on them."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("cuda"):
@@ -83,7 +83,7 @@ def seconds(run: Callable[[], object], device: str) -> float:
 
 
 def operations(model: str, side: int) -> float:
-    """Of an evaluation, pixel over latent."""
+    """Return the ratio of operations of an evaluation, pixel over latent."""
     toy_config = json.loads((MODELS / "toy_klein/transformer/config.json").read_text())
     config = toy_config if model == "toy" else KLEIN_9B
     patch_size = read_token_geometry(MODELS / "toy_klein").pixels_per_token if model == "toy" else 16

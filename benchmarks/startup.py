@@ -1,9 +1,8 @@
-"""How much processor time passes before a job answers: --help, a bad setting, and --dry-run.
+"""Processor time of a job's answer to --help, an invalid setting and --dry-run.
 
     python benchmarks/startup.py [--rounds 3]
 
-Each command runs in a process of its own; the least of the rounds is printed, since other work on the machine can only
-add to it.
+Each command runs in a separate process. Results are minima over the rounds, since other load only adds time.
 """
 
 import argparse

@@ -1,14 +1,14 @@
-"""What the method adds to a training step of the toy model: time of each objective, and memory of teacher and average.
+"""Cost of the method in a training step of the toy model: time by objective, and memory of teacher and moving average.
 
     python benchmarks/train_step.py [--batch 48] [--steps 10] [--checkpointing] [--parts time,memory]
 
-Time: variance-reduced steps against plain flow matching, each objective in a process of its own so that its peak memory
-is its own; times are taken in turns, round by round, and their medians compared, because machines are noisy. The ratio
+Time: variance-reduced steps against plain flow matching, each objective in a separate process to separate their
+peak memories; rounds alternate between the objectives and medians are compared, because machines are noisy. The ratio
 of operations is printed beside them: the frozen base's backward pass costs as much as its forward pass, so the teacher
 costs half of a plain step, and a third of one with gradient checkpointing.
 
-Memory: weights of student, teacher and moving average over the student's alone; of the toy as its tensors are, of the
-9B model by its shapes.
+Memory: weights of student, teacher and moving average over the student's alone; of the toy from its tensors, of the
+9B model from its shapes.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def make_batch(count: int) -> Batch:
 
 
 def make_step(name: str, batch: int, checkpointing: bool):
-    """A function that takes one optimizer step on random data of the demo's shapes, in bare PyTorch."""
+    """Return a function that runs one optimizer step in bare PyTorch, on random data of the demo's shapes."""
     model = make_model()
     if checkpointing:
         model.enable_gradient_checkpointing()
@@ -145,7 +145,7 @@ def compare_times(batch: int, steps: int, checkpointing: bool) -> None:
 
 
 def compare_memory() -> None:
-    """The teacher shares the student's base: it adds three small modules, the average one float32 copy of what is
+    """The teacher shares the student's base and adds three small modules; the average is a float32 copy of what is
     trained."""
     model = make_model()
     average = PowerEMA(model.trainable())

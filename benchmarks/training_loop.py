@@ -1,4 +1,4 @@
-"""What Ray, DeepSpeed, logging and checkpoints add to a training step of the toy model, on one worker.
+"""Overhead of Ray, DeepSpeed, logging and checkpoints in a training step of the toy model, on one worker.
 
     python benchmarks/training_loop.py [--batch 32] [--steps 60] [--rounds 3] [--zero 0]
 
@@ -60,7 +60,7 @@ def make_images() -> list[DemoImage]:
 
 
 def make_inputs(folder: Path) -> dict[str, str]:
-    """URIs of the artifacts that the finetune needs."""
+    """Return the URIs of the artifacts that the finetune needs."""
     write_img2dataset(iter(make_images()), folder / "shards")
     run = {"storage": str(folder / "runs")}
     source = {"source": str(folder / "shards"), "buckets": [[SIDE, SIDE]], "filters": {"min_side": SIDE}}
@@ -90,7 +90,7 @@ def settings_of(made: dict[str, str], folder: Path, batch: int, steps: int, zero
 
 
 def timed_loop(task: MakeTask, config: dict[str, Any]) -> dict[str, Any]:
-    """The finetune's loop; and when each step began, as a file beside its checkpoints."""
+    """Run the finetune's loop and write the start time of each step to a file beside its checkpoints."""
     from pipelines.train import loop
 
     class Timed(loop.Training):
@@ -113,7 +113,7 @@ def run_job(settings: FinetuneSettings) -> list[float]:
 
 
 def bare(settings: FinetuneSettings) -> list[float]:
-    """The same steps without Ray, DeepSpeed, records and logs."""
+    """Run the same steps without Ray, DeepSpeed, metrics and logs."""
     from asymflow.ema import PowerEMA
     from pipelines.data.basis.step import load_subspace
     from pipelines.data.encode import load_unconditional

@@ -1,10 +1,10 @@
-"""Recovery of the velocity (Eq. 17): one projection down and one up, against the printed form with four.
+"""Recovery of the velocity (Eq. 17): with two projections, against the printed form with four.
 
     python benchmarks/velocity.py [--tokens N] [--device cpu|cuda]
 
-Prints time, extra memory, the largest difference, and how near the fast form is to the bound that this
-machine's own matrix products and copies set. Memory on a CPU is the growth of the resident high-water mark,
-each form in a process of its own; on a GPU it is the allocator's peak.
+Prints time, extra memory, the largest difference, and the ratio of the fast form's time to the bound given by this
+machine's matrix products and copies. Memory on a CPU is the growth of the peak resident size, each form in a separate
+process; on a GPU it is the allocator's peak.
 """
 
 import argparse
@@ -26,7 +26,7 @@ BATCH, DIM, RANK, SCALE, FLOOR = 8, 768, 128, 0.83, 1e-4
 
 
 def four_projections(u_a, x_t, sigma, A, s, sigma_floor):
-    """Eq. 17 as it is printed: P and I - P each cost one product with A transposed and one with A."""
+    """Return Eq. 17 as printed: P and I - P each cost one product with A transposed and one with A."""
     sigma = sigma.view(-1, 1, 1)
     k = 1 / (s * (1 - sigma) + sigma)
     sigma = sigma.clamp_min(sigma_floor)
@@ -47,7 +47,7 @@ def inputs(tokens: int, device: str) -> tuple:
 
 
 def seconds(call: Callable[[], object], device: str, repeats: int) -> float:
-    """Median time of a call, after one to warm up."""
+    """Return the median time of a call, after a warm-up call."""
     times = []
     for _ in range(repeats + 1):
         if device == "cuda":
@@ -61,13 +61,13 @@ def seconds(call: Callable[[], object], device: str, repeats: int) -> float:
 
 
 def peak_rss() -> int:
-    """Largest resident size so far (Linux). Unlike getrusage's, it does not start at the parent's."""
+    """Return the peak resident size (Linux). Unlike getrusage's, it does not start at the parent's."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def extra_bytes(form: str, tokens: int, device: str) -> int:
-    """Peak memory that one call adds to its inputs, its result included."""
+    """Return the peak memory that one call adds to its inputs, including its result."""
     arguments = inputs(tokens, device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
