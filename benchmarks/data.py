@@ -62,7 +62,7 @@ def photographs() -> list[Image.Image]:
 
 
 def make_shard(number: int, count: int, size: int, folder: Path) -> None:
-    """Write `count` different crops of the photographs, sides from `size` to 1.4 times that, in img2dataset's layout."""
+    """Write `count` different crops of photographs, sides from `size` to 1.4 times that, in img2dataset's layout."""
     rng, sources = random.Random(number), photographs()
 
     def pictures() -> Iterable[DemoImage]:

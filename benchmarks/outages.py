@@ -4,7 +4,8 @@
 
 A finetune of the toy model runs as a job, with a real MLflow server and moto's S3 server on loopback. Its inputs are
 local, its checkpoints are in S3. For each kind of outage the job trains undisturbed, through a whole outage,
-undisturbed again, and into a second outage during which it receives a stop request; after that outage the same command resumes it.
+undisturbed again, and into a second outage during which it receives a stop request; after that outage the same
+command resumes it.
 For each window the script prints the number of optimizer steps that took more than 2 s longer than the median and the
 seconds lost per minute; then how long the stop took, which checkpoint it named, and whether MLflow has every step at
 the end.
