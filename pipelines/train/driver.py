@@ -207,6 +207,7 @@ def make_trainer(task: MakeTask, settings: TrainSettings, config: dict[str, Any]
     resources = settings.resources
     # interval at which Ray Train checks whether the wait is over; 60 is its default
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(60.0, 60 * resources.wait_minutes))
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # in the driver's log it doubles each line of a worker
     return TorchTrainer(
         train_function(task),  # type: ignore[arg-type]  # Ray passes on what it returns, and its annotation forgets that
         train_loop_config=config,

@@ -202,6 +202,7 @@ def test_a_stopped_driver_writes_and_reports_a_checkpoint(training, tmp_path, pl
     last = steps[-1]
     assert last < STEPS
     assert f"error: finetune: stopped at step {last}, as requested; the checkpoint of step {last} is complete" in told
+    assert told.count("finetune: step 0 of ") == 1, "a worker's lines are forwarded once"
 
     again = training.settings_for(tmp_path / "runs", workers=1, zero_stage=2)
     artifact = run_step(training.step, again).artifact
