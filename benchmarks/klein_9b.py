@@ -6,7 +6,8 @@ Weights are random and created on the GPU; images are 1024 x 1024 (4,096 tokens)
 that of the finetune: variance-reduced loss, backward pass, DeepSpeed, optimizer and moving average. Each setting runs
 in a separate process with micro-batches of 1, 2, 4, ... up to --batch images; its row shows the largest one that fits.
 MFU counts the operations of the method, HFU also those that gradient checkpointing repeats. "by plan" is the
-memory that the finetune's --dry-run estimates. Without a GPU, or with --scaled, a network of 2 + 4 blocks of width 256 is used.
+memory that the finetune's --dry-run estimates. Without a GPU, or with --scaled, a network of 2 + 4 blocks of width 256
+is used.
 """
 
 import argparse
