@@ -31,6 +31,8 @@ class SamplingDefaults:
     """Shift at one megapixel and below; twice that from four megapixels on (`asymflow.schedule.sampling_shift`)"""
     text_padding: str = "max_length"
     """max_length: prompts are padded and the padding is attended to, as in FLUX.2 klein's training; none: no padding"""
+    orthogonal_guidance: float = 1.0
+    """Fraction, in [0, 1], of the guidance along the denoised image that is removed (`asymflow.guidance.guide`)"""
 
     def __post_init__(self) -> None:
         if self.text_padding not in PADDINGS:
@@ -38,6 +40,8 @@ class SamplingDefaults:
         for name in ("height", "width", "num_inference_steps", "guidance_scale", "shift"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.orthogonal_guidance <= 1:
+            raise ValueError(f"orthogonal_guidance is {self.orthogonal_guidance}; it must be in [0, 1]")
 
     def shift_at(self, height: int, width: int) -> float:
         """Return the shift for an image size.

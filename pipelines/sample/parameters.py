@@ -26,7 +26,8 @@ class SamplingParameters:
     """Of the latent model; None: its noise levels match the pixel model's"""
     negative_prompt: str = ""
     interval: tuple[float, float] = (0.0, 1.0)
-    orthogonal: bool = True
+    orthogonal: float = True
+    """Fraction of the guidance along the denoised image that is removed; True and False, as stored, are 1 and 0"""
     clamp: bool = True
     solver: str = "unipc"
     sigma_floor: float | None = None
@@ -52,8 +53,8 @@ class SamplingParameterSettings(Settings):
     shift: float | None = Field(None, gt=0)
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Noise levels with guidance, within [0, 1]"""
-    orthogonal: bool = True
-    """Adaptive projected guidance (APG): no guidance along the denoised image"""
+    orthogonal: float | None = Field(None, ge=0, le=1)
+    """Fraction of the guidance along the denoised image that is removed; 1: adaptive projected guidance (APG)"""
     clamp: bool = True
     """Clamp each denoised image to the sRGB gamut"""
     solver: Literal["unipc", "euler", "heun"] = "unipc"
@@ -79,6 +80,7 @@ class SamplingParameterSettings(Settings):
     def resolve(self, defaults: "SamplingDefaults") -> SamplingParameters:
         """Return the parameters with a model's defaults filled in."""
         height, width = self.height or defaults.height, self.width or defaults.width
+        orthogonal = defaults.orthogonal_guidance if self.orthogonal is None else self.orthogonal
         return SamplingParameters(
             height=height,
             width=width,
@@ -88,7 +90,7 @@ class SamplingParameterSettings(Settings):
             latent_shift=self.latent_shift,
             negative_prompt=self.negative_prompt,
             interval=self.guidance_interval,
-            orthogonal=self.orthogonal,
+            orthogonal=bool(orthogonal) if orthogonal in (0, 1) else orthogonal,  # the protocols' older form
             clamp=self.clamp,
             solver=self.solver,
             sigma_floor=self.sigma_floor,

@@ -47,7 +47,7 @@ def model_card(settings: FinetuneSettings, subspace: Subspace | None, defaults: 
         rows["color space"] = f"Oklab, mean {_numbers(subspace.oklab.mean)}, std {subspace.oklab.std:.6g}"
     rows["sampling"] = (
         f"{defaults.width} x {defaults.height}, {defaults.num_inference_steps} steps, guidance "
-        f"{defaults.guidance_scale:g}, shift {defaults.shift:g}"
+        f"{defaults.guidance_scale:g} (orthogonal part {defaults.orthogonal_guidance:g}), shift {defaults.shift:g}"
     )
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
     front = yaml.safe_dump(header, sort_keys=False)

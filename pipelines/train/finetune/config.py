@@ -124,6 +124,8 @@ class Validation(Settings):
     shift: float = Field(17.0, gt=0)
     latent_shift: float = Field(7.0, gt=0)
     """Of the base, and of `model: latent`"""
+    orthogonal: float = added(1.0, ge=0, le=1)
+    """Fraction of the guidance along the denoised image that is removed; 1: adaptive projected guidance (APG)"""
 
 
 class Export(Settings):

@@ -75,7 +75,7 @@ class Validator:
 
     def _now(self, noise: Tensor, text: list[Tensor]) -> Tensor:
         model, settings = self.model, self.settings
-        guidance = Guidance(settings.guidance)
+        guidance = Guidance(settings.guidance, settings.orthogonal)
         if isinstance(model, LatentModel):
             z_0 = self._latents(partial(model, grid=self._grid), noise, text)
             return self._decoder().decode(z_0, self._grid)
@@ -96,7 +96,7 @@ class Validator:
     def _latents(self, predict: Predict, noise: Tensor, text: list[Tensor]) -> Tensor:
         model, settings = self.model, self.settings
         tokens = patchify(noise, model.patch_size, model.subspace.layout) @ model.A
-        guidance = Guidance(settings.guidance)
+        guidance = Guidance(settings.guidance, settings.orthogonal)
         return sample_latents(
             predict, tokens, text, self.unconditional, guidance, settings.steps, settings.latent_shift
         )

@@ -2,7 +2,7 @@ import pytest
 
 from asymflow.adapters.defaults import KEY, SamplingDefaults
 
-OWN = SamplingDefaults(64, 96, 16, 2.0, 3.6, "none")
+OWN = SamplingDefaults(64, 96, 16, 2.0, 3.6, "none", 0.25)
 
 
 def test_metadata_give_the_defaults_back():
@@ -33,6 +33,12 @@ def test_the_shift_doubles_at_four_megapixels():
 def test_a_value_that_cannot_be_sampled_with_is_named(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}; it must be above 0"):
         SamplingDefaults(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_an_orthogonal_part_outside_of_0_to_1_is_refused(value):
+    with pytest.raises(ValueError, match=f"orthogonal_guidance is {value}"):
+        SamplingDefaults(orthogonal_guidance=value)
 
 
 def test_an_unknown_padding_is_refused_with_those_allowed():

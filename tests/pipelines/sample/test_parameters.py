@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from asymflow.adapters import SamplingDefaults
@@ -25,3 +26,16 @@ def test_defaults_are_the_models():
     found = settings(height=2048, width=2048, steps=4, guidance=1).resolve(defaults)
     assert (found.height, found.steps, found.guidance, found.shift) == (2048, 4, 1, 7.2)
     assert settings(shift=5).resolve(defaults).shift == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "default", "expected"), [(None, 1.0, True), (None, 0.0, False), (None, 0.5, 0.5), (0, 1.0, False)]
+)
+def test_the_orthogonal_part_is_the_models_unless_given(given, default, expected):
+    """Whole numbers are stored as true and false, so that protocols of earlier evaluations stay equal."""
+    found = settings(orthogonal=given).resolve(SamplingDefaults(orthogonal_guidance=default)).orthogonal
+    assert found == expected and type(found) is type(expected)
+
+
+def test_true_and_false_are_still_valid_settings():
+    assert settings(orthogonal=True).orthogonal == 1 and settings(orthogonal=False).orthogonal == 0

@@ -34,7 +34,7 @@ def test_a_card_has_provenance_and_usage():
         "| loss | variance-reduced by patch, kappa 0.3, LPIPS (vgg) times 0.2 |",
         "| basis | rank 128 of 768, scale 2.43, patches channel_first |",
         "| color space | Oklab, mean 0.56, 0, 0.01, std 0.16 |",
-        "| sampling | 768 x 1024, 24 steps, guidance 3.5, shift 17 |",
+        "| sampling | 768 x 1024, 24 steps, guidance 3.5 (orthogonal part 1), shift 17 |",
         "whose license also covers this adapter",
         "AsymFlux2KleinPipeline.from_pretrained(",
     ):

@@ -46,6 +46,12 @@ def test_images_do_not_depend_on_dropout_and_the_training_goes_on(validator):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_the_orthogonal_part_of_the_guidance_is_a_setting(validator):
+    first = validator.sample_images()
+    validator.settings = validator.settings.model_copy(update={"orthogonal": 0.0})
+    assert validator.sample_images().tobytes() != first.tobytes()
+
+
 def test_the_base_stays_while_the_average_changes(validator):
     noise = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
     model, text = validator.model.eval(), validator.text
