@@ -39,17 +39,18 @@ class SamplingDefaults:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
 
-    def shift_at(self, height: int, width: int) -> float:
+    def shift_at(self, height: int, width: int, law: str = "sqrt") -> float:
         """Return the shift for an image size.
 
         Args:
             height: Height in pixels.
             width: Width in pixels.
+            law: One of `asymflow.schedule.SHIFT_LAWS`.
 
         Returns:
             The shift for `asymflow.schedule.shift_sigma`.
         """
-        return sampling_shift(height * width, base=self.shift, max=2 * self.shift)
+        return sampling_shift(height * width, base=self.shift, max=2 * self.shift, law=law)
 
     def to_metadata(self) -> dict[str, str]:
         """Return the defaults as metadata of a safetensors file.
