@@ -179,7 +179,7 @@ def _solve(
     # The scheduler's own levels end above 0, are rounded to float32, and are looked up by integer timesteps.
     scheduler.timesteps = 1000 * sigmas[:-1]
     scheduler.sigmas = sigmas.to(torch.promote_types(noise.dtype, torch.float32), copy=True)
-    if sigmas[0] == 1:
+    if sigmas[0] > _SIGMA_MAX:
         # It stays above the next level, however near that is: two equal levels would give 0 / 0.
         scheduler.sigmas[0] = max(_SIGMA_MAX, float(1 + sigmas[1]) / 2)
     scheduler.set_begin_index(0)

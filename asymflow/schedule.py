@@ -177,4 +177,6 @@ def sampling_sigmas(
         if not sigmas[0] <= 1 or not (sigmas.diff() < 0).all():
             raise ValueError(f"sigmas is {list(levels)}; noise levels must fall within (0, 1], without the final 0")
     left = math.ceil(steps * strength - 1e-9)  # 100 * 0.29 is above 29
-    return shift_sigma(sigmas, shift)[steps - left :]
+    shifted = shift_sigma(sigmas, shift)
+    shifted[sigmas == 1] = 1.0  # 0.3 / (1 + (0.3 - 1)) is above 1
+    return shifted[steps - left :]

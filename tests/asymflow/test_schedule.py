@@ -81,6 +81,7 @@ def test_strength_leaves_the_last_steps():
 def test_given_levels_are_shifted():
     spaced = [1 - i / 7 for i in range(7)]
     assert torch.allclose(sampling_sigmas(7, 3.0, levels=spaced), sampling_sigmas(7, 3.0))
+    assert all(sampling_sigmas(2, shift)[0] == 1 for shift in (0.3, 0.221875, 3.55, 17.1))
     assert sampling_sigmas(3, levels=[1.0, 0.6, 0.1], strength=0.5).tolist() == [0.6, 0.1, 0]
 
 

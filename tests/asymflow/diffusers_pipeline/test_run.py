@@ -118,13 +118,14 @@ def test_inpainting_works_with_every_kind_of_solver(pipe, inpaint, photograph, s
     assert one.tobytes() == same.tobytes() != other.tobytes()
 
 
-def at_levels(kind, taus, **options):
-    """A scheduler of the stock pipeline at given noise levels; its own start below 1 and are rounded."""
+def at_levels(kind, sigmas, s, **options):
+    """A scheduler of the stock pipeline at the latent noise levels; its own start below 1 and are rounded."""
+    taus, inside = (calibrate(levels, s)[0].float() for levels in (sigmas, sigmas.clamp(1e-6, 1 - 1e-4)))
 
     class AtLevels(kind):
         def set_timesteps(self, count, device=None, **_):
             super().set_timesteps(count, device=device)
-            self.sigmas, self.timesteps = taus.float().clamp(1e-6, 1 - 1e-4), (1000 * taus[:-1]).float()
+            self.sigmas, self.timesteps = inside, 1000 * taus[:-1]
 
     return AtLevels(prediction_type="flow_prediction", use_flow_sigmas=True, **options)
 
@@ -167,8 +168,7 @@ def test_theorem_1_each_solver_samples_as_its_scheduler_in_the_stock_pipeline(un
     projected = iter([patchify(one, 4) @ subspace.A for one in drawn])
     for module in modules:  # the last step, to 1e-6 and not to 0, has a part of 1e-6 of its noise
         monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: next(projected, torch.zeros(shape)))
-    taus = calibrate(sampling_sigmas(steps, SHIFT), subspace.s)[0]
-    latent.scheduler = at_levels(kind, taus, **options)
+    latent.scheduler = at_levels(kind, sampling_sigmas(steps, SHIFT), subspace.s, **options)
     z_1 = (patchify(start, 4) @ subspace.A).mT.unflatten(2, (8, 12))
     tokens, bn = pack_latents(latent(latents=z_1, output_type="latent", **common).images), latent.vae.bn
     z_0 = (tokens - bn.running_mean) / torch.sqrt(bn.running_var + latent.vae.config.batch_norm_eps)
