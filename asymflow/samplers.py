@@ -3,6 +3,8 @@
 The velocity is never evaluated at sigma = 0. Guidance belongs inside the velocity.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from .guidance import Velocity
@@ -111,5 +113,12 @@ def heun(
     return x_t
 
 
-SOLVERS = {"unipc": unipc, "euler": euler, "heun": heun, "dpmsolver": dpmsolver, "deis": deis, "sasolver": sasolver}
+SOLVERS: dict[str, Callable[..., torch.Tensor]] = {
+    "unipc": unipc,
+    "euler": euler,
+    "heun": heun,
+    "dpmsolver": dpmsolver,
+    "deis": deis,
+    "sasolver": sasolver,
+}
 """Solvers by their names in settings"""

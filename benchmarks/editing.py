@@ -63,7 +63,7 @@ def main() -> None:
     sample = AsymFlux2KleinPipeline.from_pretrained(base, adapter=adapter)
     change = AsymFlux2KleinImg2ImgPipeline.from_pipe(sample)
     inpaint = AsymFlux2KleinInpaintPipeline.from_pipe(sample)
-    latent = Flux2KleinInpaintPipeline.from_pretrained(base)
+    latent = Flux2KleinInpaintPipeline.from_pretrained(base, dtype=torch.float32)
     for pipeline in (sample, change, inpaint, latent):
         pipeline.set_progress_bar_config(disable=True)
 
@@ -78,7 +78,7 @@ def main() -> None:
         ("image-to-image, strength 0.8", SMILE, made(BERRY), everything, 0.8),
         ("inpainting", GRASS, flower, ellipse(24, 8, 72, 56), 1.0),
         ("inpainting, soft mask", FLOWER, made(GRASS), ellipse(16, 4, 80, 60, blur=10), 1.0),
-        ("inpainting, padding_mask_crop 8", SMILE, smile, ellipse(40, 34, 58, 48), 0.8),
+        ("inpainting, padding_mask_crop 8", SMILE, smile, ellipse(13, 33, 51, 52), 0.8),
         ("outpainting", SMILE, wider, added, 1.0),
     ]
     columns: dict[str, list[Image.Image]] = {"input": [], "mask": [], "AsymFlow": [], "latent": []}

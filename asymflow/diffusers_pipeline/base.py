@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import (
@@ -46,7 +46,7 @@ SCHEDULERS = {
 """Scheduler of each solver in `asymflow.samplers`; the noise levels are always `asymflow.schedule.sampling_sigmas`"""
 _WITH_OPTIONS = ("unipc", "dpmsolver", "deis", "sasolver")
 _WITH_NOISE = ("dpmsolver", "sasolver")
-Scheduler = (
+Scheduler: TypeAlias = (
     UniPCMultistepScheduler
     | FlowMatchEulerDiscreteScheduler
     | FlowMatchHeunDiscreteScheduler
@@ -209,7 +209,8 @@ class PixelPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
 
         Args:
             pipeline: The other pipeline.
-            **kwargs: As in diffusers. `dtype` is by default that of the other pipeline, so that nothing is converted.
+            **kwargs: Components and settings that replace those of the other pipeline. With `dtype`, the modules of
+                both are converted; diffusers converts them to float32 by default.
 
         Returns:
             The pipeline.
@@ -222,9 +223,11 @@ class PixelPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
                 f"the pipeline is a {type(pipeline).__name__}; from_pipe takes a pipeline of a pixel model, such as "
                 "AsymFlux2KleinPipeline"
             )
-        if "torch_dtype" not in kwargs:
-            kwargs.setdefault("dtype", pipeline.dtype)
-        return super().from_pipe(pipeline, **kwargs)
+        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+        parts = pipeline.components
+        own = {name: value for name, value in pipeline.config.items() if name not in parts and name[0] != "_"}
+        made = cls(**{**parts, **own, **kwargs})
+        return made if dtype is None else made.to(dtype)
 
     @property
     def interrupt(self) -> bool:

@@ -138,11 +138,11 @@ def expand_canvas(
     if soft[0] + soft[2] >= source.width or soft[1] + soft[3] >= source.height:
         raise ValueError(f"overlap is {overlap}; it must leave a part of the image, which is {_size(source)}")
     around = ((top, bottom), (left, right))
-    pixels = np.pad(np.asarray(source), (*around, (0, 0)), mode="edge")
+    extended = np.pad(np.asarray(source), (*around, (0, 0)), mode="edge")
     rows = _kept(source.height, soft[1], soft[3])[:, None]
     weight = 255 - np.rint(255 * rows * _kept(source.width, soft[0], soft[2])).astype(np.uint8)
     mask = np.pad(weight, around, constant_values=255)
-    return Image.fromarray(pixels, source.mode), Image.fromarray(mask, "L")
+    return Image.fromarray(extended, source.mode), Image.fromarray(mask, "L")
 
 
 def _kept(length: int, before: int, after: int) -> Any:

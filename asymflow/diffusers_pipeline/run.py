@@ -168,7 +168,7 @@ class Run:
         def transform(denoised: Tensor) -> Tensor:
             nonlocal x_0
             x_0 = pipeline.space.clamp_to_gamut(denoised) if step >= first_clamped else denoised
-            if mask is not None and step < steps - 1:
+            if known is not None and mask is not None and step < steps - 1:
                 x_0 = torch.lerp(known, x_0, mask)
             return x_0
 
