@@ -16,13 +16,13 @@ class Guidance:
     """Parameters that combine a conditional and an unconditional velocity.
 
     Raises:
-        ValueError: On construction, for a scale below 1 or an interval outside [0, 1].
+        ValueError: On construction, for a scale below 1, or an interval or orthogonal part outside [0, 1].
     """
 
     scale: float
     """Guidance scale, at least 1; 1: no guidance"""
-    orthogonal: bool = True
-    """Remove the component of the guidance along the denoised sample (APG)"""
+    orthogonal: float = True
+    """Fraction of the guidance's component along the denoised sample that is removed: True, all (APG); False, none"""
     interval: tuple[float, float] = (0.0, 1.0)
     """Noise levels sigma, both ends included, at which guidance is applied"""
 
@@ -30,6 +30,8 @@ class Guidance:
         low, high = self.interval
         if not self.scale >= 1:
             raise ValueError(f"guidance scale is {self.scale}; it must be at least 1")
+        if not 0 <= self.orthogonal <= 1:
+            raise ValueError(f"orthogonal guidance is {self.orthogonal}; it must be a number in [0, 1]")
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance interval is {list(self.interval)}; it must lie in [0, 1], lower end first")
 
@@ -80,7 +82,7 @@ def guide(
     x_t: torch.Tensor,
     sigma: torch.Tensor,
     scale: float,
-    orthogonal: bool = True,
+    orthogonal: float = True,
 ) -> torch.Tensor:
     """Return the guided velocity u_cond + (scale - 1) direction, with direction = u_cond - u_uncond.
 
@@ -94,7 +96,8 @@ def guide(
         x_t: Noisy sample of the same shape.
         sigma: Noise levels (B,).
         scale: Guidance scale; 1: no guidance.
-        orthogonal: Use the orthogonal form.
+        orthogonal: Fraction of the parallel component that is removed: True or 1, the orthogonal form; False or 0,
+            plain guidance.
 
     Returns:
         u (B, ...).
@@ -108,5 +111,5 @@ def guide(
         wide = x_0.to(dtype)
         norm = wide.square().sum(axes, keepdim=True).clamp_min(torch.finfo(dtype).tiny)
         along = (direction.to(dtype) * wide).sum(axes, keepdim=True) / norm
-        direction = (direction.to(dtype) - along * wide).to(direction.dtype)
+        direction = (direction.to(dtype) - orthogonal * along * wide).to(direction.dtype)
     return u_cond + (scale - 1) * direction

@@ -26,6 +26,36 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1")
 
 
+def check_fraction(name: str, value: Any) -> None:
+    """Check a fraction.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+
+    Raises:
+        ValueError: Unless it is a number in [0, 1]; True is 1, False is 0.
+    """
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value!r}; it must be a number in [0, 1]")
+
+
+def check_sigmas(sigmas: Any) -> None:
+    """Check noise levels that were given instead of a number of steps; `sampling_sigmas` checks their values.
+
+    Args:
+        sigmas: A list of numbers, or None.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    if sigmas is None:
+        return
+    numbers = isinstance(sigmas, list | tuple) and all(isinstance(value, int | float) for value in sigmas)
+    if not numbers or not sigmas:
+        raise ValueError(f"sigmas is {_shown(sigmas)}; it must be a list of numbers, one per step")
+
+
 def check_choices(flags: dict[str, Any], output_type: Any, interval: Any, generator: Any) -> None:
     """Check flags, output type, guidance interval and generator.
 
@@ -51,11 +81,12 @@ def check_choices(flags: dict[str, Any], output_type: Any, interval: Any, genera
             raise ValueError(f"generator is {generator!r}; it must be a torch.Generator, or a list of one per image")
 
 
-def check_references(image: Any) -> None:
+def check_references(image: Any, name: str = "image") -> None:
     """Check reference images.
 
     Args:
         image: A PIL image, a list of at least one, or None.
+        name: Name of the argument.
 
     Raises:
         ValueError: For anything else.
@@ -63,10 +94,10 @@ def check_references(image: Any) -> None:
     if image is None or isinstance(image, Image.Image):
         return
     if not isinstance(image, list) or not image:
-        raise ValueError(f"image is {_shown(image)}; it must be a PIL image, or a list of at least one")
+        raise ValueError(f"{name} is {_shown(image)}; it must be a PIL image, or a list of at least one")
     for place, one in enumerate(image):
         if not isinstance(one, Image.Image):
-            raise ValueError(f"image[{place}] is {_shown(one)}; it must be a PIL image")
+            raise ValueError(f"{name}[{place}] is {_shown(one)}; it must be a PIL image")
 
 
 def choose_size(

@@ -4,8 +4,12 @@
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
+
+SHIFT_LAWS = ("sqrt", "constant", "extrapolated")
+"""Laws of `sampling_shift`"""
 
 
 def expand_sigma(sigma: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
@@ -84,7 +88,8 @@ def sampling_shift(
         pixels: Height times width of the image.
         base: Shift at `base_pixels` and below.
         max: Shift at `max_pixels` and above.
-        law: `sqrt`: linear in sqrt(pixels) from `base` to `max`; `constant`: `base` at every size.
+        law: `sqrt`: linear in sqrt(pixels) from `base` to `max`; `extrapolated`: the same line at every size;
+            `constant`: `base` at every size.
         base_pixels: Pixels of the image that is sampled with `base`.
         max_pixels: Pixels of the image that is sampled with `max`.
 
@@ -92,19 +97,24 @@ def sampling_shift(
         The shift for `shift_sigma`.
 
     Raises:
-        ValueError: For another law, or a size below one pixel.
+        ValueError: For another law, a size below one pixel, or an extrapolated shift that is not above 0.
     """
     if pixels < 1:
         raise ValueError(f"pixels is {pixels}; it must be at least 1")
     if law == "constant":
         return float(base)
-    if law != "sqrt":
-        raise ValueError(f"shift law is {law!r}; allowed: sqrt, constant")
+    if law not in SHIFT_LAWS:
+        raise ValueError(f"shift law is {law!r}; allowed: {', '.join(SHIFT_LAWS)}")
     low, high = math.sqrt(base_pixels), math.sqrt(max_pixels)
     fraction = (math.sqrt(pixels) - low) / (high - low)
+    shift = float(base + (max - base) * fraction)
+    if law == "extrapolated":
+        if shift <= 0:
+            raise ValueError(f"the extrapolated shift at {pixels} pixels is {shift:g}; give a shift above 0")
+        return shift
     if fraction <= 0:
         return float(base)
-    return float(base + (max - base) * fraction) if fraction < 1 else float(max)
+    return shift if fraction < 1 else float(max)
 
 
 def sample_sigma(
@@ -136,19 +146,37 @@ def sample_sigma(
     return shift_sigma(torch.sigmoid(mean + std * normal), shift)
 
 
-def sampling_sigmas(steps: int, shift: float = 1.0) -> torch.Tensor:
+def sampling_sigmas(
+    steps: int, shift: float = 1.0, strength: float = 1.0, levels: Sequence[float] | None = None
+) -> torch.Tensor:
     """Return the noise levels of a sampler: evenly spaced from 1 to 0, then shifted.
 
     Args:
-        steps: Number of steps, at least 1.
+        steps: Number of steps from pure noise, at least 1.
         shift: Shift of `shift_sigma`.
+        strength: Fraction of the steps that are left, the last ones (rounded up), as in image-to-image.
+        levels: Noise levels before the shift that replace the evenly spaced ones: `steps` falling numbers, without the
+            final 0.
 
     Returns:
-        Noise levels, float64 (steps + 1,), falling from 1 to 0.
+        Noise levels, float64 (steps left + 1,), falling to 0; the first is 1 if all steps are left.
 
     Raises:
-        ValueError: If steps is below 1, or shift is not above 0.
+        ValueError: If steps is below 1, shift is not above 0, strength is not in [0, 1], or the levels do not fall
+            within (0, 1].
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; it must be at least 1")
-    return shift_sigma(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength is {strength}; it must be a number in [0, 1]")
+    sigmas = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    if levels is not None:
+        if len(levels) != steps:
+            raise ValueError(f"sigmas has {len(levels)} noise levels; expected {steps}, without the final 0")
+        sigmas = torch.tensor([*levels, 0.0], dtype=torch.float64)
+        if not sigmas[0] <= 1 or not (sigmas.diff() < 0).all():
+            raise ValueError(f"sigmas is {list(levels)}; noise levels must fall within (0, 1], without the final 0")
+    left = math.ceil(steps * strength - 1e-9)  # 100 * 0.29 is above 29
+    shifted = shift_sigma(sigmas, shift)
+    shifted[sigmas == 1] = 1.0  # 0.3 / (1 + (0.3 - 1)) is above 1
+    return shifted[steps - left :]

@@ -43,17 +43,18 @@ class SamplingDefaults:
         if not 0 <= self.orthogonal_guidance <= 1:
             raise ValueError(f"orthogonal_guidance is {self.orthogonal_guidance}; it must be in [0, 1]")
 
-    def shift_at(self, height: int, width: int) -> float:
+    def shift_at(self, height: int, width: int, law: str = "sqrt") -> float:
         """Return the shift for an image size.
 
         Args:
             height: Height in pixels.
             width: Width in pixels.
+            law: One of `asymflow.schedule.SHIFT_LAWS`.
 
         Returns:
             The shift for `asymflow.schedule.shift_sigma`.
         """
-        return sampling_shift(height * width, base=self.shift, max=2 * self.shift)
+        return sampling_shift(height * width, base=self.shift, max=2 * self.shift, law=law)
 
     def to_metadata(self) -> dict[str, str]:
         """Return the defaults as metadata of a safetensors file.

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
+from asymflow.diffusers_pipeline import PIPELINES
 from asymflow.hub import is_repository, resolve_commit
 from pipelines.core import storage
 from pipelines.core.base_models import check_base, read_patch_size
@@ -44,7 +44,7 @@ def check_model(base: str, adapter: str, latent: bool) -> None:
         return
     index = Path(base) / "model_index.json"
     kind = read_json_setting(index, f"base={base!r}").get("_class_name") if index.is_file() else None
-    if kind != AsymFlux2KleinPipeline.__name__:
+    if kind not in PIPELINES:
         raise ConfigError(f"adapter: missing, and base={base!r} is not a pixel model merged by jobs/export.py")
     if latent:
         raise ConfigError("latent=True: a merged model has no latent base; give base and adapter")

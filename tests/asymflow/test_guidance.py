@@ -33,6 +33,16 @@ def test_orthogonal_guidance_has_no_part_along_the_clean_sample(shape):
     assert torch.allclose(alone, u[:1])  # samples do not see each other
 
 
+def test_a_fraction_of_the_parallel_part_is_removed():
+    torch.manual_seed(0)
+    u_cond, u_uncond, x_t = (torch.randn(2, 5, 12, dtype=torch.float64) for _ in range(3))
+    sigma = torch.tensor([0.1, 0.8], dtype=torch.float64)
+    plain, quarter, orthogonal = (guide(u_cond, u_uncond, x_t, sigma, 4.0, part) for part in (0.0, 0.25, 1.0))
+    assert torch.allclose(quarter, 0.75 * plain + 0.25 * orthogonal)
+    assert torch.equal(plain, guide(u_cond, u_uncond, x_t, sigma, 4.0, False))
+    assert torch.equal(orthogonal, guide(u_cond, u_uncond, x_t, sigma, 4.0, True))
+
+
 def test_guidance_is_evaluated_only_in_its_interval():
     asked = []
 
@@ -87,7 +97,7 @@ def test_every_sampler_guides_at_the_edges_of_the_interval(solve):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [({"scale": 0.5}, "scale is 0.5"), ({"scale": 2.0, "interval": (0.5, 0.2)}, "interval"),
-     ({"scale": 2.0, "interval": (0.0, 1.5)}, "interval")],
+     ({"scale": 2.0, "interval": (0.0, 1.5)}, "interval"), ({"scale": 2.0, "orthogonal": 1.5}, "guidance is 1.5")],
 )  # fmt: skip
 def test_bad_guidance_is_refused(settings, named):
     with pytest.raises(ValueError, match=named):

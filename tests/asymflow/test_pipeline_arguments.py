@@ -8,7 +8,9 @@ from asymflow.oklab import RELEASED, OklabSpace
 from asymflow.pipeline_arguments import (
     check_choices,
     check_count,
+    check_fraction,
     check_references,
+    check_sigmas,
     check_texts,
     choose_size,
     choose_space,
@@ -23,6 +25,22 @@ def test_a_count_is_an_integer_of_at_least_1(value):
     check_count("steps", 1)
     with pytest.raises(ValueError, match=f"^steps is {value!r}; it must be an integer of at least 1"):
         check_count("steps", value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), None, "half"])
+def test_a_fraction_is_a_number_between_0_and_1(value):
+    for good in (0, 0.5, 1, True, False):
+        check_fraction("strength", good)
+    with pytest.raises(ValueError, match=rf"^strength is {value!r}; it must be a number in \[0, 1\]"):
+        check_fraction("strength", value)
+
+
+@pytest.mark.parametrize("value", [[], 0.5, "1", [1.0, "0"]])
+def test_noise_levels_are_a_list_of_numbers(value):
+    check_sigmas([1, 0.5])
+    check_sigmas(None)
+    with pytest.raises(ValueError, match="^sigmas is .*; it must be a list of numbers, one per step"):
+        check_sigmas(value)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +68,8 @@ def test_references_are_images(image, message):
         check_references(good)
     with pytest.raises(ValueError, match=f"{message}; it must be a PIL image, or a list of at least one"):
         check_references(image)
+    with pytest.raises(ValueError, match="^image_reference"):
+        check_references(image, "image_reference")
 
 
 @pytest.mark.parametrize(

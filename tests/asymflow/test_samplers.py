@@ -8,11 +8,11 @@ from diffusers import UniPCMultistepScheduler
 from safetensors.torch import load_file
 
 from asymflow.oklab import RELEASED
-from asymflow.samplers import euler, heun, noise_for, unipc
-from asymflow.schedule import expand_sigma
+from asymflow.samplers import deis, dpmsolver, euler, heun, noise_for, unipc
+from asymflow.schedule import expand_sigma, sampling_sigmas
 
 ORACLES = Path(__file__).parents[1] / "data/oracles"
-SAMPLERS = [euler, heun, unipc]
+SAMPLERS = [euler, heun, unipc, dpmsolver, deis]
 
 
 def gaussian_velocity(mu, std):
@@ -97,6 +97,20 @@ def test_unipc_takes_options_of_its_solver():
     assert (third - exact).abs().max() < (second - exact).abs().max()
     configured = unipc(velocity, noise, 24, solver=UniPCMultistepScheduler(solver_order=3, solver_type="bh2").config)
     assert torch.equal(configured, third)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_given_noise_levels_replace_those_of_steps_and_shift(sampler):
+    noise, sigmas = torch.randn(2, 3, 4, 4), sampling_sigmas(6, 3.0)
+    velocity = gaussian_velocity(torch.tensor(0.7), 0.5)
+    plain = sampler(velocity, noise, 6, 3.0)
+    assert torch.equal(sampler(velocity, noise, 1, sigmas=sigmas), plain)
+    assert sigmas[0] == 1 and sigmas[-1] == 0  # they are not written to
+    passed = []
+    sampler(velocity, noise, 6, 3.0, callback=lambda step, x_t: passed.append(x_t) and None)
+    if sampler in (euler, heun):  # the others use the steps before
+        later = sampler(velocity, passed[1], 1, sigmas=sigmas[2:])
+        assert torch.allclose(later, plain, atol=1e-5)
 
 
 def test_one_step_predicts_the_mean():

@@ -59,8 +59,45 @@ def test_sampling_shift():
     reference = load_file(ORACLES / "unipc_dynamic.safetensors")
     assert sampling_shift(960 * 1280) == pytest.approx(float(reference["shift"]), rel=1e-6)
     assert sampling_shift(2048 * 2048, base=3.0, law="constant") == 3
-    with pytest.raises(ValueError, match="'log'; allowed: sqrt, constant"):
+    with pytest.raises(ValueError, match="'log'; allowed: sqrt, constant, extrapolated"):
         sampling_shift(10, law="log")
+
+
+def test_the_extrapolated_shift_is_one_line_at_every_size():
+    shifts = [sampling_shift(side * side, law="extrapolated") for side in (512, 1024, 1536, 2048, 4096)]
+    assert shifts == pytest.approx([8.5, 17, 25.5, 34, 68])
+    with pytest.raises(ValueError, match="^the extrapolated shift at 4 pixels is -.*; give a shift above 0"):
+        sampling_shift(4, base=1.0, max=3.0, law="extrapolated")
+
+
+def test_strength_leaves_the_last_steps():
+    plain = sampling_sigmas(100, 3.0)
+    for strength, left in [(1.0, 100), (0.29, 29), (0.291, 30), (0.001, 1), (0.0, 0)]:
+        assert torch.equal(sampling_sigmas(100, 3.0, strength), plain[100 - left :]), strength
+    with pytest.raises(ValueError, match="^strength is 1.2"):
+        sampling_sigmas(100, 3.0, 1.2)
+
+
+def test_given_levels_are_shifted():
+    spaced = [1 - i / 7 for i in range(7)]
+    assert torch.allclose(sampling_sigmas(7, 3.0, levels=spaced), sampling_sigmas(7, 3.0))
+    assert all(sampling_sigmas(2, shift)[0] == 1 for shift in (0.3, 0.221875, 3.55, 17.1))
+    assert sampling_sigmas(3, levels=[1.0, 0.6, 0.1], strength=0.5).tolist() == [0.6, 0.1, 0]
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ([1.0, 0.5], "^sigmas has 2 noise levels; expected 3, without the final 0"),
+        ([1.0, 0.5, 0.0], "^sigmas is .*must fall within"),
+        ([1.0, 1.0, 0.5], "^sigmas is .*must fall within"),
+        ([1.1, 1.0, 0.5], "^sigmas is .*must fall within"),
+        ([float("nan"), 1.0, 0.5], "^sigmas is .*must fall within"),
+    ],
+)
+def test_levels_that_do_not_fall_are_refused(levels, message):
+    with pytest.raises(ValueError, match=message):
+        sampling_sigmas(3, levels=levels)
 
 
 @pytest.mark.parametrize("name", ["unipc_shift17", "unipc_dynamic"])
