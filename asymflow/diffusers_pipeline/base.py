@@ -72,6 +72,7 @@ class PixelPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         guidance_scale: Default guidance scale.
         shift: Default shift at one megapixel and below.
         text_padding: One of `asymflow.models.text.PADDINGS`.
+        orthogonal_guidance: Default fraction of the guidance along the denoised image that is removed.
 
     Raises:
         ValueError: If another color space than the transformer's is given, or an invalid default.
@@ -95,6 +96,7 @@ class PixelPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         guidance_scale: float | None = None,
         shift: float | None = None,
         text_padding: str | None = None,
+        orthogonal_guidance: float | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -103,6 +105,7 @@ class PixelPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         own = {
             "height": height, "width": width, "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale, "shift": shift, "text_padding": text_padding,
+            "orthogonal_guidance": orthogonal_guidance,
         }  # fmt: skip
         given = {name: value for name, value in own.items() if value is not None}
         self.space, known = choose_space(transformer.config, oklab_mean, oklab_std), transformer.config.sampling

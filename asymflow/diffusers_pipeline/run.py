@@ -37,7 +37,7 @@ class Arguments:
     max_sequence_length: int = MAX_TOKENS
     shift: float | None = None
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    orthogonal_guidance: float = True
+    orthogonal_guidance: float | None = None
     clamp_to_gamut: float = True
     sigmas: Sequence[float] | None = None
     shift_law: str = "sqrt"
@@ -69,7 +69,8 @@ class Run:
         self.pipeline, self.arguments, self.size, self.references = pipeline, arguments, size, references
         choices = given.output_type, given.guidance_interval, given.generator
         check_choices({"return_dict": given.return_dict}, *choices)
-        fractions = {"orthogonal_guidance": given.orthogonal_guidance, "clamp_to_gamut": given.clamp_to_gamut}
+        orthogonal = defaults.orthogonal_guidance if given.orthogonal_guidance is None else given.orthogonal_guidance
+        fractions = {"orthogonal_guidance": orthogonal, "clamp_to_gamut": given.clamp_to_gamut}
         for name, value in {**fractions, "strength": 1.0 if strength is None else strength}.items():
             check_fraction(name, value)
         check_sigmas(given.sigmas)
@@ -83,7 +84,7 @@ class Run:
         for name, value in counts.items():
             check_count(name, value)
         scale = defaults.guidance_scale if given.guidance_scale is None else given.guidance_scale
-        self.guidance = Guidance(scale, given.orthogonal_guidance, given.guidance_interval)
+        self.guidance = Guidance(scale, orthogonal, given.guidance_interval)
         shift = defaults.shift_at(*size, given.shift_law) if given.shift is None else given.shift
         self.sigmas = sampling_sigmas(steps, shift, 1.0 if strength is None else strength, given.sigmas)
         if strength is None and self.sigmas[0] != 1:

@@ -67,7 +67,7 @@ class AsymFlux2KleinPipeline(PixelPipeline):
         max_sequence_length: int = MAX_TOKENS,
         shift: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
-        orthogonal_guidance: float = True,
+        orthogonal_guidance: float | None = None,
         clamp_to_gamut: float = True,
         sigmas: Sequence[float] | None = None,
         shift_law: str = "sqrt",
@@ -99,7 +99,8 @@ class AsymFlux2KleinPipeline(PixelPipeline):
             max_sequence_length: Longer prompts are cut.
             shift: Shift of the noise levels; None: the model's at this size, by `shift_law`.
             guidance_interval: Noise levels in [0, 1], both ends included, at which guidance is applied.
-            orthogonal_guidance: Fraction of the guidance's component along the denoised image that is removed (APG).
+            orthogonal_guidance: Fraction of the guidance's component along the denoised image that is removed: 1 is
+                the orthogonal form (APG), which lowers contrast; None: the default.
             clamp_to_gamut: Fraction of the steps, the last ones, whose denoised image is clamped to the sRGB gamut
                 (App. B.2).
             sigmas: Noise levels before the shift, one per step, falling from 1, without the final 0; None: evenly

@@ -151,14 +151,23 @@ def test_negative_prompts_and_embeddings_matter(pipe):
     assert largest_difference(samples(pipe, None, prompt_embeds=text[0][None]), plain) < 1e-4
 
 
-def test_default_guidance_is_orthogonal_limited_and_clamped(pipe):
+def test_options_of_the_guidance_change_samples(pipe):
     plain = samples(pipe, guidance_scale=5.0)
     for change in (
-        {"orthogonal_guidance": False}, {"guidance_interval": (0.0, 0.5)}, {"clamp_to_gamut": False}, {"shift": 9.0},
+        {"orthogonal_guidance": 1.0}, {"guidance_interval": (0.0, 0.5)}, {"clamp_to_gamut": False}, {"shift": 9.0},
     ):  # fmt: skip
         assert largest_difference(samples(pipe, guidance_scale=5.0, **change), plain) > 1e-3, change
     never = samples(pipe, guidance_scale=5.0, guidance_interval=(0.0, 0.0))
     assert largest_difference(never, samples(pipe, guidance_scale=1.0)) == 0
+
+
+def test_the_orthogonal_part_is_the_models_by_default(pipe):
+    """That of the toy's adapter is 0, that of a file without one is 1, as of the released model."""
+    parts = dict(pipe.components)
+    assert pipe.defaults.orthogonal_guidance == 0 and SamplingDefaults().orthogonal_guidance == 1
+    orthogonal = AsymFlux2KleinPipeline(**parts, orthogonal_guidance=1.0)
+    assert largest_difference(samples(orthogonal), samples(pipe, orthogonal_guidance=1.0)) == 0
+    assert largest_difference(samples(pipe), samples(pipe, orthogonal_guidance=False)) == 0
 
 
 def test_shift_grows_with_the_side_from_one_to_four_megapixels(pipe):
@@ -286,7 +295,7 @@ def test_style_loras_are_added_on_top(pipe, tmp_path):
         ({"num_images_per_prompt": None}, "^num_images_per_prompt is None"),
         ({"max_sequence_length": None}, "^max_sequence_length is None"),
         ({"guidance_interval": None}, "^guidance_interval is None"),
-        ({"orthogonal_guidance": None}, "^orthogonal_guidance is None"),
+        ({"orthogonal_guidance": "half"}, "^orthogonal_guidance is 'half'"),
         ({"clamp_to_gamut": None}, "^clamp_to_gamut is None"),
         ({"output_type": None}, "^output_type is None; allowed: pil, np, pt, latent"),
         ({"generator": [None], "latents": None}, r"^generator is \[None\]"),
