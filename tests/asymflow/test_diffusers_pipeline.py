@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from toy_pipeline import ADAPTER, BASE, PROMPTS, largest_difference, noise, samples, seeded
 
-from asymflow.adapters import load_adapter
+from asymflow.adapters import SamplingDefaults, load_adapter
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
 from asymflow.models.autoencoder import encode_images
 from asymflow.models.cells import pack_latents
