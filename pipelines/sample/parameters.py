@@ -56,7 +56,7 @@ class SamplingParameterSettings(Settings):
     """Adaptive projected guidance (APG): no guidance along the denoised image"""
     clamp: bool = True
     """Clamp each denoised image to the sRGB gamut"""
-    solver: Literal["unipc", "euler", "heun"] = "unipc"
+    solver: Literal["unipc", "euler", "heun", "dpmsolver", "deis"] = "unipc"
     latent_shift: float | None = Field(None, gt=0)
     """Of the latent model; empty: its noise levels match the pixel model's"""
     sigma_floor: float | None = Field(None, ge=0)
