@@ -57,7 +57,7 @@ class SamplingParameterSettings(Settings):
     """Fraction of the guidance along the denoised image that is removed; 1: adaptive projected guidance (APG)"""
     clamp: bool = True
     """Clamp each denoised image to the sRGB gamut"""
-    solver: Literal["unipc", "euler", "heun"] = "unipc"
+    solver: Literal["unipc", "euler", "heun", "dpmsolver", "deis"] = "unipc"
     latent_shift: float | None = Field(None, gt=0)
     """Of the latent model; empty: its noise levels match the pixel model's"""
     sigma_floor: float | None = Field(None, ge=0)

@@ -99,6 +99,8 @@ def test_sampling_parameters_reach_both_models(sampler):
     changes = [
         {"solver": "euler"},
         {"solver": "heun"},
+        {"solver": "dpmsolver"},
+        {"solver": "deis"},
         {"guidance": 1.0},
         {"shift": 9.0},
         {"negative_prompt": "a photo"},
