@@ -58,7 +58,7 @@ class AdaptedModel(nn.Module):
         self.patch_size = subspace.patch_size
         if 3 * self.patch_size**2 != patch_dim:
             raise ValueError(f"a patch of {patch_dim} values is not a square of three color channels")
-        self.transformer = transformer.requires_grad_(False)
+        self.transformer = self.backbone.prepare(transformer).requires_grad_(False)
         originals = {_key(name): transformer.get_submodule(name) for name in self.backbone.trained}
         self.latent_modules = nn.ModuleDict(originals)
         self.subspace = subspace

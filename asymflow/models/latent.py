@@ -22,6 +22,7 @@ MODULES = (
     "asymflow.models.flux2_dev",
     "asymflow.models.z_image",
     "asymflow.models.qwen_image",
+    "asymflow.models.sd3",
 )
 DEFAULT = "FLUX.2-klein-base-9B"
 """Published model that stands for a base of unknown name"""
@@ -118,6 +119,8 @@ class LatentFamily:
     """Published models by the names of their repositories"""
     paddings: tuple[str, ...] = ("max_length", "none")
     """Those of `asymflow.models.text.PADDINGS` that the transformer was trained for"""
+    least_text_tokens: int = 1
+    """Least `max_tokens` of the text encoder"""
     pixel_pipeline: bool = False
     """Whether `asymflow.diffusers_pipeline` samples this family's pixel models, and holds merged ones"""
 
@@ -220,5 +223,6 @@ def load_transformer(folder: str | Path, dtype: "torch.dtype") -> Any:
     """
     import diffusers  # with torch: geometries are read without it
 
-    transformer = getattr(diffusers, family_of(folder).backbone.transformer)
-    return transformer.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
+    backbone = family_of(folder).backbone
+    cls = getattr(diffusers, backbone.transformer)
+    return backbone.prepare(cls.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype))

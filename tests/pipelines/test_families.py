@@ -120,7 +120,7 @@ def test_geometry_read_from_a_folder_agrees_with_its_parts(made):
     side, width = read_geometry(made.folder)
     assert all((Path(made.folder) / part).is_dir() for part in (*made.family.image_parts, *made.family.text_parts))
     images = made.family.load_image_encoder(made.folder, "cpu", torch.float32)
-    text = made.family.load_text_encoder(made.folder, "cpu", torch.float32, 64)
+    text = made.family.load_text_encoder(made.folder, "cpu", torch.float32, 512)
     assert (images.pixels_per_token, images.token_width) == (side, width)
     transformer = transformer_of(made)
     assert made.backbone.token_width(transformer.config) == width == made.subspace.rank
@@ -137,8 +137,8 @@ def test_an_embedding_depends_on_its_own_caption_alone(made):
         assert embedding.shape == alone.shape == (len(alone), encoder.width) and len(alone) > 0
         torch.testing.assert_close(embedding, alone, rtol=1e-3, atol=1e-4)
     assert len(together[0]) < len(together[1])
-    short = made.family.load_text_encoder(made.folder, "cpu", torch.float32, 5).encode(CAPTIONS[1:])[0]
-    assert len(short) == 5
+    short = made.family.load_text_encoder(made.folder, "cpu", torch.float32, made.tiny.cut).encode(CAPTIONS[1:])[0]
+    assert len(short) == made.tiny.cut < len(together[1])
 
 
 def test_a_padding_that_the_family_does_not_know_is_refused(made):
@@ -479,7 +479,7 @@ def test_published_models_have_the_shapes_of_the_class(made):
         assert model == published_model(name) and model.config["_class_name"] == made.backbone.transformer
         config = copy.deepcopy(dict(model.config))
         with torch.device("meta"):
-            transformer = getattr(diffusers, config.pop("_class_name"))(**config)
+            transformer = made.backbone.prepare(getattr(diffusers, config.pop("_class_name"))(**config))
         linears = {n: m for n, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)}
         network = made.backbone.network(model.config)
         found = {layer.name: (layer.outputs, layer.inputs, layer.bias) for layer in network.linears}

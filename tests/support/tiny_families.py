@@ -15,12 +15,18 @@ from diffusers import (
     Flux2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
 from tiny_base import make_base
+from tiny_flan_t5 import write_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     PixtralImageProcessor,
@@ -28,6 +34,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    T5Config,
+    T5EncoderModel,
 )
 
 from pipelines.toy.autoencoder import set_whitening
@@ -48,6 +56,8 @@ class TinyFamily:
     published: tuple[str, ...]
     depths: dict[str, int]
     """Settings that are numbers of blocks, and the index of their kind in `Backbone.block_memory`"""
+    cut: int = 5
+    """`max_tokens` that cuts the second of the suite's captions"""
     unguided: dict[str, float] = field(default_factory=lambda: {"guidance_scale": 1.0})
     """Argument of the stock pipeline that switches guidance off"""
     wide: dict[str, Any] = field(
@@ -82,6 +92,15 @@ def flux2_autoencoder() -> AutoencoderKLFlux2:
     )  # fmt: skip
     set_whitening(autoencoder, torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8))
     return autoencoder
+
+
+def shifted_autoencoder(scaling_factor: float, shift_factor: float) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16, layers_per_block=1, norm_num_groups=4,
+        sample_size=32, scaling_factor=scaling_factor, shift_factor=shift_factor, use_quant_conv=False,
+        use_post_quant_conv=False,
+    )  # fmt: skip
 
 
 def make_dev(folder: Path) -> None:
@@ -138,14 +157,9 @@ def make_z_image(folder: Path) -> None:
     with torch.no_grad():
         transformer.x_pad_token.normal_()
         transformer.cap_pad_token.normal_()
-    autoencoder = AutoencoderKL(
-        block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16, layers_per_block=1, norm_num_groups=4,
-        sample_size=32, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
     ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=autoencoder,
+        vae=shifted_autoencoder(0.3611, 0.1159),
         text_encoder=new_text_encoder(len(tokenizer)),
         tokenizer=tokenizer,
         transformer=transformer,
@@ -181,6 +195,55 @@ def make_qwen_image(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def make_sd3(folder: Path) -> None:
+    letters = "abcdefghijklmnopqrstuvwxyz,"
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+
+    def clip(width: int) -> CLIPTextModelWithProjection:
+        config = CLIPTextConfig(
+            vocab_size=len(tokens), hidden_size=width, intermediate_size=32, projection_dim=width, num_hidden_layers=2,
+            num_attention_heads=2, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        )  # fmt: skip
+        return CLIPTextModelWithProjection(config)
+
+    torch.manual_seed(0)
+    tokenizers = [
+        CLIPTokenizer(vocab=vocabulary, merges=[], pad_token=pad, model_max_length=77) for pad in ("<|endoftext|>", "a")
+    ]
+    t5_tokenizer = write_tokenizer(folder.parent / "t5")
+    t5 = T5Config(vocab_size=len(t5_tokenizer), d_model=40, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=16, num_layers=3, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=40, caption_projection_dim=32, pooled_projection_dim=32, out_channels=16,
+        pos_embed_max_size=12, dual_attention_layers=(0,), qk_norm="rms_norm",
+    )  # fmt: skip
+    StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=shifted_autoencoder(1.5305, 0.0609),
+        text_encoder=clip(12),
+        tokenizer=tokenizers[0],
+        text_encoder_2=clip(20),
+        tokenizer_2=tokenizers[1],
+        text_encoder_3=T5EncoderModel(t5),
+        tokenizer_3=t5_tokenizer,
+        transformer=transformer,
+    ).save_pretrained(folder)
+
+
+SD3_LORA = frozenset(
+    {
+        *(f"transformer_blocks.{i}.ff.net.{layer}" for i in range(3) for layer in ("0.proj", "2")),
+        *(f"transformer_blocks.{i}.ff_context.net.{layer}" for i in (0, 1) for layer in ("0.proj", "2")),
+        *(f"transformer_blocks.{i}.attn.to_out.0" for i in range(3)),
+        *(f"transformer_blocks.{i}.attn.to_add_out" for i in (0, 1)),
+        "transformer_blocks.0.attn2.to_out.0",
+        *(f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2)),
+    }
+)
+SD3_WHOLES = frozenset(
+    f"{module}.{kind}" for module in ("pos_embed.proj", "norm_out.linear", "proj_out") for kind in ("weight", "bias")
+)
 QWEN_IMAGE_LORA = frozenset(
     {
         *(f"transformer_blocks.{i}.img_mlp.net.{layer}" for i in (0, 1) for layer in ("0.proj", "2")),
@@ -245,5 +308,17 @@ FAMILIES = {
         unguided={"true_cfg_scale": 1.0},
         wide={"attention_head_dim": 32, "axes_dims_rope": (8, 12, 12)},
         reconstruct=lambda vae, images: vae.decode(vae.encode(images[:, :, None]).latent_dist.mode()).sample[:, :, 0],
+    ),
+    "sd3": TinyFamily(
+        make_sd3,
+        "max_length",
+        SD3_LORA,
+        SD3_WHOLES,
+        ("stable-diffusion-3.5-medium", "stable-diffusion-3.5-large"),
+        {"num_layers": 0},
+        cut=80,
+        # 512 tokens: one pooled, 77 of CLIP, the rest of T5
+        unguided={"guidance_scale": 1.0, "max_sequence_length": 512 - 78},
+        wide={"attention_head_dim": 32, "caption_projection_dim": 64},
     ),
 }
