@@ -107,3 +107,32 @@ class Backbone:
         parameters = signature(getattr(diffusers, self.transformer).__init__).parameters
         defaults = {name: p.default for name, p in parameters.items() if name != "self"}
         return {"_class_name": self.transformer, **{name: config.get(name, value) for name, value in defaults.items()}}
+
+
+def run_each(
+    run: "Callable[..., Tensor]",
+    transformer: Any,
+    tokens: "Tensor",
+    sigma: "Tensor",
+    text: "Tensor",
+    grid: tuple[int, int],
+    mask: "Tensor",
+) -> "Tensor":
+    """Evaluate a transformer that has no mask of text tokens on each image and its valid text tokens alone.
+
+    Args:
+        run: As `Backbone.run`.
+        transformer: The transformer.
+        tokens: Image tokens (B, N, C).
+        sigma: Noise levels (B,).
+        text: Text embeddings (B, T, E).
+        grid: Rows and columns of image tokens, (h, w).
+        mask: True for valid text tokens (B, T).
+
+    Returns:
+        Velocity tokens (B, N, C').
+    """
+    import torch
+
+    rows = zip(tokens, sigma, text, mask, strict=True)
+    return torch.cat([run(transformer, x[None], t[None], caption[valid][None], grid) for x, t, caption, valid in rows])

@@ -7,7 +7,7 @@ caption besides that of its tokens: here the first token of an embedding. Import
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from asymflow.models.backbone import Backbone, PublishedModel, TokenGeometry
+from asymflow.models.backbone import Backbone, PublishedModel, TokenGeometry, run_each
 from asymflow.models.latent import LatentFamily
 from asymflow.models.network import Attention, BlockMemory, Linear, Network, Stream, Vectors, lora_layers
 from asymflow.models.shifted_latents import CELL, load_image_encoder, pack, read_token_geometry, unpack
@@ -102,11 +102,7 @@ def run(
     if grid[0] * grid[1] != tokens.shape[1]:
         raise ValueError(f"{tokens.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}")
     if mask is not None and not mask.all():
-        import torch
-
-        captions = [row[valid] for row, valid in zip(text, mask, strict=True)]
-        each = zip(tokens, sigma, captions, strict=True)
-        return torch.cat([run(transformer, one[None], t[None], caption[None], grid) for one, t, caption in each])
+        return run_each(run, transformer, tokens, sigma, text, grid, mask)
     transformer.out_channels = transformer.proj_out.out_features // CELL**2
     velocity = transformer(
         hidden_states=unpack(tokens, grid, CELL),

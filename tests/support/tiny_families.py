@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,9 +11,13 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    ClassifierFreeGuidance,
+    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     Flux2Pipeline,
     Flux2Transformer2DModel,
+    Flux3AutoBlocks,
+    Flux3Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -34,6 +39,11 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
     T5Config,
     T5EncoderModel,
 )
@@ -60,6 +70,8 @@ class TinyFamily:
     """`max_tokens` that cuts the second of the suite's captions"""
     unguided: dict[str, float] = field(default_factory=lambda: {"guidance_scale": 1.0})
     """Argument of the stock pipeline that switches guidance off"""
+    stock: Callable[[str], Any] = DiffusionPipeline.from_pretrained
+    """(folder): the stock pipeline, or what can be called as one"""
     wide: dict[str, Any] = field(
         default_factory=lambda: {
             "attention_head_dim": 32, "axes_dims_rope": (8, 8, 8, 8), "timestep_guidance_channels": 64
@@ -231,6 +243,69 @@ def make_sd3(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def make_flux3(folder: Path) -> None:
+    tokenizer = train_tokenizer([f"picture {i}" for i in range(100)])
+    torch.manual_seed(0)
+    text_config = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 33,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 1024,
+        "rope_scaling": {
+            "rope_type": "default", "mrope_section": [2, 3, 3], "mrope_interleaved": True, "rope_theta": 10000.0
+        },
+    }  # fmt: skip
+    vision_config = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32,
+        "deepstack_visual_indexes": [0],
+    }  # fmt: skip
+    text_encoder = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text_config, vision_config=vision_config))
+    torch.manual_seed(0)
+    transformer = Flux3Transformer2DModel(
+        num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=256,
+        timestep_channels=16, mlp_ratio=1.0, axes_dims_rope=(4, 4, 4, 4),
+    )  # fmt: skip
+    pipeline = Flux3AutoBlocks().init_pipeline()
+    pipeline.update_components(
+        vae=flux2_autoencoder(),
+        text_encoder=text_encoder,
+        tokenizer=Qwen3VLProcessor(
+            Qwen2VLImageProcessor(), tokenizer, Qwen3VLVideoProcessor(), chat_template=tokenizer.chat_template
+        ),
+        transformer=transformer,
+    )
+    pipeline.save_pretrained(str(folder), overwrite_modular_index=True)
+
+
+class Flux3Stock:
+    """The modular pipeline of FLUX.3 behind the interface of the others, without guidance and the prompt upsampler."""
+
+    def __init__(self, folder: str):
+        blocks = Flux3AutoBlocks()
+        blocks.sub_blocks.pop("prompt_upsampler")
+        self.pipeline = blocks.init_pipeline(folder)
+        self.pipeline.load_components(dtype=torch.float32)
+        self.pipeline.update_components(guider=ClassifierFreeGuidance(enabled=False))
+        self.set_progress_bar_config, self.vae = self.pipeline.set_progress_bar_config, self.pipeline.vae
+        self.scheduler = self.pipeline.scheduler
+
+    def prepare_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents
+
+    def __call__(self, generator: torch.Generator, height: int, width: int, **options: Any) -> SimpleNamespace:
+        rows, columns = height // 16, width // 16
+        tokens = self.prepare_latents(torch.randn(1, rows * columns, 128, generator=generator))
+        latents = tokens.mT.unflatten(2, (rows, columns))
+        images = self.pipeline(latents=latents, height=height, width=width, output="images", **options)
+        return SimpleNamespace(images=images)
+
+
+FLUX3_LORA = frozenset(
+    {
+        *(f"{block}.0.ff.linear_{end}" for block in ("mode_blocks.image", "txt_mode_blocks") for end in ("in", "out")),
+        *(f"single_transformer_blocks.0.{layer}" for layer in ("attn.to_out.0", "ff.linear_out")),
+        *(f"timestep_embedder.linear_{i}" for i in (1, 2)),
+    }
+)
+FLUX3_WHOLES = frozenset({"x_embedders.image.weight", "norm_out.linear.weight", "proj_out.weight"})
 SD3_LORA = frozenset(
     {
         *(f"transformer_blocks.{i}.ff.net.{layer}" for i in range(3) for layer in ("0.proj", "2")),
@@ -320,5 +395,16 @@ FAMILIES = {
         # 512 tokens: one pooled, 77 of CLIP, the rest of T5
         unguided={"guidance_scale": 1.0, "max_sequence_length": 512 - 78},
         wide={"attention_head_dim": 32, "caption_projection_dim": 64},
+    ),
+    "flux3": TinyFamily(
+        make_flux3,
+        "none",
+        FLUX3_LORA,
+        FLUX3_WHOLES,
+        ("flux-3-image-klein-base",),
+        {"num_single_layers": 2},
+        unguided={},
+        stock=Flux3Stock,
+        wide={"attention_head_dim": 32, "axes_dims_rope": (8, 8, 8, 8), "timestep_channels": 64},
     ),
 }
