@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pipelines.core.base_models import read_geometry
-from pipelines.core.config import ConfigError, Layout, Settings, Uri, added
+from pipelines.core.config import ConfigError, Layout, OptionalUri, Settings, Uri, added
 from pipelines.core.workers import ModelWorkers
 from pipelines.train import config as train
 
@@ -144,8 +144,8 @@ class FinetuneSettings(train.TrainSettings):
     """Artifact of the curate step: the images"""
     encoded: Uri
     """Artifact of the encode step: their latents and text embeddings"""
-    basis: Uri
-    """Artifact of the basis step"""
+    basis: OptionalUri = ""
+    """Artifact of the basis step; empty: the basis of `start_from`"""
     base: Uri
     """Folder of the latent model, a diffusers pipeline; its `transformer` is trained"""
     text_padding: Literal["none", "max_length"] = added("none")
@@ -154,6 +154,9 @@ class FinetuneSettings(train.TrainSettings):
     model: Literal["asymflow", "latent", "ddt"] = "asymflow"
     """asymflow: the paper's model. Baselines: latent finetunes the latent model on the same data, ddt predicts u from
     pixels by a decoder head"""
+    start_from: str = added("")
+    """Adapter whose values training starts from: a folder, s3://... or OWNER/NAME on the hub. Its kind of model,
+    transformer, LoRA rank and basis must be those of this training. Empty: the base alone"""
     pixels: Pixels = Pixels()
     lora: Lora | None = Lora()
     base_quantization: Literal["nf4"] | None = added(None)
@@ -192,6 +195,8 @@ class FinetuneSettings(train.TrainSettings):
 
     @model_validator(mode="after")
     def _sound(self) -> "FinetuneSettings":
+        if not self.basis and not self.start_from:
+            raise ValueError("basis: missing; give the artifact of the basis step, or start_from to use its basis")
         if self.model != "asymflow" and self.loss.kind == "variance_reduced":
             raise ValueError(
                 f"model={self.model} with loss.kind=variance_reduced: only AsymFlow's initialization has the frozen "
