@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from asymflow.models.backbone import Backbone
 from asymflow.models.latent import backbone_of
 from asymflow.models.mixed_precision import use_master_weights
-from asymflow.models.network import NF4_BLOCK
+from asymflow.models.network import NF4_BLOCK, Quantization
 from asymflow.models.quantized import quantize_linears
 from asymflow.parameterization import interpolate, teacher_x_0_low_hat
 from asymflow.schedule import calibrate
@@ -111,15 +111,17 @@ class AdaptedModel(nn.Module):
             and module.in_features % NF4_BLOCK == 0
         ]
 
-    def quantize_base(self, device: torch.device | str | None = None) -> None:
-        """Store the weights of `frozen_linears` in 4 bits (NF4), for the student and its teacher, which share them.
+    def quantize_base(self, device: torch.device | str | None = None, scheme: Quantization = "nf4") -> None:
+        """Store the weights of `frozen_linears` in 4 or 8 bits, for the student and its teacher, which share them.
 
-        Call it after `set_precision`. The trained parts, the three original modules, biases and norms keep their types.
+        Call it after `set_precision`. The trained parts, the three original modules and norms keep their types, and
+        biases except with fp8.
 
         Args:
             device: Device on which weights are quantized and stay; None: where they are.
+            scheme: How they are stored; see `asymflow.models.quantized`.
         """
-        quantize_linears(self.transformer, self.frozen_linears(), device)
+        quantize_linears(self.transformer, self.frozen_linears(), device, scheme)
 
     def add_lora(self, rank: int = 256, alpha: int | None = None, dropout: float = 0.05) -> None:
         """Add LoRA to exactly `Backbone.lora_targets`, through peft. B is zero at first, so the output does not change.

@@ -158,9 +158,7 @@ def network(config: Mapping[str, Any], patch_dim: int | None = None, lora_rank: 
             yield Linear("A", own, tokens, "image")
 
     counts = {kind: range(count) for kind, (count, _) in kinds.items()}
-    norms = (
-        Vectors(f"{kind}.{i}.norms", 2 * config["attention_head_dim"]) for kind in counts for i in counts[kind]
-    )
+    norms = (Vectors(f"{kind}.{i}.norms", 2 * config["attention_head_dim"]) for kind in counts for i in counts[kind])
     attentions = (Attention(width, stream) for count, stream in kinds.values() for _ in range(count))
     base = Network(tuple(layers()), tuple(attentions), tuple(norms))
     return base + Network(tuple(lora_layers(base.linears, LORA_TARGETS, lora_rank)), ())

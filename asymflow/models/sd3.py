@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from asymflow.models.latent import TextEncoder
 
-CLIP_TOKENS = 77
-"""Tokens of the two CLIP text encoders"""
 LORA_TARGETS = (
     r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)"
     r"|time_text_embed\.timestep_embedder\.linear_[12]"
@@ -224,7 +222,7 @@ FAMILY = LatentFamily(
     text_parts=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"),
     load_image_encoder=load_image_encoder,
     load_text_encoder=_load_text_encoder,
-    least_text_tokens=1 + CLIP_TOKENS + 1,
+    least_text_tokens=79,  # one pooled, 77 of CLIP, one of T5
     backbone=Backbone(
         transformer="SD3Transformer2DModel",
         first="pos_embed.proj",

@@ -8,9 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
 
-from asymflow.models.sd3 import CLIP_TOKENS, FAMILY
 from asymflow.models.shifted_latents import pack
 from asymflow.models.text import PADDINGS, encode_by_length
+
+CLIP_TOKENS = 77
+"""Tokens of the two CLIP text encoders"""
+LEAST_TOKENS = 1 + CLIP_TOKENS + 1
+"""Tokens of the shortest padded embedding: the pooled one, CLIP's, one of T5"""
 
 
 class CellEmbedding(nn.Module):
@@ -27,7 +31,7 @@ class CellEmbedding(nn.Module):
         convolution = embedding.proj
         self.side = embedding.patch_size
         weight = pack(convolution.weight.detach(), self.side)[:, 0]
-        self.proj = nn.Linear(*reversed(weight.shape), device=weight.device, dtype=weight.dtype)
+        self.proj = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
         self.proj.weight, self.proj.bias = nn.Parameter(weight), convolution.bias
         positions = embedding.pos_embed.unflatten(1, (embedding.pos_embed_max_size, -1))  # (1, M, M, width)
         self.register_buffer("pos_embed", positions)
@@ -72,8 +76,8 @@ class PooledCaptions:
     def __init__(self, clips: Sequence[tuple[Any, Any]], t5: tuple[Any, Any], max_tokens: int, padding: str = "none"):
         if padding not in PADDINGS:
             raise ValueError(f"padding is {padding!r}; allowed: {', '.join(PADDINGS)}")
-        if max_tokens < FAMILY.least_text_tokens:
-            raise ValueError(f"max_tokens is {max_tokens}; allowed: {FAMILY.least_text_tokens} or more")
+        if max_tokens < LEAST_TOKENS:
+            raise ValueError(f"max_tokens is {max_tokens}; allowed: {LEAST_TOKENS} or more")
         self.clips, (self.t5, self.t5_tokenizer) = tuple(clips), t5
         self.max_tokens, self.padding = max_tokens, padding
         self.width = self.t5.config.d_model

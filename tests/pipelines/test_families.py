@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import diffusers
 import pytest
 import torch
+from dequantized import SCHEMES, copy_in_full
 from tiny_families import FAMILIES, TinyFamily
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,7 +23,6 @@ from asymflow.models.ddt import DdtFlux2
 from asymflow.models.latent import MODULES, LatentFamily, family_of, load_transformer, published_model
 from asymflow.models.lifted import LatentModel, PixelModel
 from asymflow.models.network import NF4_BLOCK
-from asymflow.models.quantized import import_bitsandbytes
 from asymflow.models.text import PADDINGS, pad_embeddings
 from asymflow.oklab import RELEASED
 from asymflow.parameterization import lift, recover_u
@@ -318,19 +318,20 @@ def test_in_half_precision_trained_values_stay_float32(made):
     assert (u - whole).norm() < 0.1 * whole.norm()
 
 
-def test_a_base_in_nf4_gives_the_velocities_of_its_dequantized_weights(made):
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_quantized_base_gives_the_velocities_of_its_dequantized_weights(made, scheme):
     config = {**transformer_of(made).config, **made.tiny.wide}
     torch.manual_seed(0)
-    model = PixelModel.from_latent(type(transformer_of(made)).from_config(config), made.subspace).eval()
-    model.add_lora(LORA)
-    (x_t, sigma, text, mask), dequantize = inputs(made), import_bitsandbytes().functional.dequantize_4bit
-    rounded, names = copy.deepcopy(model).eval(), model.frozen_linears()
+    model = PixelModel.from_latent(type(transformer_of(made)).from_config(config), made.subspace).train()
+    model.add_lora(LORA, dropout=0.0)
+    x_t, sigma, text, mask = inputs(made)
+    rounded, names = copy.deepcopy(model), model.frozen_linears()
     with torch.no_grad():
         whole = model(x_t, sigma, text, mask)
-    model.quantize_base()
+    model.quantize_base(scheme=scheme)
     for name in names:
-        weight = model.transformer.get_submodule(name).weight
-        rounded.transformer.get_submodule(name).weight.data = dequantize(weight.data, weight.quant_state)
+        layers = (m.transformer.get_submodule(name) for m in (model, rounded))
+        copy_in_full(next(layers), scheme, next(layers))
     with torch.no_grad():
         expected = rounded(x_t, sigma, text, mask)
     u = model(x_t, sigma, text, mask)

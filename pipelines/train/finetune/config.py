@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from asymflow.models.network import Quantization
 from pipelines.core.base_models import read_geometry
 from pipelines.core.config import ConfigError, Layout, OptionalUri, Settings, Uri, added
 from pipelines.core.workers import ModelWorkers
@@ -159,9 +160,10 @@ class FinetuneSettings(train.TrainSettings):
     transformer, LoRA rank and basis must be those of this training. Empty: the base alone"""
     pixels: Pixels = Pixels()
     lora: Lora | None = Lora()
-    base_quantization: Literal["nf4"] | None = added(None)
-    """nf4: store the frozen linear layers in 4 bits (NF4, bitsandbytes), for small GPUs. The adapter has the
-    same format and fits the unquantized base. It needs resources.zero_stage below 3. Empty: not quantized"""
+    base_quantization: Quantization | None = added(None)
+    """Store the frozen linear layers in fewer bits, for small GPUs. nf4: 4 bits (bitsandbytes). int8: 8 bits (LLM.int8,
+    bitsandbytes). fp8: float8_e4m3fn (diffusers); it needs resources.gradient_checkpointing. The adapter has the same
+    format and fits the unquantized base. All need resources.zero_stage below 3. Empty: not quantized"""
     ddt: Ddt = Ddt()
     optim: Optim = Optim()
     time: Time = Time()
@@ -207,5 +209,10 @@ class FinetuneSettings(train.TrainSettings):
                 f"base_quantization={self.base_quantization} with resources.zero_stage=3: sharding would cut through "
                 "the blocks of values that share a scale; use zero_stage=0, 1 or 2, which keep the quantized base on "
                 "each worker, or base_quantization=null"
+            )
+        if self.base_quantization == "fp8" and not self.resources.gradient_checkpointing:
+            raise ValueError(
+                "base_quantization=fp8 with resources.gradient_checkpointing=false: the backward pass would keep all "
+                "weights in full; use gradient_checkpointing=true, or base_quantization=int8"
             )
         return self

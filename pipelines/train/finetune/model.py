@@ -45,7 +45,7 @@ def build_model(settings: FinetuneSettings, subspace: Subspace, device: torch.de
             load_adapter(model, folder or "")
     model.set_precision(dtype)
     if settings.base_quantization:
-        model.quantize_base(device)
+        model.quantize_base(device, settings.base_quantization)
     if resources.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if resources.compile:

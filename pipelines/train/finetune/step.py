@@ -41,7 +41,7 @@ def check(settings: FinetuneSettings) -> None:
     if settings.loss.kind == "variance_reduced" and settings.loss.perceptual:
         check_perceptual(settings.loss.perceptual)
     check_optimizer(settings.optim)
-    if settings.base_quantization:
+    if settings.base_quantization in ("nf4", "int8"):
         check_bitsandbytes(f"base_quantization={settings.base_quantization}")
 
 

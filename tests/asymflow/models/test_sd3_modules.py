@@ -3,7 +3,8 @@ import torch
 from diffusers.models.embeddings import PatchEmbed
 from tiny_families import make_sd3
 
-from asymflow.models.sd3_modules import CellEmbedding, PooledCaptions
+from asymflow.models.sd3 import FAMILY
+from asymflow.models.sd3_modules import LEAST_TOKENS, CellEmbedding, PooledCaptions
 from asymflow.models.shifted_latents import pack
 
 
@@ -61,6 +62,7 @@ def test_t5_has_the_tokens_that_are_left(folder):
 
 
 def test_arguments_are_checked(folder):
+    assert FAMILY.least_text_tokens == LEAST_TOKENS
     with pytest.raises(ValueError, match="max_tokens is 78; allowed: 79 or more"):
         load(folder, 78)
     with pytest.raises(ValueError, match="padding is 'longest'; allowed: max_length, none"):
