@@ -6,6 +6,7 @@ is the same transformer with its LoRA switched off and its three original module
 
 import copy
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -96,8 +97,8 @@ class AdaptedModel(nn.Module):
     def frozen_linears(self) -> list[str]:
         """Return the layers that `quantize_base` quantizes: the transformer's frozen linear layers but the text input.
 
-        The text input keeps its type because this is the type of the computation. Left out are also layers whose rows
-        are not whole blocks of values, which no published model has.
+        The text input keeps its type because this is the type of the computation. Left out are also the layers of
+        `Backbone.unquantized`, and those whose rows are not whole blocks of values, which no published model has.
 
         Returns:
             Names in the transformer.
@@ -108,6 +109,7 @@ class AdaptedModel(nn.Module):
             if isinstance(module, nn.Linear)
             and not module.weight.requires_grad
             and name != self.backbone.text_input
+            and not re.fullmatch(self.backbone.unquantized, name)
             and module.in_features % NF4_BLOCK == 0
         ]
 

@@ -78,6 +78,9 @@ class Backbone:
     """`_class_name` in an adapter's config.json, by kind of the model; a kind that is missing is not supported"""
     adapter_keys: tuple[str, ...]
     """Settings of the transformer that an adapter's config.json repeats"""
+    unquantized: str = r"(?!)"
+    """Pattern of whole names: layers besides `text_input` that are not quantized, as the class reads the type of their
+    weights"""
     prepare: Callable[[Any], Any] = lambda transformer: transformer
     """(transformer): the same transformer, changed in place to the layers that the other entries describe. Applying it
     twice is as applying it once"""

@@ -221,6 +221,7 @@ FAMILY = LatentFamily(
         last_norm=f"{_FINAL}.adaLN_modulation",
         last=f"{_FINAL}.linear",
         text_input="cap_embedder.1",
+        unquantized=r"t_embedder\.mlp\..+",
         lora_targets=_lora_targets,
         run=run,
         pack=pack,

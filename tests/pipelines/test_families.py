@@ -337,7 +337,8 @@ def test_a_quantized_base_gives_the_velocities_of_its_dequantized_weights(made, 
     u = model(x_t, sigma, text, mask)
     u.square().mean().backward()
     assert_close(u, expected)
-    assert 1e-4 * whole.norm() < (u - whole).norm() < 0.2 * whole.norm()
+    least = 1e-4 if scheme == "nf4" else 1e-5
+    assert least * whole.norm() < (u - whole).norm() < 0.2 * whole.norm()
     assert {name for name, p in model.named_parameters() if p.grad is not None} == model.trainable().keys()
 
 

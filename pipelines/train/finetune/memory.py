@@ -98,6 +98,7 @@ def plan_values(settings: FinetuneSettings, config: Mapping[str, Any]) -> Values
         if not f"{layer.name}.".startswith(replaced)
         and layer.name != backbone.text_input
         and layer.inputs % NF4_BLOCK == 0
+        and not re.fullmatch(backbone.unquantized, layer.name)
     ]
     blocks: dict[str, int] = {}
     for name, number in parts.items():

@@ -5,6 +5,7 @@ import torch
 from diffusers import Flux3Transformer2DModel
 
 from asymflow.models.flux3 import BASE, LORA_TARGETS, block_memory, network, prepare, run
+from asymflow.models.network import count_flops
 
 TINY = {
     "in_channels": 8, "cond_in_channels": 8, "num_layers": 2, "num_single_layers": 1, "attention_head_dim": 16,
@@ -48,3 +49,12 @@ def test_blocks_of_the_text_keep_nothing_without_lora():
     assert text.kept == 0 < image.kept
     image, text, _ = block_memory(BASE, lora=True, dropout=False)
     assert text.kept == image.kept
+
+
+def test_checkpointing_repeats_the_blocks_of_all_three_kinds():
+    layers = network(BASE).linears
+    blocks = [layer for layer in layers if "blocks" in layer.name]
+    tokens = {"image": 7, "text": 5, "both": 12}
+    attention = sum(4 * 3072 * tokens[stream] ** 2 for _, stream in network(BASE).attentions)
+    expected = sum(2 * layer.inputs * layer.outputs * tokens[layer.stream] for layer in blocks) + attention
+    assert count_flops(network(BASE), 7, 5).recomputed == expected
