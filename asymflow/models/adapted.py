@@ -6,6 +6,7 @@ is the same transformer with its LoRA switched off and its three original module
 
 import copy
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from asymflow.models.backbone import Backbone
 from asymflow.models.latent import backbone_of
 from asymflow.models.mixed_precision import use_master_weights
-from asymflow.models.network import NF4_BLOCK
+from asymflow.models.network import NF4_BLOCK, Quantization
 from asymflow.models.quantized import quantize_linears
 from asymflow.parameterization import interpolate, teacher_x_0_low_hat
 from asymflow.schedule import calibrate
@@ -58,7 +59,7 @@ class AdaptedModel(nn.Module):
         self.patch_size = subspace.patch_size
         if 3 * self.patch_size**2 != patch_dim:
             raise ValueError(f"a patch of {patch_dim} values is not a square of three color channels")
-        self.transformer = transformer.requires_grad_(False)
+        self.transformer = self.backbone.prepare(transformer).requires_grad_(False)
         originals = {_key(name): transformer.get_submodule(name) for name in self.backbone.trained}
         self.latent_modules = nn.ModuleDict(originals)
         self.subspace = subspace
@@ -96,8 +97,8 @@ class AdaptedModel(nn.Module):
     def frozen_linears(self) -> list[str]:
         """Return the layers that `quantize_base` quantizes: the transformer's frozen linear layers but the text input.
 
-        The text input keeps its type because this is the type of the computation. Left out are also layers whose rows
-        are not whole blocks of values, which no published model has.
+        The text input keeps its type because this is the type of the computation. Left out are also the layers of
+        `Backbone.unquantized`, and those whose rows are not whole blocks of values, which no published model has.
 
         Returns:
             Names in the transformer.
@@ -108,18 +109,21 @@ class AdaptedModel(nn.Module):
             if isinstance(module, nn.Linear)
             and not module.weight.requires_grad
             and name != self.backbone.text_input
+            and not re.fullmatch(self.backbone.unquantized, name)
             and module.in_features % NF4_BLOCK == 0
         ]
 
-    def quantize_base(self, device: torch.device | str | None = None) -> None:
-        """Store the weights of `frozen_linears` in 4 bits (NF4), for the student and its teacher, which share them.
+    def quantize_base(self, device: torch.device | str | None = None, scheme: Quantization = "nf4") -> None:
+        """Store the weights of `frozen_linears` in 4 or 8 bits, for the student and its teacher, which share them.
 
-        Call it after `set_precision`. The trained parts, the three original modules, biases and norms keep their types.
+        Call it after `set_precision`. The trained parts, the three original modules and norms keep their types, and
+        biases except with fp8.
 
         Args:
             device: Device on which weights are quantized and stay; None: where they are.
+            scheme: How they are stored; see `asymflow.models.quantized`.
         """
-        quantize_linears(self.transformer, self.frozen_linears(), device)
+        quantize_linears(self.transformer, self.frozen_linears(), device, scheme)
 
     def add_lora(self, rank: int = 256, alpha: int | None = None, dropout: float = 0.05) -> None:
         """Add LoRA to exactly `Backbone.lora_targets`, through peft. B is zero at first, so the output does not change.

@@ -78,6 +78,12 @@ class Backbone:
     """`_class_name` in an adapter's config.json, by kind of the model; a kind that is missing is not supported"""
     adapter_keys: tuple[str, ...]
     """Settings of the transformer that an adapter's config.json repeats"""
+    unquantized: str = r"(?!)"
+    """Pattern of whole names: layers besides `text_input` that are not quantized, as the class reads the type of their
+    weights"""
+    prepare: Callable[[Any], Any] = lambda transformer: transformer
+    """(transformer): the same transformer, changed in place to the layers that the other entries describe. Applying it
+    twice is as applying it once"""
     adapter_constants: Mapping[str, Any] = field(default_factory=dict)
     """Further entries of an adapter's config.json"""
     has_comfyui_names: bool = False
@@ -104,3 +110,32 @@ class Backbone:
         parameters = signature(getattr(diffusers, self.transformer).__init__).parameters
         defaults = {name: p.default for name, p in parameters.items() if name != "self"}
         return {"_class_name": self.transformer, **{name: config.get(name, value) for name, value in defaults.items()}}
+
+
+def run_each(
+    run: "Callable[..., Tensor]",
+    transformer: Any,
+    tokens: "Tensor",
+    sigma: "Tensor",
+    text: "Tensor",
+    grid: tuple[int, int],
+    mask: "Tensor",
+) -> "Tensor":
+    """Evaluate a transformer that has no mask of text tokens on each image and its valid text tokens alone.
+
+    Args:
+        run: As `Backbone.run`.
+        transformer: The transformer.
+        tokens: Image tokens (B, N, C).
+        sigma: Noise levels (B,).
+        text: Text embeddings (B, T, E).
+        grid: Rows and columns of image tokens, (h, w).
+        mask: True for valid text tokens (B, T).
+
+    Returns:
+        Velocity tokens (B, N, C').
+    """
+    import torch
+
+    rows = zip(tokens, sigma, text, mask, strict=True)
+    return torch.cat([run(transformer, x[None], t[None], caption[valid][None], grid) for x, t, caption, valid in rows])

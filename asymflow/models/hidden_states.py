@@ -69,6 +69,33 @@ class HiddenStates:
         return [row[self.skipped :].clone() for row in valid]
 
 
+class WindowedStates(HiddenStates):
+    """HiddenStates whose captions are padded to multiples of a window, which belongs to the embedding.
+
+    The position of padding is 1. As the model is causal, an embedding does not depend on the other captions' windows.
+
+    Args:
+        *arguments: As in HiddenStates.
+        window: Tokens of a window; `tokenize` pads to a multiple of it.
+        **options: As in HiddenStates.
+    """
+
+    def __init__(self, *arguments: Any, window: int, **options: Any):
+        super().__init__(*arguments, **options)
+        self.window = window
+
+    def _encode(self, captions: Sequence[str]) -> list[Tensor]:
+        inputs = self.tokenize(captions, self.max_tokens, True)
+        ids, mask = (inputs[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids).masked_fill(mask == 0, 1)
+        states = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, output_hidden_states=True, use_cache=False
+        ).hidden_states
+        rows = torch.cat([states[layer] for layer in self.layers], dim=-1)
+        windows = [-(-length // self.window) * self.window for length in mask.sum(1).tolist()]
+        return [row[: min(window, self.max_tokens)].clone() for row, window in zip(rows, windows, strict=True)]
+
+
 def load_language_model(folder: str, device: str, dtype: torch.dtype) -> Any:
     """Load the language model of a pipeline folder, without its head.
 

@@ -22,7 +22,11 @@ MODULES = (
     "asymflow.models.flux2_dev",
     "asymflow.models.z_image",
     "asymflow.models.qwen_image",
+    "asymflow.models.sd3",
+    "asymflow.models.flux3",
 )
+INDEX_FILES = ("model_index.json", "modular_model_index.json")
+"""Files that name the pipeline of a folder; the second one is that of modular pipelines"""
 DEFAULT = "FLUX.2-klein-base-9B"
 """Published model that stands for a base of unknown name"""
 
@@ -101,7 +105,7 @@ class LatentFamily:
     """Family of latent models, each a diffusers pipeline folder."""
 
     pipelines: tuple[str, ...]
-    """Names of pipeline classes in the folders' model_index.json"""
+    """Names of pipeline classes in the folders' INDEX_FILES"""
     read_geometry: Callable[[str | Path], TokenGeometry]
     """(folder): reads its configuration files only. Raises ValueError if they do not define the geometry"""
     image_parts: tuple[str, ...]
@@ -118,6 +122,8 @@ class LatentFamily:
     """Published models by the names of their repositories"""
     paddings: tuple[str, ...] = ("max_length", "none")
     """Those of `asymflow.models.text.PADDINGS` that the transformer was trained for"""
+    least_text_tokens: int = 1
+    """Least `max_tokens` of the text encoder"""
     pixel_pipeline: bool = False
     """Whether `asymflow.diffusers_pipeline` samples this family's pixel models, and holds merged ones"""
 
@@ -141,15 +147,15 @@ def family_of(folder: str | Path) -> LatentFamily:
         The family.
 
     Raises:
-        ValueError: If model_index.json is missing or names an unknown pipeline.
+        ValueError: If the folder has none of INDEX_FILES, or it names an unknown pipeline.
     """
     known = {pipeline: family for family in families() for pipeline in family.pipelines}
-    index = Path(folder) / "model_index.json"
-    if not index.is_file():
+    indices = [path for name in INDEX_FILES if (path := Path(folder) / name).is_file()]
+    if not indices:
         raise ValueError(f"it has no model_index.json, which names the pipeline; known: {', '.join(known)}")
-    pipeline = read_json_object(index).get("_class_name")
+    pipeline = read_json_object(indices[0]).get("_class_name")
     if pipeline not in known:
-        raise ValueError(f"its model_index.json names the pipeline {pipeline!r}; known: {', '.join(known)}")
+        raise ValueError(f"its {indices[0].name} names the pipeline {pipeline!r}; known: {', '.join(known)}")
     return known[pipeline]
 
 
@@ -220,5 +226,6 @@ def load_transformer(folder: str | Path, dtype: "torch.dtype") -> Any:
     """
     import diffusers  # with torch: geometries are read without it
 
-    transformer = getattr(diffusers, family_of(folder).backbone.transformer)
-    return transformer.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
+    backbone = family_of(folder).backbone
+    cls = getattr(diffusers, backbone.transformer)
+    return backbone.prepare(cls.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype))

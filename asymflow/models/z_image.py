@@ -6,23 +6,21 @@ torch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asymflow.models.backbone import Backbone, PublishedModel, TokenGeometry
-from asymflow.models.latent import LatentFamily, read_autoencoder_config
+from asymflow.models.latent import LatentFamily
 from asymflow.models.network import Attention, BlockMemory, Linear, Network, Stream, Vectors, lora_layers
+from asymflow.models.shifted_latents import CELL, load_image_encoder, pack, read_token_geometry, unpack
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from asymflow.models.latent import ImageEncoder, TextEncoder
+    from asymflow.models.latent import TextEncoder
 
 PADDINGS = ("none",)
 """Padding is masked, so captions are not padded"""
-CELL = 2
-"""Side of the cell of latents that is a token; the only one of the published models"""
 LORA_TARGETS = (
     r"(layers|noise_refiner|context_refiner)\.\d+\.feed_forward\.w[123]"
     r"|t_embedder\.mlp\.[02]"
@@ -51,35 +49,6 @@ BASE: dict[str, Any] = {
 """Settings of ZImageTransformer2DModel for Z-Image, as published"""
 _FIRST, _FINAL = "all_x_embedder.2-1", "all_final_layer.2-1"
 _CONDITIONS, _TIME_WIDTH, _SINUSOIDS = 256, 1024, 256  # fixed in the class
-
-
-def pack(latents: "Tensor", side: int) -> "Tensor":
-    """Pack latents into tokens channel last, as the transformer packs them.
-
-    Args:
-        latents: Latents (B, C, H, W).
-        side: Side of a cell; it divides H and W.
-
-    Returns:
-        Tokens (B, H W / side^2, side^2 C), row by row.
-    """
-    cells = latents.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (B, C, h, side, w, side)
-    return cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-
-def unpack(tokens: "Tensor", grid: tuple[int, int], side: int) -> "Tensor":
-    """Unpack tokens into latents, the inverse of `pack`.
-
-    Args:
-        tokens: Tokens (B, h w, side^2 C).
-        grid: Rows and columns of tokens, (h, w).
-        side: Side of a cell.
-
-    Returns:
-        Latents (B, C, side h, side w).
-    """
-    cells = tokens.unflatten(2, (side, side, -1)).unflatten(1, grid)  # (B, h, w, side, side, C)
-    return cells.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 def run(
@@ -122,23 +91,6 @@ def _stacked(rows: "Sequence[Tensor]") -> "Tensor":
     import torch  # plans do without it
 
     return torch.stack(list(rows))
-
-
-def read_token_geometry(folder: str | Path) -> TokenGeometry:
-    """Read the geometry of a pipeline folder.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        The geometry.
-
-    Raises:
-        ValueError: If the folder has no autoencoder, or its settings are incomplete.
-    """
-    config = read_autoencoder_config(folder, ("block_out_channels", "latent_channels"))
-    downsampling = 2 ** (len(config["block_out_channels"]) - 1)
-    return TokenGeometry(CELL * downsampling, CELL**2 * config["latent_channels"])
 
 
 def network(config: Mapping[str, Any], patch_dim: int | None = None, lora_rank: int = 0, head: bool = False) -> Network:
@@ -232,19 +184,6 @@ def _token_width(config: Mapping[str, Any]) -> int:
     return CELL**2 * config["in_channels"]
 
 
-def _load_image_encoder(folder: str, device: str, dtype: "torch.dtype") -> "ImageEncoder":
-    """Load the autoencoder: z = (latents - shift_factor) scaling_factor."""
-    from diffusers import AutoencoderKL  # a geometry is read without it
-
-    from asymflow.models.channel_normalized import ChannelNormalizedImages
-
-    autoencoder: Any = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=dtype)
-    config = autoencoder.config
-    geometry = TokenGeometry(CELL * 2 ** (len(config.block_out_channels) - 1), CELL**2 * config.latent_channels)
-    mean, std = config.shift_factor, 1 / config.scaling_factor
-    return ChannelNormalizedImages(autoencoder.to(device).eval(), geometry, mean, std, pack, unpack, CELL)
-
-
 def _load_text_encoder(
     folder: str, device: str, dtype: "torch.dtype", max_tokens: int, padding: str = "none"
 ) -> "TextEncoder":
@@ -273,7 +212,7 @@ FAMILY = LatentFamily(
     read_geometry=read_token_geometry,
     image_parts=("vae",),
     text_parts=("text_encoder", "tokenizer"),
-    load_image_encoder=_load_image_encoder,
+    load_image_encoder=load_image_encoder,
     load_text_encoder=_load_text_encoder,
     paddings=PADDINGS,
     backbone=Backbone(
@@ -282,6 +221,7 @@ FAMILY = LatentFamily(
         last_norm=f"{_FINAL}.adaLN_modulation",
         last=f"{_FINAL}.linear",
         text_input="cap_embedder.1",
+        unquantized=r"t_embedder\.mlp\..+",
         lora_targets=_lora_targets,
         run=run,
         pack=pack,

@@ -52,6 +52,13 @@ def check_padding(base: str, padding: str) -> None:
         raise ConfigError(f"text_padding={padding}: not supported by base={base!r}; allowed: {', '.join(allowed)}")
 
 
+def check_text_tokens(base: str, max_tokens: int) -> None:
+    """Raise ConfigError if the text encoder of `base`, a folder of a known family, needs more tokens."""
+    least = family_of(base).least_text_tokens
+    if max_tokens < least:
+        raise ConfigError(f"max_text_tokens={max_tokens}: too few for base={base!r}; allowed: {least} or more")
+
+
 def check_unquantized(base: str) -> None:
     """Raise ConfigError if the transformer of `base` is stored quantized: its first and last layers must be full."""
     if "quantization_config" in read_json_setting(Path(base) / "transformer" / "config.json", f"base={base!r}"):

@@ -21,7 +21,14 @@ from torch import Tensor
 from asymflow.models.latent import TextEncoder
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
-from pipelines.core.base_models import check_base, check_padding, load_image_encoder, load_text_encoder, read_geometry
+from pipelines.core.base_models import (
+    check_base,
+    check_padding,
+    check_text_tokens,
+    load_image_encoder,
+    load_text_encoder,
+    read_geometry,
+)
 from pipelines.core.config import ConfigError
 from pipelines.core.map_items import by_name, map_items
 from pipelines.core.step import Context, Step
@@ -37,6 +44,7 @@ def check(settings: EncodeSettings) -> None:
     """Check that the base has an image and a text encoder. Raises ConfigError."""
     check_base(settings.base, images=True, text=True)
     check_padding(settings.base, settings.text_padding)
+    check_text_tokens(settings.base, settings.max_text_tokens)
 
 
 def check_inputs(settings: EncodeSettings, inputs: Mapping[str, Artifact]) -> None:

@@ -4,10 +4,8 @@ import hashlib
 import json
 import math
 import re
-import tempfile
 from collections import Counter
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import imagehash
@@ -16,6 +14,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pipelines.core import storage
+from pipelines.core.scratch import scratch_folder
 from pipelines.data.curate.caption_table import CaptionTable
 from pipelines.data.curate.config import CurateSettings
 from pipelines.data.curate.filters import (
@@ -96,12 +95,12 @@ class ShardCurator:
         path = "" if is_list else path_in_source(self.settings.source, shard)
         new_key = SampleKeys(name if by_class else path, by_class)
         writers: dict[str, RowWriter] = {}
-        with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        with scratch_folder() as scratch, ExitStack() as stack:
 
             def add(uri: str, schema: pa.Schema, row: dict[str, Any]) -> None:
                 if uri not in writers:
-                    path = Path(scratch) / str(len(writers))
-                    writers[uri] = stack.enter_context(RowWriter(path, schema, STAGED_GROUP))
+                    file = scratch / str(len(writers))
+                    writers[uri] = stack.enter_context(RowWriter(file, schema, STAGED_GROUP))
                 writers[uri].add(row)
 
             rejected = storage.join(self.folder, "rejected", f"{name}.parquet")

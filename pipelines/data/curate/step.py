@@ -32,6 +32,8 @@ from pipelines.data.images import decode_image
 from pipelines.viz.image_grid import grid_of
 
 LISTS = "lists"
+_listed: list[tuple[CurateSettings, Source]] = []
+"""Settings of the present run and what their source holds: its ID, check and work share one listing"""
 
 
 def check(settings: CurateSettings) -> None:
@@ -60,11 +62,18 @@ def check(settings: CurateSettings) -> None:
     if (settings.labels == "column") != bool(settings.columns.label):
         raise ConfigError(f"labels={settings.labels!r}, columns.label={settings.columns.label!r}: one needs the other")
     try:
-        source = find_source(settings.source, settings.columns)
+        source = _list_source(settings)
         read_first_file(source)
         check_captions(settings, source)
     except (FileNotFoundError, PermissionError) as error:
         raise ConfigError(f"source={settings.source!r}: {error.filename} cannot be read: {error.strerror}") from None
+
+
+def _list_source(settings: CurateSettings, anew: bool = False) -> Source:
+    """Return what the source holds, unless `anew` as it was listed for these very settings. Raises as `find_source`."""
+    if anew or not _listed or _listed[0][0] is not settings:
+        _listed[:] = [(settings, find_source(settings.source, settings.columns))]
+    return _listed[0][1]
 
 
 def read_first_file(source: Source) -> None:
@@ -103,9 +112,10 @@ def build(settings: CurateSettings, context: Context) -> dict[str, float]:
         places = list_classes(settings.source)
         storage.write_bytes(context.file("classes.json"), json.dumps(list(places)).encode())
     else:
-        source = find_source(settings.source, settings.columns)
+        source = _list_source(settings)
         settings = settings.model_copy(update={"filters": filters_of(settings, source)})
         places = list_items(settings, source, context.file(STAGED, LISTS))
+        _listed.clear()
     reasons: Counter[str] = Counter()
     histograms = Histograms()
     labels = {name: label if by_class else None for label, name in enumerate(places)}
@@ -141,7 +151,7 @@ def hash_overrides(settings: CurateSettings, inputs: Mapping[str, Artifact]) -> 
     if settings.labels == "folder":
         return {}
     with suppress(ConfigError, FileNotFoundError, PermissionError):  # `check` reports it
-        source = find_source(settings.source, settings.columns)
+        source = _list_source(settings, anew=True)  # a run starts here
         filters = filters_of(settings, source)
         return {} if filters == settings.filters else {"filters": filters.model_dump(mode="json")}
     return {}

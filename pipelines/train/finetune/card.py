@@ -34,6 +34,7 @@ def model_card(settings: FinetuneSettings, subspace: Subspace | None, defaults: 
         "base": f"`{base}`, whose license also covers this adapter"
         + (f"; quantized in training ({settings.base_quantization})" if settings.base_quantization else ""),
         "trained values": f"LoRA of rank {lora.rank}, first and last layers" if lora else "first and last layers",
+        **({"started from": f"`{Path(settings.start_from).name}`"} if settings.start_from else {}),
         "steps, batch": f"{optim.steps}, {optim.batch}",
         "learning rate": f"{optim.lr:g}" + (f", last layer {optim.lr_proj_out:g}" if optim.lr_proj_out else ""),
         "loss": _loss(settings),

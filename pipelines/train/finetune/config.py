@@ -5,8 +5,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from asymflow.models.network import Quantization
 from pipelines.core.base_models import read_geometry
-from pipelines.core.config import ConfigError, Layout, Settings, Uri, added
+from pipelines.core.config import ConfigError, Layout, OptionalUri, Settings, Uri, added
 from pipelines.core.workers import ModelWorkers
 from pipelines.train import config as train
 
@@ -146,8 +147,8 @@ class FinetuneSettings(train.TrainSettings):
     """Artifact of the curate step: the images"""
     encoded: Uri
     """Artifact of the encode step: their latents and text embeddings"""
-    basis: Uri
-    """Artifact of the basis step"""
+    basis: OptionalUri = ""
+    """Artifact of the basis step; empty: the basis of `start_from`"""
     base: Uri
     """Folder of the latent model, a diffusers pipeline; its `transformer` is trained"""
     text_padding: Literal["none", "max_length"] = added("none")
@@ -156,11 +157,15 @@ class FinetuneSettings(train.TrainSettings):
     model: Literal["asymflow", "latent", "ddt"] = "asymflow"
     """asymflow: the paper's model. Baselines: latent finetunes the latent model on the same data, ddt predicts u from
     pixels by a decoder head"""
+    start_from: str = added("")
+    """Adapter whose values training starts from: a folder, s3://... or OWNER/NAME on the hub. Its kind of model,
+    transformer, LoRA rank and basis must be those of this training. Empty: the base alone"""
     pixels: Pixels = Pixels()
     lora: Lora | None = Lora()
-    base_quantization: Literal["nf4"] | None = added(None)
-    """nf4: store the frozen linear layers in 4 bits (NF4, bitsandbytes), for small GPUs. The adapter has the
-    same format and fits the unquantized base. It needs resources.zero_stage below 3. Empty: not quantized"""
+    base_quantization: Quantization | None = added(None)
+    """Store the frozen linear layers in fewer bits, for small GPUs. nf4: 4 bits (bitsandbytes). int8: 8 bits (LLM.int8,
+    bitsandbytes). fp8: float8_e4m3fn (diffusers); it needs resources.gradient_checkpointing. The adapter has the same
+    format and fits the unquantized base. All need resources.zero_stage below 3. Empty: not quantized"""
     ddt: Ddt = Ddt()
     optim: Optim = Optim()
     time: Time = Time()
@@ -194,6 +199,8 @@ class FinetuneSettings(train.TrainSettings):
 
     @model_validator(mode="after")
     def _sound(self) -> "FinetuneSettings":
+        if not self.basis and not self.start_from:
+            raise ValueError("basis: missing; give the artifact of the basis step, or start_from to use its basis")
         if self.model != "asymflow" and self.loss.kind == "variance_reduced":
             raise ValueError(
                 f"model={self.model} with loss.kind=variance_reduced: only AsymFlow's initialization has the frozen "
@@ -204,5 +211,10 @@ class FinetuneSettings(train.TrainSettings):
                 f"base_quantization={self.base_quantization} with resources.zero_stage=3: sharding would cut through "
                 "the blocks of values that share a scale; use zero_stage=0, 1 or 2, which keep the quantized base on "
                 "each worker, or base_quantization=null"
+            )
+        if self.base_quantization == "fp8" and not self.resources.gradient_checkpointing:
+            raise ValueError(
+                "base_quantization=fp8 with resources.gradient_checkpointing=false: the backward pass would keep all "
+                "weights in full; use gradient_checkpointing=true, or base_quantization=int8"
             )
         return self

@@ -25,16 +25,17 @@ from pipelines.core import storage
 from pipelines.core.artifacts import Artifact, MissingArtifact
 from pipelines.core.base_models import check_base
 from pipelines.core.config import ConfigError
+from pipelines.core.identity import pin_repositories
 from pipelines.core.preflight import check_tracking
 from pipelines.core.provenance import read_run
 from pipelines.core.step import Step, find_inputs, identify
 from pipelines.core.tracking import Tracker, tracking_uri
-from pipelines.data.basis.step import load_subspace
 from pipelines.train.ema import read_average
 from pipelines.train.finetune.card import CARD, model_card, without_header
 from pipelines.train.finetune.config import FinetuneSettings, Validation
 from pipelines.train.finetune.export_config import ExportSettings
 from pipelines.train.finetune.export_formats import convert as convert
+from pipelines.train.finetune.start import find_basis
 
 FOLDER = "adapter"
 ERRORS = (ConfigError, MissingArtifact, storage.StorageError, MlflowException, ValueError, OSError)
@@ -85,13 +86,14 @@ def export_run(finetune: Step, settings: FinetuneSettings, request: ExportSettin
         check_export(settings)
         check_tracking(settings.run)
     inputs = find_inputs(finetune, settings)
+    settings = pin_repositories(finetune, settings)
     identity, root = identify(finetune, settings, inputs), storage.absolute(settings.run.storage)
     artifact = storage.join(root, finetune.name, identity)
     average = read_average(artifact, request.checkpoint)
     exports = storage.join(root, "exports", identity, f"{average.step:08}")
     folder = out if out and format == "released" else artifact if average.final else exports
     size = image_size(inputs["curated"])
-    adapter = export_adapter(settings, load_subspace(inputs["basis"]), average.values, folder, size)
+    adapter = export_adapter(settings, find_basis(settings, inputs), average.values, folder, size)
     done = {"adapter": adapter, "step": average.step}
     if format != "released":
         done[format] = convert(adapter, format, out or storage.join(exports, format), settings.base, request.dtype)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from asymflow.models.geometry import values_kept
 from asymflow.models.latent import backbone_of_config
-from asymflow.models.network import NF4_BLOCK, tokens_by_stream
+from asymflow.models.network import NF4_BLOCK, Quantization, tokens_by_stream
 from pipelines.train.devices import BYTES, precision_name
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.flops import PERCEPTUAL_COSTS, student_network
@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from asymflow.models.adapted import AdaptedModel
 
 FLOAT32 = 4
-NF4_BYTES = 0.5 + 1 / NF4_BLOCK + FLOAT32 / (256 * NF4_BLOCK)
-"""Bytes per value in NF4: 4 bits, an 8-bit scale per block, and a float32 scale per 256 of these"""
+QUANTIZED_BYTES: dict[Quantization, float] = {
+    "nf4": 0.5 + 1 / NF4_BLOCK + FLOAT32 / (256 * NF4_BLOCK),
+    "int8": 1,
+    "fp8": 1,
+}
+"""Bytes per quantized value. NF4: 4 bits, an 8-bit scale per block, and a float32 scale per 256 of these. The float32
+scale per row of int8 is not counted"""
 _BLOCK = re.compile(r"(\w+\.\d+)\.\w")
 """A layer in a list of blocks, of which it is the name"""
 BUCKET = 500_000_000
@@ -46,7 +51,7 @@ class Values:
     largest_block: int
     """Frozen values of the largest block, which ZeRO-3 gathers to use it"""
     quantizable: int
-    """Those of `base` that `base_quantization` stores in 4 bits"""
+    """Those of `base` that `base_quantization` stores in fewer bits"""
     largest_quantizable: int
     """Values of the largest matrix among them, which each use dequantizes"""
 
@@ -93,6 +98,7 @@ def plan_values(settings: FinetuneSettings, config: Mapping[str, Any]) -> Values
         if not f"{layer.name}.".startswith(replaced)
         and layer.name != backbone.text_input
         and layer.inputs % NF4_BLOCK == 0
+        and not re.fullmatch(backbone.unquantized, layer.name)
     ]
     blocks: dict[str, int] = {}
     for name, number in parts.items():
@@ -114,8 +120,9 @@ def static_memory(settings: FinetuneSettings, values: Values) -> dict[str, float
     stage, workers = resources.zero_stage, resources.workers
     shard = {kind: workers if stage >= least else 1 for kind, least in SHARDED_FROM.items()}
     gathered = 2 * size * values.largest_block if stage == 3 and workers > 1 else 0
-    quantized = values.quantizable if settings.base_quantization else 0
-    base = size * (values.base - quantized) + NF4_BYTES * quantized
+    base: float = size * values.base
+    if settings.base_quantization:
+        base -= (size - QUANTIZED_BYTES[settings.base_quantization]) * values.quantizable
     parts = {
         "base weights": base / shard["weights"] + gathered,
         "original first and last layers": size * values.original / shard["weights"],
@@ -181,7 +188,9 @@ def activation_memory(
         "activations of the transformer": images * size * activations + copies,
         "activations of the loss": images * pixels * LOSS_BYTES_PER_PIXEL,
     }
-    if settings.base_quantization:
+    if settings.base_quantization == "fp8":
+        parts["weights of a block, in full"] = size * values.largest_block
+    elif settings.base_quantization:
         parts["largest matrix, dequantized"] = size * values.largest_quantizable
     if has_perceptual(settings):
         cost = PERCEPTUAL_COSTS[settings.loss.perceptual.net]  # type: ignore[union-attr]

@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from diffusers.utils.logging import disable_progress_bar
 
+from asymflow.adapters import load_adapter
 from asymflow.models.adapted import AdaptedModel
 from asymflow.models.ddt import DdtFlux2
 from asymflow.models.latent import load_transformer
 from asymflow.models.lifted import LatentModel, PixelModel
 from asymflow.subspace import Subspace
+from pipelines.sample.sampler import adapter_files
 from pipelines.train.devices import precision
 from pipelines.train.finetune.config import FinetuneSettings
 
@@ -38,9 +40,12 @@ def build_model(settings: FinetuneSettings, subspace: Subspace, device: torch.de
     dtype = precision(resources)
     transformer = load_transformer(settings.base, dtype)
     model = adapt(settings, transformer, subspace)
+    if settings.start_from:
+        with adapter_files(settings.start_from) as folder:
+            load_adapter(model, folder or "")
     model.set_precision(dtype)
     if settings.base_quantization:
-        model.quantize_base(device)
+        model.quantize_base(device, settings.base_quantization)
     if resources.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if resources.compile:

@@ -16,7 +16,14 @@ from pipelines.core.storage import StorageError
 from pipelines.train.devices import BYTES, Device, device_of, precision_name
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.flops import ImageFlops, image_flops
-from pipelines.train.finetune.memory import FLOAT32, NF4_BYTES, Values, activation_memory, plan_values, static_memory
+from pipelines.train.finetune.memory import (
+    FLOAT32,
+    QUANTIZED_BYTES,
+    Values,
+    activation_memory,
+    plan_values,
+    static_memory,
+)
 from pipelines.train.sample_order import slots_per_worker
 
 GIB = 2**30
@@ -119,11 +126,11 @@ class Plan:
         ]
 
     def _stored(self, size: int) -> str:
-        if not self.settings.base_quantization:
+        if not (scheme := self.settings.base_quantization):
             return f"in {size} bits"
         quantized, base = self.values.quantizable, self.values.base
-        bits = f"{8 * NF4_BYTES:.2f} bits per value with scales"
-        return f"{quantized:,} in NF4, {bits}; {base - quantized:,} in {size} bits"
+        bits = f"{8 * QUANTIZED_BYTES[scheme]:.2f} bits per value" + (" with scales" if scheme == "nf4" else "")
+        return f"{quantized:,} in {scheme.upper()}, {bits}; {base - quantized:,} in {size} bits"
 
     def _data(self) -> list[tuple[str, str, str]]:
         settings, resources = self.settings, self.settings.resources
@@ -145,10 +152,11 @@ class Plan:
 
     def _memory(self) -> list[tuple[str, str, str]]:
         resources, total = self.settings.resources, sum(self.memory.values())
+        scheme = self.settings.base_quantization
         checkpointed = "gradient checkpointing: block inputs and one block"
         kept = checkpointed if resources.gradient_checkpointing else "all blocks"
         notes = {
-            "base weights": "frozen linear layers in NF4" if self.settings.base_quantization else "",
+            "base weights": f"frozen linear layers in {scheme.upper()}" if scheme else "",
             "optimizer": "8-bit moments" if self.settings.optim.optimizer == "adam8bit" else "float32 moments",
             "activations of the transformer": f"{self.micro_batch} at once; {kept}; uncompiled",
             "buckets of gradients": "5e8 values each, DeepSpeed's default; float32",

@@ -16,7 +16,6 @@ from pipelines.core.base_models import check_base, check_kind, check_padding, ch
 from pipelines.core.config import ConfigError
 from pipelines.core.identity import fingerprint_of
 from pipelines.core.step import Context, Step
-from pipelines.data.basis.step import load_subspace
 from pipelines.data.datasets import find_test_split
 from pipelines.data.embeddings import are_latents_stored, is_stored, latent_actors, text_actors, text_padding
 from pipelines.data.encode import load_unconditional
@@ -26,6 +25,7 @@ from pipelines.train.devices import precision_name
 from pipelines.train.driver import check_processors, last_means, log_curves
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.perceptual import check_perceptual
+from pipelines.train.finetune.start import basis_file, check_start, find_basis
 from pipelines.train.metrics_log import AVERAGE, METRICS_LOG, MetricsLog
 
 
@@ -41,7 +41,7 @@ def check(settings: FinetuneSettings) -> None:
     if settings.loss.kind == "variance_reduced" and settings.loss.perceptual:
         check_perceptual(settings.loss.perceptual)
     check_optimizer(settings.optim)
-    if settings.base_quantization:
+    if settings.base_quantization in ("nf4", "int8"):
         check_bitsandbytes(f"base_quantization={settings.base_quantization}")
 
 
@@ -51,7 +51,7 @@ def check_inputs(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> 
     Raises:
         ConfigError: two of them do not fit.
     """
-    subspace, pixels = load_subspace(inputs["basis"]), settings.pixels
+    subspace, pixels = find_basis(settings, inputs), settings.pixels
     if subspace.layout != pixels.layout:
         raise ConfigError(f"basis: its patches are {subspace.layout}, but pixels.layout={pixels.layout!r}")
     if subspace.patch_dim != 3 * pixels.patch_size**2:
@@ -74,6 +74,8 @@ def check_inputs(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> 
             f"encoded: made with text_padding={padding}, but text_padding={settings.text_padding} here; run the "
             "encode step with it"
         )
+    if settings.start_from:
+        check_start(settings, subspace)
     check_base(settings.base, text=not is_stored(encoded), images=not are_latents_stored(encoded))
     if settings.validation:
         check_base(settings.base, images=settings.model == "latent")
@@ -83,12 +85,13 @@ def check_inputs(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> 
 
 def with_absolute_paths(settings: FinetuneSettings) -> FinetuneSettings:
     """Return the settings with absolute paths: Ray Train's workers have another working directory."""
-    loss, perceptual = settings.loss, settings.loss.perceptual
+    loss, perceptual, start_from = settings.loss, settings.loss.perceptual, settings.start_from
     if perceptual and Path(perceptual.weights).is_file():
         perceptual = perceptual.model_copy(update={"weights": storage.absolute(perceptual.weights)})
-    return settings.model_copy(
-        update={"base": storage.absolute(settings.base), "loss": loss.model_copy(update={"perceptual": perceptual})}
-    )
+    changes = {"base": storage.absolute(settings.base), "loss": loss.model_copy(update={"perceptual": perceptual})}
+    if start_from and Path(start_from).is_dir():
+        changes["start_from"] = storage.absolute(start_from)
+    return settings.model_copy(update=changes)
 
 
 def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
@@ -103,7 +106,7 @@ def build(settings: FinetuneSettings, context: Context) -> dict[str, float]:
     storage.write_bytes(context.file("summary.json"), json.dumps({"by_sigma": by_sigma}).encode())
     average = storage.read_file(context.file(AVERAGE), load_file)
     size = image_size(context.inputs["curated"])
-    adapter = export_adapter(settings, load_subspace(context.inputs["basis"]), average, context.folder, size)
+    adapter = export_adapter(settings, find_basis(settings, context.inputs), average, context.folder, size)
     register(context.tracker, adapter, settings, context.folder, len(metrics_log.steps))
     return last_means(metrics_log)
 
@@ -119,7 +122,7 @@ def train(settings: FinetuneSettings, context: Context) -> None:
         text = stack.enter_context(text_actors(encoded, settings.base, resources.text_encoders, restarts))
         images = stack.enter_context(latent_actors(encoded, settings.base, resources.image_encoders, restarts))
         data = {
-            "subspace": context.inputs["basis"].file("subspace.safetensors"),
+            "subspace": basis_file(settings, context.inputs, context.folder),
             "curated": files,
             "latents": encoded.files("latents/train", ".parquet") or [""] * len(files),
             "text": encoded.files("text/train", ".parquet"),
@@ -158,7 +161,8 @@ STEP = Step(
     inputs=FinetuneSettings.inputs,
     check=check,
     check_inputs=check_inputs,
-    contents=("base",),
+    contents=("base", "start_from"),
+    repositories=("start_from",),
     hash_overrides=hash_overrides,
     title=lambda settings: settings.model,
     group=lambda settings: "train/end",

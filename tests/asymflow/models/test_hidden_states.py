@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3Model
 
-from asymflow.models.hidden_states import HiddenStates
+from asymflow.models.hidden_states import HiddenStates, WindowedStates
 
 WIDTH = 16
 
@@ -54,3 +54,20 @@ def test_with_padding_all_embeddings_have_the_limit(model):
 def test_a_padding_that_the_family_does_not_allow_is_refused(model):
     with pytest.raises(ValueError, match="padding is 'max_length'; allowed: none"):
         HiddenStates(model, tokenize, (-1,), max_tokens=12, padding="max_length", paddings=("none",))
+
+
+def windows(captions, length, padding):
+    """As `tokenize`, padded to a multiple of 4."""
+    longest = max(min(len(caption), length) for caption in captions)
+    return tokenize(captions, min(-(-longest // 4) * 4, length), "max_length")
+
+
+def test_padding_to_a_window_belongs_to_the_embedding_and_has_position_1(model):
+    encoder, captions = WindowedStates(model, windows, (-1,), max_tokens=10, window=4), ["a long sun", "sun", "suns"]
+    found = encoder.encode(captions)
+    assert [len(embedding) for embedding in found] == [10, 4, 4]
+    for caption, embedding in zip(captions, found, strict=True):
+        torch.testing.assert_close(embedding, encoder.encode([caption])[0], rtol=1e-5, atol=1e-5)
+    inputs = tokenize(["sun"], 4, "max_length")
+    expected = model(**inputs, position_ids=torch.tensor([[0, 1, 2, 1]])).last_hidden_state[0]
+    torch.testing.assert_close(found[1], expected, rtol=1e-5, atol=1e-5)

@@ -65,3 +65,16 @@ def test_a_quantized_base_is_another_run_with_almost_the_same_loss_curve(trainin
     assert artifact.id != plain.id
     assert curve(artifact) == pytest.approx(curve(plain), rel=1e-3)
     assert curve(artifact) != curve(plain)
+
+
+@pytest.mark.parametrize("training", ["finetune"], indirect=True)
+def test_a_training_that_moves_nothing_returns_the_adapter_that_it_started_from(training, tmp_path, plain):
+    settings = training.settings_for(tmp_path, steps=2, zero_stage=0)
+    still = settings.optim.model_copy(update={"lr": 1e-12, "lr_proj_out": None})
+    changes = {"start_from": plain.file("adapter"), "basis": "", "optim": still}
+    artifact = run_step(training.step, settings.model_copy(update=changes)).artifact
+    assert artifact.manifest["inputs"].keys() == {"curated", "encoded"}
+    ours, theirs = (storage.read_file(a.file("average.safetensors"), load_file) for a in (artifact, plain))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-6)  # the adapter is in float16

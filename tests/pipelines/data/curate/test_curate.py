@@ -14,6 +14,7 @@ from pipelines.core.workers import Workers
 from pipelines.data.curate.config import CurateSettings
 from pipelines.data.curate.filters import Filters
 from pipelines.data.curate.samples import Columns
+from pipelines.data.curate.sources import find_source
 from pipelines.data.curate.step import STEP, check
 from pipelines.data.images import decode_image
 from pipelines.data.split import is_held_out
@@ -49,6 +50,22 @@ def to_parquet(tar_folder, path):
     samples = [s for s in read_shard(str(tar_folder / "00000.tar"), Columns()) if not s.problem]
     rows = [{**s.record, "key": s.key, "jpg": s.image, "caption": s.caption} for s in samples]
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
+
+
+def test_a_source_is_listed_once_per_run(make_shards, make_images, monkeypatch):
+    from pipelines.data.curate import step
+
+    settings, listed = CurateSettings(source=str(make_shards(make_images(3)))), []
+    monkeypatch.setattr(step, "find_source", lambda *arguments: listed.append(arguments) or find_source(*arguments))
+    step.hash_overrides(settings, {})
+    check(settings)
+    check(settings)
+    assert len(listed) == 1
+    check(settings.model_copy())
+    assert len(listed) == 2  # other settings: another run
+    step.hash_overrides(settings, {})
+    step.hash_overrides(settings, {})
+    assert len(listed) == 4  # a run sees what was added to the source since the one before
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,8 @@ def test_defaults_are_the_papers():
             {"base_quantization": "nf4", "resources": {"zero_stage": 3}},
             "^base_quantization=nf4 with resources.zero_stage=3: sharding would cut through.*use zero_stage=0, 1 or 2",
         ),
-        ({"base_quantization": "int8"}, "base_quantization='int8'"),
+        ({"base_quantization": "int4"}, "base_quantization='int4'"),
+        ({"base_quantization": "fp8"}, "^base_quantization=fp8 with resources.gradient_checkpointing=false: "),
         ({"export": {"alias": "1st"}}, "export.alias='1st'"),
     ],
 )

@@ -45,25 +45,27 @@ def test_planned_memory_equals_the_tensors(kind, type_, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("type_", ["bfloat16", "float32"])
-def test_what_a_quantized_base_holds_is_what_its_tensors_take(kind, type_):
+@pytest.mark.parametrize("scheme", ["nf4", "int8", "fp8"])
+def test_what_a_quantized_base_holds_is_what_its_tensors_take(kind, type_, scheme):
     resources = {"workers": 1, "precision": type_, "zero_stage": 0}
     settings = settings_of(*kind, resources=resources, lora={"rank": 8}, ddt={"heads": 4, "head_width": 16})
     subspace = Subspace(torch.eye(768, 128), 1.0, "channel_first", RELEASED, {})
     model = adapt(settings, Flux2Transformer2DModel(**TINY), subspace)
     model.set_precision(precision(settings.resources))
     names = model.frozen_linears()
-    model.quantize_base()
-    states = [model.transformer.get_submodule(name).weight.quant_state for name in names]
+    model.quantize_base(scheme=scheme)
+    states = [model.transformer.get_submodule(name).weight.quant_state for name in names] if scheme == "nf4" else []
     scales = sum(state.absmax.nbytes + state.state2.absmax.nbytes for state in states)
     other = sum(p.nbytes for p in (*model.latent_modules.parameters(), *model.trainable().values()))
-    quantized = settings.model_copy(update={"base_quantization": "nf4"})
+    quantized = settings.model_copy(update={"base_quantization": scheme})
     values = plan_values(settings, TINY)
     held = static_memory(quantized, values)
     # a matrix of less than 256 blocks also has a whole float32 scale of its scales
     assert held["base weights"] == pytest.approx(sum(p.nbytes for p in model.parameters()) - other + scales, rel=1e-3)
     plain = static_memory(settings, values)
     assert {**held, "base weights": 0} == {**plain, "base weights": 0}
-    assert held["base weights"] < plain["base weights"] / (3 if type_ == "bfloat16" else 5)
+    least = {"nf4": {"bfloat16": 3, "float32": 5}}.get(scheme, {"bfloat16": 1.8, "float32": 3})[type_]
+    assert held["base weights"] < plain["base weights"] / least
 
 
 @pytest.mark.parametrize("lora", [{"rank": 8}, None])

@@ -1,4 +1,4 @@
-"""Training on a frozen base in 4 bits: the worker's own path from the settings to the adapter, in one process."""
+"""Training on a frozen base in 4 or 8 bits: the worker's own path from the settings to the adapter, in one process."""
 
 import json
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from pipelines.train.finetune.validation import Validator
 from pipelines.train.state import TrainableState, copy_to_cpu
 
 TEXT_WIDTH = 96
+STORED = {"nf4": torch.uint8, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +118,18 @@ def batch(seed: int) -> Batch:
     )
 
 
-@pytest.mark.parametrize(("optimizer", "stage"), [("adam8bit", 0), ("adam", 0), ("adam", 1), ("adam", 2)])
-def test_a_resumed_training_equals_an_uninterrupted_one(make_worker, base, optimizer, stage):
-    settings = settings_of(base, optimizer, stage)
+@pytest.mark.parametrize(
+    ("scheme", "optimizer", "stage"),
+    [
+        ("nf4", "adam8bit", 0), ("nf4", "adam", 0), ("nf4", "adam", 1), ("nf4", "adam", 2), ("int8", "adam8bit", 0),
+        ("int8", "adam", 2), ("fp8", "adam8bit", 0), ("fp8", "adam", 2),
+    ],
+)  # fmt: skip
+def test_a_resumed_training_equals_an_uninterrupted_one(make_worker, base, scheme, optimizer, stage):
+    settings = settings_of(base, optimizer, stage, base_quantization=scheme)
     worker = make_worker(settings)
     frozen = worker.frozen()
-    assert {p.dtype for p in frozen.values()} == {torch.float32, torch.uint8}
+    assert {p.dtype for p in frozen.values()} == {torch.float32, STORED[scheme]}
     first = worker.train(range(3))
     saved = worker.copies()
     image = worker.validate()
@@ -157,9 +164,11 @@ def test_the_adapter_fits_the_full_base_and_merges_into_it(make_worker, base, tm
     assert 1e-3 < (trained - expected).norm() / expected.norm() < 0.2
 
 
-def test_without_bitsandbytes_it_is_refused_before_anything_starts(base, monkeypatch):
-    settings = settings_of(base, "adam", lora=None)
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_without_bitsandbytes_it_is_refused_before_anything_starts(base, scheme, monkeypatch):
+    settings = settings_of(base, "adam", lora=None, base_quantization=scheme)
     check(settings)
     monkeypatch.setattr("pipelines.train.config.PathFinder.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="^base_quantization=nf4: needs bitsandbytes: pip install"):
+    with pytest.raises(ConfigError, match=f"^base_quantization={scheme}: needs bitsandbytes: pip install"):
         check(settings)
+    check(settings_of(base, "adam", lora=None, base_quantization="fp8"))
