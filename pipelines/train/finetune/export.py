@@ -116,9 +116,7 @@ def sampling_defaults(settings: FinetuneSettings, size: tuple[int, int]) -> Samp
     """Return the validation's sampling parameters, with the padding of captions in training."""
     sampling = settings.validation or Validation()
     shift = sampling.latent_shift if settings.model == "latent" else sampling.shift
-    return SamplingDefaults(
-        *size, sampling.steps, sampling.guidance, shift, settings.text_padding, sampling.orthogonal
-    )
+    return SamplingDefaults(*size, sampling.steps, sampling.guidance, shift, settings.text_padding, sampling.orthogonal)
 
 
 def export_adapter(
