@@ -8,10 +8,13 @@ machine that needs a folder removes those that nobody locks.
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from pipelines.core.errors import StorageError
 
 LOCK = ".lock"
 
@@ -22,9 +25,15 @@ def scratch_folder() -> Iterator[Path]:
 
     Yields:
         The folder.
+
+    Raises:
+        StorageError: Somebody else owns the folder of these folders.
     """
     root = Path(tempfile.gettempdir()) / f"asymflow-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
+    status = root.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise StorageError(f"{root} is not a folder of this user; remove it, or set TMPDIR to another folder")
     with (root / LOCK).open("a") as turn:  # nobody looks at a folder that is not locked yet
         fcntl.flock(turn, fcntl.LOCK_EX)
         for left in root.iterdir():

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from asymflow.atomic import atomic_file
 from asymflow.content import content_of
 from pipelines.core import hub_dataset, s3
 from pipelines.core.errors import StorageError as StorageError
+from pipelines.core.scratch import scratch_folder
 
 T = TypeVar("T")
 _PROBE_BYTES = 1 << 16
@@ -114,13 +114,13 @@ def local_folder(uri: str) -> Iterator[Path]:
     if is_local(uri):
         yield Path(absolute(uri))
         return
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         for file in list_files(uri):
-            local = Path(scratch) / file[len(absolute(uri)) + 1 :]
+            local = scratch / file[len(absolute(uri)) + 1 :]
             local.parent.mkdir(parents=True, exist_ok=True)
             with open_file(file) as source, local.open("wb") as target:
                 shutil.copyfileobj(source, target)
-        yield Path(scratch)
+        yield scratch
 
 
 def exists(uri: str) -> bool:
@@ -186,8 +186,8 @@ def delete_file(uri: str) -> None:
 
 def write_file(uri: str, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary local path, then copy the file into the storage atomically."""
-    with tempfile.TemporaryDirectory() as scratch:
-        local = Path(scratch) / uri.rpartition("/")[2]
+    with scratch_folder() as scratch:
+        local = scratch / uri.rpartition("/")[2]
         write(local)
         put_file(local, uri)
 
@@ -196,8 +196,8 @@ def read_file(uri: str, read: Callable[[Path], T]) -> T:
     """Return `read(path)`, where `path` is a stored file or a temporary local copy of it."""
     if is_local(uri):
         return read(Path(uri))
-    with tempfile.TemporaryDirectory() as scratch:
-        local = Path(scratch) / uri.rpartition("/")[2]
+    with scratch_folder() as scratch:
+        local = scratch / uri.rpartition("/")[2]
         with open_file(uri) as source, local.open("wb") as target:
             shutil.copyfileobj(source, target)
         return read(local)

@@ -11,13 +11,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines.core import storage
+from pipelines.core.scratch import scratch_folder
 from pipelines.train.config import Checkpoints
 
 LOGGER = logging.getLogger(__name__)
@@ -101,9 +101,9 @@ def write_checkpoint(folder: str, tensors: Tensors, state: dict[str, Any], attem
     """
     uri = storage.join(folder, f"{state['step']:08}-{attempt}")
     files = {}
-    with TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         for name, content in tensors.items():
-            path = Path(scratch) / f"{name}.safetensors"
+            path = scratch / f"{name}.safetensors"
             save_file(dict(content), path)
             files[path.name] = _describe(path)
             storage.put_file(path, storage.join(uri, path.name))

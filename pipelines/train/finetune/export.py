@@ -4,7 +4,6 @@ The base's weights and Ray are not needed: a run that is still training can be e
 """
 
 import re
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +27,7 @@ from pipelines.core.config import ConfigError
 from pipelines.core.identity import pin_repositories
 from pipelines.core.preflight import check_tracking
 from pipelines.core.provenance import read_run
+from pipelines.core.scratch import scratch_folder
 from pipelines.core.step import Step, find_inputs, identify
 from pipelines.core.tracking import Tracker, tracking_uri
 from pipelines.train.ema import read_average
@@ -144,12 +144,12 @@ def export_adapter(
     base = read_json_object(Path(settings.base) / "transformer" / "config.json")
     tensors = to_released(average, own, scale)
     folder = storage.join(storage.absolute(out), FOLDER)
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         config = adapter_config(kind, base, own, head=settings.ddt.model_dump())
         defaults = sampling_defaults(settings, size)
         write_adapter(scratch, tensors, config, own, defaults)
-        (Path(scratch) / CARD).write_text(model_card(settings, own, defaults), "utf-8")
-        storage.put_folder(Path(scratch), folder, last="config.json")
+        (scratch / CARD).write_text(model_card(settings, own, defaults), "utf-8")
+        storage.put_folder(scratch, folder, last="config.json")
     return folder
 
 
@@ -199,7 +199,7 @@ def _make_version(
     try:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
         model = Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id)
-        with storage.local_folder(adapter) as folder, tempfile.TemporaryDirectory() as scratch:
+        with storage.local_folder(adapter) as folder, scratch_folder() as scratch:
             mlflow.diffusers.save_model(
                 str(folder),
                 f"{scratch}/model",

@@ -1,6 +1,5 @@
 """Export formats of an adapter: ComfyUI, or merged with its base into a pipeline folder."""
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from asymflow.models.latent import families, family_of
 from pipelines.core import storage
 from pipelines.core.base_models import check_base
 from pipelines.core.config import ConfigError
+from pipelines.core.scratch import scratch_folder
 from pipelines.train.finetune.export_config import ExportFormat
 
 PTH = "subspace.pth"
@@ -44,9 +44,9 @@ def convert(adapter: str, format: ExportFormat, out: str, base: str = "", dtype:
         check_base(base, ("transformer", "scheduler"), text=True)
         if not family_of(base).pixel_pipeline:
             raise ConfigError(f"format=merged: base={base!r} has no merged form; sample with base and adapter")
-    with storage.local_folder(adapter) as folder, tempfile.TemporaryDirectory() as scratch:
+    with storage.local_folder(adapter) as folder, scratch_folder() as scratch:
         if format == "merged":
-            merge(folder, base, Path(scratch), TYPES[dtype] if dtype else stored_type(base))
+            merge(folder, base, scratch, TYPES[dtype] if dtype else stored_type(base))
         else:
             tensors, config = read_adapter(folder)
             subspace, defaults = find_subspace(folder, tensors), read_defaults(folder)
@@ -55,8 +55,8 @@ def convert(adapter: str, format: ExportFormat, out: str, base: str = "", dtype:
                 write_comfyui(scratch, tensors, config, subspace, defaults)
             else:
                 write_adapter(scratch, tensors, config, subspace, defaults)
-                save_pth(subspace, Path(scratch) / PTH)
-        storage.put_folder(Path(scratch), storage.absolute(out), last="model_index.json")
+                save_pth(subspace, scratch / PTH)
+        storage.put_folder(scratch, storage.absolute(out), last="model_index.json")
     return storage.absolute(out)
 
 

@@ -6,6 +6,7 @@ import tempfile
 
 import pytest
 
+from pipelines.core.errors import StorageError
 from pipelines.core.scratch import scratch_folder
 
 HOLD = """
@@ -39,6 +40,15 @@ def test_a_folder_is_empty_and_removed_in_the_end(tmp_path):
         (folder / "file").write_text("x")
         raise ZeroDivisionError
     assert not folder.parent.exists()
+
+
+def test_a_folder_that_somebody_else_made_is_not_used(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / f"asymflow-{os.getuid()}").symlink_to(elsewhere)
+    with pytest.raises(StorageError, match="is not a folder of this user; remove it, or set TMPDIR"), scratch_folder():
+        pass
+    assert not list(elsewhere.iterdir())
 
 
 def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_living_one_stays():
