@@ -29,7 +29,8 @@ from pipelines.viz.image_grid import side_by_side  # noqa: E402
 from diffusers import Flux2KleinInpaintPipeline  # noqa: E402  # isort: skip
 
 MODELS = Path(__file__).parents[1] / "models"
-HEIGHT, WIDTH = 64, 96
+SIDE = 64
+"""Height and width of the images"""
 SMILE, BERRY = "an emoji of grinning face on light blue", "an emoji of strawberry on white"
 FLOWER, GRASS = "a photo of a red flower, wide view", "a photo of grass"
 
@@ -40,7 +41,7 @@ def seeded(seed: int) -> torch.Generator:
 
 def ellipse(*box: int, blur: int = 0) -> Image.Image:
     """A mask with a soft edge of about `blur` pixels."""
-    mask = Image.new("L", (WIDTH, HEIGHT))
+    mask = Image.new("L", (SIDE, SIDE))
     for ring in range(blur + 1):
         inner = (box[0] + ring, box[1] + ring, box[2] - ring, box[3] - ring)
         ImageDraw.Draw(mask).ellipse(inner, fill=255 * (ring + 1) // (blur + 1))
@@ -67,18 +68,18 @@ def main() -> None:
     for pipeline in (sample, change, inpaint, latent):
         pipeline.set_progress_bar_config(disable=True)
 
-    def made(prompt: str, width: int = WIDTH) -> Image.Image:
-        return sample(prompt, height=HEIGHT, width=width, generator=seeded(0)).images[0]
+    def made(prompt: str) -> Image.Image:
+        return sample(prompt, height=SIDE, width=SIDE, generator=seeded(0)).images[0]
 
     flower, smile = made(FLOWER), made(SMILE)
-    wider, added = expand_canvas(made(SMILE, 64), left=16, right=16, overlap=4)
-    everything = Image.new("L", (WIDTH, HEIGHT), 255)
+    wider, added = expand_canvas(smile.crop((16, 0, 48, SIDE)), left=16, right=16, overlap=4)
+    everything = Image.new("L", (SIDE, SIDE), 255)
     cases = [
         ("image-to-image, strength 0.5", SMILE, made(BERRY), everything, 0.5),
         ("image-to-image, strength 0.8", SMILE, made(BERRY), everything, 0.8),
-        ("inpainting", GRASS, flower, ellipse(24, 8, 72, 56), 1.0),
-        ("inpainting, soft mask", FLOWER, made(GRASS), ellipse(16, 4, 80, 60, blur=10), 1.0),
-        ("inpainting, padding_mask_crop 8", SMILE, smile, ellipse(13, 33, 51, 52), 0.8),
+        ("inpainting", GRASS, flower, ellipse(10, 10, 53, 53), 1.0),
+        ("inpainting, soft mask", FLOWER, made(GRASS), ellipse(2, 2, 61, 61, blur=10), 1.0),
+        ("inpainting, padding_mask_crop 8", SMILE, smile, ellipse(15, 34, 48, 51), 0.8),
         ("outpainting", SMILE, wider, added, 1.0),
     ]
     columns: dict[str, list[Image.Image]] = {"input": [], "mask": [], "AsymFlow": [], "latent": []}
@@ -91,7 +92,7 @@ def main() -> None:
         else:
             found = inpaint(**common, mask_image=mask, **crop).images[0]
         other = latent(
-            **{**common, "generator": seeded(1)}, mask_image=mask, **crop, height=HEIGHT, width=WIDTH,
+            **{**common, "generator": seeded(1)}, mask_image=mask, **crop, height=image.height, width=image.width,
             num_inference_steps=sample.defaults.num_inference_steps, guidance_scale=sample.defaults.guidance_scale,
         ).images[0]  # fmt: skip
         for column, shown in zip(columns.values(), (image, mask.convert("RGB"), found, other), strict=True):

@@ -12,13 +12,11 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from asymflow.models.captioner import Caption, Captioner, QwenCaptioner
-from asymflow.models.captioner_vllm import VllmCaptioner
 from asymflow.text_files import read_json_object
 from pipelines.core import storage
 from pipelines.core.config import ConfigError
@@ -27,6 +25,9 @@ from pipelines.core.step import Context, Step
 from pipelines.data.config import CaptionSettings
 from pipelines.data.datasets import RowWriter, read_rows
 from pipelines.data.images import BadImage, decode_image
+
+if TYPE_CHECKING:
+    from asymflow.models.captioner import Caption, Captioner
 
 Row = dict[str, Any]
 
@@ -83,8 +84,11 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} is not a JSON object") from None
 
 
-def load_captioner(settings: CaptionSettings) -> Captioner:
+def load_captioner(settings: CaptionSettings) -> "Captioner":
     """Load the captioning model with the configured backend."""
+    from asymflow.models.captioner import QwenCaptioner  # in the workers alone: transformers takes seconds
+    from asymflow.models.captioner_vllm import VllmCaptioner
+
     options = (settings.model, settings.prompt, settings.max_new_tokens, settings.max_pixels)
     if settings.backend == "vllm":
         return VllmCaptioner(*options, gpus=int(settings.resources.gpus))
@@ -186,7 +190,7 @@ def decode_row(row: Row) -> Image.Image:
         raise BadImage(f"{row['key']}: {error}") from None
 
 
-def to_caption_row(row: Row, caption: Caption) -> Row:
+def to_caption_row(row: Row, caption: "Caption") -> Row:
     """Return the output row of a curated row. If the model's caption is empty, the original one is kept."""
     text = clean_caption(caption)
     return {
@@ -199,7 +203,7 @@ def to_caption_row(row: Row, caption: Caption) -> Row:
     }
 
 
-def clean_caption(caption: Caption) -> str:
+def clean_caption(caption: "Caption") -> str:
     """Normalize whitespace, and shorten a caption that reached the token limit to its complete sentences, if any."""
     text = " ".join(caption.text.split())
     sentences = None if caption.finished else _WHOLE_SENTENCES.match(text)
