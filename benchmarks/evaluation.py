@@ -38,7 +38,7 @@ def plain(curated: str, prompts: int) -> None:
     from pipelines.core.artifacts import load_artifact
     from pipelines.data.images import decode_image, to_array
     from pipelines.evaluate.prompts import read_held_out
-    from pipelines.sample.parameters import SamplingParameters
+    from pipelines.sample.parameters import SamplingParameterSettings
     from pipelines.sample.sampler import load_sampler, read_defaults
 
     held_out = list(islice(read_held_out(load_artifact(curated, "curate")), prompts))
@@ -46,7 +46,7 @@ def plain(curated: str, prompts: int) -> None:
     real = torch.stack([torch.from_numpy(to_array(decode_image(data)).copy()) for _, data in held_out])
     real = real.permute(0, 3, 1, 2).float() / 127.5 - 1
     defaults, subspace = read_defaults(ADAPTER), Subspace.load(f"{ADAPTER}/{SUBSPACE}")
-    parameters = SamplingParameters(64, 64, STEPS, defaults.guidance_scale, defaults.shift_at(64, 64))
+    parameters = SamplingParameterSettings(height=64, width=64, steps=STEPS).resolve(defaults)
     seeds = list(range(prompts * REPEATS))
     requested = [text for text in texts for _ in range(REPEATS)]
     spectrum = radial_spectrum(real)

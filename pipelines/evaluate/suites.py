@@ -17,8 +17,8 @@ from pipelines.evaluate.set_measures import (
     SpectrumDistance,
 )
 
-KLEIN = {"height": 1024, "width": 1024, "steps": 32, "guidance": 4.0}
-"""Sampling parameters of text-to-image benchmarks in the paper; noise, APG and clamping are the defaults"""
+KLEIN = {"height": 1024, "width": 1024, "steps": 32, "guidance": 4.0, "orthogonal": True}
+"""Sampling parameters of text-to-image benchmarks in the paper; noise and clamping are the defaults"""
 
 JIT = {"steps": 50, "solver": "heun", "orthogonal": False, "clamp": False, "shift": 1.0, "sigma_floor": 0.04}
 """Sampling parameters of class-conditional models (App. B.1)"""

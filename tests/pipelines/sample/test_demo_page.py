@@ -91,7 +91,7 @@ def test_both_images_from_the_same_noise(page, browser, sampler):
     browser.get(page.url)
     shown = draw(browser, prompt=PROMPT, negative_prompt="green", seed=7, steps=3, guidance=3, width=80, height=48)
     parameters = SamplingParameters(
-        48, 80, steps=3, guidance=3.0, shift=sampler.defaults.shift, negative_prompt="green"
+        48, 80, steps=3, guidance=3.0, shift=sampler.defaults.shift, negative_prompt="green", orthogonal=False
     )
     for model, image in zip(MODELS, shown, strict=True):
         (expected,) = to_pil_images(getattr(sampler, model)([PROMPT], [7], parameters))
