@@ -53,7 +53,7 @@ def test_images_have_metadata_and_a_killed_run_resumes(local_ray, sampler, tmp_p
         assert read_metadata(png) == row
         assert row["prompt"] == PROMPTS[int(row["file"].split("/")[1][:5])] and row["steps"] == 2
         assert row["adapter_sha256"] == sampler.adapter_sha256 and row["shift"] == 3.55
-        parameters = SamplingParameters(height=64, width=64, steps=2, guidance=2.0, shift=3.55)
+        parameters = SamplingParameters(64, 64, steps=2, guidance=2.0, shift=3.55, orthogonal=False)
         expected = getattr(sampler, row["model"])([row["prompt"]], [row["seed"]], parameters)[0]
         assert np.abs(pixels(png) - (expected + 1).mul(127.5).permute(1, 2, 0).numpy()).max() < 1.1
     image_grid = Image.open(io.BytesIO(storage.read_bytes(f"{folder}/samples.png")))
