@@ -79,6 +79,16 @@ def test_importing_asymflow_loads_nothing_of_the_cluster():
     assert not {name: found for name, found in loaded.items() if found}
 
 
+def test_finding_cached_artifacts_loads_no_model_library():
+    """`make demo` again, or any other step whose artifact is up to date, would wait for them in vain."""
+    script = (
+        "import sys, pipelines.experiments.workflow, pipelines.sample.step\n"
+        "print([m for m in ('diffusers', 'transformers', 'peft', 'deepspeed') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout == "[]\n", done.stdout + done.stderr
+
+
 # job -> step -> task -> loss -> equation: each file names the next one
 HOPS = [
     (

@@ -6,11 +6,9 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
-from asymflow.adapters import WEIGHTS
 from asymflow.metrics.weights import MissingWeights
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError
-from pipelines.evaluate.class_subject import read_class_model
 from pipelines.evaluate.config import EvaluateSettings, Model
 from pipelines.evaluate.measures import Measure
 from pipelines.evaluate.prompts import Prompt, read_held_out
@@ -86,9 +84,13 @@ def hash_overrides(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -
     """
     found: dict[str, Any] = {} if settings.pictures else {"resources.precision": settings.resources.precision}
     if pretrained := inputs.get("pretrained"):
+        from pipelines.evaluate.class_subject import read_class_model  # loads diffusers, as the next does
+
         subject = read_class_model(pretrained, settings.pretrained_step)
         found["pretrained_step"] = {"parts": subject.parts, "sampling": asdict(subject.defaults)}
     if finetuned := inputs.get("finetuned"):
+        from asymflow.adapters import WEIGHTS
+
         files = finetuned.manifest["files"]
         found["finetuned"] = files.get(f"{ADAPTER}/{WEIGHTS}", {}).get("sha256", "")
     if settings.suite in SUITES:

@@ -1,10 +1,13 @@
-"""Evaluate step: sample images, score them, and compute the measures."""
+"""Evaluate step: sample images, score them, and compute the measures.
+
+What loads diffusers is imported where it is used: a cached artifact does not need it.
+"""
 
 import json
 from collections.abc import Mapping
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -18,10 +21,8 @@ from pipelines.core.config import ConfigError
 from pipelines.core.step import Context, Outcome, Step, StepFailed
 from pipelines.data.datasets import find_test_split
 from pipelines.data.images import encode_png
-from pipelines.evaluate.class_subject import ClassModel, read_class_model, read_pretrain_settings
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.found_images import match_images
-from pipelines.evaluate.generate import generate
 from pipelines.evaluate.image_sets import REAL, ImageSet, load_found_images, reference_images, store_images
 from pipelines.evaluate.measures import MeasureInput, Row, ScoredImages
 from pipelines.evaluate.prompts import Generation, list_generations, read_held_out
@@ -39,8 +40,11 @@ from pipelines.evaluate.selection import (
 )
 from pipelines.evaluate.set_measures import PrecisionRecall
 from pipelines.evaluate.show import TABLE, group_of, report, table_of
-from pipelines.evaluate.subject import EvaluatedModel, read_evaluated_model
 from pipelines.sample.step import check_model
+
+if TYPE_CHECKING:
+    from pipelines.evaluate.class_subject import ClassModel
+    from pipelines.evaluate.subject import EvaluatedModel
 
 _SOURCES = ("adapter", "finetuned", "pretrained", "registered", "pictures")
 
@@ -102,6 +106,8 @@ def check_inputs(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -> 
         raise ConfigError(f"curated: missing; {settings.suite} uses its held-out captions and images")
     prompts = read_prompts(settings, inputs.get("curated"))
     if "pretrained" in inputs:
+        from pipelines.evaluate.class_subject import read_class_model, read_pretrain_settings
+
         read_class_model(inputs["pretrained"], settings.pretrained_step)
         settings.sampling.check_size(read_pretrain_settings(inputs["pretrained"]).jit.patch_size, "sampling.")
     if settings.pictures:
@@ -184,9 +190,11 @@ def build(settings: EvaluateSettings, context: Context) -> dict[str, float]:
 
 
 def sample_images(
-    settings: EvaluateSettings, subject: EvaluatedModel | ClassModel | None, generations: list[Generation], root: str
+    settings: EvaluateSettings, subject: "EvaluatedModel | ClassModel | None", generations: list[Generation], root: str
 ) -> dict[str, ImageSet]:
     """Return the images of each model, sampled unless cached or given."""
+    from pipelines.evaluate.generate import generate
+
     if subject is None:
         return {"trained": load_found_images(settings.pictures, generations, repeats_of(settings), root)}
     given = settings.sampling.model_dump(exclude_defaults=True)
@@ -195,11 +203,13 @@ def sample_images(
     return generate(subject, models_of(settings), parameters, generations, root, settings.resources)
 
 
-def find_evaluated_model(settings: EvaluateSettings, context: Context) -> EvaluatedModel | ClassModel:
+def find_evaluated_model(settings: EvaluateSettings, context: Context) -> "EvaluatedModel | ClassModel":
     """Return the model of the settings: from an adapter, an artifact or the registry."""
     from pipelines.evaluate.registry import fetch, lineage_of
 
     if pretrained := context.inputs.get("pretrained"):
+        from pipelines.evaluate.class_subject import read_class_model
+
         return read_class_model(pretrained, settings.pretrained_step)
     lineage: dict[str, str] = {}
     adapter = settings.adapter
@@ -210,6 +220,8 @@ def find_evaluated_model(settings: EvaluateSettings, context: Context) -> Evalua
         adapter, lineage = fetch(settings.registered, settings.run)
     if adapter and storage.is_local(adapter) and storage.exists(adapter):
         adapter = storage.absolute(adapter)  # workers have other working directories
+    from pipelines.evaluate.subject import read_evaluated_model
+
     return read_evaluated_model(settings.base, adapter, context.inputs.get("basis"), lineage, context.folder)
 
 

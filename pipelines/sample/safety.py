@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from pipelines.core.config import ConfigError, read_json_setting
 from pipelines.sample.config import Safety
@@ -23,6 +22,8 @@ class SafetyFilter:
         if not settings.classifier:
             return
         check_safety(settings)
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
         self.processor = AutoImageProcessor.from_pretrained(settings.classifier)
         self.model = AutoModelForImageClassification.from_pretrained(settings.classifier).to(device).eval()
         self.label = self.model.config.label2id[settings.label]

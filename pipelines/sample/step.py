@@ -1,4 +1,7 @@
-"""Sample step: images from prompts and seeds, each a PNG with its metadata, and an image grid."""
+"""Sample step: images from prompts and seeds, each a PNG with its metadata, and an image grid.
+
+What loads diffusers is imported where it is used: a cached artifact does not need it.
+"""
 
 import io
 import json
@@ -7,11 +10,10 @@ from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from asymflow.diffusers_pipeline import PIPELINES
 from asymflow.hub import is_repository, resolve_commit
 from pipelines.core import storage
 from pipelines.core.base_models import check_base, read_patch_size
@@ -22,8 +24,10 @@ from pipelines.sample.config import SampleSettings
 from pipelines.sample.metadata import encode_with_metadata
 from pipelines.sample.parameters import SamplingParameters
 from pipelines.sample.safety import SafetyFilter, check_safety
-from pipelines.sample.sampler import PairSampler, open_sampler
 from pipelines.viz.image_grid import side_by_side, thumbnail, to_pil_images
+
+if TYPE_CHECKING:
+    from pipelines.sample.sampler import PairSampler
 
 
 def check(settings: SampleSettings) -> None:
@@ -42,6 +46,8 @@ def check_model(base: str, adapter: str, latent: bool) -> None:
             raise ConfigError(f"adapter={adapter!r}: no such folder; a finetune writes one, and jobs/export.py does")
         check_hub(adapter)
         return
+    from asymflow.diffusers_pipeline import PIPELINES
+
     index = Path(base) / "model_index.json"
     kind = read_json_setting(index, f"base={base!r}").get("_class_name") if index.is_file() else None
     if kind not in PIPELINES:
@@ -68,6 +74,8 @@ class SampleWorker:
     """Samples the images of one item, the range [start, stop) of all pairs of prompt and seed; see `map_items`."""
 
     def __init__(self, settings: SampleSettings, folder: str):
+        from pipelines.sample.sampler import open_sampler
+
         self.settings, self.folder = settings, folder
         self.sampler = open_sampler(settings.base, settings.adapter, settings.resources.device)
         self.filter = SafetyFilter(settings.safety, settings.resources.device)
@@ -95,7 +103,7 @@ class SampleWorker:
         return {"rows": rows}
 
 
-def metadata_of(sampler: PairSampler, prompt: str, seed: int, parameters: SamplingParameters) -> dict[str, Any]:
+def metadata_of(sampler: "PairSampler", prompt: str, seed: int, parameters: SamplingParameters) -> dict[str, Any]:
     """Return the metadata with which an image can be sampled again."""
     source = {"base": Path(sampler.base).name, "adapter_sha256": sampler.adapter_sha256}
     return {"prompt": prompt, "seed": seed, **source, **asdict(parameters)}
