@@ -83,9 +83,13 @@ def test_finding_cached_artifacts_loads_no_model_library():
     """`make demo` again, or any other step whose artifact is up to date, would wait for them in vain."""
     script = (
         "import sys, pipelines.experiments.workflow, pipelines.sample.step\n"
+        "from pipelines.core.config import validate\n"
+        "from pipelines.train.finetune import step\n"
+        "tree = dict(curated='c', encoded='e', basis='b', base='models/toy_klein', loss={'perceptual': None})\n"
+        "step.check(validate(step.STEP.settings, tree))\n"
         "print([m for m in ('diffusers', 'transformers', 'peft', 'deepspeed') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout == "[]\n", done.stdout + done.stderr
 
 

@@ -16,6 +16,8 @@ from pipelines.evaluate.suites import SUITES, Suite
 
 ADAPTER = "adapter"
 """Folder in a finetune's artifact"""
+ADAPTER_WEIGHTS = "adapter/diffusion_pytorch_model.safetensors"
+"""File in a finetune's artifact: `asymflow.adapters.WEIGHTS` below ADAPTER, without importing what loads diffusers"""
 
 
 def suite_of(settings: EvaluateSettings) -> Suite:
@@ -84,15 +86,12 @@ def hash_overrides(settings: EvaluateSettings, inputs: Mapping[str, Artifact]) -
     """
     found: dict[str, Any] = {} if settings.pictures else {"resources.precision": settings.resources.precision}
     if pretrained := inputs.get("pretrained"):
-        from pipelines.evaluate.class_subject import read_class_model  # loads diffusers, as the next does
+        from pipelines.evaluate.class_subject import read_class_model  # loads diffusers
 
         subject = read_class_model(pretrained, settings.pretrained_step)
         found["pretrained_step"] = {"parts": subject.parts, "sampling": asdict(subject.defaults)}
     if finetuned := inputs.get("finetuned"):
-        from asymflow.adapters import WEIGHTS
-
-        files = finetuned.manifest["files"]
-        found["finetuned"] = files.get(f"{ADAPTER}/{WEIGHTS}", {}).get("sha256", "")
+        found["finetuned"] = finetuned.manifest["files"].get(ADAPTER_WEIGHTS, {}).get("sha256", "")
     if settings.suite in SUITES:
         with suppress(MissingWeights):  # `check` reports them
             found["scorers"] = {name: getattr(settings.scorers, name).identity() for name in scorers_of(settings)}

@@ -3,7 +3,6 @@
 The base's weights and Ray are not needed: a run that is still training can be exported from its checkpoints.
 """
 
-import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +32,7 @@ from pipelines.core.tracking import Tracker, tracking_uri
 from pipelines.train.ema import read_average
 from pipelines.train.finetune.card import CARD, model_card, without_header
 from pipelines.train.finetune.config import FinetuneSettings, Validation
-from pipelines.train.finetune.export_config import ExportSettings
+from pipelines.train.finetune.export_config import ExportSettings, check_export, model_name
 from pipelines.train.finetune.export_formats import convert as convert
 from pipelines.train.finetune.start import find_basis
 
@@ -45,21 +44,6 @@ _ABOUT = (
     "`export.alias` names another), and evaluations write their scores to a version as tags, `SUITE/trained/METRIC`."
 )
 _NEEDED = ("diffusers", "peft", "safetensors", "torch", "transformers")
-_RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
-
-
-def check_export(settings: FinetuneSettings) -> None:
-    """Check names that MLflow would refuse after days of training. Raises ConfigError."""
-    name, alias = model_name(settings), settings.export.alias
-    if set("/:") & set(name):
-        raise ConfigError(f"export.model_name={name!r}: a name in MLflow's registry has no '/' or ':'")
-    if _RESERVED.fullmatch(alias):
-        raise ConfigError(f"export.alias={alias!r}: MLflow reserves `latest` and `v1`, `v2`, ...; use another")
-
-
-def model_name(settings: FinetuneSettings) -> str:
-    """Return the model's name in MLflow's registry."""
-    return settings.export.model_name or settings.run.experiment
 
 
 def export_run(finetune: Step, settings: FinetuneSettings, request: ExportSettings) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Settings of the export job."""
+"""Settings of the export job, and the check of the names that a finetune exports under."""
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -11,6 +12,8 @@ from pipelines.train.finetune.config import FinetuneSettings
 
 ExportFormat = Literal["released", "comfyui", "merged"]
 ExportDtype = Literal["bfloat16", "float16", "float32"]
+
+_RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
 
 
 class ExportSettings(Settings):
@@ -57,3 +60,17 @@ class ExportSettings(Settings):
             return validate(FinetuneSettings, tree)
         except ConfigError as error:
             raise ConfigError(f"finetune={self.finetune!r} with changes: {error}") from None
+
+
+def check_export(settings: FinetuneSettings) -> None:
+    """Check names that MLflow would refuse after days of training. Raises ConfigError."""
+    name, alias = model_name(settings), settings.export.alias
+    if set("/:") & set(name):
+        raise ConfigError(f"export.model_name={name!r}: a name in MLflow's registry has no '/' or ':'")
+    if _RESERVED.fullmatch(alias):
+        raise ConfigError(f"export.alias={alias!r}: MLflow reserves `latest` and `v1`, `v2`, ...; use another")
+
+
+def model_name(settings: FinetuneSettings) -> str:
+    """Return the model's name in MLflow's registry."""
+    return settings.export.model_name or settings.run.experiment

@@ -24,6 +24,7 @@ from pipelines.train.config import check_bitsandbytes, check_optimizer
 from pipelines.train.devices import precision_name
 from pipelines.train.driver import check_processors, last_means, log_curves
 from pipelines.train.finetune.config import FinetuneSettings
+from pipelines.train.finetune.export_config import check_export
 from pipelines.train.finetune.perceptual import check_perceptual
 from pipelines.train.finetune.start import basis_file, check_start, find_basis
 from pipelines.train.metrics_log import AVERAGE, METRICS_LOG, MetricsLog
@@ -31,8 +32,6 @@ from pipelines.train.metrics_log import AVERAGE, METRICS_LOG, MetricsLog
 
 def check(settings: FinetuneSettings) -> None:
     """Check base model, perceptual weights, optimizer and export before Ray starts. Raises ConfigError."""
-    from pipelines.train.finetune.export import check_export  # MLflow: imported in the driver alone, as in `build`
-
     check_export(settings)
     check_base(settings.base, ("transformer",))
     check_kind(settings.model, family_of(settings.base).backbone)

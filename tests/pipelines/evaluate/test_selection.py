@@ -1,9 +1,12 @@
 import pytest
 
+from asymflow.adapters import WEIGHTS
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError, validate
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.selection import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
     column_of,
     hash_overrides,
     measures_of,
@@ -14,6 +17,10 @@ from pipelines.evaluate.selection import (
     suite_of,
 )
 from pipelines.evaluate.suites import SUITES
+
+
+def test_the_file_of_an_adapter_is_the_librarys():
+    assert ADAPTER_WEIGHTS == f"{ADAPTER}/{WEIGHTS}"
 
 
 def settings_of(**tree):
