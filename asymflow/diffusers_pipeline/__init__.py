@@ -8,6 +8,7 @@ from diffusers.pipelines import auto_pipeline
 
 from asymflow.diffusers_pipeline.base import PIPELINES as PIPELINES
 from asymflow.diffusers_pipeline.base import SCHEDULERS as SCHEDULERS
+from asymflow.diffusers_pipeline.base import PixelPipeline as PixelPipeline
 from asymflow.diffusers_pipeline.image_to_image import AsymFlux2KleinImg2ImgPipeline as AsymFlux2KleinImg2ImgPipeline
 from asymflow.diffusers_pipeline.images import expand_canvas as expand_canvas
 from asymflow.diffusers_pipeline.inpaint import AsymFlux2KleinInpaintPipeline as AsymFlux2KleinInpaintPipeline

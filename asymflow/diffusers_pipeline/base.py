@@ -44,8 +44,7 @@ SCHEDULERS = {
     "sasolver": SASolverScheduler,
 }
 """Scheduler of each solver in `asymflow.samplers`; the noise levels are always `asymflow.schedule.sampling_sigmas`"""
-_WITH_OPTIONS = ("unipc", "dpmsolver", "deis", "sasolver")
-_WITH_NOISE = ("dpmsolver", "sasolver")
+_SINGLE_STEP = ("euler", "heun")
 Scheduler: TypeAlias = (
     UniPCMultistepScheduler
     | FlowMatchEulerDiscreteScheduler
@@ -58,6 +57,10 @@ Scheduler: TypeAlias = (
 
 class PixelPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
     """Base of the pipelines that sample images from a pixel model made of FLUX.2 klein.
+
+    The adapter is merged by default, so it cannot be switched off by accident; add LoRAs of styles with
+    `load_lora_weights`. Each sampling default is the transformer's own (`transformer.config.sampling`), unless it is
+    given here.
 
     Args:
         scheduler: Scheduler whose class selects the solver (SCHEDULERS).
@@ -251,9 +254,9 @@ class PixelPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         """
         for name, kind in SCHEDULERS.items():
             if isinstance(self.scheduler, kind):
-                options = {"solver": self.scheduler.config} if name in _WITH_OPTIONS else {}
-                of_noise = {"generator": generator} if name in _WITH_NOISE else {}
-                return partial(samplers.SOLVERS[name], **options, **of_noise)
+                if name in _SINGLE_STEP:
+                    return samplers.SOLVERS[name]
+                return partial(samplers.SOLVERS[name], solver=self.scheduler.config, generator=generator)
         allowed = ", ".join(kind.__name__ for kind in SCHEDULERS.values())
         raise ValueError(f"the scheduler is a {type(self.scheduler).__name__}; allowed: {allowed}")
 

@@ -18,26 +18,7 @@ from asymflow.pipeline_arguments import check_references, choose_size
 class AsymFlux2KleinPipeline(PixelPipeline):
     """Pipeline that samples images from a pixel model made of FLUX.2 klein.
 
-    The adapter is merged by default, so it cannot be switched off by accident; add LoRAs of styles with
-    `load_lora_weights`. Each sampling default is the transformer's own (`transformer.config.sampling`), unless it is
-    given here.
-
-    Args:
-        scheduler: Scheduler whose class selects the solver (SCHEDULERS).
-        text_encoder: FLUX.2 klein's text encoder; None: prompts are given as embeddings.
-        tokenizer: Its tokenizer.
-        transformer: The pixel model.
-        oklab_mean: Mean of the Oklab space, for a transformer of an older file; None: the transformer's own.
-        oklab_std: Standard deviation of the Oklab space, likewise.
-        height: Default height in pixels.
-        width: Default width in pixels.
-        num_inference_steps: Default number of steps.
-        guidance_scale: Default guidance scale.
-        shift: Default shift at one megapixel and below.
-        text_padding: One of `asymflow.models.text.PADDINGS`.
-
-    Raises:
-        ValueError: If another color space than the transformer's is given, or an invalid default.
+    `PixelPipeline` describes its components and settings.
 
     Examples:
         >>> pipeline = AsymFlux2KleinPipeline.from_pretrained("models/toy_klein", adapter="models/toy_asymflow")

@@ -112,6 +112,20 @@ class Backbone:
         return {"_class_name": self.transformer, **{name: config.get(name, value) for name, value in defaults.items()}}
 
 
+def check_grid(tokens: "Tensor", grid: tuple[int, int]) -> None:
+    """Check that the image tokens fill their grid.
+
+    Args:
+        tokens: Image tokens (B, N, C).
+        grid: Rows and columns of image tokens, (h, w).
+
+    Raises:
+        ValueError: If h w is not N.
+    """
+    if grid[0] * grid[1] != tokens.shape[1]:
+        raise ValueError(f"{tokens.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}")
+
+
 def run_each(
     run: "Callable[..., Tensor]",
     transformer: Any,

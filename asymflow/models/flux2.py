@@ -4,6 +4,7 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
+from asymflow.models.backbone import check_grid
 from asymflow.models.cells import pack_latents, unpack_latents
 from asymflow.models.geometry import LORA_TARGETS
 from asymflow.models.lifted import LatentModel, PixelModel, fused
@@ -82,9 +83,7 @@ def run_transformer(
     Raises:
         ValueError: If the tokens do not fill the grid.
     """
-    height, width = grid
-    if height * width != tokens.shape[1]:
-        raise ValueError(f"{tokens.shape[1]} tokens do not fill a grid of {height} x {width}")
+    check_grid(tokens, grid)
     attention = {}
     if text_mask is not None:
         image_mask = text_mask.new_ones(tokens.shape[:2])

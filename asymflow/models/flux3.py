@@ -7,7 +7,7 @@ reference images, which a text-to-image model does not evaluate, are removed. Im
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from asymflow.models.backbone import Backbone, PublishedModel, TokenGeometry, run_each
+from asymflow.models.backbone import Backbone, PublishedModel, TokenGeometry, check_grid, run_each
 from asymflow.models.klein_geometry import read_token_geometry
 from asymflow.models.latent import LatentFamily
 from asymflow.models.network import Attention, BlockMemory, Linear, Network, Stream, Vectors, lora_layers
@@ -98,8 +98,7 @@ def run(
     Raises:
         ValueError: If the tokens do not fill the grid.
     """
-    if grid[0] * grid[1] != tokens.shape[1]:
-        raise ValueError(f"{tokens.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}")
+    check_grid(tokens, grid)
     if mask is not None and not mask.all():
         return run_each(run, transformer, tokens, sigma, text, grid, mask)
     from asymflow.models.flux2 import image_positions, text_positions  # torch: plans do without it

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asymflow.models.backbone import Backbone, PublishedModel, TokenGeometry
+from asymflow.models.backbone import Backbone, PublishedModel, TokenGeometry, check_grid
 from asymflow.models.latent import LatentFamily, read_autoencoder_config
 from asymflow.models.network import Attention, BlockMemory, Linear, Network, Stream, Vectors, lora_layers
 
@@ -63,8 +63,7 @@ def run(
     Raises:
         ValueError: If the tokens do not fill the grid.
     """
-    if grid[0] * grid[1] != tokens.shape[1]:
-        raise ValueError(f"{tokens.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}")
+    check_grid(tokens, grid)
     return transformer(
         hidden_states=tokens,
         encoder_hidden_states=text,

@@ -7,7 +7,7 @@ caption besides that of its tokens: here the first token of an embedding. Import
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from asymflow.models.backbone import Backbone, PublishedModel, TokenGeometry, run_each
+from asymflow.models.backbone import Backbone, PublishedModel, TokenGeometry, check_grid, run_each
 from asymflow.models.latent import LatentFamily
 from asymflow.models.network import Attention, BlockMemory, Linear, Network, Stream, Vectors, lora_layers
 from asymflow.models.shifted_latents import CELL, load_image_encoder, pack, read_token_geometry, unpack
@@ -97,8 +97,7 @@ def run(
     Raises:
         ValueError: If the tokens do not fill the grid.
     """
-    if grid[0] * grid[1] != tokens.shape[1]:
-        raise ValueError(f"{tokens.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}")
+    check_grid(tokens, grid)
     if mask is not None and not mask.all():
         return run_each(run, transformer, tokens, sigma, text, grid, mask)
     transformer.out_channels = transformer.proj_out.out_features // CELL**2

@@ -118,9 +118,8 @@ class PooledCaptions:
         return encode_by_length(captions, self._encode)
 
     def _encode(self, captions: list[str]) -> list[Tensor]:
-        whole = self.padding == "max_length"
         pooled, clip, lengths = self._encode_clip(captions)
-        if whole:
+        if self.padding == "max_length":
             lengths = [CLIP_TOKENS] * len(captions)
         t5 = self._encode_t5(captions, [self.max_tokens - 1 - length for length in lengths])
         rows = zip(pooled, clip, lengths, t5, strict=True)
@@ -138,15 +137,15 @@ class PooledCaptions:
             lengths = inputs["attention_mask"].sum(1).tolist()
         return torch.cat(pooled, dim=-1), torch.cat(states, dim=-1), lengths
 
-    def _encode_t5(self, captions: list[str], rooms: list[int]) -> list[Tensor]:
-        """Return embeddings (T_i, E) of at most as many tokens as there is room for."""
+    def _encode_t5(self, captions: list[str], limits: list[int]) -> list[Tensor]:
+        """Return embeddings (T_i, E) of at most `limits[i]` tokens."""
         tokenize = self.t5_tokenizer
         ids = [
-            tokenize(caption, truncation=True, max_length=room)["input_ids"]
-            for caption, room in zip(captions, rooms, strict=True)
+            tokenize(caption, truncation=True, max_length=limit)["input_ids"]
+            for caption, limit in zip(captions, limits, strict=True)
         ]
         if self.padding == "max_length":  # which the model was trained to attend to
-            inputs = tokenize.pad({"input_ids": ids}, padding="max_length", max_length=rooms[0], return_tensors="pt")
+            inputs = tokenize.pad({"input_ids": ids}, padding="max_length", max_length=limits[0], return_tensors="pt")
             return list(self.t5(inputs["input_ids"].to(self.t5.device))[0])
         inputs = tokenize.pad({"input_ids": ids}, return_tensors="pt").to(self.t5.device)
         states = self.t5(inputs["input_ids"], attention_mask=inputs["attention_mask"])[0]

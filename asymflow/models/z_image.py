@@ -8,7 +8,7 @@ torch.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from asymflow.models.backbone import Backbone, PublishedModel, TokenGeometry
+from asymflow.models.backbone import Backbone, PublishedModel, TokenGeometry, check_grid
 from asymflow.models.latent import LatentFamily
 from asymflow.models.network import Attention, BlockMemory, Linear, Network, Stream, Vectors, lora_layers
 from asymflow.models.shifted_latents import CELL, load_image_encoder, pack, read_token_geometry, unpack
@@ -78,8 +78,7 @@ def run(
     Raises:
         ValueError: If the tokens do not fill the grid.
     """
-    if grid[0] * grid[1] != tokens.shape[1]:
-        raise ValueError(f"{tokens.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}")
+    check_grid(tokens, grid)
     transformer.out_channels = transformer.get_submodule(f"{_FINAL}.linear").out_features // CELL**2
     captions = list(text) if mask is None else [row[valid] for row, valid in zip(text, mask, strict=True)]
     images = list(unpack(tokens, grid, CELL)[:, :, None])  # with an axis of frames

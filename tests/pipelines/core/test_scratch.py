@@ -46,8 +46,8 @@ def test_a_folder_that_somebody_else_made_is_not_used(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (tmp_path / f"asymflow-{os.getuid()}").symlink_to(elsewhere)
-    with pytest.raises(StorageError, match="is not a folder of this user; remove it, or set TMPDIR"), scratch_folder():
-        pass
+    with pytest.raises(StorageError, match="is not a folder of this user; remove it, or set TMPDIR"):
+        scratch_folder().__enter__()
     assert not list(elsewhere.iterdir())
 
 
