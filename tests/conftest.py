@@ -2,6 +2,7 @@ import io
 import os
 import random
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import suite_limit
@@ -90,7 +91,7 @@ def s3_server():
 
 @pytest.fixture
 def s3(s3_server, monkeypatch):
-    """URI of a folder in an empty bucket; endpoint and credentials come from the environment alone."""
+    """URI of a folder in a bucket of the test's own; endpoint and credentials come from the environment alone."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
@@ -99,12 +100,13 @@ def s3(s3_server, monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    client = object_store.client()
-    client.create_bucket(Bucket="bucket")
-    yield "s3://bucket/some/prefix"
+    client, bucket = object_store.client(), f"bucket-{uuid4().hex[:8]}"
+    client.create_bucket(Bucket=bucket)
+    s3_server.clear(bucket)
+    yield f"s3://{bucket}/some/prefix"
     s3_server.clear()
-    for item in client.list_objects_v2(Bucket="bucket").get("Contents", []):
-        client.delete_object(Bucket="bucket", Key=item["Key"])
+    for item in client.list_objects_v2(Bucket=bucket).get("Contents", []):
+        client.delete_object(Bucket=bucket, Key=item["Key"])
 
 
 @pytest.fixture
@@ -112,7 +114,6 @@ def faulty_s3(s3, s3_server, monkeypatch):
     """(URI, FaultyServer): an operation is given up after four attempts, without waits; see `s3_faults`."""
     retries = object_store.RETRIES.copy(wait=wait_none(), stop=stop_after_attempt(4))
     monkeypatch.setattr(object_store, "RETRIES", retries)
-    s3_server.clear()
     return s3, s3_server
 
 

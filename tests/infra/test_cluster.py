@@ -64,7 +64,7 @@ def site(s3, s3_server, tmp_path, monkeypatch) -> Iterator[Site]:
             monkeypatch.setenv(name, value)
         server = {
             **own,
-            "MLFLOW_ARTIFACTS_DESTINATION": "s3://bucket/mlflow",
+            "MLFLOW_ARTIFACTS_DESTINATION": storage.join(s3, "mlflow"),
             "MLFLOW_AUTH_ADMIN_PASSWORD": SECRETS["MLFLOW_TRACKING_PASSWORD"],
             "MLFLOW_FLASK_SERVER_SECRET_KEY": SERVER_SECRETS["MLFLOW_FLASK_SERVER_SECRET_KEY"],
         }
@@ -195,10 +195,9 @@ def chain(client: MlflowClient, page: str) -> set[str]:
 def assert_no_secret(site: Site, jobs: Jobs) -> None:
     """In what jobs and heads said, in the bucket, in the tracking server's database and in its log."""
     places = {"jobs": "\n".join(jobs.said).encode(), "server": (site.folder / "log").read_bytes()}
-    bucket = object_store.client()
-    for page in bucket.get_paginator("list_objects_v2").paginate(Bucket="bucket"):
-        for entry in page["Contents"]:
-            places[entry["Key"]] = bucket.get_object(Bucket="bucket", Key=entry["Key"])["Body"].read()
+    bucket = site.storage.removesuffix("/some/prefix")
+    for key in object_store.keys(bucket):
+        places[key] = storage.read_bytes(storage.join(bucket, key))
     engine = sqlalchemy.create_engine(site.database)
     with engine.connect() as connection:
         for table in sqlalchemy.inspect(engine).get_table_names():

@@ -36,16 +36,19 @@ class Fault:
 class FaultyServer:
     """A WSGI application in front of moto's, or of another one; clients see its faults in real HTTP.
 
-    Requests are written "GET /bucket/key?query"; `requests` has all since `clear()`.
+    Requests are written "GET /bucket/key?query"; `requests` has all since `clear()`. With a bucket, only its requests
+    fail and are counted: the threads of an earlier test, which may still retry an upload, use another one.
     """
 
     def __init__(self, application: Application | None = None) -> None:
         self.application = application or DomainDispatcherApplication(create_backend_app)
         self.lock = threading.Lock()
-        self.url = ""
+        self.url, self.bucket = "", ""
         self.clear()
 
-    def clear(self) -> None:
+    def clear(self, bucket: str | None = None) -> None:
+        """Forget faults and requests; with a bucket, from now on consider its requests alone."""
+        self.bucket = bucket or self.bucket
         self.faults: list[Fault] = []
         self.requests: list[str] = []
 
@@ -70,9 +73,11 @@ class FaultyServer:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ['QUERY_STRING']}"
+        fault = None
         with self.lock:
-            self.requests.append(request)
-            fault = next((f for f in self.faults if f.strikes(request)), None)
+            if environ["PATH_INFO"].startswith(f"/{self.bucket}"):
+                self.requests.append(request)
+                fault = next((f for f in self.faults if f.strikes(request)), None)
         if fault is None:
             return self.application(environ, start_response)
         if fault.error is None:

@@ -193,15 +193,16 @@ OPERATIONS = {
 
 def test_absent_raises_at_once(faulty_s3):
     folder, server = faulty_s3
-    for bucket in (folder, "s3://nobucket"):
+    absent_bucket = f"s3://{server.bucket}-absent"
+    for uri in (folder, absent_bucket):
         for read in (storage.read_bytes, storage.open_file):
             server.clear()
             with pytest.raises(FileNotFoundError, match="absent"):
-                read(storage.join(bucket, "absent"))
+                read(storage.join(uri, "absent"))
             assert server.count() == 1
     server.clear()
-    with pytest.raises(OSError, match="s3://nobucket/absent: .*NoSuchBucket"):
-        storage.write_bytes("s3://nobucket/absent", b"data")
+    with pytest.raises(OSError, match=f"{absent_bucket}/absent: .*NoSuchBucket"):
+        storage.write_bytes(f"{absent_bucket}/absent", b"data")
     assert server.count() == 1
 
 
