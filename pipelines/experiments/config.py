@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from pipelines.core.config import RunSettings, Settings, Uri
+from pipelines.core.config import OptionalUri, RunSettings, Settings, Uri
 from pipelines.core.yaml_values import ValidatedAs
 from pipelines.data.basis.config import BasisSettings
 from pipelines.data.config import CaptionSettings, ColorStatsSettings, EncodeSettings
@@ -170,6 +170,8 @@ class ReportSettings(Settings):
     """HTML file to write"""
     evaluations: dict[str, Uri] = Field(min_length=1)
     """{label: artifact of the evaluate step, or the ID of its MLflow run}"""
+    workflow: OptionalUri = ""
+    """ID of a workflow's MLflow run, or its folder in the storage: the page shows its steps with their times"""
     tracking_uri: str = ""
     """MLflow server or database of the runs; empty: MLFLOW_TRACKING_URI"""
 

@@ -4,14 +4,13 @@ Steps whose artifacts are up to date are skipped. `graph` derives the order from
 """
 
 import hashlib
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from pipelines.core import storage
 from pipelines.core.config import ConfigError
 from pipelines.core.preflight import check_can_build, check_destinations
-from pipelines.core.step import Outcome, Step, StepFailed, plan_step, start_ray
+from pipelines.core.step import Outcome, Step, plan_step
 from pipelines.core.text_table import format_table
 from pipelines.core.tracking import Tracker, open_artifact_run
 from pipelines.data import caption, color_stats, encode
@@ -20,11 +19,11 @@ from pipelines.data.curate import step as curate
 from pipelines.evaluate import step as evaluate
 from pipelines.experiments.config import WorkflowSettings
 from pipelines.experiments.graph import build_graph, fill_all, fill_section, sections_of
-from pipelines.experiments.graph_runner import GraphResult, Task, run_graph
+from pipelines.experiments.graph_runner import Task, run_graph
+from pipelines.experiments.step_graph import cluster_resources, raise_failures, task_of
 from pipelines.experiments.timeline import log_timeline, read_timeline, timeline_of
 from pipelines.train.finetune import step as finetune
 
-LOGGER = logging.getLogger(__name__)
 STEPS: dict[str, Step] = {
     step.name: step
     for step in (
@@ -81,15 +80,15 @@ def run_workflow(settings: WorkflowSettings) -> tuple[str, dict[str, Outcome]]:
             {name: node.needs for name, node in graph.items()},
             prepare,
             {name: node.demand for name, node in graph.items()},
-            _cluster_resources,
+            cluster_resources,
         )
         log_timeline(timeline_of(graph, result, read_timeline(folder)), graph, folder, tracker)
-        _raise_failures(result)
+        raise_failures(result)
     return tracker.run_id, {name: result.outcomes[name] for name in graph}
 
 
 def _prepare(name: str, settings: WorkflowSettings, outcomes: Mapping[str, Outcome], tracker: Tracker) -> Task[Outcome]:
-    """Return the task of one section, and start Ray, in the main thread, if it has to run."""
+    """Return the task of one section, which also logs its outcome to the workflow's run."""
     made = {other: outcome.artifact.uri for other, outcome in outcomes.items()}
     step, filled = STEPS[sections_of(settings)[name]], fill_section(name, settings, made)
     planned = plan_step(step, filled)
@@ -99,39 +98,7 @@ def _prepare(name: str, settings: WorkflowSettings, outcomes: Mapping[str, Outco
         tracker.log_metrics(step.prefix_metrics(filled, outcome.artifact.manifest["metrics"]))
         return outcome
 
-    if planned.finished:
-        return Task(lambda: log(planned.run(tracker.run_id)), log(planned.finished))
-    start_ray(settings.run)
-    return Task(lambda: log(planned.run(tracker.run_id)))
-
-
-def _cluster_resources() -> dict[str, float]:
-    """Return the resources of the cluster; none if its head does not answer, so that nothing is started meanwhile."""
-    import ray
-
-    try:
-        return ray.cluster_resources()
-    except Exception as error:  # of many kinds, which the running steps report
-        LOGGER.debug("Ray does not answer: %s", error)
-        return {}
-
-
-def _raise_failures(result: GraphResult[Outcome]) -> None:
-    """Raise what ended the workflow: a ConfigError if all failures are, else StepFailed."""
-    if not result.failed:
-        return
-    settings_only = all(isinstance(error, ConfigError) for error in result.failed.values())
-    told = [_describe(name, error) for name, error in result.failed.items()]
-    skipped = [f"{name} (needs {', '.join(lacking)})" if lacking else name for name, lacking in result.skipped.items()]
-    ended = "; ".join([*told, *([f"not run: {', '.join(skipped)}"] if skipped else [])])
-    raise (ConfigError if settings_only else StepFailed)(ended)
-
-
-def _describe(name: str, error: Exception) -> str:
-    if isinstance(error, ConfigError):
-        return f"{name}.{error}"
-    message = str(error) or type(error).__name__
-    return f"{name}: {message.removeprefix(f'{name}: ')}"
+    return task_of(planned, tracker.run_id, log)
 
 
 def table(outcomes: dict[str, Outcome]) -> str:

@@ -52,7 +52,9 @@ def test_steps_that_do_not_fit_together_run_one_after_the_other():
         return work
 
     names = [f"step {i}" for i in range(6)]
-    result = run({name: [] for name in names}, {n: step(n) for n in names}, dict.fromkeys(names, {"CPU": 2}), {"CPU": 3})
+    result = run(
+        {name: [] for name in names}, {n: step(n) for n in names}, dict.fromkeys(names, {"CPU": 2}), {"CPU": 3}
+    )
     assert list(result.outcomes) == names and set(most) == {1}
     ends = [result.times[name] for name in names]
     assert all(before[1] <= after[0] for before, after in zip(ends, ends[1:], strict=False))
