@@ -116,7 +116,7 @@ def fit(
     Raises:
         StepFailed: the training was stopped before it started, or did not end in time.
     """
-    fitting = run_in_thread(trainer.fit, "fit")
+    fitting: Future[Any] = run_in_thread(trainer.fit, "fit")
     try:
         _watch(step, settings, fitting, channel, stop_requested)
     finally:
