@@ -38,7 +38,8 @@ def run_in_thread(call: Callable[[], T], name: str, label: str = "") -> "Future[
 def with_label(message: str) -> str:
     """Return a message with this thread's label as prefix, unless it begins with the label or there is none."""
     label = _LABEL.get()
-    return message if not label or message.startswith(f"{label}:") else f"{label}: {message}"
+    is_labelled = not label or f"{message} ".startswith((f"{label}:", f"{label} "))
+    return message if is_labelled else f"{label}: {message}"
 
 
 def add_label(record: logging.LogRecord) -> bool:
