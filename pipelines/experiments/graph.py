@@ -5,6 +5,7 @@ Reading a graph imports neither torch nor Ray.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from pipelines.core.config import StepSettings, validate
@@ -104,7 +105,7 @@ def format_graph(graph: Mapping[str, Node]) -> str:
     return f"{format_table(rows)}\n\n{mermaid(graph)}"
 
 
-def mermaid(graph: Mapping[str, Node], notes: Mapping[str, str] = {}) -> str:  # noqa: B006  # never changed
+def mermaid(graph: Mapping[str, Node], notes: Mapping[str, str] = MappingProxyType({})) -> str:
     """Return a mermaid flowchart of the graph, without the arrows that follow from others.
 
     Args:

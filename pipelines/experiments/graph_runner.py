@@ -149,5 +149,5 @@ def _note_failure(name: str, error: Exception, result: GraphResult[T], has_other
     if not is_expected(error):
         LOGGER.error("%s failed", name, exc_info=error)
     elif has_others:
-        LOGGER.error("%s failed, other steps go on: %s", name, error)
+        LOGGER.error("%s failed: %s", name, error)
     result.failed[name] = error

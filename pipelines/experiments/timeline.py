@@ -66,12 +66,16 @@ def read_timeline(folder: str) -> list[Entry]:
     return [Entry(**row) for row in json.loads(storage.read_bytes(uri))] if storage.exists(uri) else []
 
 
+def log_graph(graph: Mapping[str, Node], tracker: Tracker, notes: Mapping[str, str]) -> None:
+    """Log the graph as a mermaid flowchart, with a note per step."""
+    tracker.log_text(f"```mermaid\n{mermaid(graph, notes)}\n```\n", "workflow.md")
+
+
 def log_timeline(timeline: Sequence[Entry], graph: Mapping[str, Node], folder: str, tracker: Tracker) -> None:
     """Write the timeline to the folder of the workflow, and show it on the page of its MLflow run."""
     uri = storage.join(folder, FILE)
     storage.write_bytes(uri, json.dumps([asdict(entry) for entry in timeline], indent=1).encode())
-    notes = {entry.name: _note(entry) for entry in timeline}
-    tracker.log_text(f"```mermaid\n{mermaid(graph, notes)}\n```\n", "workflow.md")
+    log_graph(graph, tracker, {entry.name: _note(entry) for entry in timeline})
     tracker.log_figure("workflow", timeline_figure(timeline))
     rows = ["| step | needs | | seconds |", "|---|---|---|---|"]
     for entry in timeline:

@@ -18,10 +18,10 @@ from pipelines.data.basis import step as basis
 from pipelines.data.curate import step as curate
 from pipelines.evaluate import step as evaluate
 from pipelines.experiments.config import WorkflowSettings
-from pipelines.experiments.graph import build_graph, fill_all, fill_section, sections_of
+from pipelines.experiments.graph import build_graph, fill_all, fill_section, format_demand, sections_of
 from pipelines.experiments.graph_runner import Task, run_graph
 from pipelines.experiments.step_graph import cluster_resources, raise_failures, task_of
-from pipelines.experiments.timeline import log_timeline, read_timeline, timeline_of
+from pipelines.experiments.timeline import log_graph, log_timeline, read_timeline, timeline_of
 from pipelines.train.finetune import step as finetune
 
 STEPS: dict[str, Step] = {
@@ -72,6 +72,7 @@ def run_workflow(settings: WorkflowSettings) -> tuple[str, dict[str, Outcome]]:
         tracker.log_params(settings.model_dump(mode="json"))
         tracker.set_tag("artifact", folder)
         graph = build_graph(settings)
+        log_graph(graph, tracker, {name: format_demand(node.demand) for name, node in graph.items()})
 
         def prepare(name: str, outcomes: Mapping[str, Outcome]) -> Task[Outcome]:
             return _prepare(name, settings, outcomes, tracker)
