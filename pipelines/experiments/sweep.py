@@ -1,8 +1,8 @@
 """Sweeps: many evaluations over a grid of settings, or in a search for the best guidance.
 
 Every point is an ordinary evaluation with its own artifact and run: a sweep that is restarted, extended or repeated
-reuses the cached points, also of other sweeps. The points of a grid are evaluated at the same time, as far as the
-cluster has the resources that they declare.
+reuses the cached points, also of other sweeps. The points of a grid, and those that a search starts with, are
+evaluated at the same time, as far as the cluster has the resources that they declare.
 """
 
 import hashlib
@@ -112,6 +112,7 @@ def run_sweep(settings: SweepSettings) -> tuple[str, list[Point], Point]:
             evaluate(grid_of(settings))
             best = min(grid_of(settings), key=objective)
         else:
+            evaluate([_changes(place) for place in coarse_grid(settings.search)])
             best = _changes(coarse_to_fine(lambda c: objective(_changes(c)), settings.search))
         found = list(points.values())
         rows = rows_of(settings, found)
@@ -135,8 +136,7 @@ Coordinates = tuple[int, int, int]
 def coarse_to_fine(objective: Callable[[Coordinates], float], search: Search) -> Coordinates:
     """Return the local minimum of the objective that a descent on a refined grid finds; see `Search`."""
     bounds, stride = _bounds(search), search.coarse
-    axes = [sorted({*range(low, high + 1, stride), high}) for low, high in bounds]
-    best = min((c for c in product(*axes) if _sound(c)), key=objective)
+    best = min(coarse_grid(search), key=objective)
     while stride:
         better = min([best, *_neighbours(best, stride, bounds)], key=objective)
         if objective(better) < objective(best):
@@ -144,6 +144,12 @@ def coarse_to_fine(objective: Callable[[Coordinates], float], search: Search) ->
         else:
             stride //= 2
     return best
+
+
+def coarse_grid(search: Search) -> list[Coordinates]:
+    """Return the points that a search starts with, which do not depend on each other."""
+    axes = [sorted({*range(low, high + 1, search.coarse), high}) for low, high in _bounds(search)]
+    return [(scale, low, high) for scale, low, high in product(*axes) if _sound((scale, low, high))]
 
 
 def _neighbours(place: Coordinates, stride: int, bounds: Sequence[tuple[int, int]]) -> Iterator[Coordinates]:

@@ -1,6 +1,6 @@
 import pytest
 
-from pipelines.core.config import ConfigError, RunSettings
+from pipelines.core.config import ConfigError, RunSettings, validate
 from pipelines.core.errors import StepFailed
 from pipelines.core.step import PlannedStep
 from pipelines.experiments import step_graph
@@ -73,3 +73,24 @@ def test_the_end_names_each_failed_and_each_skipped_step():
         raise_failures(GraphResult({}, {"basis": failed["basis"]}, {"finetune": []}))
     with pytest.raises(StepFailed, match="^encode: MemoryError$"):
         raise_failures(GraphResult({}, {"encode": MemoryError()}))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_steps_share_the_cluster_at_the_same_time(held_out, tmp_path):
+    """Each declares one of at least two processors: both start before either has ended."""
+    from mlflow.tracking import MlflowClient
+
+    from pipelines.core.tracking import tracking_uri
+    from pipelines.data.color_stats import STEP
+
+    tree = {"curated": held_out, "resources": {"workers": 1}}
+    runs = {name: {"storage": str(tmp_path / name)} for name in ("one", "two")}
+    settings = {name: validate(STEP.settings, {**tree, "run": run}) for name, run in runs.items()}
+    outcomes = run_independent(STEP, settings, "")
+    one, two = (outcomes[name].artifact.manifest for name in settings)
+    assert one["files"] == two["files"] and one["id"] == two["id"] and not outcomes["two"].reused
+    clients = {name: MlflowClient(tracking_uri(one.run)) for name, one in settings.items()}
+    spans = [clients[name].get_run(outcomes[name].mlflow_run).info for name in settings]
+    assert max(span.start_time for span in spans) < min(span.end_time for span in spans)
+    assert {span.status for span in spans} == {"FINISHED"}
