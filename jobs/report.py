@@ -11,10 +11,11 @@ def main() -> None:
     if dry:
         return print_plan(settings)
     from pipelines.core import storage
-    from pipelines.experiments.report import read_evaluation, render
+    from pipelines.experiments.report import read_evaluation, read_workflow, render
 
     found = [read_evaluation(label, uri, settings.tracking_uri) for label, uri in settings.evaluations.items()]
-    storage.write_bytes(settings.out, render(found).encode())
+    timeline = read_workflow(settings.workflow, settings.tracking_uri) if settings.workflow else []
+    storage.write_bytes(settings.out, render(found, timeline).encode())
     print(settings.out)
 
 

@@ -65,6 +65,11 @@ def job_process(*others: type[Exception]) -> Iterator[None]:
             _exit_interrupted()
 
 
+def is_expected(error: Exception) -> bool:
+    """Return whether an error's message tells a user everything, so that no traceback is needed."""
+    return isinstance(error, ConfigError | StepFailed | MissingArtifact | OSError) or _is_mlflow_error(error)
+
+
 def _is_mlflow_error(error: Exception) -> bool:
     """Return whether MLflow raised an error, without importing MLflow."""
     mlflow = sys.modules.get("mlflow.exceptions")

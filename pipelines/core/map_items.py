@@ -24,6 +24,7 @@ from ray.util.annotations import RayDeprecationWarning
 from pipelines.core import storage
 from pipelines.core.errors import ItemsFailed as ItemsFailed
 from pipelines.core.progress import track
+from pipelines.core.threads import with_label
 from pipelines.core.workers import Workers
 
 LOGGER = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def process_items(
         return
     missing = dict.fromkeys(todo, "its worker died each time (out of memory?)")
     failed: dict[str, str] = {}
-    rows: Any = iter(_start(todo, make_worker, summaries, resources).iter_rows())
+    rows: Any = iter(_start(todo, make_worker, summaries, resources, with_label(label)).iter_rows())
     try:
         with closing(rows):  # ends the actors; else Ray keeps them while anything, even a traceback, refers to the rows
             for row in track(rows, len(todo), label, unit):
@@ -149,15 +150,18 @@ def process_items(
 
 
 def _start(
-    todo: Mapping[str, str], make_worker: Callable[[], Worker], summaries: str, resources: Workers
+    todo: Mapping[str, str], make_worker: Callable[[], Worker], summaries: str, resources: Workers, label: str
 ) -> ray.data.Dataset:
-    """Return the dataset of rows {name, error}, one per finished item; items whose worker always dies have no row."""
+    """Return the dataset of rows {name, error}, one per finished item; items whose worker always dies have no row.
+
+    Ray prefixes the workers' messages with the name of their class, which is the label.
+    """
     items = [{"name": name, "item": item} for name, item in todo.items()]
     with warnings.catch_warnings():
         # Ray deprecates `max_task_retries` without a successor; without it, items that kill workers are retried forever
         warnings.simplefilter("ignore", RayDeprecationWarning)
         data = ray.data.from_items(items, override_num_blocks=len(items)).map(
-            _Task,  # type: ignore[arg-type]  # a class becomes an actor; Ray's signature knows functions only
+            type(label, (_Task,), {}),  # type: ignore[arg-type]  # a class becomes an actor; Ray's signature has functions
             fn_constructor_args=(make_worker, summaries),
             # starts with one actor, so that a small cluster works; one item per actor, so that a crash affects only it
             compute=ActorPoolStrategy(

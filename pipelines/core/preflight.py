@@ -4,7 +4,6 @@ A running job retries until an outage is over. A new job fails fast instead, sin
 """
 
 import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +14,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 
 from pipelines.core import s3, storage
 from pipelines.core.config import ConfigError, RunSettings
+from pipelines.core.environment import environment
 from pipelines.core.storage import StorageError
 from pipelines.core.tracking import check_run, experiment_of, open_store, tracking_uri
 
@@ -113,13 +113,5 @@ def _connect(uri: str) -> None:
 @contextmanager
 def short_timeouts() -> Iterator[None]:
     """Make requests to MLflow fail within seconds; MLflow reads its timeouts from the environment per request."""
-    before = {name: os.environ.get(name) for name in _QUICK}
-    os.environ.update(_QUICK)
-    try:
+    with environment(_QUICK):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -4,16 +4,19 @@ Every loop of the pipeline reports its progress through this module; ruff forbid
 """
 
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
 from tqdm import tqdm
 
+from pipelines.core.threads import with_label
+
 T = TypeVar("T")
 
 SECONDS_PER_LINE = 30.0
-"""Minimum time between two progress lines of a process"""
+"""Minimum time between two progress lines of a thread"""
 
 
 class Bar(Protocol):
@@ -29,9 +32,10 @@ class Bar(Protocol):
 
 
 class LogLines:
-    """Progress bar for logs: prints at most one line per SECONDS_PER_LINE and process, over all loops."""
+    """Progress bar for logs: prints at most one line per SECONDS_PER_LINE and thread, over all loops."""
 
-    _last_line = float("-inf")
+    _last = threading.local()
+    """`line`: time of the thread's last line"""
 
     def __init__(self, label: str, total: int, unit: str):
         self.label, self.total, self.unit = label, total, unit
@@ -44,10 +48,10 @@ class LogLines:
         now = time.monotonic()
         if self._first is None:
             self._first = now, self.done
-        if now - LogLines._last_line >= SECONDS_PER_LINE:
-            LogLines._last_line = now
+        if now - getattr(LogLines._last, "line", float("-inf")) >= SECONDS_PER_LINE:
+            LogLines._last.line = now
             line = f"{self.label}: {self.unit} {self.done} of {self.total}{self._speed(now)}"
-            print(line, file=sys.stderr, flush=True)
+            print(with_label(line), file=sys.stderr, flush=True)
 
     def _speed(self, now: float) -> str:
         started, done_before = self._first or (now, self.done)
@@ -87,7 +91,7 @@ def open_worker_bar(label: str, total: int, unit: str, on_terminal: bool) -> Bar
 
 def track(items: Iterable[T], total: int, label: str, unit: str) -> Iterator[T]:
     """Yield `items` and show how many of `total` have been consumed."""
-    bar: Bar = tqdm(desc=label, total=total, unit=unit) if on_terminal() else LogLines(label, total, unit)
+    bar: Bar = tqdm(desc=with_label(label), total=total, unit=unit) if on_terminal() else LogLines(label, total, unit)
     try:
         for item in items:
             yield item

@@ -96,6 +96,48 @@ def find_inputs(step: Step, settings: StepSettings) -> dict[str, Artifact]:
     return found
 
 
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step with its settings, inputs and artifact ID, ready to run."""
+
+    step: Step
+    settings: StepSettings
+    inputs: Mapping[str, Artifact]
+    identity: str
+    folder: str
+    """URI of the artifact, finished or not"""
+    finished: Outcome | None
+    """The outcome if the artifact was up to date when the step was planned"""
+
+    def run(self, parent_run: str | None = None) -> Outcome:
+        """Build the artifact. If another job is building it, wait for that job and reuse its artifact.
+
+        Args:
+            parent_run: ID of the MLflow run that the step's run is nested in.
+        """
+        # loads MLflow, which workers do not need although they import this module
+        from pipelines.core.artifact_lock import hold_artifact_lock
+
+        started = time.monotonic()
+        with hold_artifact_lock(self.folder):
+            return _find_finished(self.step, self.folder, started) or self._build(parent_run, started)
+
+    def _build(self, parent_run: str | None, started: float) -> Outcome:
+        from pipelines.core.tracking import open_artifact_run
+
+        step, settings, folder = self.step, self.settings, self.folder
+        start_ray(settings.run)
+        name = " ".join(filter(None, [step.name, step.title(settings), self.identity[:6]]))
+        with open_artifact_run(folder, step.name, settings.run, name, parent_run) as tracker:
+            _log_provenance(step, settings, tracker, folder, self.inputs)
+            metrics = step.build(settings, Context(folder, self.inputs, tracker))
+            ids = {name: artifact.id for name, artifact in self.inputs.items()}
+            artifact = artifacts.write_manifest(folder, step.name, self.identity, settings, ids, metrics)
+            tracker.log_metrics(step.prefix_metrics(settings, metrics))
+            tracker.set_tag("artifact", artifact.uri)
+        return Outcome(artifact, tracker.run_id, time.monotonic() - started, reused=False)
+
+
 def run_step(step: Step, settings: StepSettings, parent_run: str | None = None) -> Outcome:
     """Run one step, or reuse its artifact if it is up to date. If another job is building it, wait for that job.
 
@@ -109,10 +151,13 @@ def run_step(step: Step, settings: StepSettings, parent_run: str | None = None) 
         StorageError: The storage does not respond; before Ray starts.
         TrackingError: The MLflow store does not respond; before Ray starts.
     """
-    # imported here because they load MLflow, which workers do not need although they import this module
-    from pipelines.core.artifact_lock import hold_artifact_lock
+    planned = plan_step(step, settings)
+    return planned.finished or planned.run(parent_run)
+
+
+def plan_step(step: Step, settings: StepSettings) -> PlannedStep:
+    """Find a step's inputs and artifact, and check that an unfinished artifact can be built. Raises as `run_step`."""
     from pipelines.core.preflight import check_can_build, check_destinations
-    from pipelines.core.provenance import read_run
 
     started = time.monotonic()
     check_destinations(settings.run)
@@ -120,43 +165,21 @@ def run_step(step: Step, settings: StepSettings, parent_run: str | None = None) 
     settings = pin_repositories(step, settings)
     identity = identify(step, settings, inputs)
     folder = storage.join(storage.absolute(settings.run.storage), step.name, identity)
-
-    def find_finished() -> Outcome | None:
-        if not storage.exists(storage.join(folder, artifacts.MANIFEST)):
-            return None
-        artifact = artifacts.load_artifact(folder, step.name)
-        return Outcome(artifact, read_run(folder), time.monotonic() - started, reused=True)
-
-    if finished := find_finished():
-        return finished
-    step.check(settings)
-    step.check_inputs(settings, inputs)
-    check_can_build(settings.run)
-    with hold_artifact_lock(folder):
-        return find_finished() or _make(step, settings, inputs, identity, folder, parent_run, started)
+    finished = _find_finished(step, folder, started)
+    if not finished:
+        step.check(settings)
+        step.check_inputs(settings, inputs)
+        check_can_build(settings.run)
+    return PlannedStep(step, settings, inputs, identity, folder, finished)
 
 
-def _make(
-    step: Step,
-    settings: StepSettings,
-    inputs: Mapping[str, Artifact],
-    identity: str,
-    folder: str,
-    parent_run: str | None,
-    started: float,
-) -> Outcome:
-    from pipelines.core.tracking import open_artifact_run
+def _find_finished(step: Step, folder: str, started: float) -> Outcome | None:
+    from pipelines.core.provenance import read_run
 
-    start_ray(settings.run)
-    name = " ".join(filter(None, [step.name, step.title(settings), identity[:6]]))
-    with open_artifact_run(folder, step.name, settings.run, name, parent_run) as tracker:
-        _log_provenance(step, settings, tracker, folder, inputs)
-        metrics = step.build(settings, Context(folder, inputs, tracker))
-        ids = {name: a.id for name, a in inputs.items()}
-        artifact = artifacts.write_manifest(folder, step.name, identity, settings, ids, metrics)
-        tracker.log_metrics(step.prefix_metrics(settings, metrics))
-        tracker.set_tag("artifact", artifact.uri)
-    return Outcome(artifact, tracker.run_id, time.monotonic() - started, reused=False)
+    if not storage.exists(storage.join(folder, artifacts.MANIFEST)):
+        return None
+    artifact = artifacts.load_artifact(folder, step.name)
+    return Outcome(artifact, read_run(folder), time.monotonic() - started, reused=True)
 
 
 def _log_provenance(

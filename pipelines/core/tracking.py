@@ -28,6 +28,7 @@ from pipelines.core import hub_dataset, storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError, RunSettings
 from pipelines.core.credentials import has_secret
+from pipelines.core.environment import environment
 from pipelines.core.provenance import RAY_JOB, origin, read_run, write_run
 
 LOGGER = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ _EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's 
 _PARAM_LENGTH = 5000
 _RAY_PACKAGES = "/runtime_resources/working_dir_files/"  # Ray unpacks the job's working directory there
 _METRICS_PER_REQUEST = 1000
+_PARENTS: dict[str, str | None] = {}
+"""{open run of this process: run that it is nested in}"""
 
 
 def tracking_uri(run: RunSettings) -> str:
@@ -218,6 +221,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def open_run(run: RunSettings, name: str, run_id: str | None = None, parent: str | None = None) -> Iterator[Tracker]:
     """Create an MLflow run, or resume one, and mark it FINISHED at the end, or FAILED on an exception.
 
+    On an exception, open runs of this process that are nested in it are marked too.
+
     Args:
         run: Settings of the MLflow store and the experiment.
         name: Name of a new run.
@@ -234,31 +239,27 @@ def open_run(run: RunSettings, name: str, run_id: str | None = None, parent: str
         client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         for key, value in origin(client.get_run(run_id).data.tags.get(RAY_JOB, "")).items():
             client.set_tag(run_id, key, value)
-    tracker = Tracker(uri, run_id)
+    _PARENTS[run_id] = parent
     try:
-        yield tracker
+        yield Tracker(uri, run_id)
     except BaseException:
+        for child in [child for child, above in list(_PARENTS.items()) if above == run_id]:
+            _mark_failed(client, child)  # runs in threads, which end with the process
         _mark_failed(client, run_id)
         raise
+    finally:
+        del _PARENTS[run_id]
     client.set_terminated(run_id, "FINISHED")
 
 
 def _mark_failed(client: MlflowClient, run_id: str) -> None:
     """Mark the run as failed. An unreachable server must neither delay the end nor hide the original error."""
-    fail_fast = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    before = {name: os.environ.get(name) for name in fail_fast}
-    os.environ.update(fail_fast)
     try:
-        client.set_terminated(run_id, "FAILED")
+        with environment({"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}):
+            client.set_terminated(run_id, "FAILED")
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())
         LOGGER.warning("MLflow does not respond and still shows run %s as running: %s", run_id, reason)
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

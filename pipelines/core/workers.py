@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from pipelines.core.config import Settings
 
@@ -11,6 +11,11 @@ class Workers(Settings):
     """The actors of a step, one CPU each."""
 
     workers: int = Field(2, ge=1)
+
+    @property
+    def demand(self) -> dict[str, float]:
+        """Return the resources of all actors together, by Ray's resource names."""
+        return {"CPU": self.workers, "GPU": self.workers * self.gpus}
 
     @property
     def gpus(self) -> float:
@@ -42,3 +47,18 @@ class ModelWorkers(Workers):
     def precision(self) -> str:
         """Return the dtype of a model on the device. It affects the result, so it is part of an artifact's ID."""
         return "bfloat16" if self.gpus else "float32"
+
+
+def peak_demand(settings: BaseModel) -> dict[str, float]:
+    """Return the resources that a step uses at most at a time, by Ray's resource names.
+
+    Its settings declare them: each section with a `demand` is a pool of actors, and pools run one after the other.
+    """
+    if hasattr(settings, "demand"):
+        return {name: amount for name, amount in settings.demand.items() if amount}
+    peak: dict[str, float] = {}
+    for name in type(settings).model_fields:
+        if isinstance(section := getattr(settings, name), BaseModel):
+            for resource, amount in peak_demand(section).items():
+                peak[resource] = max(amount, peak.get(resource, 0))
+    return peak

@@ -1,11 +1,10 @@
 """Settings of experiments over many steps: workflow, sweeps, rank sweep, time to quality and report."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from pipelines.core.config import RunSettings, Settings, StepSettings, Uri, validate
+from pipelines.core.config import OptionalUri, RunSettings, Settings, Uri
 from pipelines.core.yaml_values import ValidatedAs
 from pipelines.data.basis.config import BasisSettings
 from pipelines.data.config import CaptionSettings, ColorStatsSettings, EncodeSettings
@@ -19,7 +18,11 @@ from pipelines.train.pretrain.config import ImportJitSettings, PretrainSettings,
 
 
 class WorkflowSettings(Settings):
-    """One section per step, with its settings except `run`, `base` and its inputs, which are filled in."""
+    """One section per step, with its settings except `run`, `base` and its inputs, which are filled in.
+
+    The inputs make the sections a graph: independent steps run at the same time, as far as the cluster has the
+    resources that they declare.
+    """
 
     step: ClassVar[str] = "workflow"
     name: str = "workflow"
@@ -35,6 +38,8 @@ class WorkflowSettings(Settings):
     encode: Annotated[dict[str, Any], ValidatedAs(EncodeSettings)] = Field(default_factory=dict)
     finetune: Annotated[dict[str, Any], ValidatedAs(FinetuneSettings)] = Field(default_factory=dict)
     evaluate: Annotated[dict[str, Any], ValidatedAs(EvaluateSettings)] = Field(default_factory=dict)
+    evaluations: dict[Annotated[str, Field(pattern=r"^\w+$")], dict[str, Any]] = {}
+    """{name: settings} of further evaluations of the same finetune, such as other suites"""
 
 
 class Search(Settings):
@@ -165,6 +170,8 @@ class ReportSettings(Settings):
     """HTML file to write"""
     evaluations: dict[str, Uri] = Field(min_length=1)
     """{label: artifact of the evaluate step, or the ID of its MLflow run}"""
+    workflow: OptionalUri = ""
+    """ID of a workflow's MLflow run, or its folder in the storage: the page shows its steps with their times"""
     tracking_uri: str = ""
     """MLflow server or database of the runs; empty: MLFLOW_TRACKING_URI"""
 
@@ -179,28 +186,3 @@ SETTINGS: dict[str, type[Settings]] = {
     )
 }  # fmt: skip
 """By step: all jobs that read a configuration file"""
-WORKFLOW = ("curate", "caption", "color_stats", "basis", "encode", "finetune", "evaluate")
-"""The workflow's steps in order"""
-
-
-def sections_of(settings: WorkflowSettings) -> list[str]:
-    """Return the steps that have a section, in order."""
-    return [step for step in WORKFLOW if getattr(settings, step) is not None]
-
-
-def fill_section(step: str, settings: WorkflowSettings, made: Mapping[str, str]) -> Any:
-    """Return a step's settings, with the artifacts {step: URI} made so far as inputs. Raises ConfigError."""
-    model = SETTINGS[step]
-    inputs = model.inputs if issubclass(model, StepSettings) else {}
-    filled = {"run": settings.run.model_dump(), **{name: made[by] for name, by in inputs.items() if by in made}}
-    if "base" in model.model_fields:
-        filled["base"] = settings.base
-    return validate(model, {**getattr(settings, step), **filled}, step)
-
-
-def fill_all(settings: WorkflowSettings) -> dict[str, Any]:
-    """Return every section, validated, with placeholders for its inputs. Raises ConfigError."""
-    filled: dict[str, Any] = {}
-    for step in sections_of(settings):
-        filled[step] = fill_section(step, settings, dict.fromkeys(filled, "not made yet"))
-    return filled

@@ -15,6 +15,7 @@ from pipelines.core import storage
 from pipelines.core.artifacts import Artifact, load_artifact
 from pipelines.core.config import ConfigError
 from pipelines.evaluate.show import PROTOCOLS, TABLE
+from pipelines.experiments.timeline import FILE, Entry, read_timeline
 
 Row = Mapping[str, Any]
 
@@ -81,12 +82,32 @@ def read_evaluation(label: str, uri: str, tracking_uri: str = "") -> Evaluation:
     Raises:
         ConfigError: there is no such artifact or run.
     """
-    if len(uri) == 32 and not {*uri} - {*"0123456789abcdef"}:
-        uri = _artifact_of_run(uri, tracking_uri)
-    artifact = load_artifact(uri, "evaluate")
+    artifact = load_artifact(_folder_of(uri, tracking_uri), "evaluate")
     rows = json.loads(storage.read_bytes(artifact.file(TABLE)))
     protocols = json.loads(storage.read_bytes(artifact.file(PROTOCOLS)))
     return Evaluation(label, artifact, rows, protocols)
+
+
+def read_workflow(uri: str, tracking_uri: str = "") -> list[Entry]:
+    """Read the timeline of a workflow.
+
+    Args:
+        uri: folder of the workflow, or the ID of its MLflow run.
+        tracking_uri: see `read_evaluation`.
+
+    Raises:
+        ConfigError: there is no such workflow, or none of its runs has ended.
+    """
+    folder = _folder_of(uri, tracking_uri)
+    if not (timeline := read_timeline(folder)):
+        raise ConfigError(f"workflow={uri!r}: {folder} has no {FILE}; a workflow writes it when it ends")
+    return timeline
+
+
+def _folder_of(uri: str, tracking_uri: str) -> str:
+    """Return a folder as it is, and that of an MLflow run."""
+    is_run = len(uri) == 32 and not {*uri} - {*"0123456789abcdef"}
+    return _artifact_of_run(uri, tracking_uri) if is_run else uri
 
 
 def _artifact_of_run(run_id: str, tracking_uri: str) -> str:
@@ -101,7 +122,7 @@ def _artifact_of_run(run_id: str, tracking_uri: str) -> str:
     except MlflowException as error:
         raise ConfigError(f"{run_id}: {str(error).splitlines()[0]} (which MLflow? set tracking_uri)") from None
     if "artifact" not in tags:
-        raise ConfigError(f"{run_id}: the run did not finish an evaluation")
+        raise ConfigError(f"{run_id}: the run made no artifact: it did not finish, or is not of a step")
     return tags["artifact"]
 
 
@@ -163,14 +184,40 @@ def _line(key: tuple[str, str], own: Sequence[tuple[Evaluation, str]]) -> _Line:
     return line
 
 
-def render(evaluations: Sequence[Evaluation]) -> str:
-    """Return the page's HTML, which refers to no other files."""
+def render(evaluations: Sequence[Evaluation], timeline: Sequence[Entry] = ()) -> str:
+    """Return the page's HTML, which refers to no other files.
+
+    Args:
+        evaluations: the evaluations to compare.
+        timeline: the steps of the workflow that made them; empty for none.
+    """
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("pipelines.experiments").joinpath("report.html.jinja").read_text("utf-8"))
     return template.render(
-        evaluations=evaluations, suites=compare(evaluations), quoted={"Table 3": TABLE_3, "Table 4": TABLE_4},
+        evaluations=evaluations, suites=compare(evaluations), bars=bars_of(timeline),
+        quoted={"Table 3": TABLE_3, "Table 4": TABLE_4},
         pretty=lambda value: json.dumps(value, indent=1, ensure_ascii=False),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Bar:
+    entry: Entry
+    left: float
+    """Start, in percent of the timeline"""
+    width: float
+
+
+def bars_of(timeline: Sequence[Entry]) -> list[_Bar]:
+    """Return each step's bar on the time axis; steps without times have none (width 0)."""
+    spans = [(entry.started, entry.started + entry.seconds) for entry in timeline if entry.started is not None]
+    begin, end = min((s for s, _ in spans), default=0.0), max((e for _, e in spans), default=0.0)
+    scale = 100 / (end - begin) if end > begin else 0.0
+    return [
+        _Bar(entry, 0.0, 0.0) if entry.started is None
+        else _Bar(entry, scale * (entry.started - begin), scale * entry.seconds)
+        for entry in timeline
+    ]  # fmt: skip
 
 
 def _data_uri(uri: str) -> str:

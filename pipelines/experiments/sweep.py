@@ -1,7 +1,8 @@
 """Sweeps: many evaluations over a grid of settings, or in a search for the best guidance.
 
 Every point is an ordinary evaluation with its own artifact and run: a sweep that is restarted, extended or repeated
-reuses the cached points, also of other sweeps.
+reuses the cached points, also of other sweeps. The points of a grid, and those that a search starts with, are
+evaluated at the same time, as far as the cluster has the resources that they declare.
 """
 
 import hashlib
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.core import storage
 from pipelines.core.config import ConfigError, set_at, validate
-from pipelines.core.step import Outcome, find_inputs, run_step
+from pipelines.core.step import Outcome, find_inputs
 from pipelines.core.text_table import format_table
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.step import STEP, measures_of, models_of, pin_registered
 from pipelines.experiments.config import Search, SweepSettings
+from pipelines.experiments.step_graph import run_independent
 from pipelines.viz.figures import new_figure
 
 if TYPE_CHECKING:
@@ -93,30 +95,38 @@ def run_sweep(settings: SweepSettings) -> tuple[str, list[Point], Point]:
     with open_artifact_run(folder, "sweep", settings.run, name) as tracker:
         tracker.log_params(settings.model_dump(mode="json"))
 
-        def objective(changes: Mapping[str, Any]) -> float:
-            key = json.dumps(changes, sort_keys=True)
-            if key not in points:
-                evaluation = pin_registered(point_settings(settings, changes), latest=False)
-                outcome = run_step(STEP, evaluation, tracker.run_id)
+        def evaluate(candidates: Sequence[Mapping[str, Any]]) -> None:
+            new = {_key(changes): changes for changes in candidates if _key(changes) not in points}
+            evaluations = {key: pin_registered(point_settings(settings, new[key]), latest=False) for key in new}
+            for key, outcome in run_independent(STEP, evaluations, tracker.run_id).items():
                 value = outcome.artifact.manifest["metrics"][settings.metric]
-                low = _directions(evaluation)[settings.metric.split("/")[1]] == "low"
-                points[key] = Point(changes, outcome, value, value if low else -value)
-                tracker.log_metrics({f"sweep/{settings.metric}": points[key].value}, step=len(points))
-            return points[key].cost
+                low = _directions(evaluations[key])[settings.metric.split("/")[1]] == "low"
+                points[key] = Point(new[key], outcome, value, value if low else -value)
+                tracker.log_metrics({f"sweep/{settings.metric}": value}, step=len(points))
+
+        def objective(changes: Mapping[str, Any]) -> float:
+            evaluate([changes])
+            return points[_key(changes)].cost
 
         if settings.search is None:
+            evaluate(grid_of(settings))
             best = min(grid_of(settings), key=objective)
         else:
+            evaluate([_changes(place) for place in coarse_grid(settings.search)])
             best = _changes(coarse_to_fine(lambda c: objective(_changes(c)), settings.search))
         found = list(points.values())
         rows = rows_of(settings, found)
         storage.write_bytes(storage.join(folder, "points.json"), json.dumps(rows, indent=1).encode())
         tracker.log_table("points", _columns(rows))
         tracker.log_figure("sweep", sweep_figure(settings.metric, found))
-        chosen = points[json.dumps(best, sort_keys=True)]
+        chosen = points[_key(best)]
         for key, value in chosen.changes.items():
             tracker.set_tag(f"best {key}", str(value))
         return tracker.run_id, found, chosen
+
+
+def _key(changes: Mapping[str, Any]) -> str:
+    return json.dumps(changes, sort_keys=True)
 
 
 Coordinates = tuple[int, int, int]
@@ -126,8 +136,7 @@ Coordinates = tuple[int, int, int]
 def coarse_to_fine(objective: Callable[[Coordinates], float], search: Search) -> Coordinates:
     """Return the local minimum of the objective that a descent on a refined grid finds; see `Search`."""
     bounds, stride = _bounds(search), search.coarse
-    axes = [sorted({*range(low, high + 1, stride), high}) for low, high in bounds]
-    best = min((c for c in product(*axes) if _sound(c)), key=objective)
+    best = min(coarse_grid(search), key=objective)
     while stride:
         better = min([best, *_neighbours(best, stride, bounds)], key=objective)
         if objective(better) < objective(best):
@@ -135,6 +144,12 @@ def coarse_to_fine(objective: Callable[[Coordinates], float], search: Search) ->
         else:
             stride //= 2
     return best
+
+
+def coarse_grid(search: Search) -> list[Coordinates]:
+    """Return the points that a search starts with, which do not depend on each other."""
+    axes = [sorted({*range(low, high + 1, search.coarse), high}) for low, high in _bounds(search)]
+    return [(scale, low, high) for scale, low, high in product(*axes) if _sound((scale, low, high))]
 
 
 def _neighbours(place: Coordinates, stride: int, bounds: Sequence[tuple[int, int]]) -> Iterator[Coordinates]:

@@ -73,6 +73,11 @@ class Resources(Settings):
     max_failures: int = Field(3, ge=0)
     """Restarts after a worker is lost; preemptions are not counted"""
 
+    @property
+    def demand(self) -> dict[str, float]:
+        """Return the resources of all workers together, by Ray's resource names."""
+        return {"CPU": self.workers * self.cpus_per_worker, "GPU": self.workers if self.use_gpu else 0}
+
 
 class Checkpoints(Settings):
     """When checkpoints are written, and which are kept."""

@@ -19,6 +19,7 @@ from pipelines.core.cluster_resources import describe_waiting, is_waiting
 from pipelines.core.config import ConfigError
 from pipelines.core.progress import on_terminal
 from pipelines.core.step import Context, StepFailed
+from pipelines.core.threads import run_in_thread
 from pipelines.train.channel import Channel
 from pipelines.train.config import TrainSettings
 from pipelines.train.metrics_log import MetricsLog
@@ -115,15 +116,7 @@ def fit(
     Raises:
         StepFailed: the training was stopped before it started, or did not end in time.
     """
-    fitting: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            fitting.set_result(trainer.fit())
-        except BaseException as error:  # whatever it is, the main thread raises it
-            fitting.set_exception(error)
-
-    threading.Thread(target=run, name="fit", daemon=True).start()
+    fitting: Future[Any] = run_in_thread(trainer.fit, "fit")
     try:
         _watch(step, settings, fitting, channel, stop_requested)
     finally:

@@ -8,26 +8,51 @@ from types import FrameType
 from typing import Any
 
 
+class StopRequest(threading.Event):
+    """Event that a stop signal sets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signal = 0
+        """Number of the signal"""
+        self.listeners: set[str] = set()
+        """Names of the other threads whose training writes a checkpoint and ends once the event is set"""
+
+
+_of_main_thread: StopRequest | None = None
+
+
 @contextmanager
-def catch_stop_signals() -> Iterator[threading.Event]:
+def catch_stop_signals() -> Iterator[StopRequest]:
     """Yield an event that SIGTERM (`ray job stop`, Kubernetes) and the first Ctrl-C set.
 
-    For the driver's main thread. The handler does nothing else, since it interrupts arbitrary code.
+    The handlers are the main thread's. They do nothing else, since they interrupt arbitrary code. Other threads share
+    the main thread's event while it catches signals.
     """
-    stop_requested = threading.Event()
+    global _of_main_thread
+    if threading.current_thread() is not threading.main_thread():
+        shared = _of_main_thread or StopRequest()
+        name = threading.current_thread().name
+        shared.listeners.add(name)
+        try:
+            yield shared
+        finally:
+            shared.listeners.discard(name)
+        return
+    stop_requested = StopRequest()
 
     def handle(number: int, frame: FrameType | None) -> None:
+        stop_requested.signal = number
         stop_requested.set()
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # the second one interrupts
 
-    if threading.current_thread() is not threading.main_thread():
-        yield stop_requested
-        return
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    outer, _of_main_thread = _of_main_thread, stop_requested
     try:
         yield stop_requested
     finally:
+        _of_main_thread = outer
         for number, handler in before.items():
             signal.signal(number, handler)
 

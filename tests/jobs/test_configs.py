@@ -9,10 +9,11 @@ from asymflow.adapters import SamplingDefaults
 from pipelines.core.artifacts import hashed_settings
 from pipelines.core.config import ConfigError, load_config
 from pipelines.core.config_files import MOVED
-from pipelines.experiments.config import SETTINGS, WORKFLOW, RankSweepSettings, SweepSettings, WorkflowSettings
+from pipelines.experiments.config import SETTINGS, RankSweepSettings, SweepSettings, WorkflowSettings
+from pipelines.experiments.graph import WORKFLOW, fill_all
 from pipelines.experiments.rank_sweep import evaluation_of, training_of, variants_of
 from pipelines.experiments.sweep import grid_of, point_settings
-from pipelines.experiments.workflow import STEPS, fill_all
+from pipelines.experiments.workflow import STEPS
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.export import sampling_defaults
 

@@ -109,6 +109,12 @@ class Resources(train.Resources):
     text_encoders: TextEncoders = TextEncoders()
     image_encoders: ImageEncoders = ImageEncoders()
 
+    @property
+    def demand(self) -> dict[str, float]:
+        """Return the resources of the workers and all encoders together; encoders that are not needed are counted."""
+        pools = (super().demand, self.text_encoders.demand, self.image_encoders.demand)
+        return {name: sum(pool[name] for pool in pools) for name in ("CPU", "GPU")}
+
 
 class Validation(Settings):
     """Images of the moving average beside the base's, for the first held-out captions.

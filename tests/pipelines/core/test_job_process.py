@@ -11,7 +11,8 @@ from mlflow.exceptions import MlflowException
 from pipelines.core import job_process as module
 from pipelines.core.artifacts import MissingArtifact
 from pipelines.core.config import ConfigError
-from pipelines.core.job_process import job_process
+from pipelines.core.errors import StepFailed
+from pipelines.core.job_process import is_expected, job_process
 from pipelines.core.storage import StorageError
 
 
@@ -124,3 +125,8 @@ def test_a_clean_up_that_never_ends(capfd, monkeypatch):
 
     status, told = end_of(work, capfd)
     assert status == 143 and told.startswith("error: still busy 0 s after the signal; ")
+
+
+def test_errors_that_need_no_traceback():
+    assert all(map(is_expected, (ConfigError(), StepFailed(), MissingArtifact(), OSError(), MlflowException(""))))
+    assert not any(map(is_expected, (ValueError(), KeyError(), MemoryError())))

@@ -80,6 +80,7 @@ def test_failure_costs_its_item_alone_and_is_done_again(run, capfd):
     time.sleep(1)  # Ray forwards what workers log
     log = "".join(capfd.readouterr())
     assert "item fails 0 failed" in log and "Traceback" in log
+    assert "(MapWorker(Map(step)) pid=" in log
 
 
 def assert_nothing_is_held(ray):

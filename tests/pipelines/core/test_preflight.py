@@ -1,5 +1,6 @@
 """What the outside world refuses is told in one line within seconds, and nothing half written stays."""
 
+import os
 import resource
 import socket
 import time
@@ -83,14 +84,14 @@ def test_a_tracking_store_that_does_not_answer(tmp_path, monkeypatch, scheme, st
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setitem(preflight._QUICK, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setitem(preflight._QUICK, "PGCONNECT_TIMEOUT", "2")
-    before = {name: value for name, value in preflight.os.environ.items()}
+    before = {name: value for name, value in os.environ.items()}
     with socket.create_server(("127.0.0.1", 0)) as server:
         uri = f"{scheme}://127.0.0.1:{server.getsockname()[1] if state == 'silent' else 1}/mlflow"
         started = time.monotonic()
         with pytest.raises(TrackingError, match="^the MLflow store at .* does not respond as expected: ") as error:
             check_tracking(RunSettings(storage=str(tmp_path), tracking_uri=uri))
     assert time.monotonic() - started < 15 and "\n" not in str(error.value)
-    assert dict(preflight.os.environ) == before
+    assert dict(os.environ) == before
 
 
 def test_an_invalid_database_is_refused(tmp_path):

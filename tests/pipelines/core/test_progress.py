@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import termios
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def clock(monkeypatch):
     """Call with seconds to let them pass."""
     now = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(LogLines, "_last_line", float("-inf"))
+    monkeypatch.setattr(LogLines, "_last", threading.local())
 
     def wait(seconds):
         now[0] += seconds

@@ -2,6 +2,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -9,6 +10,7 @@ from PIL import Image
 
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError, RunSettings
+from pipelines.core.threads import run_in_thread
 from pipelines.core.tracking import PARENT, Tracker, describe_ui, flatten, open_run, tracking_uri
 
 
@@ -122,6 +124,29 @@ def test_interrupted_run_is_marked_failed(run):
     with pytest.raises(KeyboardInterrupt), open_run(run, "finetune") as tracker:
         raise KeyboardInterrupt
     assert tracker.client.get_run(tracker.run_id).info.status == "FAILED"
+
+
+def test_an_interruption_marks_the_runs_of_other_threads_too(run):
+    """Steps of a workflow run in threads, which end with the process."""
+    opened, hold = threading.Event(), threading.Event()
+
+    def work(parent):
+        with open_run(run, "curate", parent=parent) as tracker:
+            child.append(tracker.run_id)
+            opened.set()
+            hold.wait(60)
+
+    child, client = [], MlflowClient(tracking_uri(run))
+    with open_run(run, "finished", parent=None) as other:
+        pass
+    with pytest.raises(KeyboardInterrupt), open_run(run, "workflow") as tracker:
+        step = run_in_thread(lambda: work(tracker.run_id), "curate")
+        assert opened.wait(60)
+        raise KeyboardInterrupt
+    assert {client.get_run(run_id).info.status for run_id in (tracker.run_id, *child)} == {"FAILED"}
+    assert client.get_run(other.run_id).info.status == "FINISHED"
+    hold.set()
+    step.result(60)
 
 
 def test_an_unknown_run_is_replaced(run):

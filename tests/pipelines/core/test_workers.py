@@ -1,7 +1,7 @@
 import pytest
 
-from pipelines.core.config import ConfigError, validate
-from pipelines.core.workers import ModelWorkers, Workers
+from pipelines.core.config import ConfigError, Settings, validate
+from pipelines.core.workers import ModelWorkers, Workers, peak_demand
 
 
 def test_plain_workers_need_no_gpu_and_no_options():
@@ -22,3 +22,21 @@ def test_device_and_precision_follow_the_gpus(gpus, device, precision):
 def test_fewer_than_none_are_refused(tree, named):
     with pytest.raises(ConfigError, match=f"{named}: input should be greater than or equal to"):
         validate(ModelWorkers, tree)
+
+
+class Pools(Settings):
+    first: Workers = Workers(workers=4)
+    second: ModelWorkers = ModelWorkers(workers=3, gpus_per_worker=0.5)
+    missing: Workers | None = None
+    name: str = "none"
+
+
+class Step(Settings):
+    pools: Pools = Pools()
+    third: ModelWorkers = ModelWorkers(workers=1, gpus_per_worker=2)
+
+
+def test_pools_run_one_after_the_other():
+    assert peak_demand(Workers(workers=5)) == {"CPU": 5}
+    assert peak_demand(Pools()) == {"CPU": 4, "GPU": 1.5}
+    assert peak_demand(Step()) == {"CPU": 4, "GPU": 2}

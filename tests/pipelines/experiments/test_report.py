@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines.experiments.report import TABLE_3, TABLE_4, compare, read_evaluation, render
+from pipelines.core.config import ConfigError
+from pipelines.experiments.report import (
+    TABLE_3,
+    TABLE_4,
+    bars_of,
+    compare,
+    read_evaluation,
+    read_workflow,
+    render,
+)
 
 ROOT = Path(__file__).parents[3]
 PAPER = {  # transcribed from the paper independently
@@ -160,3 +169,26 @@ def test_it_can_be_read_in_a_browser(two, tmp_path, browser):
     assert len(best) == 1 and best[0].startswith("12.9")
     screenshot = Image.open(io.BytesIO(browser.get_screenshot_as_png()))
     assert len(set(screenshot.convert("RGB").resize((64, 64)).getdata())) > 10
+
+
+def test_the_steps_of_the_workflow_are_shown_with_their_times(two, tmp_path):
+    rows = [
+        {"name": "curate", "needs": [], "state": "made", "started": 50.0, "seconds": 10.0},
+        {
+            "name": "encode",
+            "needs": ["curate"],
+            "state": "failed",
+            "started": 60.0,
+            "seconds": 30.0,
+            "reason": "<full>",
+        },
+        {"name": "evaluate", "needs": ["encode"], "state": "skipped"},
+    ]
+    with pytest.raises(ConfigError, match=r"workflow='.*': .* has no steps\.json; a workflow writes it when it ends"):
+        read_workflow(str(tmp_path))
+    (tmp_path / "steps.json").write_text(json.dumps(rows))
+    timeline = read_workflow(str(tmp_path))
+    assert [(bar.left, bar.width) for bar in bars_of(timeline)] == [(0, 25), (25, 75), (0, 0)]
+    page = render([read_evaluation("ours", two[0])], timeline)
+    assert "The workflow" in page and 'title="&lt;full&gt;">failed' in page and "left: 25.0%; width: 75.0%" in page
+    assert "The workflow" not in render([read_evaluation("ours", two[0])])

@@ -80,8 +80,14 @@ def test_a_grid_and_a_wider_one_that_finds_its_points(settings, local_ray, tmp_p
     made = [str(folder) for folder in folders]
     evaluation = {**settings().evaluate, "base": "", "adapter": "", "models": None}
     done = []
-    once = sweep.run_step
-    monkeypatch.setattr(sweep, "run_step", lambda *args: done.append(once(*args)) or done[-1])
+    once = sweep.run_independent
+
+    def run_independent(*args):
+        outcomes = once(*args)
+        done.extend(outcomes.values())
+        return outcomes
+
+    monkeypatch.setattr(sweep, "run_independent", run_independent)
     first = settings(evaluate=evaluation, grid={"pictures": made[:2], "images_per_prompt": [1]})
     parent, points, best = run_sweep(first)
     assert len(points) == 2 and not any(outcome.reused for outcome in done)
@@ -108,13 +114,16 @@ def test_a_grid_and_a_wider_one_that_finds_its_points(settings, local_ray, tmp_p
 def test_a_search_is_a_sweep_too(settings, monkeypatch):
     from types import SimpleNamespace
 
-    def evaluate(step, wanted, parent):
+    def evaluate(wanted):
         low, high = wanted.sampling.guidance_interval
         value = bowl(10 * wanted.sampling.guidance, 50 * low, 50 * high)
         artifact = SimpleNamespace(manifest={"metrics": {"trained/spectrum": value}}, uri="x")
         return SimpleNamespace(artifact=artifact, mlflow_run="y")
 
-    monkeypatch.setattr(sweep, "run_step", evaluate)
+    def run_independent(step, settings, parent):
+        return {name: evaluate(one) for name, one in settings.items()}
+
+    monkeypatch.setattr(sweep, "run_independent", run_independent)
     found = settings(grid={}, search={"coarse": 10})
     _, points, best = run_sweep(found)
     assert best.changes == {"sampling.guidance": 2.7, "sampling.guidance_interval": [0.1, 0.86]}
@@ -147,7 +156,7 @@ def test_bad_sweeps(settings, changes, message):
     ],
 )
 def test_every_point_is_checked_before_the_first_is_evaluated(settings, monkeypatch, changes, message):
-    monkeypatch.setattr(sweep, "run_step", lambda *args: pytest.fail("a point was evaluated"))
+    monkeypatch.setattr(sweep, "run_independent", lambda *args: pytest.fail("a point was evaluated"))
     with pytest.raises(ConfigError, match=message):
         run_sweep(settings(**changes))
 

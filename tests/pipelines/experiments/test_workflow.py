@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -8,6 +9,7 @@ from pipelines.core import storage
 from pipelines.core.config import ConfigError, validate
 from pipelines.core.tracking import PARENT, tracking_uri
 from pipelines.experiments.config import WorkflowSettings
+from pipelines.experiments.timeline import read_timeline
 from pipelines.experiments.workflow import STEPS, run_workflow, step_settings, table
 
 pytestmark = pytest.mark.ray
@@ -63,6 +65,31 @@ def test_basis_and_encoding_log_their_settings(tiny_workflow):
     assert 0 < basis["captured_procrustes"] <= basis["captured_pca"] <= 1
     assert 0.3 < basis["convergence"][-1]["subspace"] <= 1 + 1e-9
     assert outcomes["encode"].artifact.manifest["metrics"]["pictures"] == 120
+
+
+def test_a_failed_branch_leaves_the_others_and_is_named(tiny_workflow):
+    """An evaluation whose prompts are too few fails; one that is the workflow's own again is cached."""
+    settings, _, outcomes = tiny_workflow
+    more = {"same": settings.evaluate, "large": {**settings.evaluate, "prompts": {"count": 10_000}}}
+    wanted = validate(WorkflowSettings, settings.model_dump() | {"evaluations": more, "name": "more"})
+    with pytest.raises(ConfigError, match=r"^evaluations\.large\.prompts\.count=10000: there are only \d+"):
+        run_workflow(wanted)
+    folders = [path.parent for path in Path(settings.run.storage).glob(".workflows/*/steps.json")]
+    (timeline,) = [found for found in map(read_timeline, map(str, folders)) if len(found) > len(outcomes)]
+    states = {entry.name: entry.state for entry in timeline}
+    assert states == {**dict.fromkeys([*outcomes, "evaluations.same"], "cached"), "evaluations.large": "failed"}
+    (found,) = [entry for entry in timeline if entry.name == "evaluations.same"]
+    assert found.run == outcomes["evaluate"].mlflow_run and found.needs == ["curate", "basis", "finetune"]
+
+
+def test_the_times_of_the_first_run_are_kept(tiny_workflow):
+    settings, parent, outcomes = tiny_workflow
+    run_workflow(settings)
+    folder = MlflowClient(tracking_uri(settings.run)).get_run(parent).data.tags["artifact"]
+    timeline = read_timeline(folder)
+    assert [entry.name for entry in timeline] == list(outcomes) and {entry.state for entry in timeline} == {"cached"}
+    ends = {entry.name: entry.started + entry.seconds for entry in timeline}
+    assert all(ends[need] <= entry.started for entry in timeline for need in entry.needs)
 
 
 @pytest.mark.parametrize("rank", [0, 769])

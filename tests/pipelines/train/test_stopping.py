@@ -1,9 +1,11 @@
 import os
 import signal
+import threading
 import time
 
 import pytest
 
+from pipelines.core.threads import run_in_thread
 from pipelines.train.stopping import catch_stop_signals, describe_resume
 
 
@@ -18,6 +20,22 @@ def test_signal_handlers_are_restored():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_training_in_a_thread_hears_the_signals_of_the_main_thread():
+    def train():
+        with catch_stop_signals() as stop:
+            listening.set()
+            return stop.wait(60)
+
+    listening = threading.Event()
+    with catch_stop_signals() as stop:
+        training = run_in_thread(train, "finetune")
+        assert listening.wait(60) and stop.listeners == {"finetune"}
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert training.result(60) and stop.signal == signal.SIGTERM and not stop.listeners
+    with catch_stop_signals() as later:  # has nothing of the earlier one
+        assert not later.is_set()
 
 
 @pytest.mark.parametrize(
