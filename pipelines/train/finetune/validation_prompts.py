@@ -34,7 +34,8 @@ class Prompts:
                 files.append((group.curated, group.text))
         found = [kinds[references] for references in sorted(kinds)][:count]
         counts = [count * (i + 1) // len(found) - count * i // len(found) for i in range(len(found))]
-        return [cls(*map(list, zip(*files, strict=True)), number) for files, number in zip(found, counts, strict=True)]
+        parts = zip(found, counts, strict=True)
+        return [cls([name for name, _ in files], [name for _, name in files], number) for files, number in parts]
 
     def captions(self) -> list[str]:
         """Return the captions."""
