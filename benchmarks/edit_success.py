@@ -4,7 +4,7 @@
 
 Each argument is NAME=ADAPTER, or NAME= for the latent base itself. All models see the same source as the reference
 image, the same instruction and the same noise. Two sets of edits are measured: pairs of grounds that the data of
-`make_demo_data.py pairs=N` leaves out of an emoji (--pairs N), and emoji that no data of the toy has. A table shows the
+`make_demo_data.py edits=N` leaves out of an emoji (--edits N), and emoji that no data of the toy has. A table shows the
 mean and its standard error of both measures of `asymflow.metrics.ground_edit`, and the share of successes.
 
 The first rows are known answers: the source returned as it is, the true image, and the true image after the autoencoder
@@ -151,7 +151,7 @@ def main() -> None:
         "--subspace", default=str(MODELS / "toy_asymflow" / SUBSPACE), help="of the latent models' noise"
     )
     parser.add_argument("--count", type=int, default=128, help="edits of each set")
-    parser.add_argument("--pairs", type=int, default=24, help="pairs of each emoji in the training data")
+    parser.add_argument("--edits", type=int, default=24, help="edits of each emoji in the training data")
     parser.add_argument("--seed", type=int, default=0, help="of the training data, and of the noise")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--guidance", type=float, default=2.0)
@@ -175,7 +175,7 @@ def main() -> None:
         for name, _, adapter in (given.partition("=") for given in options.models)
     }
     sets = {
-        "emoji of the data, left-out pairs": make_tasks(emoji_stems(), options.pairs, options.seed, options.count),
+        "emoji of the data, other grounds": make_tasks(emoji_stems(), options.edits, options.seed, options.count),
         "other emoji": make_tasks(UNSEEN, 0, options.seed, options.count),
     }
     for title, tasks in sets.items():

@@ -131,7 +131,7 @@ def ground_pairs(stem: str, seed: int) -> list[tuple[str, str]]:
     return pairs
 
 
-def _emoji_pairs(stem: str, count: int, seed: int) -> list[DemoImage]:
+def _emoji_edits(stem: str, count: int, seed: int) -> list[DemoImage]:
     """Return edits of an emoji's ground; the instruction does not name the emoji."""
     rendered = {ground: render_emoji(stem, ground) for ground in sorted(BACKGROUNDS)}
     return [
@@ -182,17 +182,17 @@ def _faulty_images() -> list[DemoImage]:
     ]
 
 
-def demo_images(photos: int, seed: int, pairs: int = 0) -> Iterator[DemoImage]:
-    """All images in a fixed order that depends on the arguments alone; `pairs` is the number of edits of each emoji."""
+def demo_images(photos: int, seed: int, edits: int = 0) -> Iterator[DemoImage]:
+    """All images in a fixed order that depends on the arguments alone; `edits` is their number per emoji."""
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         stems, names = emoji_stems(), sorted(PHOTOGRAPHS)
         per_photo = -(-photos // len(names))
         jobs = [pool.submit(_emoji_images, stem, seed) for stem in stems]
         jobs += [pool.submit(_photo_images, name, per_photo, seed) for name in names]
-        jobs += [pool.submit(_emoji_pairs, stem, pairs, seed) for stem in stems if pairs]
+        jobs += [pool.submit(_emoji_edits, stem, edits, seed) for stem in stems if edits]
         images = [p for job in track(jobs, len(jobs), "render", "source") for p in job.result()]
     faulty = _faulty_images()
-    if pairs:
+    if edits:
         whole = render_emoji(stems[0], "white")
         faulty.append(DemoImage("an edit whose source is cut off", whole, 6.0, source=whole[: len(whole) // 2]))
     images += [*faulty, images[0]]  # and one exact duplicate

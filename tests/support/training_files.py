@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from pipelines.core import storage
-from pipelines.data.curate.shard import PAIRS, SCHEMA
+from pipelines.data.curate.shard import EDITS, SCHEMA
 from pipelines.data.datasets import RowWriter, has_references, read_rows
 from pipelines.data.embeddings import LatentSource, Source, StoredLatents, StoredText
 from pipelines.data.encode import CAPTION, KEY, write_tables
@@ -29,7 +29,7 @@ UNCONDITIONAL = torch.full((2, 8), 0.5).bfloat16()
 
 
 def write_curated(file: Path, rows: int, width: int, height: int, references: int = 0) -> None:
-    with RowWriter(file, PAIRS if references else SCHEMA, GROUP) as writer:
+    with RowWriter(file, EDITS if references else SCHEMA, GROUP) as writer:
         for i in range(rows):
             image, *others = (random_image(f"{file.stem} {i}{'r' * n}", width, height) for n in range(1 + references))
             caption = " ".join(["picture", str(i), "again"][: 1 + i % 3])

@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
         "label": pa.int32(),
     }
 )  # fmt: skip
-PAIRS = SCHEMA.append(pa.field("references", pa.list_(pa.binary())))
+EDITS = SCHEMA.append(pa.field("references", pa.list_(pa.binary())))
 """Rows of edits: also the encoded reference images, of the image's size"""
 REJECTED = pa.schema({"key": pa.string(), "reason": pa.string(), "duplicate_of": pa.string()})
 INDEX = pa.schema(
@@ -68,7 +68,7 @@ def target_of(split: str, width: int, height: int, references: int) -> str:
 
 def schema_of(target: str) -> pa.Schema:
     """Return the schema of a target's rows."""
-    return PAIRS if has_references(target) else SCHEMA
+    return EDITS if has_references(target) else SCHEMA
 
 
 def index_file(folder: str, name: str) -> str:

@@ -146,8 +146,8 @@ def build(settings: CurateSettings, context: Context) -> dict[str, float]:
             f"source={settings.source!r}: curation kept {dict(splits)} images, none to train on; rejected: "
             f"{dict(reasons.most_common())}"
         )
-    pairs = sum(rows for target, rows in plan["kept"].items() if has_references(target))
-    if settings.columns.references and not pairs:
+    edits = sum(rows for target, rows in plan["kept"].items() if has_references(target))
+    if settings.columns.references and not edits:
         raise _no_references(settings, f"curation kept no image with one; rejected: {dict(reasons.most_common())}")
     items = {name: json.dumps([name, segments]) for name, segments in plan["files"].items()}
     write = partial(FileWriter, context.folder, settings.encoding if settings.horizontal_flips else None)
@@ -160,7 +160,7 @@ def build(settings: CurateSettings, context: Context) -> dict[str, float]:
     if settings.horizontal_flips:
         kept["flipped"] = kept["kept_train"]
     if settings.columns.references:
-        kept["kept_pairs"] = float(pairs)
+        kept["kept_edits"] = float(edits)
     return kept | {"rejected": sum(reasons.values()), "shards": len(places), "files": len(plan["files"])}
 
 

@@ -93,7 +93,7 @@ def check_edits(settings: FinetuneSettings, curated: Artifact) -> None:
     """
     kinds, share = set(map(has_references, curated.files("train", ".parquet"))), settings.edit_share
     if share and True not in kinds:
-        remedy = "curate pairs with columns.references, or leave edit_share empty"
+        remedy = "curate some with columns.references, or leave edit_share empty"
         raise ConfigError(f"edit_share={share:g}: curated has no edits; {remedy}")
     if share is not None and share < 1 and False not in kinds:
         raise ConfigError(f"edit_share={share:g}: curated has only edits; add text-to-image rows, or set edit_share=1")

@@ -14,8 +14,8 @@ from pipelines.toy.data import (
     EMOJI,
     PHOTOGRAPHS,
     DemoImage,
+    _emoji_edits,
     _emoji_images,
-    _emoji_pairs,
     _faulty_images,
     _photo_images,
     emoji_caption,
@@ -52,8 +52,8 @@ def test_every_emoji_lies_on_every_ground_and_its_captions_name_it():
         assert max(abs(a - b) for a, b in zip(image.getpixel((1, 1)), wanted, strict=True)) < 8
 
 
-def test_pairs_have_one_emoji_on_two_grounds():
-    pairs = _emoji_pairs("1F431", 5, 0)
+def test_an_edit_has_one_emoji_on_two_grounds():
+    pairs = _emoji_edits("1F431", 5, 0)
     for pair, (before, asked) in zip(pairs, ground_pairs("1F431", 0), strict=False):
         assert pair.caption == f"on {asked}" and before != asked
         assert (pair.source, pair.image) == tuple(render_emoji("1F431", ground) for ground in (before, asked))

@@ -1,4 +1,4 @@
-"""Pairs of an image and its reference images, in every layout: what is found, rejected, staged and written."""
+"""Edits, an image and its reference images, in every layout: what is found, rejected, staged and written."""
 
 import json
 from collections import Counter
@@ -162,7 +162,7 @@ def curate(source, out, near_bits=3, **options):
     return files, [(row["key"], row["reason"]) for row in rejected]
 
 
-def test_pairs_are_files_of_their_own_and_keep_all_edits_of_an_image(tmp_path):
+def test_edits_are_files_of_their_own_and_keep_all_edits_of_an_image(tmp_path):
     """Pairs with one image but several sources stay; equal ones, and those with a damaged source, do not."""
     files = {
         "a.png": A, "a.source.png": B, "b.png": A, "b.source.png": C, "c.png": A, "c.source.png": B, "d.png": A,
