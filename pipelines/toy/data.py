@@ -183,7 +183,7 @@ def _faulty_images() -> list[DemoImage]:
 
 
 def demo_images(photos: int, seed: int, edits: int = 0) -> Iterator[DemoImage]:
-    """All images in a fixed order that depends on the arguments alone; `edits` is their number per emoji."""
+    """All images in a fixed order that depends on the arguments alone; `edits` is the number of edits of each emoji."""
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         stems, names = emoji_stems(), sorted(PHOTOGRAPHS)
         per_photo = -(-photos // len(names))
