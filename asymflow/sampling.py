@@ -1,6 +1,7 @@
 """Batches of samples, latent and pixel, from the same noise: sample i of a seed is the same in any batch."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,12 +68,13 @@ def _under(predict: Predict, text: list[Tensor]) -> Velocity:
     return lambda x_t, sigma: predict(x_t, sigma, padded.to(x_t.device), mask.to(x_t.device))
 
 
-def latent_velocity(transformer: Any, grid: tuple[int, int]) -> Predict:
+def latent_velocity(transformer: Any, grid: tuple[int, int], references: Tensor | None = None) -> Predict:
     """Return the velocity of a latent model, evaluated in the transformer's own precision.
 
     Args:
         transformer: The latent transformer.
         grid: Rows and columns of latent tokens, (h, w).
+        references: Latent tokens of R reference images per sample (B, R, hw, d); None: there are none.
 
     Returns:
         A function from (z_t (B, hw, d), sigma (B,), text, mask) to u_z (B, hw, d), float32.
@@ -80,8 +82,10 @@ def latent_velocity(transformer: Any, grid: tuple[int, int]) -> Predict:
     backbone = backbone_of(transformer)
     dtype = transformer.get_submodule(backbone.text_input).weight.dtype
 
+    given = () if references is None else (references.to(dtype),)
+
     def predict(z_t: Tensor, sigma: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        return backbone.run(transformer, z_t.to(dtype), sigma, text.to(dtype), grid, mask).float()
+        return backbone.run(transformer, z_t.to(dtype), sigma, text.to(dtype), grid, mask, *given).float()
 
     return predict
 
@@ -122,6 +126,7 @@ def sample_pixels(
     guidance: Guidance,
     steps: int,
     shift: float,
+    references: Tensor | None = None,
 ) -> Tensor:
     """Sample images with UniPC; each denoised sample is clamped to the gamut (App. B.2).
 
@@ -133,11 +138,12 @@ def sample_pixels(
         guidance: Scale, form and interval.
         steps: Number of steps.
         shift: Shift of the noise levels.
+        references: R clean reference images per sample (B, R, 3, H, W) in normalized Oklab; None: there are none.
 
     Returns:
         sRGB images (B, 3, H, W) in [-1, 1].
     """
     space = model.subspace.space
-    velocity = text_guided(model, text, unconditional, guidance)
+    velocity = text_guided(partial(model, references=references), text, unconditional, guidance)
     x_0 = unipc(velocity, noise, steps, shift=shift, transform_x_0=space.clamp_to_gamut)
     return space.decode(x_0)

@@ -21,7 +21,7 @@ def main() -> None:
         print(f"{settings.folder} exists already")
         return
     with tempfile.TemporaryDirectory() as scratch:
-        rows = write_img2dataset(demo_images(settings.photos, settings.seed), Path(scratch) / "demo")
+        rows = write_img2dataset(demo_images(settings.photos, settings.seed, settings.edits), Path(scratch) / "demo")
         storage.put_folder(Path(scratch) / "demo", settings.folder, last=first)
     print(f"{rows} rows in {settings.folder}")
 

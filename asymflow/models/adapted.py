@@ -22,6 +22,7 @@ from asymflow.models.mixed_precision import use_master_weights
 from asymflow.models.network import NF4_BLOCK, Quantization
 from asymflow.models.quantized import quantize_linears
 from asymflow.parameterization import interpolate, teacher_x_0_low_hat
+from asymflow.patches import patchify
 from asymflow.schedule import calibrate
 from asymflow.subspace import Subspace
 
@@ -191,6 +192,7 @@ class AdaptedModel(nn.Module):
         encoder_hidden_states: Tensor,
         grid: tuple[int, int] | None = None,
         text_mask: Tensor | None = None,
+        references: Tensor | None = None,
     ) -> Tensor:
         """Return the frozen model's x_0_low_hat from the paired noisy low-rank sample (Eq. 51), without gradient.
 
@@ -203,6 +205,7 @@ class AdaptedModel(nn.Module):
             encoder_hidden_states: Text embeddings (B, T, E).
             grid: Rows and columns of tokens, (h, w); None: a square.
             text_mask: True for valid text tokens (B, T); None: all are valid.
+            references: Latent tokens of R reference images per image (B, R, N, d); None: there are none.
 
         Returns:
             x_0_low_hat tokens (B, N, D), float32.
@@ -217,7 +220,7 @@ class AdaptedModel(nn.Module):
         tau, _ = calibrate(sigma.float(), self.s)
         z_tau = interpolate(z_0.float(), noise_tokens.float() @ self.A, tau)
         with self.teacher_view():
-            u_z_hat = self._run(z_tau, tau, encoder_hidden_states, grid or square_grid(z_0), text_mask)
+            u_z_hat = self._run(z_tau, tau, encoder_hidden_states, grid or square_grid(z_0), text_mask, references)
         return teacher_x_0_low_hat(u_z_hat.float(), z_tau, tau, self.A, self.s)
 
     @contextmanager
@@ -245,8 +248,26 @@ class AdaptedModel(nn.Module):
     def _lora_layers(self) -> list[LoraLayer]:
         return [module for module in self.transformer.modules() if isinstance(module, LoraLayer)]
 
-    def _run(self, tokens: Tensor, sigma: Tensor, text: Tensor, grid: tuple[int, int], mask: Tensor | None) -> Tensor:
-        return self.backbone.run(self.transformer, tokens.to(self.dtype), sigma, text.to(self.dtype), grid, mask)
+    def _run(
+        self,
+        tokens: Tensor,
+        sigma: Tensor,
+        text: Tensor,
+        grid: tuple[int, int],
+        mask: Tensor | None,
+        references: Tensor | None = None,
+    ) -> Tensor:
+        given = () if references is None else (references.to(self.dtype),)
+        return self.backbone.run(
+            self.transformer, tokens.to(self.dtype), sigma, text.to(self.dtype), grid, mask, *given
+        )
+
+    def _reference_tokens(self, references: Tensor | None) -> Tensor | None:
+        """Return pixel tokens of clean images (B, R, 3, H, W) divided by s, as x_t at noise level 0 is (Eq. 13)."""
+        if references is None:
+            return None
+        tokens = patchify(references.float().flatten(0, 1), self.patch_size, self.subspace.layout)
+        return tokens.unflatten(0, references.shape[:2]) / self.s
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         return images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size

@@ -86,6 +86,8 @@ class Backbone:
     twice is as applying it once"""
     adapter_constants: Mapping[str, Any] = field(default_factory=dict)
     """Further entries of an adapter's config.json"""
+    takes_references: bool = False
+    """Whether `run` takes a seventh argument, tokens of R reference images per image (B, R, N, C) on the same grid"""
     has_comfyui_names: bool = False
     """Whether `asymflow.adapters.comfyui` names its tensors as ComfyUI does"""
 

@@ -8,13 +8,12 @@ from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from asymflow.models.flux2 import image_positions, text_positions
+from asymflow.models.flux2 import REFERENCE_TIME, image_positions, text_positions
 from asymflow.models.pixel import AsymFlux2Transformer2DModel
 from asymflow.models.text import MAX_TOKENS, encode_captions, pad_embeddings
 from asymflow.patches import patchify, unpatchify
 
 MAX_REFERENCE_PIXELS = 1024 * 1024
-_REFERENCE_TIME = 10  # reference i is at time 10 (i + 1), the noisy image at 0, as in FLUX.2
 
 
 def encode_prompts(
@@ -76,7 +75,7 @@ class TextVelocity:
             self.references = torch.cat([patchify(image[None], patch) for image in references], dim=1)
         self.positions = torch.cat(
             [
-                image_positions((height // patch, width // patch), device, _REFERENCE_TIME * i)
+                image_positions((height // patch, width // patch), device, REFERENCE_TIME * i)
                 for i, (height, width) in enumerate([size, *(image.shape[-2:] for image in references)])
             ]
         )

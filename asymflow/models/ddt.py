@@ -184,7 +184,12 @@ class DdtFlux2(AdaptedModel):
         return model
 
     def forward(
-        self, x_t: Tensor, sigma: Tensor, encoder_hidden_states: Tensor, text_mask: Tensor | None = None
+        self,
+        x_t: Tensor,
+        sigma: Tensor,
+        encoder_hidden_states: Tensor,
+        text_mask: Tensor | None = None,
+        references: Tensor | None = None,
     ) -> Tensor:
         """Return the velocity of images. The backbone's input is k x_t at tau (Eqs. 13-14); no recovery is needed.
 
@@ -193,13 +198,15 @@ class DdtFlux2(AdaptedModel):
             sigma: Noise levels (B,).
             encoder_hidden_states: Text embeddings (B, T, E).
             text_mask: True for valid text tokens (B, T); None: all are valid.
+            references: R clean reference images per image (B, R, 3, H, W) in normalized Oklab; None: there are none.
 
         Returns:
             u (B, 3, H, W), float32.
         """
         tokens, grid = patchify(x_t.float(), self.patch_size, self.subspace.layout), self._grid(x_t)
         tau, k = calibrate(sigma.float(), self.s)
-        features = self._run(k[:, None, None] * tokens, tau, encoder_hidden_states, grid, text_mask)
+        scaled, reference_tokens = k[:, None, None] * tokens, self._reference_tokens(references)
+        features = self._run(scaled, tau, encoder_hidden_states, grid, text_mask, reference_tokens)
         u = self.head(tokens.to(features.dtype), features, grid)
         height, width = x_t.shape[-2:]
         return unpatchify(u.float(), height, width, self.patch_size, layout=self.subspace.layout)

@@ -26,6 +26,8 @@ LatentFlux2 = LatentModel
 EMBEDDED_GUIDANCE = 1.0
 """Guidance that a guidance-distilled transformer (FLUX.2 dev) is evaluated at: its conditional velocity, which the loss
 needs. Samplers apply guidance themselves"""
+REFERENCE_TIME = 10
+"""Reference image i, from 1, is at time 10 i, the noisy image at 0, as in FLUX.2"""
 
 
 def image_positions(grid: tuple[int, int], device: torch.device | str | None = None, time: int = 0) -> Tensor:
@@ -65,6 +67,7 @@ def run_transformer(
     encoder_hidden_states: Tensor,
     grid: tuple[int, int],
     text_mask: Tensor | None = None,
+    references: Tensor | None = None,
 ) -> Tensor:
     """Evaluate a FLUX.2 transformer once.
 
@@ -76,6 +79,7 @@ def run_transformer(
         grid: Rows and columns of image tokens, (h, w) with h w = N.
         text_mask: True for valid text tokens (B, T); None: all are valid. Masked tokens are ignored, so each row of a
             batch equals the same row alone without padding.
+        references: Tokens of R clean reference images per image (B, R, N, C), on the same grid; None: there are none.
 
     Returns:
         Output tokens (B, N, C').
@@ -84,6 +88,11 @@ def run_transformer(
         ValueError: If the tokens do not fill the grid.
     """
     check_grid(tokens, grid)
+    count, positions = tokens.shape[1], image_positions(grid, tokens.device)
+    if references is not None:
+        times = [REFERENCE_TIME * (i + 1) for i in range(references.shape[1])]
+        positions = torch.cat([positions, *(image_positions(grid, tokens.device, time) for time in times)])
+        tokens = torch.cat([tokens, references.flatten(1, 2)], dim=1)
     attention = {}
     if text_mask is not None:
         image_mask = text_mask.new_ones(tokens.shape[:2])
@@ -94,8 +103,8 @@ def run_transformer(
         encoder_hidden_states=encoder_hidden_states,
         timestep=sigma,
         guidance=torch.full_like(sigma, EMBEDDED_GUIDANCE) if guided else None,
-        img_ids=image_positions(grid, tokens.device),
+        img_ids=positions,
         txt_ids=text_positions(encoder_hidden_states.shape[1], tokens.device),
         joint_attention_kwargs=attention,
         return_dict=False,
-    )[0]
+    )[0][:, :count]

@@ -62,5 +62,6 @@ FLUX2 = Backbone(
         "eps",
     ),
     adapter_constants={"num_timesteps": 1},
+    takes_references=True,
     has_comfyui_names=True,
 )

@@ -55,7 +55,12 @@ class PixelModel(AdaptedModel):
         return model
 
     def forward(
-        self, x_t: Tensor, sigma: Tensor, encoder_hidden_states: Tensor, text_mask: Tensor | None = None
+        self,
+        x_t: Tensor,
+        sigma: Tensor,
+        encoder_hidden_states: Tensor,
+        text_mask: Tensor | None = None,
+        references: Tensor | None = None,
     ) -> Tensor:
         """Return the velocity of images (Eqs. 13-17). The recovery runs in float32 whatever the network's type.
 
@@ -64,15 +69,17 @@ class PixelModel(AdaptedModel):
             sigma: Noise levels (B,).
             encoder_hidden_states: Text embeddings (B, T, E).
             text_mask: True for valid text tokens (B, T); None: all are valid.
+            references: R clean reference images per image (B, R, 3, H, W) in normalized Oklab; None: there are none.
 
         Returns:
             u (B, 3, H, W), float32.
         """
         tokens = patchify(x_t.float(), self.patch_size, self.subspace.layout)
+        reference_tokens = self._reference_tokens(references)
         sigma_floor = self.sigma_floor_train if self.training else self.sigma_floor_sample
 
         def network(scaled: Tensor, tau: Tensor) -> Tensor:
-            return self._run(scaled, tau, encoder_hidden_states, self._grid(x_t), text_mask)
+            return self._run(scaled, tau, encoder_hidden_states, self._grid(x_t), text_mask, reference_tokens)
 
         u = calibrated_velocity(network, tokens, sigma.float(), self.A, self.s, sigma_floor)
         height, width = x_t.shape[-2:]
@@ -108,6 +115,7 @@ class LatentModel(AdaptedModel):
         encoder_hidden_states: Tensor,
         text_mask: Tensor | None = None,
         grid: tuple[int, int] | None = None,
+        references: Tensor | None = None,
     ) -> Tensor:
         """Return the velocity of latent tokens. sigma is the latent model's own noise level, without calibration.
 
@@ -117,6 +125,7 @@ class LatentModel(AdaptedModel):
             encoder_hidden_states: Text embeddings (B, T, E).
             text_mask: True for valid text tokens (B, T); None: all are valid.
             grid: Rows and columns of tokens, (h, w); None: a square.
+            references: Latent tokens of R reference images per image (B, R, N, d); None: there are none.
 
         Returns:
             u_z (B, N, d), float32.
@@ -124,7 +133,8 @@ class LatentModel(AdaptedModel):
         Raises:
             ValueError: If the tokens do not fill the grid.
         """
-        return self._run(z_t, sigma.float(), encoder_hidden_states, grid or square_grid(z_t), text_mask).float()
+        grid = grid or square_grid(z_t)
+        return self._run(z_t, sigma.float(), encoder_hidden_states, grid, text_mask, references).float()
 
 
 def fused(weight: Tensor, A: Tensor, after: bool, bias: Tensor | None = None) -> nn.Linear:

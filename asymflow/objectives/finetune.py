@@ -68,6 +68,8 @@ class FinetuneObjective(nn.Module):
         text: Tensor,
         text_mask: Tensor | None = None,
         weight: Tensor | None = None,
+        references: Tensor | None = None,
+        reference_latents: Tensor | None = None,
     ) -> tuple[Tensor, Terms]:
         """Compute the loss of one batch.
 
@@ -79,20 +81,29 @@ class FinetuneObjective(nn.Module):
             text: Embeddings of the captions (B, T, E).
             text_mask: True for valid tokens (B, T); None: all are valid.
             weight: Factors of the images' losses (B,); None: ones.
+            references: R source images per image (B, R, 3, H, W), sRGB in [-1, 1], for a pixel model; None: none.
+            reference_latents: Latent tokens (B, R, N, d) of the same, for the teacher or a latent model.
 
         Returns:
             (loss, terms): the mean of weight times loss, a scalar to call `backward` on; and the unweighted terms per
             image: `loss` and, with variance reduction, `variance_reduced`, `lambda`, `omega`, `perceptual`.
         """
         if isinstance(self.model, LatentModel):
-            loss, terms = self._latent(images, noise, sigma, z_0, text, text_mask)
+            loss, terms = self._latent(images, noise, sigma, z_0, text, text_mask, reference_latents)
         else:
-            x_0 = self.model.subspace.space.encode(images)
+            space = self.model.subspace.space
+            x_0 = space.encode(images)
+            clean = (
+                None
+                if references is None
+                else space.encode(references.flatten(0, 1)).unflatten(0, references.shape[:2])
+            )
             x_t = interpolate(x_0, noise, sigma)
-            u_hat = self.model(x_t, sigma, text, text_mask)
+            u_hat = self.model(x_t, sigma, text, text_mask, references=clean)
             if self.kind == "variance_reduced":
                 x_0_hat = x_0_from_u(u_hat, x_t, sigma)
-                loss, terms = self._variance_reduced(images, x_0, x_0_hat, noise, sigma, z_0, text, text_mask)
+                teacher = (text, text_mask, reference_latents)
+                loss, terms = self._variance_reduced(images, x_0, x_0_hat, noise, sigma, z_0, *teacher)
             else:
                 loss, terms = self._flow_matching(noise - x_0, u_hat)
         weighted = loss if weight is None else weight * loss
@@ -102,11 +113,18 @@ class FinetuneObjective(nn.Module):
         return self.loss_scale * flow_matching_loss(u, u_hat, reduction="none"), {}
 
     def _latent(
-        self, images: Tensor, noise: Tensor, sigma: Tensor, z_0: Tensor, text: Tensor, text_mask: Tensor | None
+        self,
+        images: Tensor,
+        noise: Tensor,
+        sigma: Tensor,
+        z_0: Tensor,
+        text: Tensor,
+        text_mask: Tensor | None,
+        references: Tensor | None,
     ) -> tuple[Tensor, Terms]:
         noise_tokens = self._tokens(noise) @ self.model.A
         z_t = interpolate(z_0, noise_tokens, sigma)
-        u_hat = self.model(z_t, sigma, text, text_mask, grid=self._grid(images))
+        u_hat = self.model(z_t, sigma, text, text_mask, self._grid(images), references)
         return self._flow_matching(noise_tokens - z_0, u_hat)
 
     def _variance_reduced(
@@ -119,9 +137,12 @@ class FinetuneObjective(nn.Module):
         z_0: Tensor,
         text: Tensor,
         text_mask: Tensor | None,
+        references: Tensor | None,
     ) -> tuple[Tensor, Terms]:
         model = self.model
-        x_0_low_hat = model.teacher_x_0_low(z_0, self._tokens(noise), sigma, text, self._grid(images), text_mask)
+        x_0_low_hat = model.teacher_x_0_low(
+            z_0, self._tokens(noise), sigma, text, self._grid(images), text_mask, references
+        )
         vr, lam = vr_loss(
             self._tokens(x_0),
             self._tokens(x_0_hat),

@@ -1,4 +1,4 @@
-"""Caption step: a vision-language model writes a caption for every curated image.
+"""Caption step: a vision-language model writes a caption for every curated image; edits keep their instructions.
 
 Each output file has the name, the rows and the row order of a curated file. Finished batches of a file are stored as
 hidden parts until the file is complete, so that a killed job resumes after the last part.
@@ -23,7 +23,7 @@ from pipelines.core.config import ConfigError
 from pipelines.core.map_items import by_name, item_name, map_items
 from pipelines.core.step import Context, Step
 from pipelines.data.config import CaptionSettings
-from pipelines.data.datasets import RowWriter, read_rows
+from pipelines.data.datasets import RowWriter, has_references, read_rows
 from pipelines.data.images import BadImage, decode_image
 
 if TYPE_CHECKING:
@@ -119,10 +119,13 @@ class ShardCaptioner:
         for part, size in finished_parts(shard, folder):
             yield part
             start += size
-        remaining = islice(rows_of(shard, ["key", "image", "caption", "width", "height"]), start, None)
+        caption, columns = self.caption, ["key", "image", "caption", "width", "height"]
+        if has_references(shard):
+            caption, columns = keep_captions, [name for name in columns if name != "image"]
+        remaining = islice(rows_of(shard, columns), start, None)
         for batch in batches(remaining, self.settings.max_pixels, self.settings.resources.batch_pixels):
             part = part_file(folder, start)
-            storage.write_file(part, partial(_write_rows, rows=self.caption(batch)))
+            storage.write_file(part, partial(_write_rows, rows=caption(batch)))
             yield part
             start += len(batch)
 
@@ -203,6 +206,12 @@ def to_caption_row(row: Row, caption: "Caption") -> Row:
     }
 
 
+def keep_captions(batch: Sequence[Row]) -> list[Row]:
+    """Return the output rows of edits, whose captions are instructions."""
+    kept = {"source": "original", "tokens": 0, "finished": True}
+    return [{"key": row["key"], "caption": row["caption"], "original": row["caption"], **kept} for row in batch]
+
+
 def clean_caption(caption: "Caption") -> str:
     """Normalize whitespace, and shorten a caption that reached the token limit to its complete sentences, if any."""
     text = " ".join(caption.text.split())
@@ -231,7 +240,7 @@ def build(settings: CaptionSettings, context: Context) -> dict[str, float]:
     total: Counter[str] = Counter()
     for summary in map_items(files, make_worker, context.folder, settings.resources):
         total.update({name: summary[name] for name in ("pictures", "tokens", "cut", "kept_original")})
-    log_examples(curated.files("train", ".parquet")[0], context)
+    log_examples(min(curated.files("train", ".parquet"), key=has_references), context)
     tokens_mean = total.pop("tokens") / total["pictures"]
     return {**total, "tokens_mean": tokens_mean}
 

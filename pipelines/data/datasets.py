@@ -38,14 +38,24 @@ def rows_by_group(uri: str) -> list[int]:
     return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
 
-def find_test_split(curated: Artifact, at_least: int = 1) -> str:
+def has_references(file: str) -> bool:
+    """Return whether the rows of a curated file, or of a target of curate, are edits, which have reference images.
+
+    The name of such a file begins with the images' size and +R for R reference images.
+    """
+    return "+" in file.rpartition("/")[2]
+
+
+def find_test_split(curated: Artifact, at_least: int = 1, edits: bool = False) -> str:
     """Return the split to test on: held_out, or train for a small data set of which fewer images are held out.
 
     Args:
         curated: Artifact of the curate step.
         at_least: Number of images that the test needs.
+        edits: Whether edits count, too.
     """
-    found = sum(sum(rows_by_group(uri)) for uri in curated.files("held_out", ".parquet"))
+    files = [uri for uri in curated.files("held_out", ".parquet") if edits or not has_references(uri)]
+    found = sum(sum(rows_by_group(uri)) for uri in files)
     if found >= at_least:
         return "held_out"
     LOGGER.warning("%s: %d images are held out, too few to test on; training images are used", curated.uri, found)

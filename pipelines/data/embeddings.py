@@ -33,6 +33,12 @@ class Source(Protocol):
         """Request the tensors of some rows, given their values of the column. Images must have one size."""
 
 
+class LatentSource(Source, Protocol):
+    """Source of latent tokens, also of reference images, of which a row of `reference_column` has several."""
+
+    reference_column: str
+
+
 class Stored:
     """Source that returns tensors stored in the files."""
 
@@ -51,6 +57,7 @@ class StoredLatents(Stored):
     """Stored latent tokens."""
 
     column = "latents"
+    reference_column = "reference_latents"
 
 
 class Encoded(ABC):
@@ -82,6 +89,7 @@ class EncodedLatents(Encoded):
     """Latent tokens encoded in this process."""
 
     column = "image"
+    reference_column = "references"
 
     def __init__(self, base: str, device: str):
         self.encoder = load_image_encoder(base, device)
@@ -123,6 +131,7 @@ class RemoteLatents(Remote):
     """Latent tokens encoded by actors."""
 
     column = "image"
+    reference_column = "references"
 
 
 def is_stored(encoded: Artifact) -> bool:

@@ -1,9 +1,9 @@
 """Encode step: curated images to latent tokens and captions to text embeddings, so that training loads no encoder.
 
-The files have the rows of the curated files: `latents/SPLIT/NAME.parquet` has key and latents (N, d),
-`text/SPLIT/NAME.parquet` has key, caption and text (T, E), by default without padding. `pipelines.data.tensors`
-describes the format. Each kind is a separate pass over the files, with its own pool of actors. Either kind can be
-encoded on the fly during training instead.
+The files have the rows of the curated files: `latents/SPLIT/NAME.parquet` has key and latents (N, d), for edits also
+reference_latents (R, N, d) of their R reference images; `text/SPLIT/NAME.parquet` has key, caption and text (T, E), by
+default without padding. `pipelines.data.tensors` describes the format. Each kind is a separate pass over the files,
+with its own pool of actors. Either kind can be encoded on the fly during training instead.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ from pipelines.core.config import ConfigError
 from pipelines.core.map_items import by_name, map_items
 from pipelines.core.step import Context, Step
 from pipelines.data.config import EncodeSettings
-from pipelines.data.datasets import read_images, read_rows, rows_by_group
+from pipelines.data.datasets import decode_batch, has_references, read_images, read_rows, rows_by_group
 from pipelines.data.tensors import open_writer, ragged_field, tensor_field, to_ragged_array, to_tensor_array
 
 KEY, CAPTION = pa.field("key", pa.string()), pa.field("caption", pa.string())
@@ -109,9 +109,16 @@ class LatentWorker:
             for batch in read_images(shard, range(group, group + 1)):
                 keys += batch.keys
                 parts.append(self.encode(batch.images, shard))
-            z_0 = torch.cat(parts)
-            schema = pa.schema([KEY, tensor_field("latents", z_0.shape[1:])])
-            yield pa.table([keys, to_tensor_array(z_0)], schema=schema)
+            found = {"latents": torch.cat(parts)}
+            if has_references(shard):
+                found["reference_latents"] = self.encode_references(shard, group)
+            schema = pa.schema([KEY, *(tensor_field(name, z.shape[1:]) for name, z in found.items())])
+            yield pa.table([keys, *map(to_tensor_array, found.values())], schema=schema)
+
+    def encode_references(self, shard: str, group: int) -> Tensor:
+        """Encode the reference images of a row group to latent tokens (B, R, N, d), in batches of one row."""
+        (rows,) = read_rows(shard, ["references"], range(group, group + 1))
+        return torch.stack([self.encode(decode_batch(encoded), shard) for encoded in rows["references"]])
 
     def encode(self, images: Tensor, shard: str) -> Tensor:
         """Encode images (B, 3, H, W) to latent tokens (B, N, d), bfloat16 on the CPU.

@@ -15,7 +15,7 @@ from asymflow.text_files import parse_json_lines
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError
-from pipelines.data.datasets import find_test_split, read_rows
+from pipelines.data.datasets import find_test_split, has_references, read_rows
 from pipelines.data.prompt_files import read_prompt_file, read_text, to_prompt, value_at
 
 GENEVAL_TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -111,12 +111,13 @@ def read_dpg(uri: str, column: str) -> list[Prompt]:
 
 
 def read_held_out(curated: Artifact, column: str = "caption") -> Iterator[tuple[Prompt, bytes]]:
-    """Yield captions (or labels) of held-out images, and the encoded images.
+    """Yield captions (or labels) of held-out images, and the encoded images. Edits are left out.
 
     A distance needs two images: of a data set with fewer held-out ones, they are of the training images.
     """
     numbers = count()
-    for file in curated.files(find_test_split(curated, at_least=2), ".parquet"):
+    files = curated.files(find_test_split(curated, at_least=2), ".parquet")
+    for file in (file for file in files if not has_references(file)):
         for rows in read_rows(file, [column, "image"]):
             for text, image in zip(rows[column], rows["image"], strict=True):
                 yield Prompt(f"{next(numbers):05}", str(text)), image

@@ -15,6 +15,9 @@ class DemoDataSettings(Settings):
     """Where the shards are written, local or s3://"""
     photos: int = Field(1600, ge=0)
     """Crops of photographs"""
+    edits: int = Field(0, ge=0, le=56)
+    """Edits of each emoji, from one ground to another, with `on pink` and so on as the instruction: key.source.jpg
+    beside key.jpg"""
     seed: int = 0
 
 

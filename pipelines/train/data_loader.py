@@ -21,12 +21,13 @@ from torch import Tensor
 
 from asymflow.samplers import noise_for
 from pipelines.data.images import BadImage, decode_image, to_array
+from pipelines.train.mixed_order import Order
 from pipelines.train.row_groups import RowGroupPrefetcher
-from pipelines.train.sample_order import SampleLocation, SampleOrder, Share, share_of, slots_per_worker
+from pipelines.train.sample_order import SampleLocation, Share, share_of, slots_per_worker
 from pipelines.train.task import Batch
 
 Column = Callable[[str], list]
-"""Returns the values of a share's rows in a column"""
+"""Returns the values of a share's rows in a column; none of a column of references if they are not edits"""
 
 
 class Common(NamedTuple):
@@ -61,7 +62,7 @@ class BatchLoader(ABC):
     waited = 0.0
     """Seconds spent waiting for the last batches"""
 
-    def __init__(self, order: SampleOrder, batch: int, rank: int, workers: int, ahead: int = 8):
+    def __init__(self, order: Order, batch: int, rank: int, workers: int, ahead: int = 8):
         """Prepare a loader.
 
         Args:
@@ -116,7 +117,8 @@ class BatchLoader(ABC):
         share, read = rows.take()
 
         def column(name: str) -> list:
-            return [columns[name][location.row] for location, columns in zip(share.locations, read, strict=True)]
+            rows = zip(share.locations, read, strict=True)
+            return [columns[name][location.row] for location, columns in rows if name in columns]
 
         return PendingShare(share, column("key"), column("image"), self.request(column))
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pipelines.core import storage
 from pipelines.data.datasets import rows_by_group
 from pipelines.data.tensors import read_group
-from pipelines.train.sample_order import RowGroup, SampleLocation, Share
+from pipelines.train.sample_order import REFERENCE_COLUMNS, RowGroup, SampleLocation, Share
 
 _READERS = 4  # row groups read at once
 _FOOTERS = 16  # footers read at once
@@ -38,26 +38,29 @@ def list_row_groups(curated: list[str], latents: list[str], text: list[str]) -> 
 
 def _groups_of(curated: str, latents: str, text: str) -> list[RowGroup]:
     groups = _rows_and_sizes(curated)
-    rows, others = [n for n, _ in groups], [file for file in (latents, text) if file]
+    rows, others = [n for n, *_ in groups], [file for file in (latents, text) if file]
     if any(rows_by_group(file) != rows for file in others):
         raise ValueError(f"{', '.join([curated, *others])} do not have the same rows; encode curated again")
-    return [RowGroup(curated, latents, text, i, n, size) for i, (n, size) in enumerate(groups)]
+    return [RowGroup(curated, latents, text, i, *group) for i, group in enumerate(groups)]
 
 
-def _rows_and_sizes(uri: str) -> list[tuple[int, tuple[int, int]]]:
-    """Return (rows, (width, height)) of each row group of a curated file, from its footer."""
+def _rows_and_sizes(uri: str) -> list[tuple[int, tuple[int, int], int]]:
+    """Return (rows, (width, height), references per row) of each row group of a curated file, from its footer."""
     with storage.open_file(uri) as source:
         metadata = pq.read_metadata(source)
     found = []
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)
-        columns = {c.path_in_schema: c.statistics for c in map(group.column, range(group.num_columns))}
-        width, height = columns.get("width"), columns.get("height")
+        chunks = {c.path_in_schema.partition(".")[0]: c for c in map(group.column, range(group.num_columns))}
+        width, height = (chunks[name].statistics if name in chunks else None for name in ("width", "height"))
         if not (width and height and width.has_min_max and height.has_min_max):
             raise ValueError(f"{uri}: its footer has no image sizes; curate again")
         if (width.min, height.min) != (width.max, height.max):
             raise ValueError(f"{uri}: row group {i} has images of several sizes, a batch has one; curate again")
-        found.append((group.num_rows, (width.min, height.min)))
+        references = chunks["references"].num_values if "references" in chunks else 0
+        if references % group.num_rows:
+            raise ValueError(f"{uri}: row group {i} has edits of several numbers of reference images; curate again")
+        found.append((group.num_rows, (width.min, height.min), references // group.num_rows))
     return found
 
 
@@ -99,19 +102,20 @@ class RowGroupPrefetcher:
 
     def _drop_before(self, locations: list[SampleLocation]) -> None:
         """Drop the bucket's groups whose windows have ended."""
-        size, first = locations[0].group.size, min(location.window for location in locations)
-        over = [group for group, (window, _) in self.groups.items() if group.size == size and window < first]
+        bucket, first = locations[0].group.bucket, min(location.window for location in locations)
+        over = [group for group, (window, _) in self.groups.items() if group.bucket == bucket and window < first]
         for group in over:
             del self.groups[group]
 
 
 def read_columns(group: RowGroup, columns: Sequence[str]) -> Rows:
-    """Return `key` and other columns of a row group, each from its file.
+    """Return `key` and other columns of a row group, each from its file; those of references only if it has edits.
 
     Raises:
         ValueError: a column is missing, or the files' rows differ.
     """
     rows: Rows = {}
+    columns = [name for name in columns if group.references or name not in REFERENCE_COLUMNS]
     for file, names in groupby(sorted(columns, key=group.file_of), group.file_of):
         columns_of_file = ["key", *names]
         read = read_group(file, group.group, columns_of_file) if file else {}

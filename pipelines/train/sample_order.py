@@ -1,8 +1,9 @@
 """Sample order: which images a step trains on, a pure function of seed, epoch, step and batch size.
 
-An epoch is a list of batches. A batch holds images of one bucket, that is of one size: N rows of a bucket make ceil(N /
-batch) batches, of which the last may be smaller, so that an epoch holds every row exactly once. The batches of all
-buckets are mixed. Seeking to a step costs a few shuffles of lists, however long the run, and no reading.
+An epoch is a list of batches. A batch holds images of one bucket, that is of one size and, for edits, with one number
+of reference images: N rows of a bucket make ceil(N / batch) batches, of which the last may be smaller, so that an epoch
+holds every row exactly once. The batches of all buckets are mixed. Seeking to a step costs a few shuffles of lists,
+however long the run, and no reading.
 
 The row groups of a bucket are shuffled each epoch and split into windows. A window is read column by column, a row of
 each of its groups and then the next of each, so that a batch has a few rows of every group. The content of a global
@@ -16,6 +17,10 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, zip_longest
+from typing import Any
+
+REFERENCE_COLUMNS = ("references", "reference_latents")
+"""Columns that only edits have: reference images, and their latents"""
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,18 @@ class RowGroup:
     group: int
     rows: int
     size: tuple[int, int]
-    """(width, height) of its images, its bucket"""
+    """(width, height) of its images"""
+    references: int = 0
+    """Number of reference images per row"""
+
+    @property
+    def bucket(self) -> tuple[tuple[int, int], int]:
+        """Return what all rows of a batch have in common: the size of the images, and the number of references."""
+        return self.size, self.references
 
     def file_of(self, column: str) -> str:
         """Return the file that has a column; empty if no file has it."""
-        files = {"latents": self.latents, "caption": self.text, "text": self.text}
+        files = {"latents": self.latents, "reference_latents": self.latents, "caption": self.text, "text": self.text}
         return files.get(column, self.curated)
 
 
@@ -71,9 +83,9 @@ class SampleOrder:
         if not groups:
             raise ValueError("no row groups to train on: curate images for training first")
         self.seed, self.window = seed, window
-        buckets: dict[tuple[int, int], list[RowGroup]] = {}
+        buckets: dict[Any, list[RowGroup]] = {}
         for group in groups:
-            buckets.setdefault(group.size, []).append(group)
+            buckets.setdefault(group.bucket, []).append(group)
         self.buckets = list(buckets.values())
         self.rows_of = [sum(g.rows for g in bucket) for bucket in self.buckets]
         self.rows = sum(self.rows_of)

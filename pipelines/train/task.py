@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from asymflow.ema import MovingAverage
 from pipelines.train.config import TrainSettings
-from pipelines.train.sample_order import SampleOrder
+from pipelines.train.mixed_order import Order
 
 
 class Tokens(NamedTuple):
@@ -22,6 +22,8 @@ class Tokens(NamedTuple):
     """Image tokens per image"""
     text: int = 0
     """Text tokens per image, including padding, which is computed"""
+    reference: int = 0
+    """Tokens of reference images per image"""
 
 
 @dataclass
@@ -61,7 +63,7 @@ class DataLoader(Protocol):
 
     waited: float
     """Seconds spent waiting for the last batches"""
-    order: SampleOrder
+    order: Order
 
     def from_step(self, step: int, micro_batch: int) -> Iterator[list[Any]]:
         """Yield for each step, counted from 0, its micro-batches: this worker's share of the global batch."""

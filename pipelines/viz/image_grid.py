@@ -61,6 +61,16 @@ def join_horizontally(left: Image.Image, right: Image.Image) -> Image.Image:
     return canvas
 
 
+def join_vertically(images: Sequence[Image.Image]) -> Image.Image:
+    """Return images one below the other, on white."""
+    canvas = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), "white")
+    top = 0
+    for image in images:
+        canvas.paste(image, (0, top))
+        top += image.height
+    return canvas
+
+
 def _wrap(text: str, width: int) -> str:
     import textwrap
 

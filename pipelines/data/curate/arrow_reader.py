@@ -77,7 +77,7 @@ def read_arrow(shard: str, columns: Columns) -> Iterator[Sample]:
 
 def _rows_of(batches: Batches, columns: Columns, reason: str) -> Iterator[Sample]:
     """Yield the samples of the rows, all with the problem `reason` if there is one."""
-    wanted = [name for name in dict.fromkeys(columns.model_dump().values()) if name in batches.schema.names]
+    wanted = [name for name in columns.names if name in batches.schema.names]
     first, rest = 0, iter(batches)
     while True:
         try:

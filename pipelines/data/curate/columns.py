@@ -25,9 +25,10 @@ def find_columns(
 ) -> Columns:
     """Return the settings with the names that a table has.
 
-    A name that is given in the settings must exist. In place of a default name that does not exist, the usual names are
-    searched: a column of image bytes or a usual name for the image; a usual name, or else the only column of text, for
-    the caption, unless captions are joined by a key; the row number for the key.
+    A name that is given in the settings must exist, except those of reference images, which only edits have. In place
+    of a default name that does not exist, the usual names are searched: a column of image bytes or a usual name for the
+    image; a usual name, or else the only column of text, for the caption, unless captions are joined by a key; the row
+    number for the key.
 
     Args:
         columns: The settings.
@@ -42,6 +43,8 @@ def find_columns(
     Raises:
         MissingColumn: A column does not exist, or there are several candidates.
     """
+    texts = [name for name in texts if name not in columns.references]
+    images = [name for name in images if name not in columns.references]
     for setting in ("key", "global_key", "image", "caption", "caption_key", "label"):
         name = getattr(columns, setting)
         if name and name not in names and (setting in columns.model_fields_set or setting in _WITHOUT_DEFAULT):

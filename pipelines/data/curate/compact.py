@@ -13,7 +13,7 @@ from PIL import Image
 from pipelines.core import storage
 from pipelines.data.curate.config import Encoding
 from pipelines.data.curate.duplicates import REASONS, Index, find_duplicates
-from pipelines.data.curate.shard import REJECTED, SCHEMA, STAGED, index_file, staged_file
+from pipelines.data.curate.shard import REJECTED, STAGED, index_file, schema_of, staged_file
 from pipelines.data.datasets import RowWriter, read_rows
 from pipelines.data.images import decode_image, encode_image
 
@@ -152,7 +152,7 @@ class FileWriter:
         flipped = self.flipped if name.startswith("train/") else None
 
         def write(path: Path) -> None:
-            with RowWriter(path, SCHEMA) as writer:
+            with RowWriter(path, schema_of(name)) as writer:
                 for segment in segments:
                     for row in _rows_of(segment):
                         writer.add(row)
@@ -164,10 +164,16 @@ class FileWriter:
 
 
 def flip(row: dict[str, Any], encoding: Encoding) -> dict[str, Any]:
-    """Return a curated row with its image mirrored horizontally, under the key KEY#flipped."""
-    image = decode_image(row["image"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    mirrored = encode_image(image, encoding.format, encoding.quality)
-    return {**row, "key": f"{row['key']}#flipped", "image": mirrored}
+    """Return a curated row with its images mirrored horizontally, under the key KEY#flipped."""
+    mirrored = {"key": f"{row['key']}#flipped", "image": _mirror(row["image"], encoding)}
+    if "references" in row:
+        mirrored["references"] = [_mirror(data, encoding) for data in row["references"]]
+    return row | mirrored
+
+
+def _mirror(data: bytes, encoding: Encoding) -> bytes:
+    image = decode_image(data).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return encode_image(image, encoding.format, encoding.quality)
 
 
 def _rows_of(segment: Segment) -> Iterator[dict[str, Any]]:

@@ -5,8 +5,8 @@ worker reads the images of a list. Each image of the source, and each row withou
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from posixpath import dirname, normpath
 from typing import Any
@@ -16,14 +16,17 @@ from pipelines.data.curate.metadata_files import MetadataRow, read_metadata
 from pipelines.data.curate.parquet_reader import FAILED, Metadata
 from pipelines.data.curate.samples import (
     LARGEST_TEXT,
+    NO_REFERENCE,
     UNREAD_EXTENSIONS,
     Columns,
     Sample,
+    explain_reference,
     explain_unread,
     make_sample,
     split_name,
+    split_reference,
 )
-from pipelines.data.curate.source_files import BadFile, SourceReader
+from pipelines.data.curate.source_files import BadFile, SourceFile, SourceReader
 from pipelines.data.curate.sources import Source, parents_of
 
 IMAGES_PER_LIST = 256
@@ -31,6 +34,7 @@ LIST_ENDING = ".images.json"
 NO_IMAGE = "image of metadata row is missing"
 NO_ROW = "no row in metadata"
 SECOND_ROW = "another metadata row of its image is used"
+NO_TARGET = "reference image without an image"
 NO_NAME = "metadata row without image"
 UNSAFE = "unsafe path in metadata"
 NOT_DOWNLOADED = "not in the folder"
@@ -50,6 +54,8 @@ class Entry:
     record: dict[str, Any] = field(default_factory=dict)
     global_key: str = ""
     problem: str = ""
+    references: list[str] = field(default_factory=list)
+    """Addresses of its reference images"""
 
     @property
     def has_caption(self) -> bool:
@@ -60,8 +66,9 @@ class Entry:
 def list_entries(source: Source, columns: Columns) -> Iterator[Entry]:
     """Yield the entries of all images outside of shards, in the order of their paths; those without an image last.
 
-    Below a folder with a metadata file, an image needs a row in it. Elsewhere its caption is the content of the `.txt`
-    or `.caption` file of its name, or in its `.json`.
+    Below a folder with a metadata file, an image needs a row in it, unless it is a reference image of a row. Elsewhere
+    its caption is the content of the `.txt` or `.caption` file of its name, or in its `.json`. Reference images belong
+    to the entry of their image, and are entries of their own only if they have a row, or no image.
 
     Args:
         source: The files of the source.
@@ -74,28 +81,68 @@ def list_entries(source: Source, columns: Columns) -> Iterator[Entry]:
         ConfigError: A metadata file cannot be read.
     """
     rows, lost = _join(source, columns)
+    files = {file.path: file for file in source.images}
+    in_rows = {path for row in rows.values() for path in row.references}
     governed = {dirname(file.path) for file in source.metadata}
     downloads = {folder: Metadata(address, columns) for folder, address in source.downloads.items()}
+    beside = _find_references(source, columns, governed)
+    targets = {split_name(path)[0] for path in files}
     for file in source.images:
         stem, extension = split_name(file.path)
         for folder in downloads.keys() & parents_of(file.path):
             downloads[folder].found(stem)
+        if file.path in in_rows and file.path not in rows:
+            continue
+        key = split_reference(file.path, columns.references)[0]
+        if file.path in beside.get(key, ()):
+            if key not in targets:
+                yield Entry(file.path, problem=NO_TARGET)
+            continue
         if file.problem:
             yield Entry(file.path, problem=file.problem)
         elif extension in UNREAD_EXTENSIONS:
             yield Entry(file.path, problem=explain_unread(extension))
         elif row := rows.get(file.path):
-            yield Entry(file.path, file.address, {}, row.caption or "", row.record, row.global_key)
-        elif not governed.isdisjoint(["", *parents_of(file.path)]):
+            entry = Entry(file.path, file.address, {}, row.caption or "", row.record, row.global_key)
+            yield _with_references(entry, row.references, files)
+        elif _is_governed(file.path, governed):
             yield Entry(file.path, problem=NO_ROW)
         else:
-            yield Entry(file.path, file.address, _find_texts(source.texts, stem))
+            entry = Entry(file.path, file.address, _find_texts(source.texts, stem))
+            yield _with_references(entry, beside.get(stem, ()), files)
     yield from lost
     for folder, metadata in downloads.items():
         for key, failed in metadata.missing():
             yield Entry(f"{folder}/{key}", problem=FAILED if failed else NOT_DOWNLOADED)
         if metadata.problem:
             yield Entry(folder, problem="metadata beside folder cannot be read")
+
+
+def _is_governed(path: str, governed: set[str]) -> bool:
+    """Return whether a file is below a folder with a metadata file."""
+    return not governed.isdisjoint(["", *parents_of(path)])
+
+
+def _find_references(source: Source, columns: Columns, governed: set[str]) -> dict[str, list[str]]:
+    """Return {path of an image without extension: paths of the reference images beside it, in order}."""
+    found: dict[str, dict[str, str]] = {}
+    for file in source.images:
+        key, extension = split_reference(file.path, columns.references)
+        if "." in extension and not _is_governed(file.path, governed):
+            found.setdefault(key, {}).setdefault(extension.rpartition(".")[0], file.path)
+    return {key: [paths[name] for name in columns.references if name in paths] for key, paths in found.items()}
+
+
+def _with_references(entry: Entry, paths: Sequence[str], files: Mapping[str, SourceFile]) -> Entry:
+    """Return an entry with its reference images, or with the problem of the first that cannot be read."""
+    for path in paths:
+        file = files.get(path)
+        extension = split_name(path)[1]
+        if file is None:
+            return Entry(entry.key, problem=NO_REFERENCE)
+        if problem := file.problem or (explain_unread(extension) if extension in UNREAD_EXTENSIONS else ""):
+            return Entry(entry.key, problem=explain_reference(problem))
+    return replace(entry, references=[files[path].address for path in paths])
 
 
 def _join(source: Source, columns: Columns) -> tuple[dict[str, MetadataRow], list[Entry]]:
@@ -105,20 +152,26 @@ def _join(source: Source, columns: Columns) -> tuple[dict[str, MetadataRow], lis
     lost = []
     for file in source.metadata:
         for row in read_metadata(file.address, columns):
-            path = normpath("/".join(filter(None, [dirname(file.path), row.image.replace("\\", "/")])))
+            path, *references = (_resolve(dirname(file.path), name) for name in (row.image, *row.references))
             if not row.image:
                 problem = NO_NAME
-            elif row.image.startswith("/") or path.startswith("../"):
+            elif not path:
                 problem = UNSAFE
             elif path not in images:
                 problem = NO_IMAGE
             elif path in rows:
                 problem = SECOND_ROW
             else:
-                rows[path] = row
+                rows[path] = replace(row, references=tuple(references))
                 continue
             lost.append(Entry(f"{file.path}/{row.number}", problem=problem))
     return rows, lost
+
+
+def _resolve(folder: str, path: str) -> str:
+    """Return the path in the source of a path in a metadata file; empty if it leads outside of the source."""
+    found = normpath("/".join(filter(None, [folder, path.replace("\\", "/")])))
+    return "" if path.startswith("/") or found.startswith("../") else found
 
 
 def _find_texts(texts: dict[str, str], stem: str) -> dict[str, str]:
@@ -157,6 +210,10 @@ def _read_entry(reader: SourceReader, entry: Entry, columns: Columns) -> Sample:
         texts = {kind: reader.read(address, LARGEST_TEXT) for kind, address in entry.texts.items()}
     except BadFile as error:
         return Sample(entry.key, problem=str(error))
+    try:
+        references = [reader.read(address) for address in entry.references]
+    except BadFile as error:
+        return Sample(entry.key, problem=explain_reference(str(error)))
     if entry.texts:
-        return make_sample(entry.key, image, texts, columns)
-    return Sample(entry.key, image, entry.caption, entry.record, global_key=entry.global_key)
+        return replace(make_sample(entry.key, image, texts, columns), references=references)
+    return Sample(entry.key, image, entry.caption, entry.record, global_key=entry.global_key, references=references)

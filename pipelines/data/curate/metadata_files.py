@@ -13,7 +13,7 @@ from asymflow.text_files import decode_text, parse_json_lines, parse_table
 from pipelines.core.config import ConfigError
 from pipelines.data.curate.arrow_reader import open_arrow
 from pipelines.data.curate.columns import find_columns, find_columns_of_schema, is_image_struct, is_text
-from pipelines.data.curate.parquet_reader import DAMAGE, raise_if_of_store
+from pipelines.data.curate.parquet_reader import DAMAGE, raise_if_of_store, values_of
 from pipelines.data.curate.samples import Columns, key_of, text_of
 from pipelines.data.curate.source_files import BadFile, SourceReader, path_of
 
@@ -36,6 +36,8 @@ class MetadataRow:
     record: dict[str, Any]
     """Values of the other columns that the settings name"""
     global_key: str = ""
+    references: tuple[str, ...] = ()
+    """Paths of its reference images, from the file's folder; empty where a cell holds no path"""
 
 
 def read_metadata(address: str, columns: Columns) -> Iterator[MetadataRow]:
@@ -81,6 +83,8 @@ class TableKind:
     has_captions: bool
     has_scores: bool
     """Whether it has any of the columns of scores"""
+    has_references: bool
+    """Whether it has any of the columns of reference images"""
 
 
 def look_at_table(address: str, columns: Columns) -> TableKind | None:
@@ -98,7 +102,10 @@ def look_at_table(address: str, columns: Columns) -> TableKind | None:
                 first = next((row[found.image] for batch in batches([found.image]) for row in _rows(batch[:1])), None)
                 has_paths = first is not None and first["bytes"] is None and bool(first["path"])
             scores = {columns.aesthetic, columns.punsafe, columns.pwatermark, columns.similarity}
-            return TableKind(has_paths, bool(found.caption), not scores.isdisjoint(schema.names))
+            names = set(schema.names)
+            return TableKind(
+                has_paths, bool(found.caption), not scores.isdisjoint(names), not names.isdisjoint(columns.references)
+            )
     except BadFile:
         return None
     except DAMAGE as error:
@@ -134,7 +141,7 @@ def _read_table(address: str, columns: Columns) -> Iterator[MetadataRow]:
     try:
         with _open_table(address) as (schema, batches):
             found = find_columns_of_schema(columns, where, schema)
-            wanted = [name for name in dict.fromkeys(found.model_dump().values()) if name in schema.names]
+            wanted = [name for name in found.names if name in schema.names]
             rows = (row for batch in batches(wanted) for row in _rows(batch))
             for number, row in enumerate(rows, 1):
                 yield _to_row(number, row, found)
@@ -155,9 +162,13 @@ def _is_words(value: Any) -> bool:
 
 
 def _to_row(number: int, row: dict[str, Any], columns: Columns) -> MetadataRow:
-    image = row.get(columns.image)
-    path = text_of(image.get("path") if isinstance(image, dict) else image)
-    others = {name: row.get(name) for name in columns.model_dump().values() if name and name != columns.image}
+    others = {name: row.get(name) for name in columns.names if name not in (columns.image, *columns.references)}
     record = {name: value for name, value in others.items() if isinstance(value, _SCALARS)}
     caption = text_of(record.pop(columns.caption, "")) if columns.caption else None
-    return MetadataRow(number, path, caption, record, key_of(row.get(columns.global_key)))
+    references = tuple(_path_of(one) for name in columns.references for one in values_of(row.get(name)))
+    path, global_key = _path_of(row.get(columns.image)), key_of(row.get(columns.global_key))
+    return MetadataRow(number, path, caption, record, global_key, references)
+
+
+def _path_of(image: Any) -> str:
+    return text_of(image.get("path") if isinstance(image, dict) else image)

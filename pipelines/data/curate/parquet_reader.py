@@ -9,8 +9,16 @@ import pyarrow.parquet as pq
 
 from pipelines.core import storage
 from pipelines.data.curate.columns import MissingColumn, find_columns_of_schema
-from pipelines.data.curate.samples import LARGEST_FILE, Columns, Sample, key_of, text_of
-from pipelines.data.curate.source_files import BadFile, SourceReader, path_of
+from pipelines.data.curate.samples import (
+    LARGEST_FILE,
+    NO_REFERENCE,
+    Columns,
+    Sample,
+    explain_reference,
+    key_of,
+    text_of,
+)
+from pipelines.data.curate.source_files import TOO_LARGE, BadFile, SourceReader, path_of
 
 FAILED = "failed download"
 DAMAGED = "damaged shard"
@@ -47,7 +55,7 @@ def _rows_of(file: pq.ParquetFile, size: int, columns: Columns) -> Iterator[Samp
 
     A damaged footer may state any number of rows, so at most as many lost rows are counted as the file has bytes.
     """
-    present = [c for c in dict.fromkeys((*columns.model_dump().values(), "status")) if c in file.schema_arrow.names]
+    present = [c for c in dict.fromkeys((*columns.names, "status")) if c in file.schema_arrow.names]
     first = 0
     for group in range(file.num_row_groups):
         read, rows = 0, file.metadata.row_group(group).num_rows
@@ -68,16 +76,30 @@ def sample_of_row(row: dict[str, Any], number: str, columns: Columns) -> Sample:
     key, global_key = key_of(row.get(columns.key, number)), key_of(row.get(columns.global_key))
     if columns.key != columns.caption_key:  # else the caption is found by it
         row.pop(columns.key, None)
-    image, caption = row.pop(columns.image), row.pop(columns.caption, "")
-    if isinstance(image, dict):  # the layout of Hugging Face `datasets`
-        image = image.get("bytes")
+    image, caption = _bytes_of(row.pop(columns.image)), row.pop(columns.caption, "")
+    references = [_bytes_of(one) for name in columns.references for one in values_of(row.pop(name, None))]
     if not key:
         return Sample(number, problem="no key")
     if not isinstance(image, bytes):
         return Sample(key, problem=FAILED if has_failed(row.get("status")) else "no image of its key")
     if len(image) > LARGEST_FILE:
-        return Sample(key, problem="file too large")
-    return Sample(key, image, text_of(caption).removeprefix("\ufeff"), row, global_key=global_key)
+        return Sample(key, problem=TOO_LARGE)
+    found = [one for one in references if isinstance(one, bytes)]
+    if len(found) < len(references):
+        return Sample(key, problem=NO_REFERENCE)
+    if any(len(one) > LARGEST_FILE for one in found):
+        return Sample(key, problem=explain_reference(TOO_LARGE))
+    text = text_of(caption).removeprefix("\ufeff")
+    return Sample(key, image, text, row, global_key=global_key, references=found)
+
+
+def values_of(cell: Any) -> list[Any]:
+    """Return the reference images in a cell, which holds one, a list, or none."""
+    return cell if isinstance(cell, list) else [] if cell is None or cell == "" else [cell]
+
+
+def _bytes_of(image: Any) -> Any:
+    return image.get("bytes") if isinstance(image, dict) else image  # the layout of Hugging Face `datasets`
 
 
 def has_failed(status: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -14,6 +14,7 @@ LARGEST_FILE = 256 << 20
 LARGEST_TEXT = 4 << 20
 """Maximum bytes of one caption or JSON file"""
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "jfif", "jpe", "apng")
+NO_REFERENCE = "reference image is missing"
 UNREAD_EXTENSIONS = ("tif", "tiff", "heic", "heif", "avif", "jp2", "j2k", "jxl", "svg", "psd", "ico", "tga", "dng")
 """Extensions of image formats that are not decoded; their images are rejected with the format's name"""
 _LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
@@ -37,6 +38,9 @@ class Columns(Settings):
     """Caption in tables, in metadata files, and in the JSON of images without .txt or .caption"""
     caption_key: str = added("")
     """Column, or key in JSON, by which `captions` are found; needed with them, and only then"""
+    references: list[str] = added([])
+    """Reference images of an image that is an edit of them, whose caption is the instruction: columns of encoded bytes
+    or of paths, or endings of names before the extension (`source` for NAME.source.png beside NAME.png)"""
     sha256: str = "sha256"
     aesthetic: str = "aesthetic"
     punsafe: str = "punsafe"
@@ -44,6 +48,12 @@ class Columns(Settings):
     similarity: str = "similarity"
     label: str = ""
     """Class label, a whole number from 0, for labels=column"""
+
+    @property
+    def names(self) -> list[str]:
+        """Return all names, each once."""
+        single = [name for name in self.model_dump(exclude={"references"}).values() if name]
+        return list(dict.fromkeys([*single, *self.references]))
 
 
 @dataclass
@@ -59,6 +69,8 @@ class Sample:
     problem: str = ""
     """Reason why it cannot be used, if so"""
     global_key: str = ""
+    references: list[bytes] = field(default_factory=list)
+    """Encoded reference images, in order"""
 
 
 def make_sample(key: str, image: bytes, texts: Mapping[str, bytes], columns: Columns) -> Sample:
@@ -99,6 +111,21 @@ def split_name(path: str) -> tuple[str, str]:
     if not dot:
         return path, ""
     return folder + slash + (stem or name), extension.lower()
+
+
+def split_reference(path: str, references: Sequence[str]) -> tuple[str, str]:
+    """Split a path as `split_name`; the extension of a reference image NAME.source.png is `source.png`."""
+    stem, extension = split_name(path)
+    if extension in IMAGE_EXTENSIONS or extension in UNREAD_EXTENSIONS:
+        for name in references:
+            if stem.endswith(f".{name}"):
+                return stem.removesuffix(f".{name}"), f"{name}.{extension}"
+    return stem, extension
+
+
+def explain_reference(problem: str) -> str:
+    """Return the reason for rejecting an image because of a problem of its reference image."""
+    return f"reference image: {problem}"
 
 
 def is_litter(path: str) -> bool:

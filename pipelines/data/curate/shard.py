@@ -27,11 +27,11 @@ from pipelines.data.curate.filters import (
 )
 from pipelines.data.curate.image_lists import LIST_ENDING
 from pipelines.data.curate.report import Histograms
-from pipelines.data.curate.samples import Sample, SampleKeys
+from pipelines.data.curate.samples import Sample, SampleKeys, explain_reference
 from pipelines.data.curate.shard_reader import read_class, read_shard
 from pipelines.data.curate.source_files import path_in_source
 from pipelines.data.curate.tar_reader import TornSamples
-from pipelines.data.datasets import RowWriter
+from pipelines.data.datasets import RowWriter, has_references
 from pipelines.data.images import BadImage, crop_as_adm, decode_image, encode_image, fit_to_size
 from pipelines.data.split import is_held_out
 
@@ -42,6 +42,8 @@ SCHEMA = pa.schema(
         "label": pa.int32(),
     }
 )  # fmt: skip
+EDITS = SCHEMA.append(pa.field("references", pa.list_(pa.binary())))
+"""Rows of edits: also the encoded reference images, of the image's size"""
 REJECTED = pa.schema({"key": pa.string(), "reason": pa.string(), "duplicate_of": pa.string()})
 INDEX = pa.schema(
     {
@@ -57,6 +59,16 @@ STAGED_GROUP = 8  # rows per row group; one file per size is open at once, each 
 def staged_file(folder: str, name: str, target: str) -> str:
     """Return the URI of a shard's staged rows of a target, SPLIT/WIDTHxHEIGHT."""
     return storage.join(folder, STAGED, target, f"{name}.parquet")
+
+
+def target_of(split: str, width: int, height: int, references: int) -> str:
+    """Return the target of a row, SPLIT/WIDTHxHEIGHT, for an edit with +R for R reference images."""
+    return f"{split}/{width}x{height}" + (f"+{references}" if references else "")
+
+
+def schema_of(target: str) -> pa.Schema:
+    """Return the schema of a target's rows."""
+    return EDITS if has_references(target) else SCHEMA
 
 
 def index_file(folder: str, name: str) -> str:
@@ -112,7 +124,7 @@ class ShardCurator:
                     add(rejected, REJECTED, {"key": sample.key, "reason": str(reason)})
                     reasons[str(reason)] += 1
                     continue
-                add(staged_file(self.folder, name, index["target"]), SCHEMA, row)
+                add(staged_file(self.folder, name, index["target"]), schema_of(index["target"]), row)
                 add(index_file(self.folder, name), INDEX, index)
                 kept[index["target"]] += 1
             for uri, writer in writers.items():
@@ -156,13 +168,10 @@ class ShardCurator:
         check_dimensions(image, settings.filters)
         if self.settings.labels == "column":
             label = read_label(sample.record, self.settings.columns)
-        histograms.add("kept", scores | sizes)
         width, height = best_bucket(image.width, image.height, settings.buckets)
-        fitted = (
-            crop_as_adm(image, width)
-            if settings.crop == "adm"
-            else fit_to_size(image, width, height, settings.linear_light)
-        )
+        references = self._references(sample, width, height)
+        histograms.add("kept", scores | sizes)
+        fitted = self._fit(image, width, height)
         # img2dataset hashes the download before it re-encodes the image, so only its hash finds repeated images
         given = sample.record.get(settings.columns.sha256)
         if not isinstance(given, str) or not _SHA256.fullmatch(given):
@@ -170,15 +179,36 @@ class ShardCurator:
         sha256 = given.lower()
         split = "held_out" if is_held_out(sample.key, settings.held_out_every) else "train"
         row = {
-            "key": sample.key, "image": encode_image(fitted, settings.encoding.format, settings.encoding.quality),
+            "key": sample.key, "image": self._encode(fitted),
             "caption": caption, "width": width, "height": height, "bucket": f"{width}x{height}",
             "aesthetic": scores.get("aesthetic"), "punsafe": scores.get("punsafe"), "sha256": sha256, "label": label,
         }  # fmt: skip
         index = {
-            "key": sample.key, "target": f"{split}/{width}x{height}", "key_hash": _hash64(sample.key),
-            "sha256": _hash64(sha256), "phash": perceptual_hash(fitted), "pixels": image.width * image.height,
+            "key": sample.key, "target": target_of(split, width, height, len(references)),
+            "key_hash": _hash64(sample.key), "sha256": _hash64(sha256), "phash": perceptual_hash(fitted),
+            "pixels": image.width * image.height,
         }  # fmt: skip
+        if references:  # duplicates are edits with equal files: resemblance would mix up edits of one image
+            files = [hashlib.sha256(data).hexdigest() for data in (sample.image, *sample.references)]
+            row["references"] = references
+            index["sha256"] = index["phash"] = _hash64(" ".join(files))
         return row, index
+
+    def _fit(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        if self.settings.crop == "adm":
+            return crop_as_adm(image, width)
+        return fit_to_size(image, width, height, self.settings.linear_light)
+
+    def _encode(self, image: Image.Image) -> bytes:
+        return encode_image(image, self.settings.encoding.format, self.settings.encoding.quality)
+
+    def _references(self, sample: Sample, width: int, height: int) -> list[bytes]:
+        """Return the encoded reference images, resized as the image. Raises Rejected if one cannot be decoded."""
+        try:
+            images = [decode_image(data) for data in sample.references]
+        except BadImage as error:
+            raise Rejected(explain_reference(str(error))) from None
+        return [self._encode(self._fit(image, width, height)) for image in images]
 
 
 def best_bucket(width: int, height: int, buckets: list[tuple[int, int]]) -> tuple[int, int]:

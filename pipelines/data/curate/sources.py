@@ -47,6 +47,8 @@ class Source:
 
     has_captions: bool = False
     """Whether a shard may have captions"""
+    has_references: bool = False
+    """Whether a shard may have reference images"""
     is_crawl: bool = False
     """Whether its images may have the scores of a crawl: it has tars, metadata of downloads, or columns of scores"""
 
@@ -93,7 +95,7 @@ def find_source(source: str, columns: Columns) -> Source:
             found.images.append(file if file.problem or is_image(file.path) else _nested(file))
         elif is_tar(file.path):
             _add_shard(source, found, file)
-            found.is_crawl = found.has_captions = True
+            found.is_crawl = found.has_captions = found.has_references = True
         elif file.path.rpartition("/")[2] in METADATA_NAMES:
             found.metadata.append(file)
         elif file.path.lower().endswith((".txt", ".caption", ".json")):
@@ -165,6 +167,7 @@ def _sort_tables(source: str, columns: Columns, tables: list[SourceFile], found:
             kind = look_at_table(file.address, columns)
             found.is_crawl |= bool(kind and kind.has_scores)
             found.has_captions |= not kind or kind.has_captions
+            found.has_references |= not kind or kind.has_references
             if kind:
                 kinds[folder] = kind
         if folder in kinds and kinds[folder].has_paths:

@@ -27,7 +27,7 @@ from pipelines.data.curate.report import Histograms, report_figure
 from pipelines.data.curate.shard import STAGED, ShardCurator
 from pipelines.data.curate.source_files import split_address
 from pipelines.data.curate.sources import Source, find_source, list_classes
-from pipelines.data.datasets import read_rows
+from pipelines.data.datasets import has_references, read_rows
 from pipelines.data.images import decode_image
 from pipelines.viz.image_grid import grid_of
 
@@ -55,6 +55,8 @@ def check(settings: CurateSettings) -> None:
     if settings.labels == "folder":
         if settings.captions:
             raise ConfigError("captions: labels=folder has no columns to find them by; remove them")
+        if settings.columns.references:
+            raise ConfigError("columns.references: labels=folder has no edits; leave it empty")
         list_classes(settings.source)
         return
     if settings.captions:
@@ -64,7 +66,7 @@ def check(settings: CurateSettings) -> None:
     try:
         source = _list_source(settings)
         read_first_file(source)
-        check_captions(settings, source)
+        check_content(settings, source)
     except (FileNotFoundError, PermissionError) as error:
         raise ConfigError(f"source={settings.source!r}: {error.filename} cannot be read: {error.strerror}") from None
 
@@ -84,8 +86,8 @@ def read_first_file(source: Source) -> None:
             file.raw.read(1)
 
 
-def check_captions(settings: CurateSettings, source: Source) -> None:
-    """Raise ConfigError if a metadata file cannot be read, or captions are needed and no image has one."""
+def check_content(settings: CurateSettings, source: Source) -> None:
+    """Raise ConfigError if a metadata file cannot be read, or no image has a caption or reference that is needed."""
     images = [entry for entry in list_entries(source, settings.columns) if not entry.problem]
     has_captions = bool(settings.captions) or source.has_captions or any(entry.has_caption for entry in images)
     if settings.filters.captions and not has_captions and (images or source.shards):
@@ -93,6 +95,17 @@ def check_captions(settings: CurateSettings, source: Source) -> None:
             f"source={settings.source!r}: no image has a caption; write them to NAME.txt beside NAME.jpg, or to "
             "metadata.csv (file_name,text); or keep all images with filters.captions=false and run the caption step"
         )
+
+    if settings.columns.references and not (source.has_references or any(entry.references for entry in images)):
+        raise _no_references(settings, "no image has one")
+
+
+def _no_references(settings: CurateSettings, found: str) -> ConfigError:
+    names = ", ".join(settings.columns.references)
+    return ConfigError(
+        f"columns.references=[{names}]: {found}; name the columns of their paths or bytes, or the endings of their "
+        f"names (NAME.{settings.columns.references[0]}.png beside NAME.png), or leave it empty"
+    )
 
 
 def filters_of(settings: CurateSettings, source: Source) -> Filters:
@@ -133,6 +146,9 @@ def build(settings: CurateSettings, context: Context) -> dict[str, float]:
             f"source={settings.source!r}: curation kept {dict(splits)} images, none to train on; rejected: "
             f"{dict(reasons.most_common())}"
         )
+    edits = sum(rows for target, rows in plan["kept"].items() if has_references(target))
+    if settings.columns.references and not edits:
+        raise _no_references(settings, f"curation kept no image with one; rejected: {dict(reasons.most_common())}")
     items = {name: json.dumps([name, segments]) for name, segments in plan["files"].items()}
     write = partial(FileWriter, context.folder, settings.encoding if settings.horizontal_flips else None)
     for _ in map_items(items, write, context.folder, settings.resources, stage="write"):
@@ -143,6 +159,8 @@ def build(settings: CurateSettings, context: Context) -> dict[str, float]:
     kept = {f"kept_{split}": float(n) for split, n in splits.items()}
     if settings.horizontal_flips:
         kept["flipped"] = kept["kept_train"]
+    if settings.columns.references:
+        kept["kept_edits"] = float(edits)
     return kept | {"rejected": sum(reasons.values()), "shards": len(places), "files": len(plan["files"])}
 
 

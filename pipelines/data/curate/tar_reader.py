@@ -1,6 +1,6 @@
 """Read the samples of a webdataset tar: adjacent members whose paths differ only in the extension."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -12,10 +12,12 @@ from pipelines.data.curate.samples import (
     UNREAD_EXTENSIONS,
     Columns,
     Sample,
+    explain_reference,
     explain_unread,
     is_litter,
     make_sample,
     split_name,
+    split_reference,
 )
 from pipelines.data.curate.source_files import BadFile, SourceReader
 
@@ -24,10 +26,11 @@ _NO_IMAGE = "no image of its key"
 _SECOND = "another image of its key is used"
 _ARCHIVES = ("tar", "gz", "tgz", "zip", "parquet")
 _TEXTS = ("txt", "json")
+_TWICE = "another one has its name"
 
 
 class TornSamples(Exception):
-    """Raised at the end of a tar if images were read whose captions or JSON are not adjacent, with their `keys`."""
+    """Raised at the end of a tar if images were read whose other members are not adjacent, with their `keys`."""
 
     def __init__(self, keys: set[str]):
         super().__init__(f"{len(keys)} keys whose {TORN}")
@@ -42,6 +45,7 @@ class _Group:
     before: str = ""
     """Damage before the group, which may have destroyed members of it"""
     image: bytes = b""
+    references: dict[str, bytes] = field(default_factory=dict)
     texts: dict[str, bytes] = field(default_factory=dict)
     images: list[str] = field(default_factory=list)
     extensions: set[str] = field(default_factory=set)
@@ -49,6 +53,13 @@ class _Group:
 
     def add(self, extension: str, member: tar_stream.Member) -> None:
         self.extensions.add(extension)
+        name, _, format = extension.rpartition(".")
+        if name:
+            problem = member.problem or (explain_unread(format) if format in UNREAD_EXTENSIONS else "")
+            problem = problem or (_TWICE if name in self.references else "")
+            self.problem = self.problem or (explain_reference(problem) if problem else "")
+            self.references[name] = member.data
+            return
         self.problem = self.problem or member.problem
         if extension in IMAGE_EXTENSIONS:
             self.image = self.image if self.images else member.data
@@ -71,14 +82,14 @@ def read_tar(shard: str, columns: Columns, torn: frozenset[str] = frozenset()) -
     """
     found = _TornKeys()
     lost = []
-    for group in _groups(shard):
+    for group in _groups(shard, columns.references):
         if not group.key and group.problem:
             lost.append(Sample("", problem=group.problem))
             continue
         found.add(group)
         if group.key in torn and group.images:
             group.problem = group.problem or TORN
-        elif group.key in torn and group.texts:  # reported with the image
+        elif group.key in torn and (group.texts or group.references):  # reported with the image
             continue
         yield from _samples_of(group, columns)
     yield from lost
@@ -95,7 +106,7 @@ def read_tar_of_class(shard: str) -> Iterator[Sample]:
             yield sample
 
 
-def _groups(shard: str, alone: bool = False) -> Iterator[_Group]:
+def _groups(shard: str, references: Sequence[str] = (), alone: bool = False) -> Iterator[_Group]:
     """Yield the groups of a tar; with `alone` each member is a group, and its path the key.
 
     A group without a key is damage that cannot be assigned to a sample.
@@ -105,7 +116,9 @@ def _groups(shard: str, alone: bool = False) -> Iterator[_Group]:
     usual: set[str] = set()  # extensions of the last undamaged group
 
     def limit(name: str) -> int | None:
-        key, extension = split_name(_plain(name))
+        key, extension = split_reference(_plain(name), references)
+        if "." in extension:
+            return LARGEST_FILE
         if extension in _TEXTS and not alone:
             return LARGEST_TEXT
         is_second = current and current.key == key and current.images and extension not in current.extensions
@@ -140,7 +153,7 @@ def _groups(shard: str, alone: bool = False) -> Iterator[_Group]:
                     yield _Group("", problem=damage)
                 damage = member.problem
                 continue
-            key, extension = split_name(path)
+            key, extension = split_reference(path, references)
             key = path if alone else key
             if current and key == current.key and extension not in current.extensions:
                 current.problem, damage = current.problem or damage, ""
@@ -171,7 +184,9 @@ def _samples_of(group: _Group, columns: Columns) -> Iterator[Sample]:
 def _first_sample(group: _Group, columns: Columns) -> Sample:
     if problem := group.problem or ("" if group.images else _explain_no_image(group)):
         return Sample(group.key, problem=problem)
-    return make_sample(group.key, group.image, group.texts, columns)
+    sample = make_sample(group.key, group.image, group.texts, columns)
+    sample.references = [group.references[name] for name in columns.references if name in group.references]
+    return sample
 
 
 def _explain_no_image(group: _Group) -> str:
@@ -185,7 +200,7 @@ def _explain_no_image(group: _Group) -> str:
 
 
 class _TornKeys:
-    """Collects keys with an image in one place of the tar and its caption or JSON in another."""
+    """Collects keys with an image in one place of the tar and its caption, JSON or reference image in another."""
 
     def __init__(self) -> None:
         self.keys: set[str] = set()
@@ -204,4 +219,5 @@ class _TornKeys:
 
 def _are_torn(one: frozenset[str], other: frozenset[str]) -> bool:
     first, second = (not part.isdisjoint(IMAGE_EXTENSIONS) for part in (one, other))
-    return first != second and one.isdisjoint(other) and not (other if first else one).isdisjoint(_TEXTS)
+    rest = other if first else one
+    return first != second and one.isdisjoint(other) and any(name in _TEXTS or "." in name for name in rest)

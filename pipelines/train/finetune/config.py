@@ -124,7 +124,7 @@ class Validation(Settings):
 
     every: int = Field(250, ge=1)
     pictures: int = Field(8, ge=1)
-    """Maximum number of images"""
+    """Maximum number of images, of edits and text-to-image rows together"""
     seed: int = 0
     steps: int = Field(32, ge=2)
     guidance: float = Field(4.0, ge=1)
@@ -166,6 +166,9 @@ class FinetuneSettings(train.TrainSettings):
     start_from: str = added("")
     """Adapter whose values training starts from: a folder, s3://... or OWNER/NAME on the hub. Its kind of model,
     transformer, LoRA rank and basis must be those of this training. Empty: the base alone"""
+    edit_share: float | None = added(None, ge=0, le=1)
+    """Share of the optimizer steps, spread evenly, whose batch holds edits (rows with reference images); the others
+    hold text-to-image rows. Empty: all rows in epochs, so the share is that of the data"""
     pixels: Pixels = Pixels()
     lora: Lora | None = Lora()
     base_quantization: Quantization | None = added(None)

@@ -53,7 +53,11 @@ class ImageFlops(NamedTuple):
 
 
 def image_flops(
-    settings: FinetuneSettings, transformer_config: Mapping[str, Any], image_tokens: int, text_tokens: int
+    settings: FinetuneSettings,
+    transformer_config: Mapping[str, Any],
+    image_tokens: int,
+    text_tokens: int,
+    reference_tokens: int = 0,
 ) -> ImageFlops:
     """Return the FLOPs per image of a training step.
 
@@ -62,6 +66,7 @@ def image_flops(
         transformer_config: configuration of the latent model's transformer.
         image_tokens: image tokens per image.
         text_tokens: text tokens per image, including padding.
+        reference_tokens: tokens of reference images per image.
     """
     loss, perceptual = settings.loss, 0.0
     variance_reduced = loss.kind == "variance_reduced"
@@ -69,9 +74,10 @@ def image_flops(
         pixels = image_tokens * settings.pixels.patch_size**2
         perceptual = PERCEPTUAL_COSTS[loss.perceptual.net].flops_per_pixel * pixels
     latent = backbone_of_config(transformer_config).network(transformer_config)
-    teacher = count_flops(latent, image_tokens, text_tokens).forward
+    all_tokens = image_tokens + reference_tokens
+    teacher = count_flops(latent, all_tokens, text_tokens).forward
     return ImageFlops(
-        student=count_flops(student_network(settings, transformer_config), image_tokens, text_tokens),
+        student=count_flops(student_network(settings, transformer_config), all_tokens, text_tokens),
         teacher=teacher if variance_reduced else 0.0,
         perceptual=perceptual,
         checkpointing=settings.resources.gradient_checkpointing,
@@ -97,6 +103,7 @@ def step_flops(
     image_tokens: int,
     text_tokens: int,
     images: int,
+    reference_tokens: int = 0,
 ) -> float:
     """Return the model FLOPs (for MFU) of a step on `images` of one size."""
-    return images * image_flops(settings, transformer_config, image_tokens, text_tokens).model
+    return images * image_flops(settings, transformer_config, image_tokens, text_tokens, reference_tokens).model

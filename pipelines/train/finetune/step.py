@@ -16,7 +16,7 @@ from pipelines.core.base_models import check_base, check_kind, check_padding, ch
 from pipelines.core.config import ConfigError
 from pipelines.core.identity import fingerprint_of
 from pipelines.core.step import Context, Step
-from pipelines.data.datasets import find_test_split
+from pipelines.data.datasets import find_test_split, has_references
 from pipelines.data.embeddings import are_latents_stored, is_stored, latent_actors, text_actors, text_padding
 from pipelines.data.encode import load_unconditional
 from pipelines.train import driver
@@ -73,13 +73,42 @@ def check_inputs(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> 
             f"encoded: made with text_padding={padding}, but text_padding={settings.text_padding} here; run the "
             "encode step with it"
         )
+    check_edits(settings, inputs["curated"])
     if settings.start_from:
         check_start(settings, subspace)
     check_base(settings.base, text=not is_stored(encoded), images=not are_latents_stored(encoded))
     if settings.validation:
-        check_base(settings.base, images=settings.model == "latent")
+        files = [validation_files(settings, inputs["curated"], split) for split in ("train", "held_out")]
+        shows_edits = any(map(has_references, sum(files, [])))
+        check_base(settings.base, images=settings.model == "latent" or shows_edits)
     text = 0 if is_stored(encoded) else encoders.text_encoders.workers
     check_processors(settings, text + (0 if are_latents_stored(encoded) else encoders.image_encoders.workers))
+
+
+def check_edits(settings: FinetuneSettings, curated: Artifact) -> None:
+    """Check that there are rows of the kinds that `edit_share` needs, and that the base takes reference images.
+
+    Raises:
+        ConfigError: There are not, or it does not.
+    """
+    kinds, share = set(map(has_references, curated.files("train", ".parquet"))), settings.edit_share
+    if share and True not in kinds:
+        remedy = "curate some with columns.references, or leave edit_share empty"
+        raise ConfigError(f"edit_share={share:g}: curated has no edits; {remedy}")
+    if share is not None and share < 1 and False not in kinds:
+        raise ConfigError(f"edit_share={share:g}: curated has only edits; add text-to-image rows, or set edit_share=1")
+    backbone = family_of(settings.base).backbone
+    if share != 0 and True in kinds and not backbone.takes_references:
+        raise ConfigError(
+            f"curated: has edits, but a {backbone.transformer} takes no reference images; set edit_share=0, or curate "
+            "without columns.references"
+        )
+
+
+def validation_files(settings: FinetuneSettings, artifact: Artifact, folder: str) -> list[str]:
+    """Return the files of the rows that are validated on: those of edits only if edits are trained on."""
+    files = artifact.files(folder, ".parquet")
+    return [file for file in files if settings.edit_share != 0 or not has_references(file)]
 
 
 def with_absolute_paths(settings: FinetuneSettings) -> FinetuneSettings:
@@ -116,7 +145,7 @@ def train(settings: FinetuneSettings, context: Context) -> None:
 
     curated, encoded, resources = context.inputs["curated"], context.inputs["encoded"], settings.resources
     files, restarts = curated.files("train", ".parquet"), resources.max_failures
-    shown = find_test_split(curated) if settings.validation else "held_out"
+    shown = find_test_split(curated, edits=settings.edit_share != 0) if settings.validation else "held_out"
     with ExitStack() as stack:
         text = stack.enter_context(text_actors(encoded, settings.base, resources.text_encoders, restarts))
         images = stack.enter_context(latent_actors(encoded, settings.base, resources.image_encoders, restarts))
@@ -125,8 +154,8 @@ def train(settings: FinetuneSettings, context: Context) -> None:
             "curated": files,
             "latents": encoded.files("latents/train", ".parquet") or [""] * len(files),
             "text": encoded.files("text/train", ".parquet"),
-            "held_out": curated.files(shown, ".parquet"),
-            "held_out_text": encoded.files(f"text/{shown}", ".parquet"),
+            "held_out": validation_files(settings, curated, shown),
+            "held_out_text": validation_files(settings, encoded, f"text/{shown}"),
             "text_encoders": text,
             "image_encoders": images,
             "unconditional": load_unconditional(encoded),

@@ -21,9 +21,10 @@ from pipelines.train.finetune.model import build_model
 from pipelines.train.finetune.perceptual import load_perceptual
 from pipelines.train.finetune.validation import Validator
 from pipelines.train.finetune.validation_prompts import Prompts
+from pipelines.train.mixed_order import make_order
 from pipelines.train.row_groups import list_row_groups
-from pipelines.train.sample_order import SampleOrder
 from pipelines.train.task import Tokens
+from pipelines.viz.image_grid import join_vertically
 
 
 class FinetuneTask:
@@ -36,7 +37,7 @@ class FinetuneTask:
         self.objective = make_objective(self.model, self.settings.loss)
         self.data_loader = make_data_loader(self.settings, config, rank, workers)
         self.config, self.rank = config, rank
-        self._validator: Validator | None = None
+        self._validators: list[Validator] = []
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the optimizer's parameter groups; see `parameter_groups`."""
@@ -53,19 +54,18 @@ class FinetuneTask:
     def step_flops(self, tokens: Tokens) -> float:
         """Return the model FLOPs of a step."""
         config = {"_class_name": self.model.backbone.transformer, **self.model.transformer.config}
-        return step_flops(self.settings, config, tokens.image, tokens.text, self.settings.optim.batch)
+        batch = self.settings.optim.batch
+        return step_flops(self.settings, config, tokens.image, tokens.text, batch, tokens.reference)
 
     def sample_images(self, device: torch.device) -> Image.Image:
         """Return the validation's image grid of the present weights; a collective call."""
         settings, config = self.settings, self.config
         assert settings.validation
-        if self._validator is None:
-            prompts = Prompts(config["held_out"], config["held_out_text"], settings.validation.pictures)
-            source = text_source(config, self.rank)
-            self._validator = Validator(
-                settings.validation, self.model, prompts, source, config["unconditional"], settings.base, device
-            )
-        return self._validator.sample_images()
+        if not self._validators:
+            source, given = text_source(config, self.rank), (config["unconditional"], settings.base, device)
+            kinds = Prompts.by_kind(config["held_out"], config["held_out_text"], settings.validation.pictures)
+            self._validators = [Validator(settings.validation, self.model, p, source, *given) for p in kinds]
+        return join_vertically([validator.sample_images() for validator in self._validators])
 
 
 def make_objective(model: AdaptedModel, loss: Loss) -> FinetuneObjective:
@@ -96,7 +96,7 @@ def make_data_loader(settings: FinetuneSettings, config: dict[str, Any], rank: i
     encoders = config["image_encoders"]
     law = settings.time
     return BatchLoader(
-        SampleOrder(groups, settings.seed, settings.shuffle_window),
+        make_order(groups, settings.seed, settings.shuffle_window, settings.edit_share),
         settings.optim.batch,
         rank,
         workers,

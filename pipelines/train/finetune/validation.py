@@ -42,7 +42,7 @@ class Validator:
         self.settings, self.model, self.base, self.device = settings, model, base, device
         self.captions = prompts.captions()
         self.height, self.width = next(prompts.images()).shape[-2:]
-        self.text = prompts.embeddings(source)
+        self.text, self.references = prompts.embeddings(source), prompts.references()
         self.unconditional = unconditional.float()
         self.bases: Tensor | None = None
 
@@ -52,10 +52,12 @@ class Validator:
             self.bases = self._gathered(self._base)
         now = self._gathered(self._now)
         columns = {"base": to_pil_images(self.bases), "moving average": to_pil_images(now)}
+        if self.references is not None:
+            columns = {"reference": to_pil_images(self.references[:, 0]), **columns}
         scale = max(1, 128 // self.width)
         return side_by_side(columns, self.captions, scale)
 
-    def _gathered(self, sample: Callable[[Tensor, list[Tensor]], Tensor]) -> Tensor:
+    def _gathered(self, sample: Callable[[Tensor, list[Tensor], Tensor | None], Tensor]) -> Tensor:
         """Return (B, 3, H, W) in [-1, 1] on every rank; each samples an equal part."""
         rank, workers = dist.get_rank(), dist.get_world_size()
         count = len(self.captions)
@@ -66,27 +68,34 @@ class Validator:
         self.model.eval()
         try:
             with torch.no_grad():
-                images = sample(noise, [self.text[i] for i in mine]).float().contiguous()
+                references = None if self.references is None else self.references[mine].to(self.device)
+                images = sample(noise, [self.text[i] for i in mine], references).float().contiguous()
         finally:
             self.model.train(training)
         everyone = [torch.empty_like(images) for _ in range(workers)]
         dist.all_gather(everyone, images)
         return torch.cat(everyone)[:count].cpu()
 
-    def _now(self, noise: Tensor, text: list[Tensor]) -> Tensor:
+    def _now(self, noise: Tensor, text: list[Tensor], references: Tensor | None) -> Tensor:
         model, settings = self.model, self.settings
         guidance = Guidance(settings.guidance, settings.orthogonal)
         if isinstance(model, LatentModel):
-            z_0 = self._latents(partial(model, grid=self._grid), noise, text)
+            predict = partial(model, grid=self._grid, references=self._encode(references))
+            z_0 = self._latents(predict, noise, text)
             return self._decoder().decode(z_0, self._grid)
         found: Any = model
-        return sample_pixels(found, noise, text, self.unconditional, guidance, settings.steps, settings.shift)
+        if references is not None:
+            clean = model.subspace.space.encode(references.flatten(0, 1))
+            references = clean.unflatten(0, references.shape[:2])
+        return sample_pixels(
+            found, noise, text, self.unconditional, guidance, settings.steps, settings.shift, references
+        )
 
-    def _base(self, noise: Tensor, text: list[Tensor]) -> Tensor:
+    def _base(self, noise: Tensor, text: list[Tensor], references: Tensor | None) -> Tensor:
         """Return samples of the frozen base: lifted (x_0^L = s A z_0) if pixels are trained, else decoded."""
         model, subspace = self.model, self.model.subspace
         with model.teacher_view() as teacher:
-            z_0 = self._latents(latent_velocity(teacher, self._grid), noise, text)
+            z_0 = self._latents(latent_velocity(teacher, self._grid, self._encode(references)), noise, text)
         if isinstance(model, LatentModel):
             return self._decoder().decode(z_0, self._grid)
         tokens = lift(z_0, model.A, model.s)
@@ -101,8 +110,14 @@ class Validator:
             predict, tokens, text, self.unconditional, guidance, settings.steps, settings.latent_shift
         )
 
+    def _encode(self, references: Tensor | None) -> Tensor | None:
+        """Return the latent tokens (B, R, N, d) of reference images."""
+        if references is None:
+            return None
+        return self._decoder().encode(references.flatten(0, 1)).unflatten(0, references.shape[:2])
+
     def _decoder(self) -> ImageEncoder:
-        """Load the decoder, for as long as it is needed: it is not part of the trained model."""
+        """Load the image encoder, for as long as it is needed: it is not part of the trained model."""
         return load_image_encoder(self.base, self.device.type)
 
     @property

@@ -1,5 +1,5 @@
 import torch
-from diffusers import Flux2Transformer2DModel
+from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 from lift_oracle import arguments, assert_close, latent_transformer, lifted
 
 from asymflow.models.flux2 import LORA_TARGETS, PixelFlux2, run_transformer
@@ -131,3 +131,26 @@ def test_lora_pattern_matches_whole_names_only():
 
     assert not re.fullmatch(LORA_TARGETS, "transformer_blocks.0.attn.to_out")
     assert not re.fullmatch(LORA_TARGETS, "single_transformer_blocks.0.attn.to_qkv_mlp_proj")
+
+
+def test_references_are_the_stock_pipelines_tokens_and_positions(reference):
+    """Two reference images after the noisy one; a row with masked text equals the same row alone."""
+    transformer, (_, sigma, text) = latent_transformer(reference), arguments(reference)
+    generator = torch.Generator().manual_seed(0)
+    tokens, references = (torch.randn(2, *shape, 128, generator=generator) for shape in ((6,), (2, 6)))
+    stock_ids = Flux2KleinPipeline._prepare_image_ids([torch.zeros(1, 128, 2, 3)] * 2)
+    with torch.no_grad():
+        expected = transformer(
+            hidden_states=torch.cat([tokens, *references.unbind(1)], dim=1),
+            encoder_hidden_states=text,
+            timestep=sigma,
+            img_ids=torch.cat([Flux2KleinPipeline._prepare_latent_ids(torch.zeros(1, 128, 2, 3)), stock_ids], dim=1),
+            txt_ids=Flux2KleinPipeline._prepare_text_ids(text[:1]),
+            return_dict=False,
+        )[0][:, :6]
+        assert_close(run_transformer(transformer, tokens, sigma, text, (2, 3), references=references), expected)
+        mask = torch.ones(text.shape[:2]).bool()
+        mask[1, -1] = False
+        found = run_transformer(transformer, tokens, sigma, text, (2, 3), mask, references)[1:]
+        alone = (tokens[1:], sigma[1:], text[1:, :-1], (2, 3), None, references[1:])
+        assert_close(found, run_transformer(transformer, *alone), 1e-4)

@@ -1,10 +1,15 @@
 import pytest
 import torch
+from diffusers import Flux2Transformer2DModel
 from lift_oracle import arguments, assert_close, latent_transformer, lifted
+from toy_pipeline import ADAPTER, BASE, noise, seeded
 
+from asymflow.models.conditioned import TextVelocity
 from asymflow.models.flux2 import LatentFlux2, PixelFlux2, fused, run_transformer
+from asymflow.models.pixel import AsymFlux2Transformer2DModel
 from asymflow.oklab import RELEASED
 from asymflow.patches import patchify
+from asymflow.schedule import calibrate
 from asymflow.subspace import Subspace
 
 
@@ -56,3 +61,36 @@ def test_fused_layers_are_not_rounded_to_the_type_of_the_base():
     assert layer.weight.dtype == torch.float32
     assert torch.equal(layer.weight, (weight.double() @ A.double().T).float())
     assert torch.equal(fused(weight.T, A, after=True).weight, (A.double() @ weight.T.double()).float())
+
+
+def test_references_of_a_model_in_training_are_those_of_the_pipelines():
+    subspace = Subspace.load(ADAPTER / "subspace.safetensors")
+
+    def transformer() -> Flux2Transformer2DModel:
+        return Flux2Transformer2DModel.from_pretrained(BASE, subfolder="transformer")
+
+    x_t, references = noise(2), torch.stack([noise(2, seed=1), noise(2, seed=2)], dim=1)
+    text, sigma = torch.randn(2, 5, 96, generator=seeded()), torch.tensor([0.4, 0.4])
+    finished = AsymFlux2Transformer2DModel.from_latent(transformer(), subspace)
+    model = PixelFlux2.from_latent(transformer(), subspace).eval()
+    with torch.no_grad():
+        u = model(x_t, sigma, text, references=references)
+        for row in range(2):
+            alone = TextVelocity(finished, (64, 64), [text[row]], list(references[row]))
+            assert_close(u[row : row + 1], alone(x_t[row : row + 1], sigma[row : row + 1]), 1e-4)
+        assert (u - model(x_t, sigma, text)).abs().max() > 1e-2 * u.abs().max()
+
+
+def test_the_teacher_takes_references(reference):
+    model = lifted(reference)
+    _, sigma, text = arguments(reference)
+    generator = torch.Generator().manual_seed(0)
+    z_0, noise_tokens, references = (
+        torch.randn(2, *shape, generator=generator) for shape in ((6, 128), (6, 768), (1, 6, 128))
+    )
+    x_0_low_hat = model.teacher_x_0_low(z_0, noise_tokens, sigma, text, (2, 3), references=references)
+    tau, _ = calibrate(sigma, model.s)
+    z_tau = (1 - tau[:, None, None]) * z_0 + tau[:, None, None] * (noise_tokens @ model.A)
+    with torch.no_grad():
+        u = run_transformer(latent_transformer(reference), z_tau, tau, text, (2, 3), references=references)
+    assert_close(x_0_low_hat, model.s * (z_tau - tau[:, None, None] * u) @ model.A.mT, 1e-4)

@@ -110,6 +110,37 @@ def test_the_variance_reduced_loss_is_that_of_the_equations(model, granularity):
     assert frozen and all(p.grad is None for p in frozen)
 
 
+def test_student_and_teacher_see_the_references(model):
+    data, generator = batch(), torch.Generator().manual_seed(2)
+    references = torch.rand(3, 1, 3, 32, 48, generator=generator) * 2 - 1
+    reference_latents = torch.randn(3, 1, 6, 128, generator=generator)
+    loss, terms = FinetuneObjective(model)(**data, references=references, reference_latents=reference_latents)
+    x_0, x_t, sigma, _ = velocity_of(model, data)
+    clean = RELEASED.encode(references[:, 0])[:, None]
+    x_0_hat = x_t - sigma * model(x_t, data["sigma"], data["text"], data["text_mask"], clean)
+    x_0_low_hat = model.teacher_x_0_low(
+        data["z_0"], patchify(data["noise"], 16), data["sigma"], data["text"], (2, 3), data["text_mask"],
+        reference_latents,
+    )  # fmt: skip
+    low = model.s * data["z_0"] @ model.A.mT, x_0_low_hat
+    vr, _ = vr_loss(patchify(x_0, 16), patchify(x_0_hat, 16), *low, data["sigma"])
+    assert torch.isclose(loss, vr, rtol=1e-4)
+    for changed in ({"references": -references}, {"reference_latents": -reference_latents}):
+        given = {"references": references, "reference_latents": reference_latents, **changed}
+        assert FinetuneObjective(model)(**data, **given)[0] != loss
+
+
+def test_a_latent_model_sees_the_latents_of_the_references(tiny_transformer):
+    subspace = Subspace(torch.eye(768, 128), 1.7, "channel_first", RELEASED, {})
+    model, data = LatentFlux2.from_latent(tiny_transformer(8), subspace), batch()
+    references = torch.randn(3, 2, 6, 128, generator=torch.Generator().manual_seed(2))
+    loss, _ = FinetuneObjective(model, "flow_matching")(**data, reference_latents=references)
+    sigma, noise = data["sigma"][:, None, None], patchify(data["noise"], 16) @ subspace.A
+    z_t = (1 - sigma) * data["z_0"] + sigma * noise
+    u_hat = model(z_t, data["sigma"], data["text"], data["text_mask"], (2, 3), references)
+    assert torch.isclose(loss, (noise - data["z_0"] - u_hat).square().mean(), rtol=1e-5)
+
+
 def test_variance_reduction_of_a_latent_model_is_refused(tiny_transformer):
     subspace = Subspace(torch.eye(768, 128), 1.7, "channel_first", RELEASED, {})
     with pytest.raises(ValueError, match="kind is 'variance_reduced'; a latent model is trained with 'flow_matching'"):

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from captioner_fixture import write_captioner
 from PIL import Image
+from training_files import write_curated
 
 from asymflow.models.captioner import Caption
 from pipelines.core import artifacts, storage
@@ -326,3 +327,15 @@ def test_the_contact_sheet_grows_with_its_captions():
     short, long = (caption.caption_sheet([Image.new("RGB", (64, 32))], [row]) for row in rows)
     assert short.size == (short.width, 128 + 2 * 12) and long.height > 1000 * 5 / 90 * 10
     assert np.asarray(long)[-40:].min() < 128  # the last line is there
+
+
+def test_edits_keep_their_instructions(model, tmp_path):
+    file = tmp_path / "train/32x32+1-00000.parquet"
+    file.parent.mkdir()
+    write_curated(file, 6, 32, 32, references=1)
+    out = tmp_path / "out"
+    settings = CaptionSettings(curated=str(tmp_path), model=model)
+    counts = ShardCaptioner(settings, str(out))(str(file))
+    assert counts == {"pictures": 6, "tokens": 0, "cut": 0, "kept_original": 6}
+    written, before = pq.read_table(out / "train/32x32+1-00000.parquet"), pq.read_table(file)
+    assert written["key"] == before["key"] and written["caption"] == written["original"] == before["caption"]

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from training_files import write_curated
 
 from asymflow.models.latent import family_of
 from pipelines.core import artifacts, storage
@@ -32,6 +33,7 @@ from pipelines.data.encode import (
     output_file,
 )
 from pipelines.data.images import encode_png
+from pipelines.data.tensors import read_group
 
 FILES = {"train/a-32x32": (32, 32), "train/b-48x32": (48, 32), "held_out/a-32x32": (32, 32)}
 ROWS = 70  # more than a row group
@@ -285,3 +287,23 @@ def test_padded_text_is_stored_whole_and_so_is_that_of_no_caption(curated, tiny_
     unpadded = settings_for(curated, tiny_base, tmp_path, max_text_tokens=24)
     assert artifacts.hashed_settings(unpadded) != artifacts.hashed_settings(settings)
     assert "text_padding" not in artifacts.hashed_settings(unpadded)
+
+
+def test_latents_of_reference_images_are_stored_beside_those_of_the_image(tiny_base, tmp_path):
+    """Row group by row group, in order, and the same as of encoders beside the training."""
+    curated = tmp_path / "train/32x32+2-00000.parquet"
+    curated.parent.mkdir()
+    write_curated(curated, 6, 32, 32, references=2)
+    settings = EncodeSettings(curated=str(tmp_path), base=str(tiny_base))
+    worker = LatentWorker(settings, str(tmp_path / "out"))
+    assert worker(str(curated))["rows"] == 6
+    file = tmp_path / "out/latents/train/32x32+2-00000.parquet"
+    assert pq.read_schema(file).field("reference_latents").type == pa.fixed_shape_tensor(pa.uint16(), [2, 4, 128])
+    assert group_sizes(str(file)) == group_sizes(str(curated)) == [4, 2]
+    rows = [
+        row for group in range(2) for row in read_group(str(file), group, ["reference_latents"])["reference_latents"]
+    ]
+    encoder = EncodedLatents(str(tiny_base), "cpu")
+    for row, encoded in zip(rows, pq.read_table(curated)["references"].to_pylist(), strict=True):
+        for z, data in zip(row, encoded, strict=True):
+            torch.testing.assert_close(z.float(), encoder.encode([data])[0].float(), rtol=2**-6, atol=2**-6)

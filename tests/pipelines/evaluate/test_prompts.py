@@ -3,14 +3,19 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from training_files import write_curated
 
+from pipelines.core import artifacts
 from pipelines.core.config import ConfigError
+from pipelines.data.curate.config import CurateSettings
+from pipelines.data.datasets import find_test_split
 from pipelines.evaluate.prompts import (
     Prompt,
     list_generations,
     read_captions,
     read_dpg,
     read_geneval,
+    read_held_out,
     read_hpsv3,
     read_labels,
 )
@@ -109,3 +114,19 @@ def test_dpg_questions_are_serialized_as_json(tmp_path):
 def test_classes():
     labels = read_labels("", "")
     assert len(labels) == 1000 and labels[207].data == {"label": 207}
+
+
+def test_instructions_of_edits_are_no_prompts(tmp_path):
+    """Nor do held-out edits make a data set one with enough held-out images."""
+
+    def curated(name, rows_of):
+        for file, rows in rows_of.items():
+            path = tmp_path / name / f"{file}-00000.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_curated(path, rows, 32, 32, int("+" in file))
+        return artifacts.write_manifest(str(tmp_path / name), "curate", "1", CurateSettings(source="x"), {}, {})
+
+    held = curated("a", {"train/32x32": 5, "held_out/32x32": 3, "held_out/32x32+1": 4})
+    assert len(list(read_held_out(held))) == 3
+    few = curated("b", {"train/32x32": 5, "train/32x32+1": 2, "held_out/32x32+1": 4})
+    assert len(list(read_held_out(few))) == 5 and find_test_split(few, edits=True) == "held_out"

@@ -14,11 +14,14 @@ from pipelines.toy.data import (
     EMOJI,
     PHOTOGRAPHS,
     DemoImage,
+    _emoji_edits,
     _emoji_images,
     _faulty_images,
     _photo_images,
     emoji_caption,
     emoji_stems,
+    ground_pairs,
+    render_emoji,
     write_img2dataset,
 )
 
@@ -47,6 +50,17 @@ def test_every_emoji_lies_on_every_ground_and_its_captions_name_it():
         assert image.format == "JPEG" and image.size == (128, 128)
         wanted = bytes.fromhex(BACKGROUNDS[ground].removeprefix("#"))
         assert max(abs(a - b) for a, b in zip(image.getpixel((1, 1)), wanted, strict=True)) < 8
+
+
+def test_an_edit_has_one_emoji_on_two_grounds():
+    pairs = _emoji_edits("1F431", 5, 0)
+    for pair, (before, asked) in zip(pairs, ground_pairs("1F431", 0), strict=False):
+        assert pair.caption == f"on {asked}" and before != asked
+        assert (pair.source, pair.image) == tuple(render_emoji("1F431", ground) for ground in (before, asked))
+    assert len({(pair.source, pair.image) for pair in pairs}) == 5
+    every = ground_pairs("1F431", 0)
+    assert len(set(every)) == len(every) == len(BACKGROUNDS) * (len(BACKGROUNDS) - 1)
+    assert every == ground_pairs("1F431", 0) != ground_pairs("1F431", 1)
 
 
 @pytest.mark.parametrize("name", ["camera.png", "china.jpg"])  # one package each
@@ -132,10 +146,17 @@ def test_data_set_depends_on_the_seed_alone(tmp_path):
         "for folder, seed in (('a', 0), ('b', 0), ('c', 1)):\n"
         "    data.write_img2dataset(data.demo_images(6, seed), Path(sys.argv[1], folder), 15)\n"
     )
+    script += "data.write_img2dataset(data.demo_images(6, 0, 2), Path(sys.argv[1], 'pairs'), 100)\n"
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, timeout=300)
     a, b, c = ({p.name: p.read_bytes() for p in (tmp_path / folder).iterdir()} for folder in "abc")
     assert a == b and a.keys() == c.keys() and a["00000.tar"] != c["00000.tar"]
     rows = [row for file in sorted((tmp_path / "a").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
     assert len(rows) == 3 * len(BACKGROUNDS) + 6 + 13 + 1
+    with tarfile.open(tmp_path / "pairs/00000.tar") as tar:
+        names = tar.getnames()
+    captions = {row["key"]: row["caption"] for row in pq.read_table(tmp_path / "pairs/00000.parquet").to_pylist()}
+    pairs = {key for key in captions if f"{key}.source.jpg" in names}
+    assert len(captions) == len(rows) + 3 * 2 + 1 and len(pairs) == 3 * 2 + 1
+    assert sorted(captions[key] for key in captions.keys() - pairs) == sorted(row["caption"] for row in rows)
     hashes = Counter(row["sha256"] for row in rows if row["caption"].startswith(("an emoji", "a photo")))
     assert sorted(hashes.values()) == [1] * (3 * len(BACKGROUNDS) + 6 - 1) + [2]

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from ports import free_port
-from training_files import SIZES, write_curated, write_encoded
+from training_files import SIZES, write_files
 from training_runs import KINDS, Training
 
 
@@ -103,11 +103,10 @@ def make(tiny_transformer):
 @pytest.fixture(scope="session")
 def training_files(tmp_path_factory) -> Path:
     """Return a folder of small curated files, latents and text; see `training_files`."""
-    folder = tmp_path_factory.mktemp("data")
-    for name, rows in SIZES.items():
-        files = [folder / kind / f"{name}.parquet" for kind in ("curated", "latents", "text")]
-        files[0].parent.mkdir(exist_ok=True)
-        width, height = map(int, name.partition("-")[0].split("x"))
-        write_curated(files[0], rows, width, height)
-        write_encoded(*files)
-    return folder
+    return write_files(tmp_path_factory.mktemp("data"), SIZES)
+
+
+@pytest.fixture(scope="session")
+def mixed_files(tmp_path_factory) -> Path:
+    """Return the same of text-to-image rows and edits with one and two reference images."""
+    return write_files(tmp_path_factory.mktemp("mixed"), {"32x32-00000": 10, "32x32+1-00000": 9, "32x32+2-00000": 5})

@@ -10,14 +10,24 @@ from pathlib import Path
 import pytest
 import ray
 import torch
-from training_files import BATCH, ROWS, STEPS, UNCONDITIONAL, assert_background_ends, files_in, loader, steps
+from training_files import (
+    BATCH,
+    ROWS,
+    STEPS,
+    UNCONDITIONAL,
+    assert_background_ends,
+    files_in,
+    loader,
+    random_image,
+    steps,
+)
 
 from pipelines.core.artifacts import Artifact
 from pipelines.core.workers import ModelWorkers
-from pipelines.data.datasets import read_rows
+from pipelines.data.datasets import decode_batch, read_rows
 from pipelines.data.embeddings import EncodedLatents, EncodedText, RemoteLatents, RemoteText, latent_actors, text_actors
 from pipelines.train import row_groups as rows_module
-from pipelines.train.finetune.batches import Batch
+from pipelines.train.finetune.batches import Batch, decode_references
 from pipelines.train.row_groups import list_row_groups, read_columns
 
 
@@ -123,7 +133,7 @@ def test_each_row_group_is_read_once_an_epoch_and_not_by_every_worker(training_f
 def test_embeddings_and_latents_are_requested_two_steps_ahead(training_files):
     class CountingSource:
         def __init__(self, column):
-            self.column, self.requests = column, 0
+            self.column, self.reference_column, self.requests = column, "reference_latents", 0
 
         def request(self, values):
             self.requests += 1
@@ -135,6 +145,53 @@ def test_embeddings_and_latents_are_requested_two_steps_ahead(training_files):
         next(batches)
         time.sleep(0.2)
         assert [source.requests for source in sources] == [step + 2] * 2
+
+
+@pytest.mark.parametrize("edit_share", [None, 0.5])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_edits_have_their_references_and_no_padding(mixed_files, edit_share, workers):
+    """The stored rows, whatever the number of workers; text-to-image batches have no references at all."""
+    stored = {}
+    for group in list_row_groups(*(files_in(mixed_files, kind) for kind in ("curated", "latents", "text"))):
+        rows = read_columns(group, ("image", "references", "reference_latents"))
+        for i, key in enumerate(rows["key"]):
+            given = (rows["references"][i], rows["reference_latents"][i]) if group.references else None
+            stored[key] = given and (decode_batch(given[0]), given[1].float())
+    parts = [loader(mixed_files, rank, workers, edit_share=edit_share).from_step(0, 2) for rank in range(workers)]
+    numbers = Counter()
+    for _ in range(8):
+        batches = [batch for part in parts for batch in next(part)]
+        (references,) = {0 if batch.references is None else batch.references.shape[1] for batch in batches}
+        numbers[references] += 1
+        for batch in batches:
+            assert ("references" in batch.inputs()) == ("reference_latents" in batch.inputs()) == (references > 0)
+            assert batch.tokens.reference == references * batch.tokens.image
+            for i, key in enumerate(batch.keys):
+                if references:
+                    assert torch.equal(batch.references[i], stored[key][0])
+                    assert torch.equal(batch.reference_latents[i], stored[key][1])
+                else:
+                    assert stored[key] is None
+    assert numbers.keys() == {0, 1, 2}
+    assert edit_share is None or numbers[0] == 4
+
+
+def test_one_and_two_workers_have_the_same_mixture_from_any_step(mixed_files):
+    whole = steps(loader(mixed_files, edit_share=0.3), 0, 9)
+    parts = [steps(loader(mixed_files, rank, 2, edit_share=0.3), 4, 5, micro_batch=3) for rank in (0, 1)]
+    for (expected,), *split in zip(whole[4:], *parts, strict=True):
+        ours, theirs = samples([batch for part in split for batch in part]), samples([expected])
+        assert ours.keys() == theirs.keys()
+        for key, values in theirs.items():
+            assert all(torch.equal(values[name], ours[key][name]) for name in values)
+
+
+def test_references_of_other_sizes_are_an_error(mixed_files):
+    data = [random_image("a", 32, 32), random_image("b", 16, 32)]
+    with pytest.raises(ValueError, match="the reference images of 'x' cannot be read .*; curate again"):
+        decode_references(data, "x")
+    with pytest.raises(ValueError, match="the reference images of 'x' cannot be read .truncated or corrupt.*"):
+        decode_references([data[0][:100]], "x")
 
 
 def encode_artifact(folder: Path, text: str = "on_the_fly", latents: str = "on_the_fly") -> Artifact:

@@ -68,3 +68,11 @@ def test_operations_of_a_step_are_those_that_torch_counts(kind):
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         objective(**batch.inputs())[0].backward()
     assert counter.get_total_flops() == pytest.approx(step_flops(settings, config, 64, 32, images=2), rel=0.01)
+
+
+def test_tokens_of_references_cost_what_image_tokens_cost_but_in_the_perceptual_network():
+    settings = settings_of()
+    alone, edit, larger = (image_flops(settings, KLEIN_9B, *n) for n in ((1024, 512), (1024, 512, 1024), (2048, 512)))
+    assert edit.student == larger.student and edit.teacher == larger.teacher > alone.teacher
+    assert edit.perceptual == alone.perceptual < larger.perceptual
+    assert step_flops(settings, KLEIN_9B, 1024, 512, 3, 1024) == 3 * edit.model

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tiny_families import make_sd3
 
 from asymflow.oklab import RELEASED
 from asymflow.srgb import SrgbSpace
@@ -7,7 +8,7 @@ from asymflow.subspace import Subspace
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError, validate
 from pipelines.train.finetune.config import FinetuneSettings
-from pipelines.train.finetune.step import check_inputs, shown, with_absolute_paths
+from pipelines.train.finetune.step import check_edits, check_inputs, shown, validation_files, with_absolute_paths
 
 INPUTS = {"curated": "c", "encoded": "e", "basis": "b", "base": "m"}
 
@@ -64,3 +65,48 @@ def test_workers_get_absolute_paths(tmp_path, monkeypatch):
 def test_the_head_is_logged_for_the_model_that_has_one(tree, is_shown):
     settings = validate(FinetuneSettings, {**INPUTS, **tree, "loss": {"kind": "flow_matching"}})
     assert ("ddt" in shown(settings)) == is_shown
+
+
+def artifact_of(*files):
+    return Artifact("c", {"id": "1", "files": list(files)})
+
+
+TEXT, EDITS = "train/64x64-00000.parquet", "train/64x64+1-00000.parquet"
+
+
+@pytest.mark.parametrize(
+    ("files", "share", "message"),
+    [
+        ([TEXT], 0.5, "edit_share=0.5: curated has no edits; curate pairs with columns.references"),
+        ([TEXT, "held_out/64x64+1-00000.parquet"], 1, "edit_share=1: curated has no edits"),
+        ([EDITS], 0.5, "edit_share=0.5: curated has only edits; add text-to-image rows, or set edit_share=1"),
+    ],
+)
+def test_a_share_of_rows_that_do_not_exist_is_refused(files, share, message):
+    settings = validate(FinetuneSettings, {**INPUTS, "edit_share": share})
+    with pytest.raises(ConfigError, match=message) as error:
+        check_edits(settings, artifact_of(*files))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("files", "share"), [([TEXT], None), ([TEXT], 0), ([EDITS], 1), ([TEXT, EDITS], 0.3)])
+def test_shares_of_rows_that_exist(files, share, tiny_base):
+    check_edits(
+        validate(FinetuneSettings, {**INPUTS, "base": str(tiny_base), "edit_share": share}), artifact_of(*files)
+    )
+
+
+def test_edits_need_a_base_that_takes_references(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "sd3"
+    make_sd3(folder)
+    base = str(folder)
+    settings = validate(FinetuneSettings, {**INPUTS, "base": base})
+    with pytest.raises(ConfigError, match="curated: has edits, but a SD3Transformer2DModel takes no reference images"):
+        check_edits(settings, artifact_of(TEXT, EDITS))
+    check_edits(validate(FinetuneSettings, {**INPUTS, "base": base, "edit_share": 0}), artifact_of(TEXT, EDITS))
+
+
+@pytest.mark.parametrize(("share", "expected"), [(None, 2), (0.5, 2), (0, 1)])
+def test_edits_are_validated_on_if_they_are_trained_on(share, expected):
+    settings = validate(FinetuneSettings, {**INPUTS, "edit_share": share})
+    assert len(validation_files(settings, artifact_of(TEXT, EDITS), "train")) == expected
