@@ -2,8 +2,8 @@
 
 Trained values are float16, the subspace bfloat16. There are no alphas: a LoRA whose scale alpha / rank is not 1 has it
 multiplied into `lora_B`. Patches are packed channel first; those of other models are reordered when written and read.
-The baselines, and other families than FLUX.2, have files of the same form under class names of ours; the latent baseline
-has no subspace.
+The baselines, and other families than FLUX.2, have files of the same form under class names of ours; the latent
+baseline has no subspace.
 """
 
 import os

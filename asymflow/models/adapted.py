@@ -33,8 +33,8 @@ RECOMPILE_LIMIT = 64
 class AdaptedModel(nn.Module):
     """Latent model with a frozen base, of which three modules (`Backbone.trained`) and LoRA are trained.
 
-    A subclass replaces the three modules, and others that it names, by trained ones. The original ones are kept, frozen,
-    in `latent_modules`, and put back by `teacher_view`.
+    A subclass replaces the three modules, and others that it names, by trained ones. The original ones are kept,
+    frozen, in `latent_modules`, and put back by `teacher_view`.
 
     Args:
         transformer: The latent transformer. The model keeps and changes it.

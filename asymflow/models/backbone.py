@@ -85,8 +85,8 @@ class Backbone:
     adapter_keys: tuple[str, ...]
     """Settings of the transformer that an adapter's config.json repeats"""
     unused: Callable[[Mapping[str, Any]], str] = lambda config: r"(?!)"
-    """(settings of the transformer): pattern of the whole names of layers whose output no image depends on: those of the
-    text in the last block"""
+    """(settings of the transformer): pattern of the whole names of layers whose output no image depends on: those of
+    the text in the last block"""
     unquantized: str = r"(?!)"
     """Pattern of whole names: layers besides `text_input` that are not quantized, as the class reads the type of their
     weights"""

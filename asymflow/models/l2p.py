@@ -88,6 +88,8 @@ class L2pModel(AdaptedModel):
     subspace serves the teacher, and gives the size of patches and the color space.
     """
 
+    blocks: int
+    """Number of trained blocks at each end"""
     detailer: Detailer
 
     @classmethod

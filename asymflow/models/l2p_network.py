@@ -1,4 +1,4 @@
-"""Matrices of the L2P baseline from settings of its transformer; importable without torch. See `asymflow.models.l2p`."""
+"""Matrices of the L2P baseline (`asymflow.models.l2p`) from settings of its transformer; importable without torch."""
 
 import re
 from collections.abc import Iterator, Mapping

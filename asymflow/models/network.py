@@ -36,7 +36,7 @@ class Linear(NamedTuple):
     bias: bool = False
     """Whether there is a bias"""
     uses: int = 1
-    """Applications per token: those of a convolution, whose inputs are those of its kernel, are the pixels of a patch"""
+    """Applications per token: of a convolution, whose inputs are those of its kernel, the pixels of a patch"""
 
     @property
     def values(self) -> int:
@@ -76,6 +76,11 @@ class Network:
     """Attentions, in order"""
     vectors: tuple[Vectors, ...] = ()
     """The other parameters"""
+
+    @property
+    def parts(self) -> "list[Linear | Vectors]":
+        """All that has parameters."""
+        return [*self.linears, *self.vectors]
 
     def __add__(self, other: "Network") -> "Network":
         return Network(self.linears + other.linears, self.attentions + other.attentions, self.vectors + other.vectors)
@@ -120,7 +125,9 @@ def count_flops(network: Network, image_tokens: int, text_tokens: int) -> Flops:
         The operations.
     """
     tokens = tokens_by_stream(image_tokens, text_tokens)
-    products = [(layer, 2.0 * layer.inputs * layer.outputs * layer.uses * tokens[layer.stream]) for layer in network.linears]
+    products = [
+        (layer, 2.0 * layer.inputs * layer.outputs * layer.uses * tokens[layer.stream]) for layer in network.linears
+    ]
     attentions = [(layer, 4.0 * layer.width * tokens[layer.stream] ** 2) for layer in network.attentions]
     attention = sum(n for _, n in attentions)
     return Flops(

@@ -75,7 +75,8 @@ class SampleSettings(StepSettings, SamplingParameterSettings):
     prompts: list[str] = Field([], validate_default=False)
     """One prompt or a list"""
     prompt_file: str = ""
-    """Instead of prompts: a .txt with one per line, or a .csv, .tsv, .json, .jsonl or .parquet"""
+    """Instead of prompts: a .txt with one per line, a .csv, .tsv, .json, .jsonl or .parquet, or a folder of .parquet,
+    such as `train` of a curate artifact"""
     prompt_column: str = added("prompt")
     """Column of the prompts, for files with columns"""
     seeds: list[int] = Field([0], min_length=1)

@@ -125,7 +125,8 @@ def open_model(settings: SampleSettings) -> "PairSampler | BaseSampler":
 
 
 def metadata_of(
-    sampler: "PairSampler | BaseSampler", prompt: str, seed: int, parameters: SamplingParameters) -> dict[str, Any]:
+    sampler: "PairSampler | BaseSampler", prompt: str, seed: int, parameters: SamplingParameters
+) -> dict[str, Any]:
     """Return the metadata with which an image can be sampled again."""
     source = {"base": Path(sampler.base).name, "adapter_sha256": sampler.adapter_sha256}
     return {"prompt": prompt, "seed": seed, **source, **asdict(parameters)}

@@ -13,7 +13,7 @@ CARD = "README.md"
 _KINDS = {
     "asymflow": "A pixel-space flow model by the AsymFlow method (arXiv:2605.12964): no autoencoder is left",
     "ddt": "A pixel-space flow model that predicts u by a decoder head, a baseline of AsymFlow",
-    "l2p": "A pixel-space flow model by L2P (arXiv:2605.12013): the outer blocks of the latent model, trained on pixels",
+    "l2p": "A pixel-space flow model by L2P (arXiv:2605.12013): the outer blocks of its base, trained on pixels",
     "latent": "The latent model, finetuned on the same data as a baseline of AsymFlow",
 }
 

@@ -84,14 +84,13 @@ def plan_values(settings: FinetuneSettings, config: Mapping[str, Any]) -> Values
     backbone, head = backbone_of_config(config), settings.ddt
     latent = backbone.network(config)
     student = student_network(settings, config)
-    places = {part.name: place for place, part in enumerate((*latent.linears, *latent.vectors))}
-    trained = [part for part in (*student.linears, *student.vectors) if part.trained]
+    places = {name: place for place, name in enumerate(part.name for part in latent.parts)}
+    trained = [part for part in student.parts if part.trained]
     trained.sort(key=lambda part: places.get(part.name.split(".lora_")[0], len(places)))
     values = {part.name: part.values for part in trained}
     if settings.model == "ddt":
         values |= {f"head.blocks.{i}.block.attn.norms": 2 * head.head_width for i in range(head.blocks)}
-    parts = {layer.name: layer.values for layer in latent.linears}
-    parts |= {vectors.name: vectors.values for vectors in latent.vectors}
+    parts = {part.name: part.values for part in latent.parts}
     whole = tuple(f"{name}." for name in backbone.trained)
     replaced = {name for name in parts if name in values or f"{name}.".startswith(whole)}
     original = sum(parts[name] for name in replaced)
