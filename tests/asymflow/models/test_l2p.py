@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from asymflow.models.l2p import Detailer, L2pModel
-from asymflow.models.l2p_network import detailer_channels, detailer_values_kept
 from asymflow.oklab import RELEASED
 from asymflow.subspace import Subspace
 
@@ -35,14 +34,6 @@ def test_the_detailer_has_the_papers_channels():
     assert layers["last"] == (64, 3)
 
 
-def test_channels_double_up_to_eightfold():
-    assert detailer_channels(2, 3) == (3,)
-    assert detailer_channels(32, 3) == (3, 6, 12, 24, 24)
-    for side in (1, 12):
-        with pytest.raises(ValueError, match=f"patches of {side} pixels; the detailer needs 2, 4, 8"):
-            detailer_channels(side, 3)
-
-
 def test_the_velocity_of_a_pixel_depends_on_its_surroundings_alone_and_on_their_features():
     model, generator = detailer(), torch.Generator().manual_seed(1)
     images = torch.randn(1, 3, 64, 64, generator=generator)
@@ -54,22 +45,6 @@ def test_the_velocity_of_a_pixel_depends_on_its_surroundings_alone_and_on_their_
         changed = (model(images, other) - u).abs().amax(1)[0]
     assert u.shape == images.shape and changed[0, 0] > 0
     assert (changed[24:] == 0).all() and (changed[:, 24:] == 0).all()
-
-
-def test_values_kept_for_the_backward_pass_are_those_that_torch_keeps():
-    model = detailer(8, 24, 8)
-    own, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(torch.randn(1, 3, 64, 64), torch.randn(1, 24, 8, 8, requires_grad=True))
-    found = sum(storage.nbytes() for storage in kept.values()) / 4 / 64
-    assert found == pytest.approx(detailer_values_kept(8, 24, 8), rel=0.02)
 
 
 def test_new_layers_and_the_outer_blocks_alone_differ_from_the_base(make, tiny_transformer):

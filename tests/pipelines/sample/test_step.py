@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
 from pipelines.core import storage
@@ -17,7 +16,6 @@ from pipelines.core.step import run_step
 from pipelines.data.curate.config import CurateSettings
 from pipelines.data.curate.step import STEP as CURATE
 from pipelines.sample import step as sample
-from pipelines.sample.base_sampler import BaseSampler
 from pipelines.sample.config import SampleSettings
 from pipelines.sample.metadata import read_metadata
 from pipelines.sample.parameters import SamplingParameters
@@ -93,15 +91,6 @@ def test_images_of_the_base_alone_are_a_source_of_the_curate_step(local_ray, tmp
     })).artifact  # fmt: skip
     table = pa.concat_tables(pq.read_table(f) for s in ("train", "held_out") for f in curated.files(s, ".parquet"))
     assert sorted(table["caption"].to_pylist()) == sorted(2 * PROMPTS)
-
-
-def test_a_bases_images_have_the_noise_of_their_seed_alone():
-    sampler = BaseSampler(BASE, "none")
-    parameters = SamplingParameters(32, 48, steps=2, guidance=2.0, shift=1.5)
-    both = sampler.latent(PROMPTS, [3, 4], parameters)
-    assert both.shape == (2, 3, 32, 48) and (both[0] - both[1]).abs().max() > 0.1
-    torch.testing.assert_close(sampler.latent(PROMPTS[1:], [4], parameters)[0], both[1], rtol=0, atol=1e-3)
-    assert sampler.patch_size == 4 and sampler.defaults.shift == 7.0
 
 
 def pixels(png):
