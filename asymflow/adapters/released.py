@@ -2,7 +2,7 @@
 
 Trained values are float16, the subspace bfloat16. There are no alphas: a LoRA whose scale alpha / rank is not 1 has it
 multiplied into `lora_B`. Patches are packed channel first; those of other models are reordered when written and read.
-The two baselines, and other families than FLUX.2, have files of the same form under class names of ours; the latent
+The baselines, and other families than FLUX.2, have files of the same form under class names of ours; the latent
 baseline has no subspace.
 """
 
@@ -19,12 +19,18 @@ from asymflow.adapters.files import read_adapter, write_adapter
 from asymflow.models.adapted import AdaptedModel
 from asymflow.models.backbone import Backbone, Kind
 from asymflow.models.ddt import DdtFlux2
+from asymflow.models.l2p import L2pModel
 from asymflow.models.latent import backbone_of_config, families
 from asymflow.models.lifted import LatentModel, PixelModel
 from asymflow.patches import layout_order
 from asymflow.subspace import Subspace
 
-CLASSES: dict[Kind, type[AdaptedModel]] = {"asymflow": PixelModel, "latent": LatentModel, "ddt": DdtFlux2}
+CLASSES: dict[Kind, type[AdaptedModel]] = {
+    "asymflow": PixelModel,
+    "latent": LatentModel,
+    "ddt": DdtFlux2,
+    "l2p": L2pModel,
+}
 SAMPLING_KEYS = ("sigma_min",)
 """Keys of config.json that need not match the model"""
 _SHARED_AXES = {
@@ -158,7 +164,7 @@ def adapter_config(
         base: Settings of the latent transformer; missing ones have diffusers' defaults.
         subspace: Subspace of the model; None: the latent baseline, which has none.
         sigma_min: `sigma_floor_sample`, the lower bound of sigma in the recovery.
-        head: The DDT head's `blocks`, `heads` and `head_width`.
+        head: Sizes of what replaces the last layer (`AdaptedModel.head_sizes`); empty or None for an ordinary one.
         backbone: Family's transformer; None: that of the settings (`asymflow.models.latent.backbone_of_config`).
 
     Returns:
@@ -175,21 +181,16 @@ def adapter_config(
     config = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
     if kind == "asymflow":
         config["sigma_min"] = sigma_min
-    if kind == "ddt":
-        config["head"] = dict(head or {})
+    if head:
+        config["head"] = dict(head)
     return config
 
 
 def _config_of(model: AdaptedModel) -> dict[str, Any]:
     kind = next(kind for kind, cls in CLASSES.items() if isinstance(model, cls))
     subspace, base = _subspace_of(model), model.transformer.config
-    if isinstance(model, DdtFlux2):
-        head_width = sum(model.head.positions.axes_dim)
-        heads = model.head.embed.out_features // head_width
-        head = {"blocks": len(model.head.blocks), "heads": heads, "head_width": head_width}
-        return adapter_config(kind, base, subspace, head=head, backbone=model.backbone)
     sigma_min = getattr(model, "sigma_floor_sample", 0.0)
-    return adapter_config(kind, base, subspace, sigma_min, backbone=model.backbone)
+    return adapter_config(kind, base, subspace, sigma_min, model.head_sizes, model.backbone)
 
 
 def _subspace_of(model: AdaptedModel) -> Subspace | None:

@@ -7,7 +7,7 @@ is the same transformer with its LoRA switched off and its three original module
 import copy
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,12 +34,13 @@ RECOMPILE_LIMIT = 64
 class AdaptedModel(nn.Module):
     """Latent model with a frozen base, of which three modules (`Backbone.trained`) and LoRA are trained.
 
-    A subclass replaces the three modules by trained ones. The original ones are kept, frozen, in `latent_modules`, and
-    put back by `teacher_view`.
+    A subclass replaces the three modules, and others that it names, by trained ones. The original ones are kept,
+    frozen, in `latent_modules`, and put back by `teacher_view`.
 
     Args:
         transformer: The latent transformer. The model keeps and changes it.
         subspace: Subspace of the latent tokens, whose rank is the width of a token.
+        others: Names of other modules that the subclass replaces.
 
     Raises:
         ValueError: If no family has such a transformer, the rank is not the width of the transformer's tokens, or the
@@ -48,7 +49,7 @@ class AdaptedModel(nn.Module):
 
     A: Tensor
 
-    def __init__(self, transformer: Any, subspace: Subspace):
+    def __init__(self, transformer: Any, subspace: Subspace, others: Sequence[str] = ()):
         super().__init__()
         self.backbone: Backbone = backbone_of(transformer)
         patch_dim, rank = subspace.A.shape
@@ -61,7 +62,8 @@ class AdaptedModel(nn.Module):
         if 3 * self.patch_size**2 != patch_dim:
             raise ValueError(f"a patch of {patch_dim} values is not a square of three color channels")
         self.transformer = self.backbone.prepare(transformer).requires_grad_(False)
-        originals = {_key(name): transformer.get_submodule(name) for name in self.backbone.trained}
+        self.replaced = (*self.backbone.trained, *others)
+        originals = {_key(name): transformer.get_submodule(name) for name in self.replaced}
         self.latent_modules = nn.ModuleDict(originals)
         self.subspace = subspace
         self.s = float(subspace.s)
@@ -89,6 +91,22 @@ class AdaptedModel(nn.Module):
     def text_width(self) -> int:
         """Width of a text embedding, E."""
         return self.transformer.get_submodule(self.backbone.text_input).in_features
+
+    @property
+    def head_sizes(self) -> dict[str, int]:
+        """Sizes of what replaces the last layer, arguments of `from_latent`; empty for an ordinary last layer."""
+        return {}
+
+    def latent_layer(self, name: str) -> Any:
+        """Return an original module, as the teacher has it.
+
+        Args:
+            name: Name in the transformer of a replaced module.
+
+        Returns:
+            The module.
+        """
+        return self.latent_modules[_key(name)]
 
     @property
     def last_layer(self) -> nn.Module:
@@ -142,7 +160,7 @@ class AdaptedModel(nn.Module):
             target_modules=self.backbone.lora_targets(self.transformer.config),
         )
         self.transformer.add_adapter(config)
-        for name in self.backbone.trained:  # peft freezes all but the adapters
+        for name in self.replaced:  # peft freezes all but the adapters
             self.transformer.get_submodule(name).requires_grad_(True)
         for layer in self._lora_layers():
             layer.cast_input_dtype_enabled = False  # master weights take the input's type, not the reverse
@@ -225,15 +243,15 @@ class AdaptedModel(nn.Module):
 
     @contextmanager
     def teacher_view(self) -> Iterator[Any]:
-        """Make `self.transformer` the latent model inside a `with`: LoRA off, the three original modules in place.
+        """Make `self.transformer` the latent model inside a `with`: LoRA off, the original modules in place.
 
         Yields:
             The transformer.
         """
-        student_modules = {name: self.transformer.get_submodule(name) for name in self.backbone.trained}
+        student_modules = {name: self.transformer.get_submodule(name) for name in self.replaced}
         self._set_adapters(False)
-        for name in self.backbone.trained:
-            _set_module(self.transformer, name, self.latent_modules[_key(name)])
+        for name in self.replaced:
+            _set_module(self.transformer, name, self.latent_layer(name))
         try:
             yield self.transformer
         finally:

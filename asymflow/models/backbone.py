@@ -3,6 +3,7 @@
 Importable without torch. `asymflow.models.latent` finds the description that belongs to a transformer.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Kind = Literal["asymflow", "latent", "ddt"]
-"""Kind of a finetuned model: the paper's, or one of its two baselines"""
+Kind = Literal["asymflow", "latent", "ddt", "l2p"]
+"""Kind of a finetuned model: the paper's, one of its two baselines, or L2P"""
 
 
 class TokenGeometry(NamedTuple):
@@ -74,10 +75,18 @@ class Backbone:
     """(settings, LoRA, its dropout): memory of the blocks by kind"""
     block_names: Mapping[str, str]
     """Names for people of the lists of blocks, by their names in the transformer"""
+    image_blocks: tuple[str, ...]
+    """Names of the lists of blocks that image tokens pass, in order"""
+    image_free: str
+    """Pattern of whole names: layers whose input does not depend on the image, those of conditions and those that text
+    passes before it meets the image. Without LoRA on them, no gradient passes them"""
     adapter_classes: Mapping[Kind, str]
     """`_class_name` in an adapter's config.json, by kind of the model; a kind that is missing is not supported"""
     adapter_keys: tuple[str, ...]
     """Settings of the transformer that an adapter's config.json repeats"""
+    unused: Callable[[Mapping[str, Any]], str] = lambda config: r"(?!)"
+    """(settings of the transformer): pattern of the whole names of layers whose output no image depends on: those of
+    the text in the last block"""
     unquantized: str = r"(?!)"
     """Pattern of whole names: layers besides `text_input` that are not quantized, as the class reads the type of their
     weights"""
@@ -95,6 +104,26 @@ class Backbone:
     def trained(self) -> tuple[str, str, str]:
         """Names of the three modules that are trained whole."""
         return (self.first, self.last_norm, self.last)
+
+    def end_blocks(self, config: Mapping[str, Any], count: int) -> tuple[str, ...]:
+        """Return the first and the last blocks that image tokens pass.
+
+        Args:
+            config: Settings of the transformer.
+            count: Number of blocks at each end.
+
+        Returns:
+            Names of 2 count blocks, in order.
+
+        Raises:
+            ValueError: If the transformer has fewer blocks.
+        """
+        lists = "|".join(re.escape(name) for name in self.image_blocks)
+        found = (re.match(rf"({lists})\.\d+(?=\.)", layer.name) for layer in self.network(config).linears)
+        blocks = list(dict.fromkeys(match[0] for match in found if match))
+        if 2 * count > len(blocks):
+            raise ValueError(f"the transformer has {len(blocks)} blocks; allowed at each end: {len(blocks) // 2}")
+        return (*blocks[:count], *blocks[-count:])
 
     def complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return settings of the transformer with the class's defaults for missing ones; saved models have them all.

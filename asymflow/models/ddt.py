@@ -211,6 +211,13 @@ class DdtFlux2(AdaptedModel):
         height, width = x_t.shape[-2:]
         return unpatchify(u.float(), height, width, self.patch_size, layout=self.subspace.layout)
 
+    @property
+    def head_sizes(self) -> dict[str, int]:
+        """Sizes of the head."""
+        head_width = sum(self.head.positions.axes_dim)
+        heads = self.head.embed.out_features // head_width
+        return {"blocks": len(self.head.blocks), "heads": heads, "head_width": head_width}
+
     def enable_gradient_checkpointing(self) -> None:
         """Checkpoint the blocks of the backbone and of the head."""
         super().enable_gradient_checkpointing()

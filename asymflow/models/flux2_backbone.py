@@ -43,10 +43,16 @@ FLUX2 = Backbone(
     network=network,
     block_memory=block_memory,
     block_names={"transformer_blocks": "double blocks", "single_transformer_blocks": "single blocks"},
+    image_blocks=("transformer_blocks", "single_transformer_blocks"),
+    image_free=(
+        r"context_embedder|time_guidance_embed\..+|.+_modulation(_img|_txt)?\.linear|norm_out\.linear"
+        r"|transformer_blocks\.0\.attn\.add_[qkv]_proj"
+    ),
     adapter_classes={
         "asymflow": "AsymFlux2Transformer2DModel",
         "latent": "Flux2Transformer2DModelAdapter",
         "ddt": "DdtFlux2Transformer2DModelAdapter",
+        "l2p": "L2pFlux2Transformer2DModelAdapter",
     },
     adapter_keys=(
         "num_layers",

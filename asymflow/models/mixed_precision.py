@@ -6,6 +6,7 @@ and products keep the type of the frozen base; the gradient is accumulated in fl
 """
 
 import torch.nn.functional as F
+from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
 
@@ -41,7 +42,43 @@ class MasterRMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, weight, self.eps)
 
 
-_MASTER_CLASSES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: MasterLinear, nn.RMSNorm: MasterRMSNorm}
+class MasterDiffusersRMSNorm(RMSNorm):
+    """RMSNorm of diffusers with float32 master weights whose output has the type of its input."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Apply the layer in float32.
+
+        Args:
+            hidden_states: Values (..., *dim).
+
+        Returns:
+            Values of the same shape and dtype.
+        """
+        return super().forward(hidden_states).to(hidden_states.dtype)
+
+
+class MasterConv2d(nn.Conv2d):
+    """nn.Conv2d with float32 master weights whose output has the type of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer in the type of its input.
+
+        Args:
+            input: Images (B, in_channels, H, W).
+
+        Returns:
+            Images (B, out_channels, H, W), of the same dtype.
+        """
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return self._conv_forward(input, self.weight.to(input.dtype), bias)
+
+
+_MASTER_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: MasterLinear,
+    nn.RMSNorm: MasterRMSNorm,
+    RMSNorm: MasterDiffusersRMSNorm,
+    nn.Conv2d: MasterConv2d,
+}
 
 
 def use_master_weights(module: nn.Module) -> None:
@@ -51,10 +88,11 @@ def use_master_weights(module: nn.Module) -> None:
         module: The module.
 
     Raises:
-        TypeError: If a layer of another class than Linear and RMSNorm has parameters.
+        TypeError: If a layer of another class has parameters.
     """
     for layer in module.modules():
         if type(layer) in _MASTER_CLASSES:
             layer.__class__ = _MASTER_CLASSES[type(layer)]
         elif type(layer) not in _MASTER_CLASSES.values() and next(layer.parameters(recurse=False), None) is not None:
-            raise TypeError(f"{type(layer).__name__} has parameters; master weights exist for Linear and RMSNorm")
+            known = ", ".join(cls.__name__ for cls in _MASTER_CLASSES)
+            raise TypeError(f"{type(layer).__name__} has parameters; master weights exist for {known}")

@@ -15,7 +15,7 @@ Quantization = Literal["nf4", "int8", "fp8"]
 """How a frozen linear layer may be stored; see `asymflow.models.quantized`"""
 NF4_BLOCK = 64
 """Values of a quantized weight that share a scale, in one row: bitsandbytes' CPU kernels take no block of two rows"""
-_IN_BLOCK = re.compile(r"(?:blocks|layers|refiner)(?:\.image)?\.\d+\.")
+_IN_BLOCK = re.compile(r"^detailer\.|(?:blocks|layers|refiner)(?:\.image)?\.\d+\.")
 
 
 class Linear(NamedTuple):
@@ -35,6 +35,8 @@ class Linear(NamedTuple):
     """Whether the matrix is trained"""
     bias: bool = False
     """Whether there is a bias"""
+    uses: int = 1
+    """Applications per token: of a convolution, whose inputs are those of its kernel, the pixels of a patch"""
 
     @property
     def values(self) -> int:
@@ -49,15 +51,19 @@ class Attention(NamedTuple):
     """Width of all heads together"""
     stream: Stream
     """Tokens that attend to each other"""
+    first: bool = False
+    """No trained layer comes before it, so it passes no gradient on"""
 
 
 class Vectors(NamedTuple):
-    """Parameters that are not matrices: norms and learned tokens. They are frozen."""
+    """Parameters that are not matrices: norms and learned tokens."""
 
     name: str
     """Name in the model, or what the names of several start with"""
     values: int
     """Number of values"""
+    trained: bool = False
+    """Whether they are trained"""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,11 @@ class Network:
     vectors: tuple[Vectors, ...] = ()
     """The other parameters"""
 
+    @property
+    def parts(self) -> "list[Linear | Vectors]":
+        """All that has parameters."""
+        return [*self.linears, *self.vectors]
+
     def __add__(self, other: "Network") -> "Network":
         return Network(self.linears + other.linears, self.attentions + other.attentions, self.vectors + other.vectors)
 
@@ -83,7 +94,7 @@ class Flops(NamedTuple):
     backward: float
     """Gradients of activations, back to the first trained layer, and of the trained matrices"""
     recomputed: float
-    """Operations that gradient checkpointing repeats: the blocks"""
+    """Operations that gradient checkpointing repeats: the blocks and L2P's detailer"""
 
 
 class BlockMemory(NamedTuple):
@@ -114,11 +125,15 @@ def count_flops(network: Network, image_tokens: int, text_tokens: int) -> Flops:
         The operations.
     """
     tokens = tokens_by_stream(image_tokens, text_tokens)
-    products = [(layer, 2.0 * layer.inputs * layer.outputs * tokens[layer.stream]) for layer in network.linears]
-    attention = sum(4.0 * width * tokens[stream] ** 2 for width, stream in network.attentions)
+    products = [
+        (layer, 2.0 * layer.inputs * layer.outputs * layer.uses * tokens[layer.stream]) for layer in network.linears
+    ]
+    attentions = [(layer, 4.0 * layer.width * tokens[layer.stream] ** 2) for layer in network.attentions]
+    attention = sum(n for _, n in attentions)
     return Flops(
         forward=sum(n for _, n in products) + attention,
-        backward=sum(n * ((not layer.first) + layer.trained) for layer, n in products) + 2 * attention,
+        backward=sum(n * ((not layer.first) + layer.trained) for layer, n in products)
+        + 2 * sum(n for layer, n in attentions if not layer.first),
         recomputed=sum(n for layer, n in products if _IN_BLOCK.search(layer.name)) + attention,
     )
 

@@ -150,8 +150,9 @@ def network(config: Mapping[str, Any], patch_dim: int | None = None, lora_rank: 
             yield Linear("A^T", tokens, own, "image")
             yield Linear("A", own, tokens, "image")
 
-    norms = [Vectors(f"transformer_blocks.{i}.attn.norms", 4 * config["attention_head_dim"]) for i in range(blocks)]
-    vectors = (*norms, Vectors("txt_norm", config["joint_attention_dim"]))
+    head, last = config["attention_head_dim"], f"transformer_blocks.{blocks - 1}.attn"
+    norms = [Vectors(f"transformer_blocks.{i}.attn.norms", (4 if i < blocks - 1 else 3) * head) for i in range(blocks)]
+    vectors = (*norms, Vectors(f"{last}.norm_added_q", head), Vectors("txt_norm", config["joint_attention_dim"]))
     base = Network(tuple(layers()), (Attention(width, "both"),) * blocks, vectors)
     return base + Network(tuple(lora_layers(base.linears, lora_targets(config), lora_rank)), ())
 
@@ -190,6 +191,11 @@ def block_memory(config: Mapping[str, Any], lora: bool, dropout: bool) -> tuple[
     # what enters the adapters; with dropout, each has an input and a mask of its own
     adapted = 1.5 * (2 * width + mlp) if dropout else width + mlp
     return (BlockMemory(config["num_layers"], "both", width, 8 * width + mlp + lora * (4 * width + adapted)),)
+
+
+def _unused(config: Mapping[str, Any]) -> str:
+    last = rf"transformer_blocks\.{config['num_layers'] - 1}"
+    return rf"{last}\.(txt_mlp\..+|attn\.(to_add_out|add_q_proj|norm_added_q))"
 
 
 def _width(config: Mapping[str, Any]) -> int:
@@ -255,7 +261,16 @@ FAMILY = LatentFamily(
         network=network,
         block_memory=block_memory,
         block_names={"transformer_blocks": "blocks"},
-        adapter_classes={"asymflow": "AsymQwenImageTransformer2DModel", "latent": "QwenImageTransformer2DModelAdapter"},
+        image_blocks=("transformer_blocks",),
+        image_free=(
+            r"txt_in|time_text_embed\..+|.+\.(img|txt)_mod\.1|norm_out\.linear|transformer_blocks\.0\.attn\.add_[qkv]_proj"
+        ),
+        unused=_unused,
+        adapter_classes={
+            "asymflow": "AsymQwenImageTransformer2DModel",
+            "latent": "QwenImageTransformer2DModelAdapter",
+            "l2p": "L2pQwenImageTransformer2DModelAdapter",
+        },
         adapter_keys=(
             "num_layers",
             "num_attention_heads",

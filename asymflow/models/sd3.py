@@ -143,7 +143,9 @@ def network(config: Mapping[str, Any], patch_dim: int | None = None, lora_rank: 
             yield Linear("A", own, tokens, "image")
 
     heads = config["attention_head_dim"] * (config["qk_norm"] is not None)
-    norms = (Vectors(f"transformer_blocks.{i}.norms", (6 if i in dual else 4) * heads) for i in range(blocks))
+    counts = [(6 if i in dual else 4) - (i == blocks - 1) for i in range(blocks)]
+    norms = [Vectors(f"transformer_blocks.{i}.norms", count * heads) for i, count in enumerate(counts)]
+    norms.append(Vectors(f"transformer_blocks.{blocks - 1}.attn.norm_added_q", heads))
     attentions = (Attention(width, "both"),) * blocks + (Attention(width, "image"),) * len(dual)
     base = Network(tuple(layers()), attentions, tuple(norms))
     return base + Network(tuple(lora_layers(base.linears, LORA_TARGETS, lora_rank)), ())
@@ -198,6 +200,10 @@ def _lora_targets(config: Mapping[str, Any]) -> str:
     return LORA_TARGETS
 
 
+def _unused(config: Mapping[str, Any]) -> str:
+    return rf"transformer_blocks\.{config['num_layers'] - 1}\.attn\.(add_q_proj|norm_added_q)"
+
+
 def _width(config: Mapping[str, Any]) -> int:
     return config["num_attention_heads"] * config["attention_head_dim"]
 
@@ -236,7 +242,17 @@ FAMILY = LatentFamily(
         block_memory=block_memory,
         block_names={"transformer_blocks": "blocks"},
         prepare=prepare,
-        adapter_classes={"asymflow": "AsymSD3Transformer2DModel", "latent": "SD3Transformer2DModelAdapter"},
+        image_blocks=("transformer_blocks",),
+        image_free=(
+            r"context_embedder|time_text_embed\..+|.+\.norm1(_context)?\.linear|norm_out\.linear"
+            r"|transformer_blocks\.0\.attn\.add_[qkv]_proj"
+        ),
+        unused=_unused,
+        adapter_classes={
+            "asymflow": "AsymSD3Transformer2DModel",
+            "latent": "SD3Transformer2DModelAdapter",
+            "l2p": "L2pSD3Transformer2DModelAdapter",
+        },
         adapter_keys=tuple(name for name in MEDIUM if name not in ("sample_size", "in_channels", "out_channels")),
     ),
     published={

@@ -1,7 +1,7 @@
 """Read prompts from text, CSV, TSV, JSON, JSON lines and parquet files."""
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -18,12 +18,15 @@ def read_prompt_file(uri: str, column: str) -> list[str]:
     """Read the prompts of a local or S3 file, in order, without surrounding whitespace.
 
     `.txt` (or no extension) has one prompt per line, and empty lines are skipped. `.csv`, `.tsv` and `.parquet` have a
-    column of prompts. `.jsonl`, `.ndjson` and `.json` have strings, or objects with the column.
+    column of prompts. `.jsonl`, `.ndjson` and `.json` have strings, or objects with the column. The parquet files of a
+    folder are read in the order of their names.
 
     Raises:
         ValueError: The file does not exist or has another format, the column is missing, or an entry is not a prompt.
     """
     suffix = PurePosixPath(uri).suffix.lower()
+    if not suffix and (files := _parquet_files(uri)):
+        return [prompt for file in files for prompt in read_prompt_file(file, column)]
     if suffix not in _READERS:
         raise ValueError(f"{uri} ends with {suffix!r}; allowed: {', '.join(filter(None, _READERS))}")
     rows = _READERS[suffix](uri, column)
@@ -50,6 +53,13 @@ def to_prompt(value: Any, uri: str, number: int) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{uri}: row {number} has {value!r}; a prompt must be non-empty text")
     return value.strip()
+
+
+def _parquet_files(folder: str) -> list[str]:
+    """Return the sorted parquet files of a folder; none of what is not a folder."""
+    if storage.is_local(folder) and not Path(storage.absolute(folder)).is_dir():
+        return []
+    return storage.list_files(folder, ".parquet")
 
 
 def _read(uri: str) -> bytes:

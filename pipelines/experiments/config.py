@@ -1,4 +1,4 @@
-"""Settings of experiments over many steps: workflow, sweeps, rank sweep, time to quality and report."""
+"""Settings of experiments over many steps: workflow, sweeps, rank sweep, time to quality, peers and report."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -162,6 +162,36 @@ class TimeToQualitySettings(Settings):
     """Distances of the suite"""
 
 
+class PeerMethod(Settings):
+    """One of the compared trainings."""
+
+    config: str
+    """Configuration file of its finetune"""
+    changes: dict[str, Any] = {}
+    """Sections and settings that replace those of the file, and of the experiment's `changes`"""
+
+
+class PeersSettings(Settings):
+    """Settings of a comparison of finetunes of several kinds."""
+
+    step: ClassVar[str] = "peers"
+    run: RunSettings = RunSettings()
+    methods: dict[str, PeerMethod] = Field(min_length=2)
+    """{label: training}; the others are compared with the first"""
+    changes: dict[str, Any] = {}
+    """Sections and settings of the finetune that replace those of all files. `checkpoints.keep_every` keeps the
+    checkpoints among which that of equal time is selected"""
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    """Seeds of the trainings"""
+    evaluate: Annotated[dict[str, Any], ValidatedAs(EvaluateSettings)]
+    """Settings of the evaluations, except `run`, `adapter` and `models`; `base` and `basis` default to those of the
+    finetune"""
+    metrics: list[str] = Field(
+        ["sliced_wasserstein", "sliced_wasserstein_high_pass", "spectrum", "imagenet_frechet"], min_length=1
+    )
+    """Distances of the suite"""
+
+
 class ReportSettings(Settings):
     """Compare evaluations on one self-contained HTML page, with the paper's Tables 3 and 4 marked as quoted."""
 
@@ -181,8 +211,8 @@ SETTINGS: dict[str, type[Settings]] = {
     for settings in (
         CurateSettings, CaptionSettings, ColorStatsSettings, BasisSettings, EncodeSettings, FinetuneSettings,
         PretrainSettings, SampleSettings, EvaluateSettings, WorkflowSettings, SweepSettings, RankSweepSettings,
-        TimeToQualitySettings, ReportSettings, ExportSettings, DemoPageSettings, ImportJitSettings, DemoDataSettings,
-        ToyBaseSettings, ToyEncoderSettings,
+        TimeToQualitySettings, PeersSettings, ReportSettings, ExportSettings, DemoPageSettings, ImportJitSettings,
+        DemoDataSettings, ToyBaseSettings, ToyEncoderSettings,
     )
 }  # fmt: skip
 """By step: all jobs that read a configuration file"""

@@ -70,17 +70,21 @@ class SampleSettings(StepSettings, SamplingParameterSettings):
     base: Uri
     """Folder of the latent model, or of a merged pipeline"""
     adapter: str = ""
-    """The pixel model's: a folder, s3://... or OWNER/NAME on the hub; empty: the base is merged"""
+    """The pixel model's: a folder, s3://... or OWNER/NAME on the hub; empty: the base is merged, or with latent=true
+    sampled alone"""
     prompts: list[str] = Field([], validate_default=False)
     """One prompt or a list"""
     prompt_file: str = ""
-    """Instead of prompts: a .txt with one per line, or a .csv, .tsv, .json, .jsonl or .parquet"""
+    """Instead of prompts: a .txt with one per line, a .csv, .tsv, .json, .jsonl or .parquet, or a folder of .parquet,
+    such as `train` of a curate artifact"""
     prompt_column: str = added("prompt")
     """Column of the prompts, for files with columns"""
     seeds: list[int] = Field([0], min_length=1)
     """One image per prompt and seed"""
     latent: bool = False
-    """Also sample the latent model, from the same noise"""
+    """Also sample the latent model, from the same noise; without an adapter, only the latent model"""
+    text_padding: Literal["none", "max_length"] = added("max_length")
+    """Padding of prompts for a base alone; adapters and merged models record their own"""
     shown: int = Field(8, ge=1)
     """Rows of the image grid"""
     provenance: Provenance = Provenance()

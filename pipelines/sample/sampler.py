@@ -162,15 +162,15 @@ class PipelineSampler:
 
 
 class AdapterSampler:
-    """The same for a family without a pipeline: the adapter's pixel model, whose frozen teacher is the latent base."""
+    """The same for what has no pipeline, a family or a baseline: the model's frozen teacher is the latent base."""
 
     def __init__(self, base: str, adapter: str, device: str = "cpu"):
         self.base, self.adapter, self.device = base, adapter, device
         with adapter_files(adapter) as folder:
             if folder is None:
                 raise ValueError("adapter: missing; the base alone is a latent model")
-            if (kind := kind_of(read_adapter(folder)[1])) != "asymflow":
-                raise ValueError(f"adapter={adapter!r}: a model of kind {kind}; only asymflow is sampled here")
+            if kind_of(read_adapter(folder)[1]) == "latent":
+                raise ValueError(f"adapter={adapter!r}: a latent model; only pixel models are sampled here")
             self.model: Any = restore(load_transformer(base, device), folder).to(device)
             self.defaults, self.adapter_sha256 = read_defaults(folder), weights_sha256(folder)
         self.patch_size: int = self.model.patch_size
@@ -202,7 +202,9 @@ def open_sampler(base: str, adapter: str = "", device: str = "cpu") -> PairSampl
     """Return the sampler of a base with an adapter, or of a merged pipeline."""
     if adapter and not family_of(base).pixel_pipeline:
         return AdapterSampler(base, adapter, device)
-    return PipelineSampler(base, adapter, device)
+    with adapter_files(adapter) as folder:
+        kind = "asymflow" if folder is None else kind_of(read_adapter(folder)[1])
+    return PipelineSampler(base, adapter, device) if kind == "asymflow" else AdapterSampler(base, adapter, device)
 
 
 def load_sampler(

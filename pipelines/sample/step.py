@@ -1,4 +1,4 @@
-"""Sample step: images from prompts and seeds, each a PNG with its metadata, and an image grid.
+"""Sample step: images from prompts and seeds, each a PNG with its metadata, their captions, and an image grid.
 
 What loads diffusers is imported where it is used: a cached artifact does not need it.
 """
@@ -16,7 +16,7 @@ from PIL import Image
 
 from asymflow.hub import is_repository, resolve_commit
 from pipelines.core import storage
-from pipelines.core.base_models import check_base, read_patch_size
+from pipelines.core.base_models import check_base, check_padding, read_patch_size
 from pipelines.core.config import ConfigError, read_json_setting
 from pipelines.core.map_items import map_items
 from pipelines.core.step import Context, Step
@@ -27,12 +27,18 @@ from pipelines.sample.safety import SafetyFilter, check_safety
 from pipelines.viz.image_grid import side_by_side, thumbnail, to_pil_images
 
 if TYPE_CHECKING:
+    from pipelines.sample.base_sampler import BaseSampler
     from pipelines.sample.sampler import PairSampler
+
+CAPTIONS = "metadata.jsonl"
+"""File beside a model's images with the prompts of those that were not flagged"""
 
 
 def check(settings: SampleSettings) -> None:
     """Check models, image size and safety classifier before Ray starts. Raises ConfigError."""
     check_model(settings.base, settings.adapter, settings.latent)
+    if models_of(settings) == ("latent",):
+        check_padding(settings.base, settings.text_padding)
     if side := read_patch_size(settings.base):
         settings.check_size(side)
     check_safety(settings.safety)
@@ -50,10 +56,16 @@ def check_model(base: str, adapter: str, latent: bool) -> None:
 
     index = Path(base) / "model_index.json"
     kind = read_json_setting(index, f"base={base!r}").get("_class_name") if index.is_file() else None
-    if kind not in PIPELINES:
-        raise ConfigError(f"adapter: missing, and base={base!r} is not a pixel model merged by jobs/export.py")
-    if latent:
-        raise ConfigError("latent=True: a merged model has no latent base; give base and adapter")
+    if kind in PIPELINES:
+        if latent:
+            raise ConfigError("latent=True: a merged model has no latent base; give base and adapter")
+        return
+    if not latent:
+        raise ConfigError(
+            f"adapter: missing, and base={base!r} is not a pixel model merged by jobs/export.py; give an adapter, or "
+            "latent=true to sample the base alone"
+        )
+    check_base(base, ("transformer",), images=True, text=True)
 
 
 def check_hub(adapter: str) -> None:
@@ -74,10 +86,8 @@ class SampleWorker:
     """Samples the images of one item, the range [start, stop) of all pairs of prompt and seed; see `map_items`."""
 
     def __init__(self, settings: SampleSettings, folder: str):
-        from pipelines.sample.sampler import open_sampler
-
         self.settings, self.folder = settings, folder
-        self.sampler = open_sampler(settings.base, settings.adapter, settings.resources.device)
+        self.sampler = open_model(settings)
         self.filter = SafetyFilter(settings.safety, settings.resources.device)
 
     def __call__(self, item: str) -> dict[str, Any]:
@@ -103,7 +113,20 @@ class SampleWorker:
         return {"rows": rows}
 
 
-def metadata_of(sampler: "PairSampler", prompt: str, seed: int, parameters: SamplingParameters) -> dict[str, Any]:
+def open_model(settings: SampleSettings) -> "PairSampler | BaseSampler":
+    """Return the sampler of the settings' models."""
+    if models_of(settings) == ("latent",):
+        from pipelines.sample.base_sampler import BaseSampler
+
+        return BaseSampler(settings.base, settings.text_padding, settings.resources.device)
+    from pipelines.sample.sampler import open_sampler
+
+    return open_sampler(settings.base, settings.adapter, settings.resources.device)
+
+
+def metadata_of(
+    sampler: "PairSampler | BaseSampler", prompt: str, seed: int, parameters: SamplingParameters
+) -> dict[str, Any]:
     """Return the metadata with which an image can be sampled again."""
     source = {"base": Path(sampler.base).name, "adapter_sha256": sampler.adapter_sha256}
     return {"prompt": prompt, "seed": seed, **source, **asdict(parameters)}
@@ -111,7 +134,9 @@ def metadata_of(sampler: "PairSampler", prompt: str, seed: int, parameters: Samp
 
 def models_of(settings: SampleSettings) -> tuple[str, ...]:
     """Return the models to sample from."""
-    return ("latent", "pixel") if settings.latent else ("pixel",)
+    if not settings.latent:
+        return ("pixel",)
+    return ("latent", "pixel") if settings.adapter else ("latent",)
 
 
 def file_of(model: str, place: int, seed: int) -> str:
@@ -128,12 +153,21 @@ def build(settings: SampleSettings, context: Context) -> dict[str, float]:
     summaries = map_items(items, make_worker, context.folder, settings.resources)
     rows = [row for summary in summaries for row in summary["rows"]]
     storage.write_bytes(context.file("samples.json"), json.dumps(rows, indent=1, ensure_ascii=False).encode())
+    for model in models_of(settings):
+        own = [row for row in rows if row["model"] == model and not row["flagged"]]
+        storage.write_bytes(context.file(f"{model}/{CAPTIONS}"), caption_rows(own))
     image_grid = image_grid_of(settings, context)
     buffer = io.BytesIO()
     image_grid.save(buffer, "PNG")
     storage.write_bytes(context.file("samples.png"), buffer.getvalue())
     context.tracker.log_image("samples", image_grid)
     return {"pictures": len(rows), "flagged": sum(row["flagged"] for row in rows)}
+
+
+def caption_rows(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Return JSON lines of images and their prompts, with which the curate step reads a model's folder."""
+    named = ({"file_name": Path(row["file"]).name, "caption": row["prompt"]} for row in rows)
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in named).encode()
 
 
 def with_absolute_paths(settings: SampleSettings) -> SampleSettings:

@@ -61,6 +61,7 @@ def commands(tiny_workflow, folder: Path) -> dict[str, list[str]]:
         "make_demo_data": ["photos=7", "--dry-run"],
         "make_toy_base": ["--dry-run"],
         "make_toy_encoder": ["--dry-run"],
+        "peers": ["jobs/configs/peers/toy.yaml", run, f"evaluate.{curated}", "--dry-run"],
         "pretrain": ["jobs/configs/pretrain/toy_jit_r8.yaml", run, curated, basis, "--dry-run"],
         "rank_sweep": ["jobs/configs/rank_sweep/toy.yaml", run, "--dry-run"],
         "report": [f"out={folder}/report.html", f"evaluations.tiny={made['evaluate']}"],

@@ -33,6 +33,7 @@ BAD = {
     "make_toy_base": ["steps.flow=0"],
     "make_toy_encoder": ["stepz=3"],
     "time_to_quality": ["finetuned={}"],
+    "peers": ["methods={}"],
 }
 SCRIPT = """
 import contextlib, io, json, runpy, sys

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from asymflow.adapters import SamplingDefaults, kind_of, read_adapter, restore, save_adapter
 from asymflow.models.backbone import Backbone
 from asymflow.models.ddt import DdtFlux2
+from asymflow.models.l2p import L2pModel
 from asymflow.models.latent import MODULES, LatentFamily, family_of, load_transformer, published_model
 from asymflow.models.lifted import LatentModel, PixelModel
 from asymflow.models.network import NF4_BLOCK
@@ -284,6 +286,91 @@ def test_gradients_reach_exactly_the_trained_modules(made):
     assert sorted((last, rest)) == [1e-4, 1e-3]
 
 
+def shallow(made: Made) -> L2pModel:
+    """L2P with one trained block at each end and, if the family has such, a frozen one between them."""
+    config = dict(transformer_of(made).config)
+    config |= {name: 3 for name in made.tiny.depths}
+    torch.manual_seed(0)
+    return L2pModel.from_latent(type(transformer_of(made)).from_config(config), made.subspace, 1, 4)
+
+
+def test_l2p_trains_the_outer_blocks_alone_and_its_teacher_is_the_base(made):
+    model, (x_t, sigma, text, mask) = shallow(made), inputs(made)
+    config, backbone = model.transformer.config, made.backbone
+    ends = backbone.end_blocks(config, 1)
+    lists = [model.transformer.get_submodule(name) for name in backbone.image_blocks]
+    assert ends == (f"{backbone.image_blocks[0]}.0", f"{backbone.image_blocks[-1]}.{len(lists[-1]) - 1}")
+    assert sum(map(len, lists)) > 2
+    trained = {name.removeprefix("transformer.") for name in model.trainable()}
+    outer = tuple(f"{name}." for name in (backbone.first, backbone.last_norm, *ends, "detailer"))
+    assert all(name.startswith(outer) for name in trained)
+    assert {name for name in outer if any(n.startswith(name) for n in trained)} == set(outer)
+    left = {
+        name
+        for name, _ in model.transformer.named_parameters()
+        if name.startswith(tuple(f"{end}." for end in ends)) and name not in trained
+    }
+    assert all(re.fullmatch(backbone.unused(config), name.rpartition(".")[0]) for name in left)
+    with model.teacher_view() as teacher:
+        names = {name for name, _ in teacher.named_parameters()}
+        assert not names & {n.removeprefix("transformer.") for n in model.trainable()} - names
+        assert not any(p.requires_grad for p in teacher.parameters())
+    model(x_t, sigma, text, mask).square().mean().backward()
+    with_gradient = {n.removeprefix("transformer.") for n, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == trained
+    assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in model.trainable().values())
+
+
+def test_l2p_in_half_precision_with_checkpointing_keeps_float32_weights(made):
+    model, (x_t, sigma, text, mask) = shallow(made), inputs(made)
+    whole = model(x_t, sigma, text, mask)
+    whole.square().mean().backward()
+    gradients = {name: p.grad.clone() for name, p in model.trainable().items()}
+    model.zero_grad()
+    model.enable_gradient_checkpointing()
+    model.train()(x_t, sigma, text, mask).square().mean().backward()
+    for name, parameter in model.trainable().items():
+        assert_close(parameter.grad, gradients[name], 1e-4)
+    model.set_precision(torch.bfloat16)
+    u = model(x_t, sigma, text, mask)
+    u.square().mean().backward()
+    assert u.dtype == torch.float32 and model.dtype == torch.bfloat16
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.trainable().values())
+    assert (u - whole).norm() < 0.1 * whole.norm()
+
+
+@pytest.mark.parametrize("layout", ["channel_first", "channel_last"])
+def test_an_l2p_model_is_saved_loaded_and_sampled_from(made, layout, tmp_path):
+    subspace = lifted(made, layout).subspace
+    torch.manual_seed(0)
+    model = L2pModel.from_latent(transformer_of(made), subspace, 1, 4).eval()
+    x_t, sigma, text, mask = inputs(made)
+    save_adapter(model, tmp_path, SamplingDefaults(HEIGHT, WIDTH, 2, 2.0, 3.0, made.tiny.padding))
+    tensors, config = read_adapter(tmp_path)
+    assert kind_of(config) == "l2p" and config["head"] == {"blocks": 1, "channels": 4}
+    again = restore(transformer_of(made), tmp_path)
+    with torch.no_grad():
+        assert_close(again(x_t, sigma, text, mask), model(x_t, sigma, text, mask), 5e-3)  # stored in float16
+    if layout == "channel_first":
+        parameters = SamplingParameters(height=HEIGHT, width=WIDTH, steps=2, guidance=2.0, shift=3.0)
+        both = open_sampler(made.folder, str(tmp_path))
+        images = {name: getattr(both, name)(CAPTIONS, [3, 4], parameters) for name in ("pixel", "latent")}
+        assert all(found.shape == (2, 3, HEIGHT, WIDTH) and torch.isfinite(found).all() for found in images.values())
+        sampler = load_sampler("trained", made.folder, tmp_path, subspace, both.defaults, "cpu")
+        torch.testing.assert_close(sampler(CAPTIONS, [3, 4], parameters), images["pixel"], rtol=0, atol=1e-3)
+        base = load_sampler("latent", made.folder, None, subspace, both.defaults, "cpu")
+        torch.testing.assert_close(base(CAPTIONS, [3, 4], parameters), images["latent"], rtol=0, atol=1e-3)
+
+
+def test_more_trained_blocks_than_the_transformer_has_are_refused(made):
+    l2p = {"l2p": {"blocks": 9}, "lora": None}
+    message = r"model=l2p, l2p.blocks=9: the transformer has \d blocks; allowed at each end: \d"
+    with pytest.raises(ConfigError, match=message):
+        plan(settings_of(made.folder, "l2p", **l2p))
+    with pytest.raises(ValueError, match="blocks; allowed at each end"):
+        L2pModel.from_latent(transformer_of(made), made.subspace, 9)
+
+
 def test_a_masked_batch_equals_each_row_alone(made):
     model, (x_t, sigma, text, mask) = trained(made), inputs(made)
     with torch.no_grad():
@@ -408,12 +495,13 @@ def test_images_are_sampled_end_to_end(made, tmp_path):
 
 def settings_of(base: str, model: str = "asymflow", **sections: Any) -> FinetuneSettings:
     loss = "variance_reduced" if model == "asymflow" else "flow_matching"
-    given = {"loss": {"kind": loss, "perceptual": None}, "lora": {"rank": LORA, "dropout": 0.0}, **sections}
+    lora = None if model == "l2p" else {"rank": LORA, "dropout": 0.0}
+    given = {"loss": {"kind": loss, "perceptual": None}, "lora": lora, "l2p": {"blocks": 1, "channels": 4}, **sections}
     nowhere = {name: f"/nowhere/{name}" for name in ("curated", "encoded", "basis")}
     return FinetuneSettings.model_validate({**nowhere, "base": base, "model": model, **given})
 
 
-@pytest.mark.parametrize("model", ["asymflow", "latent"])
+@pytest.mark.parametrize("model", ["asymflow", "latent", "l2p"])
 def test_plan_equals_the_model(made, model):
     settings = settings_of(made.folder, model)
     counted = count_values(adapt(settings, transformer_of(made), made.subspace))
@@ -422,8 +510,9 @@ def test_plan_equals_the_model(made, model):
     assert replace(planned.values, trained={}) == replace(counted, trained={})
 
 
-def test_operations_of_a_step_are_those_that_torch_counts(made):
-    settings = settings_of(made.folder, loss={"kind": "flow_matching"})
+@pytest.mark.parametrize("kind", ["asymflow", "l2p"])
+def test_operations_of_a_step_are_those_that_torch_counts(made, kind):
+    settings = settings_of(made.folder, kind, loss={"kind": "flow_matching"})
     config, model = plan(settings).config, adapt(settings, transformer_of(made), made.subspace)
     batch = Batch(
         images=torch.rand(2, 3, 128, 128) * 2 - 1,
@@ -439,7 +528,8 @@ def test_operations_of_a_step_are_those_that_torch_counts(made):
     objective = make_objective(model.train(), settings.loss)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         objective(**batch.inputs())[0].backward()
-    unseen = 2 * 2 * 64 * made.subspace.A.numel()  # addmm_ of the recovery, which torch does not count
+    # addmm_ of the recovery, which torch does not count
+    unseen = 2 * 2 * 64 * made.subspace.A.numel() if kind == "asymflow" else 0
     expected = step_flops(settings, config, 64, 32, images=2)
     assert counter.get_total_flops() + unseen == pytest.approx(expected, rel=0.02)
 

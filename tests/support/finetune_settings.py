@@ -13,7 +13,7 @@ TINY = {
     "timestep_guidance_channels": 32,
     "axes_dims_rope": (8, 8, 8, 8),
 }
-KINDS = [("asymflow", "variance_reduced"), *((m, "flow_matching") for m in ("asymflow", "latent", "ddt"))]
+KINDS = [("asymflow", "variance_reduced"), *((m, "flow_matching") for m in ("asymflow", "latent", "ddt", "l2p"))]
 
 
 def settings_of(model: str = "asymflow", loss_kind: str = "variance_reduced", **sections) -> FinetuneSettings:
@@ -22,5 +22,8 @@ def settings_of(model: str = "asymflow", loss_kind: str = "variance_reduced", **
         "resources": {"workers": 32, "use_gpu": True, "micro_batch": 1, **sections.pop("resources", {})},
         "loss": {"kind": loss_kind, **sections.pop("loss", {})},
     }
+    if model == "l2p":
+        given |= {"lora": None, "l2p": {"blocks": 1, "channels": 8}}
+        sections.pop("lora", None)
     nowhere = {name: f"/nowhere/{name}" for name in ("curated", "encoded", "basis", "base")}
     return FinetuneSettings.model_validate({**nowhere, "model": model, **given, **sections})

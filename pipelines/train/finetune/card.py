@@ -13,6 +13,7 @@ CARD = "README.md"
 _KINDS = {
     "asymflow": "A pixel-space flow model by the AsymFlow method (arXiv:2605.12964): no autoencoder is left",
     "ddt": "A pixel-space flow model that predicts u by a decoder head, a baseline of AsymFlow",
+    "l2p": "A pixel-space flow model by L2P (arXiv:2605.12013): the outer blocks of its base, trained on pixels",
     "latent": "The latent model, finetuned on the same data as a baseline of AsymFlow",
 }
 
@@ -29,11 +30,11 @@ def model_card(settings: FinetuneSettings, subspace: Subspace | None, defaults: 
     header = {
         "base_model": base, "library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": ["asymflow", "lora"]
     }  # fmt: skip
-    optim, time, loss, lora = settings.optim, settings.time, settings.loss, settings.lora
+    optim, time, loss = settings.optim, settings.time, settings.loss
     rows = {
         "base": f"`{base}`, whose license also covers this adapter"
         + (f"; quantized in training ({settings.base_quantization})" if settings.base_quantization else ""),
-        "trained values": f"LoRA of rank {lora.rank}, first and last layers" if lora else "first and last layers",
+        "trained values": _trained(settings),
         **({"started from": f"`{Path(settings.start_from).name}`"} if settings.start_from else {}),
         "steps, batch": f"{optim.steps}, {optim.batch}",
         "learning rate": f"{optim.lr:g}" + (f", last layer {optim.lr_proj_out:g}" if optim.lr_proj_out else ""),
@@ -75,6 +76,12 @@ def _usage(settings: FinetuneSettings) -> str:
         '    pipeline = AsymFlux2KleinPipeline.from_pretrained("FOLDER OF THE BASE", adapter="THIS FOLDER")\n'
         '    pipeline("a red fox in the snow").images[0].save("fox.png")\n'
     )
+
+
+def _trained(settings: FinetuneSettings) -> str:
+    if settings.model == "l2p":
+        return f"first layer, {settings.l2p.blocks} blocks at each end, detailer"
+    return f"LoRA of rank {settings.lora.rank}, first and last layers" if settings.lora else "first and last layers"
 
 
 def _loss(settings: FinetuneSettings) -> str:

@@ -41,6 +41,15 @@ class Ddt(Settings):
     """Dimensions per attention head"""
 
 
+class L2p(Settings):
+    """What `model: l2p` trains."""
+
+    blocks: int = Field(3, ge=1)
+    """Trained blocks at each end of the transformer"""
+    channels: int = Field(64, ge=1)
+    """Channels of the detailer at full resolution; each of its levels has twice as many, up to eight times"""
+
+
 class Optim(train.Optim):
     """Optimizer settings of the finetune."""
 
@@ -160,9 +169,9 @@ class FinetuneSettings(train.TrainSettings):
     text_padding: Literal["none", "max_length"] = added("none")
     """How `encoded` must have been made: none, or max_length with padding that the model attends to, as the released
     model was trained. Samplers of the exported adapter use the same padding"""
-    model: Literal["asymflow", "latent", "ddt"] = "asymflow"
+    model: Literal["asymflow", "latent", "ddt", "l2p"] = "asymflow"
     """asymflow: the paper's model. Baselines: latent finetunes the latent model on the same data, ddt predicts u from
-    pixels by a decoder head"""
+    pixels by a decoder head, l2p (arXiv:2605.12013) trains the outer blocks on pixels"""
     start_from: str = added("")
     """Adapter whose values training starts from: a folder, s3://... or OWNER/NAME on the hub. Its kind of model,
     transformer, LoRA rank and basis must be those of this training. Empty: the base alone"""
@@ -176,6 +185,7 @@ class FinetuneSettings(train.TrainSettings):
     bitsandbytes). fp8: float8_e4m3fn (diffusers); it needs resources.gradient_checkpointing. The adapter has the same
     format and fits the unquantized base. All need resources.zero_stage below 3. Empty: not quantized"""
     ddt: Ddt = Ddt()
+    l2p: L2p = added(L2p())
     optim: Optim = Optim()
     time: Time = Time()
     loss: Loss = Loss()
@@ -202,6 +212,12 @@ class FinetuneSettings(train.TrainSettings):
         return {**tree, "pixels": {**pixels, "patch_size": own}}
 
     @property
+    def head_sizes(self) -> dict[str, int]:
+        """Return the sizes of what replaces the last layer; empty for an ordinary last layer."""
+        heads: dict[str, Settings] = {"ddt": self.ddt, "l2p": self.l2p}
+        return heads[self.model].model_dump() if self.model in heads else {}
+
+    @property
     def validates_every(self) -> int | None:
         """Return the steps between validations; None without validation."""
         return self.validation.every if self.validation else None
@@ -215,6 +231,8 @@ class FinetuneSettings(train.TrainSettings):
                 f"model={self.model} with loss.kind=variance_reduced: only AsymFlow's initialization has the frozen "
                 "low-rank model; use loss.kind=flow_matching"
             )
+        if self.model == "l2p" and self.lora:
+            raise ValueError("model=l2p with lora: its blocks are trained whole; use lora=null")
         if self.base_quantization and self.resources.zero_stage == 3:
             raise ValueError(
                 f"base_quantization={self.base_quantization} with resources.zero_stage=3: sharding would cut through "

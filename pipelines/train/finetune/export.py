@@ -129,7 +129,7 @@ def export_adapter(
     tensors = to_released(average, own, scale)
     folder = storage.join(storage.absolute(out), FOLDER)
     with scratch_folder() as scratch:
-        config = adapter_config(kind, base, own, head=settings.ddt.model_dump())
+        config = adapter_config(kind, base, own, head=settings.head_sizes)
         defaults = sampling_defaults(settings, size)
         write_adapter(scratch, tensors, config, own, defaults)
         (scratch / CARD).write_text(model_card(settings, own, defaults), "utf-8")

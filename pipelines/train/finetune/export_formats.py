@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from asymflow.adapters import read_adapter, read_defaults, save_pth, write_adapter, write_comfyui
 from asymflow.adapters.basis import find_subspace
+from asymflow.models.backbone import Kind
 from asymflow.models.latent import families, family_of
 from pipelines.core import storage
 from pipelines.core.base_models import check_base
@@ -18,6 +19,7 @@ from pipelines.train.finetune.export_config import ExportFormat
 
 PTH = "subspace.pth"
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_COMFYUI_KINDS: tuple[Kind, ...] = ("asymflow", "latent", "ddt")
 _STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
@@ -63,8 +65,8 @@ def convert(adapter: str, format: ExportFormat, out: str, base: str = "", dtype:
 def check_comfyui(config: Mapping[str, Any]) -> None:
     """Raise ConfigError unless ComfyUI's tensor names are known for the model of an adapter's config.json."""
     found = config.get("_class_name")
-    backbones = (family.backbone for family in families())
-    if not any(found in backbone.adapter_classes.values() for backbone in backbones if backbone.has_comfyui_names):
+    named = [family.backbone.adapter_classes for family in families() if family.backbone.has_comfyui_names]
+    if not any(found == name for classes in named for kind, name in classes.items() if kind in _COMFYUI_KINDS):
         raise ConfigError(f"format=comfyui: not supported for a {found}; use format=released")
 
 

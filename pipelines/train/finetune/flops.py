@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from asymflow.models.geometry import ddt_head
+from asymflow.models.l2p_network import shallow_network
 from asymflow.models.latent import backbone_of_config
 from asymflow.models.network import Flops, Network, count_flops
+from pipelines.core.base_models import check_kind
+from pipelines.core.config import ConfigError
 from pipelines.train.finetune.config import FinetuneSettings
 
 
@@ -84,12 +87,33 @@ def image_flops(
     )
 
 
+def check_model(settings: FinetuneSettings, transformer_config: Mapping[str, Any]) -> None:
+    """Check that the family supports this kind of model, with these settings.
+
+    Args:
+        settings: settings of the finetune.
+        transformer_config: configuration of the latent model's transformer.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    check_kind(settings.model, backbone_of_config(transformer_config))
+    if settings.model == "l2p":
+        try:
+            student_network(settings, backbone_of_config(transformer_config).complete(transformer_config))
+        except ValueError as error:
+            raise ConfigError(f"model=l2p, l2p.blocks={settings.l2p.blocks}: {error}") from None
+
+
 def student_network(settings: FinetuneSettings, transformer_config: Mapping[str, Any]) -> Network:
     """Return the matrices of the trained model; `_class_name` of `transformer_config` determines the family."""
     backbone = backbone_of_config(transformer_config)
     width = backbone.token_width(transformer_config)
     patch_dim = width if settings.model == "latent" else 3 * settings.pixels.patch_size**2
     rank = settings.lora.rank if settings.lora else 0
+    if settings.model == "l2p":
+        l2p = settings.l2p
+        return shallow_network(backbone, transformer_config, settings.pixels.patch_size, l2p.blocks, l2p.channels)
     if settings.model != "ddt":
         return backbone.network(transformer_config, patch_dim, rank)
     ddt = settings.ddt

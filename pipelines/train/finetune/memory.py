@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from asymflow.models.geometry import values_kept
+from asymflow.models.l2p_network import detailer_values_kept
 from asymflow.models.latent import backbone_of_config
 from asymflow.models.network import NF4_BLOCK, Quantization, tokens_by_stream
 from pipelines.train.devices import BYTES, precision_name
@@ -43,9 +44,9 @@ class Values:
     """Numbers of values in the parts of a model."""
 
     base: int
-    """Frozen: the transformer without the three modules that training replaced"""
+    """Frozen: the transformer without the modules that training replaced"""
     original: int
-    """Frozen: those three modules, used by the teacher"""
+    """Frozen: those modules, used by the teacher"""
     trained: dict[str, int]
     """By parameter name"""
     largest_block: int
@@ -82,20 +83,21 @@ def plan_values(settings: FinetuneSettings, config: Mapping[str, Any]) -> Values
     """Return the same as `count_values` from the transformer's `config` alone, without building a model."""
     backbone, head = backbone_of_config(config), settings.ddt
     latent = backbone.network(config)
-    places = {layer.name: place for place, layer in enumerate(latent.linears)}
-    trained = [layer for layer in student_network(settings, config).linears if layer.trained]
-    trained.sort(key=lambda layer: places.get(layer.name.split(".lora_")[0], len(places)))
-    values = {layer.name: layer.values for layer in trained}
+    student = student_network(settings, config)
+    places = {name: place for place, name in enumerate(part.name for part in latent.parts)}
+    trained = [part for part in student.parts if part.trained]
+    trained.sort(key=lambda part: places.get(part.name.split(".lora_")[0], len(places)))
+    values = {part.name: part.values for part in trained}
     if settings.model == "ddt":
         values |= {f"head.blocks.{i}.block.attn.norms": 2 * head.head_width for i in range(head.blocks)}
-    parts = {layer.name: layer.values for layer in latent.linears}
-    parts |= {vectors.name: vectors.values for vectors in latent.vectors}
-    replaced = tuple(f"{name}." for name in backbone.trained)
-    original = sum(n for name, n in parts.items() if f"{name}.".startswith(replaced))
+    parts = {part.name: part.values for part in latent.parts}
+    whole = tuple(f"{name}." for name in backbone.trained)
+    replaced = {name for name in parts if name in values or f"{name}.".startswith(whole)}
+    original = sum(parts[name] for name in replaced)
     quantizable = [
         layer.inputs * layer.outputs
         for layer in latent.linears
-        if not f"{layer.name}.".startswith(replaced)
+        if layer.name not in replaced
         and layer.name != backbone.text_input
         and layer.inputs % NF4_BLOCK == 0
         and not re.fullmatch(backbone.unquantized, layer.name)
@@ -103,7 +105,7 @@ def plan_values(settings: FinetuneSettings, config: Mapping[str, Any]) -> Values
     blocks: dict[str, int] = {}
     for name, number in parts.items():
         if inside := _BLOCK.match(name):
-            blocks[inside[1]] = blocks.get(inside[1], 0) + number
+            blocks[inside[1]] = blocks.get(inside[1], 0) + number * (name not in replaced)
     return Values(
         base=sum(parts.values()) - original,
         original=original,
@@ -167,22 +169,34 @@ def activation_memory(
 ) -> dict[str, float]:
     """Return the estimated bytes that a forward pass on `images` keeps for the backward pass, by part."""
     lora, size = settings.lora, BYTES[precision_name(settings.resources)]
+    backbone = backbone_of_config(config)
     head = settings.ddt.heads * settings.ddt.head_width if settings.model == "ddt" else 0
     head_blocks = settings.ddt.blocks if head else 0
     with_lora, dropout = bool(lora), bool(lora and lora.dropout)
     head_kept = values_kept(config, with_lora, dropout, head).head if head else 0
     tokens = tokens_by_stream(image_tokens, text_tokens)
-    kinds = backbone_of_config(config).block_memory(config, with_lora, dropout)
+    kinds = backbone.block_memory(config, with_lora, dropout)
+    largest = [tokens[kind.stream] * kind.kept for kind in kinds]
+    shallow, detailer = 0.0, 0.0
+    if settings.model == "l2p":
+        # a block that is trained whole keeps about as much as one with LoRA
+        whole = [kind for kind in backbone.block_memory(config, True, False) if kind.stream != "text"]
+        frozen = [kind for kind in kinds if kind.stream != "text"]
+        more = max(tokens[a.stream] * (b.kept - a.kept) for a, b in zip(frozen, whole, strict=True))
+        largest = [tokens[kind.stream] * kind.kept for kind in whole]
+        shallow = 2 * settings.l2p.blocks * more
+        side, features = settings.pixels.patch_size, kinds[-1].width
+        detailer = image_tokens * detailer_values_kept(side, features, settings.l2p.channels)
     # the products are made with copies of the trained values in the base's type, which are kept until then too
     copies: float = size * values.total_trained if size != FLOAT32 else 0
     if settings.resources.gradient_checkpointing:
         entering = sum(kind.blocks * tokens[kind.stream] * kind.width for kind in kinds)
         entering += head_blocks * image_tokens * head
-        activations = entering + max(*(tokens[kind.stream] * kind.kept for kind in kinds), image_tokens * head_kept)
+        activations = entering + max(*largest, image_tokens * head_kept, detailer)
         copies /= sum(kind.blocks for kind in kinds)
     else:
         activations = sum(kind.blocks * tokens[kind.stream] * kind.kept for kind in kinds)
-        activations += head_blocks * image_tokens * head_kept
+        activations += head_blocks * image_tokens * head_kept + shallow + detailer
     pixels = image_tokens * settings.pixels.patch_size**2
     parts = {
         "activations of the transformer": images * size * activations + copies,

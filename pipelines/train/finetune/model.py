@@ -6,10 +6,9 @@ import torch
 from diffusers.utils.logging import disable_progress_bar
 
 from asymflow.adapters import load_adapter
+from asymflow.adapters.released import CLASSES
 from asymflow.models.adapted import AdaptedModel
-from asymflow.models.ddt import DdtFlux2
 from asymflow.models.latent import load_transformer
-from asymflow.models.lifted import LatentModel, PixelModel
 from asymflow.subspace import Subspace
 from pipelines.train.devices import precision
 from pipelines.train.finetune.config import FinetuneSettings
@@ -20,14 +19,8 @@ disable_progress_bar()  # of model loading
 def adapt(settings: FinetuneSettings, transformer: Any, subspace: Subspace) -> AdaptedModel:
     """Return the model of `settings.model` around a latent transformer, with its adapters, the same on every worker."""
     torch.manual_seed(settings.seed)
-    model: AdaptedModel
-    if settings.model == "ddt":
-        head = settings.ddt
-        model = DdtFlux2.from_latent(transformer, subspace, head.blocks, head.heads, head.head_width)
-    elif settings.model == "latent":
-        model = LatentModel.from_latent(transformer, subspace)
-    else:
-        model = PixelModel.from_latent(transformer, subspace)
+    build: Any = CLASSES[settings.model]
+    model: AdaptedModel = build.from_latent(transformer, subspace, **settings.head_sizes)
     if settings.lora:
         model.add_lora(settings.lora.rank, settings.lora.alpha, settings.lora.dropout)
     return model

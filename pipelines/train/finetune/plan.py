@@ -10,12 +10,11 @@ from typing import Any
 
 from asymflow.models.latent import backbone_of_config, published_model
 from pipelines.core.artifacts import MissingArtifact, load_artifact
-from pipelines.core.base_models import check_kind
 from pipelines.core.config import ConfigError, read_json_setting
 from pipelines.core.storage import StorageError
 from pipelines.train.devices import BYTES, Device, device_of, precision_name
 from pipelines.train.finetune.config import FinetuneSettings
-from pipelines.train.finetune.flops import ImageFlops, image_flops
+from pipelines.train.finetune.flops import ImageFlops, check_model, image_flops
 from pipelines.train.finetune.memory import (
     FLOAT32,
     QUANTIZED_BYTES,
@@ -211,7 +210,7 @@ def plan(settings: FinetuneSettings) -> Plan:
     """
     config, geometry = _geometry(settings.base)
     backbone = backbone_of_config(config)
-    check_kind(settings.model, backbone)
+    check_model(settings, config)
     patch_dim, rank = 3 * settings.pixels.patch_size**2, backbone.token_width(config)
     if rank > patch_dim:
         raise ConfigError(f"pixels.patch_size={settings.pixels.patch_size}: {patch_dim} values, fewer than {rank}")
@@ -250,9 +249,10 @@ def trained_groups(values: Values, config: Mapping[str, Any]) -> dict[str, int]:
 
 def _group(name: str, block_names: Mapping[str, str]) -> str:
     name = name.removeprefix("transformer.")
-    if ".lora_" not in name:
-        return "DDT head" if name.startswith("head.") else name.split(".")[0]
-    return f"LoRA, {block_names.get(name.split('.')[0], 'time embedding')}"
+    part = name.split(".")[0]
+    if ".lora_" in name:
+        return f"LoRA, {block_names.get(part, 'time embedding')}"
+    return {"head": "DDT head", **block_names}.get(part, part)
 
 
 def _geometry(base: str) -> tuple[dict[str, Any], str]:

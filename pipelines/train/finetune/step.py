@@ -8,12 +8,11 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from asymflow.models.latent import family_of
 from asymflow.oklab import OklabSpace
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
-from pipelines.core.base_models import check_base, check_kind, check_padding, check_unquantized
-from pipelines.core.config import ConfigError
+from pipelines.core.base_models import check_base, check_padding, check_unquantized
+from pipelines.core.config import ConfigError, read_json_setting
 from pipelines.core.identity import fingerprint_of
 from pipelines.core.step import Context, Step
 from pipelines.data.datasets import find_test_split, has_references
@@ -25,6 +24,7 @@ from pipelines.train.devices import precision_name
 from pipelines.train.driver import check_processors, last_means, log_curves
 from pipelines.train.finetune.config import FinetuneSettings
 from pipelines.train.finetune.export_config import check_export
+from pipelines.train.finetune.flops import check_model
 from pipelines.train.finetune.perceptual import check_perceptual
 from pipelines.train.finetune.start import basis_file, check_start, find_basis
 from pipelines.train.metrics_log import AVERAGE, METRICS_LOG, MetricsLog
@@ -34,7 +34,8 @@ def check(settings: FinetuneSettings) -> None:
     """Check base model, perceptual weights, optimizer and export before Ray starts. Raises ConfigError."""
     check_export(settings)
     check_base(settings.base, ("transformer",))
-    check_kind(settings.model, family_of(settings.base).backbone)
+    transformer = Path(settings.base) / "transformer" / "config.json"
+    check_model(settings, read_json_setting(transformer, f"base={settings.base!r}"))
     check_padding(settings.base, settings.text_padding)
     check_unquantized(settings.base)
     if settings.loss.kind == "variance_reduced" and settings.loss.perceptual:
@@ -164,8 +165,8 @@ def train(settings: FinetuneSettings, context: Context) -> None:
 
 
 def shown(settings: FinetuneSettings) -> dict[str, Any]:
-    """Return the settings to log: without the DDT head if the model has none."""
-    return settings.model_dump(mode="json", exclude=None if settings.model == "ddt" else {"ddt"})
+    """Return the settings to log: without those of other kinds of models."""
+    return settings.model_dump(mode="json", exclude={"ddt", "l2p"} - {settings.model})
 
 
 def hash_overrides(settings: FinetuneSettings, inputs: Mapping[str, Artifact]) -> dict[str, str]:

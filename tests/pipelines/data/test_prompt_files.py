@@ -41,6 +41,12 @@ def test_lists_of_strings_lines_named_json_and_parquet(tmp_path):
     assert read_prompt_file(str(tmp_path / "prompts.parquet"), "caption") == TEXTS
 
 
+def test_the_parquet_files_of_a_folder_are_read_in_order(tmp_path):
+    for i in (1, 0):
+        pq.write_table(pa.table({"caption": TEXTS[2 * i : 2 * i + 2]}), tmp_path / f"64x64-0000{i}.parquet")
+    assert read_prompt_file(str(tmp_path), "caption") == TEXTS
+
+
 def test_from_a_bucket(s3):
     storage.write_bytes(f"{s3}/prompts.csv", content("csv").encode())
     assert read_prompt_file(f"{s3}/prompts.csv", "prompt") == TEXTS

@@ -5,12 +5,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from pipelines.core import storage
 from pipelines.core.config import ConfigError, validate
 from pipelines.core.step import run_step
+from pipelines.data.curate.config import CurateSettings
+from pipelines.data.curate.step import STEP as CURATE
 from pipelines.sample import step as sample
 from pipelines.sample.config import SampleSettings
 from pipelines.sample.metadata import read_metadata
@@ -56,6 +60,8 @@ def test_images_have_metadata_and_a_killed_run_resumes(local_ray, sampler, tmp_p
         parameters = SamplingParameters(64, 64, steps=2, guidance=2.0, shift=3.55, orthogonal=False)
         expected = getattr(sampler, row["model"])([row["prompt"]], [row["seed"]], parameters)[0]
         assert np.abs(pixels(png) - (expected + 1).mul(127.5).permute(1, 2, 0).numpy()).max() < 1.1
+    captions = [json.loads(line) for line in storage.read_bytes(f"{folder}/latent/metadata.jsonl").splitlines()]
+    assert captions == [{"file_name": f"{i:05}-{s}.png", "caption": PROMPTS[i]} for i in (0, 1) for s in (0, 5)]
     image_grid = Image.open(io.BytesIO(storage.read_bytes(f"{folder}/samples.png")))
     assert image_grid.width > 4 * 256 and image_grid.height > 2 * 256
 
@@ -69,6 +75,22 @@ def test_images_have_metadata_and_a_killed_run_resumes(local_ray, sampler, tmp_p
     assert {name: Path(folder, name).stat().st_mtime_ns for name in kept} == kept
     assert json.loads(storage.read_bytes(f"{folder}/samples.json")) == rows
     assert read_metadata(storage.read_bytes(f"{folder}/pixel/00001-5.png"))["seed"] == 5
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_images_of_the_base_alone_are_a_source_of_the_curate_step(local_ray, tmp_path):
+    alone = {"adapter": "", "height": 32, "width": 32, "text_padding": "none", "shift": 1.5, "guidance": 2.0}
+    outcome = run_step(STEP, settings(tmp_path, **alone))
+    assert outcome.artifact.manifest["metrics"] == {"pictures": 4, "flagged": 0}
+    rows = json.loads(storage.read_bytes(outcome.artifact.file("samples.json")))
+    assert {row["model"] for row in rows} == {"latent"} and rows[0]["adapter_sha256"] == ""
+    curated = run_step(CURATE, validate(CurateSettings, {
+        "run": {"storage": str(tmp_path), "experiment": "sample"}, "source": outcome.artifact.file("latent"),
+        "buckets": [[32, 32]], "near_duplicate_bits": None,
+    })).artifact  # fmt: skip
+    table = pa.concat_tables(pq.read_table(f) for s in ("train", "held_out") for f in curated.files(s, ".parquet"))
+    assert sorted(table["caption"].to_pylist()) == sorted(2 * PROMPTS)
 
 
 def pixels(png):
@@ -94,7 +116,7 @@ def test_flagged_images_are_black_in_files_and_counted(monkeypatch, tmp_path):
         ({"adapter": "./absent"}, "adapter='./absent': no such folder"),
         ({"adapter": "absent"}, "adapter='absent': no such folder"),
         ({"adapter": "toy_models/toy_asymflow"}, "adapter='toy_models/toy_asymflow': no such folder in .*, and as a"),
-        ({"adapter": ""}, "adapter: missing, and base=.* is not a pixel model"),
+        ({"adapter": "", "latent": False}, "adapter: missing, and base=.* is not a pixel model.*latent=true to sample"),
         ({"base": "absent"}, "base='absent': no such folder"),
         ({"safety": {"classifier": "absent"}}, "safety.classifier='absent'"),
     ],

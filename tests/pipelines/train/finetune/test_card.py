@@ -48,3 +48,5 @@ def test_baselines_have_cards_of_their_own():
     assert "| loss | flow matching |" in latent and "basis" not in latent and "from_pretrained" not in latent
     head = model_card(settings(model="ddt", lora=None, **plain), subspace(), DEFAULTS)
     assert "| trained values | first and last layers |" in head and "from_pretrained" not in head
+    outer = model_card(settings(model="l2p", lora=None, **plain), subspace(), DEFAULTS)
+    assert "| trained values | first layer, 3 blocks at each end, detailer |" in outer and "2605.12013" in outer

@@ -31,6 +31,7 @@ def test_defaults_are_the_papers():
             {"base_quantization": "nf4", "resources": {"zero_stage": 3}},
             "^base_quantization=nf4 with resources.zero_stage=3: sharding would cut through.*use zero_stage=0, 1 or 2",
         ),
+        ({"model": "l2p", "loss": {"kind": "flow_matching"}}, "^model=l2p with lora: .* use lora=null"),
         ({"base_quantization": "int4"}, "base_quantization='int4'"),
         ({"base_quantization": "fp8"}, "^base_quantization=fp8 with resources.gradient_checkpointing=false: "),
         ({"export": {"alias": "1st"}}, "export.alias='1st'"),
@@ -56,7 +57,12 @@ def test_resources_and_monitoring_are_not_hashed():
 
 def test_settings_of_the_released_training_leave_the_ids_of_other_trainings_alone():
     kept = hashed_settings(validate(FinetuneSettings, INPUTS))
-    assert "text_padding" not in kept and "warmup_ratio" not in kept["optim"] and "base_quantization" not in kept
+    assert (
+        "l2p" not in kept
+        and "text_padding" not in kept
+        and "warmup_ratio" not in kept["optim"]
+        and "base_quantization" not in kept
+    )
     changed = {"text_padding": "max_length", "optim": {"warmup_ratio": 1e-3}, "base_quantization": "nf4"}
     kept = hashed_settings(validate(FinetuneSettings, {**INPUTS, **changed}))
     found = kept["text_padding"], kept["optim"]["warmup_ratio"], kept["base_quantization"]

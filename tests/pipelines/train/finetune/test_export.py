@@ -165,12 +165,14 @@ def job(monkeypatch, capsys):
     [
         ("asymflow", {WEIGHTS, CONFIG, SUBSPACE}),
         ("ddt", {WEIGHTS, CONFIG, SUBSPACE}),
+        ("l2p", {WEIGHTS, CONFIG, SUBSPACE}),
         ("latent", {WEIGHTS, CONFIG}),
     ],
 )
 def test_files_are_those_that_the_model_itself_saves(make_run, tmp_path, kind, files):
-    loss, head = {"kind": "flow_matching"}, {"blocks": 1, "heads": 2, "head_width": 8}
-    run = make_run(model=kind, loss=loss, ddt=head, lora={"rank": 4, "alpha": 6, "dropout": 0.0})
+    sizes = {"ddt": {"blocks": 1, "heads": 2, "head_width": 8}, "l2p": {"blocks": 1, "channels": 4}}
+    lora = None if kind == "l2p" else {"rank": 4, "alpha": 6, "dropout": 0.0}
+    run = make_run(model=kind, loss={"kind": "flow_matching"}, lora=lora, **sizes)
     adapter = export_adapter(run.settings, run.subspace, run.average(3), str(tmp_path / "out"), SIZE)
     assert adapter == f"{tmp_path}/out/adapter" and {f.name for f in Path(adapter).iterdir()} == {CARD, *files}
     assert run.same(adapter, 3)

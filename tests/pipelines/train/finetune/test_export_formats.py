@@ -32,8 +32,8 @@ def test_a_missing_base_is_named_before_anything_is_written(tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["AsymZImageTransformer2DModel", None])
-def test_comfyui_knows_the_names_of_flux2_alone(name):
+@pytest.mark.parametrize("name", ["AsymZImageTransformer2DModel", "L2pFlux2Transformer2DModelAdapter", None])
+def test_comfyui_knows_the_names_of_flux2_with_lora_alone(name):
     check_comfyui({"_class_name": "AsymFlux2Transformer2DModel"})
     with pytest.raises(ConfigError, match=f"format=comfyui: not supported for a {name}; use format=released"):
         check_comfyui({"_class_name": name})

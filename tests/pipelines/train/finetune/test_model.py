@@ -6,12 +6,13 @@ from diffusers import Flux2Transformer2DModel
 from finetune_settings import KINDS, TINY, settings_of
 
 from asymflow.models.ddt import DdtFlux2
+from asymflow.models.l2p import L2pModel
 from asymflow.models.lifted import LatentModel, PixelModel
 from asymflow.oklab import RELEASED
 from asymflow.subspace import Subspace
 from pipelines.train.finetune.model import adapt, build_model
 
-CLASSES = {"asymflow": PixelModel, "latent": LatentModel, "ddt": DdtFlux2}
+CLASSES = {"asymflow": PixelModel, "latent": LatentModel, "ddt": DdtFlux2, "l2p": L2pModel}
 SMALL = {"lora": {"rank": 4, "dropout": 0.1}, "ddt": {"blocks": 1, "heads": 4, "head_width": 16}}
 
 

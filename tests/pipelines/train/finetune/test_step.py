@@ -64,7 +64,7 @@ def test_workers_get_absolute_paths(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("tree", "is_shown"), [({"model": "ddt"}, True), ({"model": "latent"}, False)])
 def test_the_head_is_logged_for_the_model_that_has_one(tree, is_shown):
     settings = validate(FinetuneSettings, {**INPUTS, **tree, "loss": {"kind": "flow_matching"}})
-    assert ("ddt" in shown(settings)) == is_shown
+    assert ("ddt" in shown(settings)) == is_shown and "l2p" not in shown(settings)
 
 
 def artifact_of(*files):

@@ -18,7 +18,7 @@ from pipelines.train.finetune.step import STEP
 from pipelines.train.metrics_log import MetricsLog
 
 ROOT = Path(__file__).parents[4]
-TWINS = ("", "_latent", "_ddt", "_fm", "_vr")
+TWINS = ("", "_latent", "_ddt", "_l2p", "_fm", "_vr")
 TERMS = {
     "": {"loss", "variance_reduced", "perceptual", "lambda", "omega"},
     "_vr": {"loss", "variance_reduced", "lambda", "omega"},
@@ -35,8 +35,9 @@ def test_a_toy_configuration_differs_from_the_9b_one_in_size_only(kind):
     assert (toy.model, toy.loss.kind, toy.ddt.blocks) == (big.model, big.loss.kind, big.ddt.blocks)
     assert (toy.loss.granularity, toy.loss.kappa) == (big.loss.granularity, big.loss.kappa)
     assert (toy.loss.perceptual is None) == (big.loss.perceptual is None)
-    assert (toy.optim.lr_proj_out is None) == (big.optim.lr_proj_out is None) == (kind == "_ddt")
-    assert toy.lora.dropout == big.lora.dropout == 0.05 and toy.optim.betas == big.optim.betas == (0.9, 0.95)
+    assert (toy.optim.lr_proj_out is None) == (big.optim.lr_proj_out is None) == (kind in ("_ddt", "_l2p"))
+    dropouts = [settings.lora.dropout for settings in (toy, big) if settings.lora]
+    assert dropouts == ([] if kind == "_l2p" else [0.05, 0.05]) and toy.optim.betas == big.optim.betas == (0.9, 0.95)
     native = toy.validation.latent_shift
     assert (toy.time.shift == native) == (big.time.shift == 7.0) == (kind == "_latent")
 
@@ -59,10 +60,14 @@ def test_a_toy_configuration_trains(kind, tiny_workflow, tiny_base, tmp_path):
     model = build_model(settings, load_subspace(made["basis"]))
     trained = {name.removeprefix("transformer.") for name in model.trainable()}
     whole = {name.split(".")[0] for name in trained if ".lora_" not in name}
-    assert whole == {"x_embedder", "norm_out", "head" if kind == "_ddt" else "proj_out"}
+    blocks = {"transformer_blocks", "single_transformer_blocks"} if kind == "_l2p" else set()
+    last = {"_ddt": "head", "_l2p": "detailer"}.get(kind, "proj_out")
+    assert whole == {"x_embedder", "norm_out", last, *blocks}
 
     adapted = {name.partition(".lora_")[0] for name in trained if ".lora_" in name}
-    assert len(adapted) == 4 + 1 + 2 and all(re.fullmatch(LORA_TARGETS, name) for name in adapted)
+    assert len(adapted) == (0 if kind == "_l2p" else 4 + 1 + 2) and all(
+        re.fullmatch(LORA_TARGETS, name) for name in adapted
+    )
     tensors, config = read_adapter(Path(artifact.file("adapter")))
     assert len(tensors) == len(trained) + (0 if kind == "_latent" else 2)
     fresh = {name: tensor for name, tensor in tensors.items() if ".lora_B." in name}
