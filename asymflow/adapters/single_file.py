@@ -11,9 +11,8 @@ transformer's config.json is written beside the file.
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from diffusers import BFLQuantizationConfig, GGUFQuantizationConfig
@@ -23,16 +22,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from asymflow.adapters.defaults import SamplingDefaults
+from asymflow.adapters.files import CONFIG
 from asymflow.adapters.original_names import to_original
 from asymflow.adapters.released import check_finite
 from asymflow.atomic import atomic_file
+from asymflow.models.network import GgufType
 from asymflow.models.pixel import AsymFlux2Transformer2DModel
 from asymflow.tensor_files import write_tensors
 
-GgufType = Literal["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-"""Types of GGUF that are written, by size"""
 GGUF_TYPES: tuple[str, ...] = get_args(GgufType)
-GGUF, FP8, CONFIG = "asymflow-{type}.gguf", "asymflow-fp8.safetensors", "config.json"
+GGUF, FP8 = "asymflow-{type}.gguf", "asymflow-fp8.safetensors"
 FP8_MAX = 448.0
 """Largest value of float8_e4m3fn"""
 _FULL = ("img_in.", "txt_in.", "final_layer.", "guidance_in.", "proj_buffer", "scale_buffer")
