@@ -137,7 +137,9 @@ def load_single_file(path: str | os.PathLike, dtype: torch.dtype = torch.bfloat1
     """
     path = Path(path)
     if missing := [file.name for file in (path, path.with_name(CONFIG)) if not file.is_file()]:
-        raise ValueError(f"{path.parent} lacks {' and '.join(missing)}; export the model with format=gguf or format=fp8")
+        raise ValueError(
+            f"{path.parent} lacks {' and '.join(missing)}; export the model with format=gguf or format=fp8"
+        )
     quantization: Any
     try:
         if path.suffix == ".gguf":
@@ -153,7 +155,7 @@ def load_single_file(path: str | os.PathLike, dtype: torch.dtype = torch.bfloat1
         model = AsymFlux2Transformer2DModel.from_single_file(
             tensors, config=str(path.parent), quantization_config=quantization, dtype=dtype, local_files_only=True
         )
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, LookupError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} cannot be read: {reason}") from None
     return model.eval()

@@ -191,9 +191,7 @@ class PixelPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         return cls._with_transformer(latent, transformer)
 
     @classmethod
-    def _with_transformer(
-        cls, latent: Flux2KleinPipeline, transformer: AsymFlux2Transformer2DModel
-    ) -> "PixelPipeline":
+    def _with_transformer(cls, latent: Flux2KleinPipeline, transformer: AsymFlux2Transformer2DModel) -> "PixelPipeline":
         """Return a pipeline of a pixel model and the text encoder of its base."""
         shift = transformer.config.sampling["shift"]
         scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=shift, **UNIPC)

@@ -62,6 +62,6 @@ def load_gguf(cls: Any, path: Path, dtype: "torch.dtype", full: Iterable[str]) -
         )
     except ImportError:
         raise ValueError(f"{path} is read by the package gguf, which is not installed: pip install gguf") from None
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, LookupError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} cannot be read: {reason}") from None

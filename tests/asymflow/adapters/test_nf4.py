@@ -28,6 +28,8 @@ def test_diffusers_reads_the_folder(tmp_path, pair, monkeypatch):
     quantized.save_pretrained(tmp_path)
     # diffusers refuses bitsandbytes without an accelerator, which the package itself does not need
     monkeypatch.setattr(BnB4BitDiffusersQuantizer, "validate_environment", lambda self, *_, **__: None)
+    # it was hidden when diffusers was imported, see tests/conftest.py
+    monkeypatch.setattr("diffusers.quantizers.bitsandbytes.utils.bnb", import_bitsandbytes(), raising=False)
     found = AsymFlux2Transformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.float32, device_map={"": "cpu"})
     assert {name for name, module in found.named_modules() if isinstance(module, linear4bit)} == layers
     assert found.dtype == torch.float32 and torch.equal(found.proj_buffer, merged.proj_buffer)

@@ -19,7 +19,9 @@ def test_diffusers_converts_the_names_back(tiny_transformer):
     assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
 
 
-@pytest.mark.parametrize("name", ["transformer_blocks.0.attn.to_out.0.lora_A.asymflow.weight", "vae.weight", "proj_out.bias"])
+@pytest.mark.parametrize(
+    "name", ["transformer_blocks.0.attn.to_out.0.lora_A.asymflow.weight", "vae.weight", "proj_out.bias"]
+)
 def test_other_weights_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} is not a weight of FLUX.2"):
         to_original({name: torch.zeros(2)})
