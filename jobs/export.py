@@ -22,7 +22,8 @@ def main() -> None:
         if finetune:
             done = export_run(STEP, finetune, settings)
         else:
-            done = {"adapter": convert(settings.adapter, settings.format, settings.out, settings.base, settings.dtype)}
+            how = (settings.format, settings.out, settings.base, settings.dtype, settings.gguf)
+            done = {"adapter": convert(settings.adapter, *how)}
     print(json.dumps(done))
 
 

@@ -1,7 +1,7 @@
 """Adapter attached to its base without merging: LoRA stays LoRA, through peft.
 
-The base's weights are not changed, so they may be quantized. Tested with bitsandbytes' NF4 and with weights stored in
-float8, not with GGUF, for which diffusers needs the package `gguf`.
+The base's weights are not changed, so they may be quantized. Tested with bitsandbytes' NF4, with weights stored in
+float8, and with GGUF files.
 """
 
 import os

@@ -91,7 +91,7 @@ def merge(
             finite.
     """
     weights = dict(transformer.named_parameters())
-    if not all(weight.is_floating_point() for weight in weights.values()):
+    if getattr(transformer, "hf_quantizer", None) or not all(w.is_floating_point() for w in weights.values()):
         raise ValueError("it is quantized, and an adapter is merged into full weights: attach it, or give a full base")
     check_shapes({name: t.shape for name, t in tensors.items()}, expected_shapes(weights, tensors, subspace))
     check_finite(tensors)

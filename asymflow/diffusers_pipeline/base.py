@@ -27,6 +27,8 @@ from asymflow.adapters import SamplingDefaults, load_attached, load_merged
 from asymflow.adapters.basis import LAYOUT, in_layout
 from asymflow.adapters.hub import OPTIONS, local_folder
 from asymflow.models.conditioned import encode_prompts
+from asymflow.models.gguf_base import find_gguf
+from asymflow.models.latent import load_transformer
 from asymflow.models.pixel import AsymFlux2Transformer2DModel
 from asymflow.models.text import MAX_TOKENS
 from asymflow.multistep import UNIPC, Generator
@@ -133,14 +135,16 @@ class PixelPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
         """Load base and adapter, or a folder that `save_pretrained` wrote.
 
         Args:
-            pretrained_model_name_or_path: FLUX.2 klein, a folder or repository; or this pipeline's own folder.
+            pretrained_model_name_or_path: FLUX.2 klein, a folder or repository; or this pipeline's own folder. The
+                transformer of a folder may be a GGUF file (`asymflow.models.gguf_base`), with `merge=False`.
             adapter: Folder or repository of an adapter in the released format or ComfyUI's.
             subspace: A subspace, or its file, to lift the base with instead of an adapter: the untrained pixel model.
             adapter_revision: Revision of the adapter's repository; `revision` is that of the base.
             merge: Merge the adapter into the base. If not, its LoRA stays apart, as the adapter named "asymflow"; the
                 base may then be quantized (`quantization_config`).
             **kwargs: As for every diffusers pipeline (`text_encoder=None`, `cache_dir`, `token`, ...). `dtype` is the
-                type of the parts, float32 by default.
+                type of the parts, float32 by default. `transformer` is a pixel model instead of an adapter, such as
+                `asymflow.adapters.load_single_file` returns, or a latent one in place of the base's.
 
         Returns:
             The pipeline.
@@ -154,6 +158,11 @@ class PixelPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
             kwargs.setdefault("dtype", torch.float32)
         if adapter is not None and subspace is not None:
             raise ValueError("give an adapter, which has its own subspace, or a subspace, not both")
+        given = kwargs.get("transformer")
+        if isinstance(given, AsymFlux2Transformer2DModel):
+            if adapter is not None or subspace is not None:
+                raise ValueError("the transformer is a pixel model already: leave out adapter and subspace")
+            return cls._with_transformer(Flux2KleinPipeline.from_pretrained(base, vae=None, **kwargs), given)
         if adapter is None and subspace is None:
             options = {name: kwargs[name] for name in (*OPTIONS, "revision") if name in kwargs}
             found = cls.load_config(base, **options).get("_class_name")
@@ -169,6 +178,8 @@ class PixelPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
                 "saved"
             )
         folder = None if adapter is None else local_folder(adapter, adapter_revision, kwargs)
+        if given is None and find_gguf(base):
+            kwargs["transformer"] = load_transformer(base, kwargs.get("dtype") or kwargs["torch_dtype"])
         latent = Flux2KleinPipeline.from_pretrained(base, vae=None, **kwargs)
         if folder is None:
             basis = in_layout(subspace if isinstance(subspace, Subspace) else Subspace.load(str(subspace)), LAYOUT)
@@ -177,6 +188,11 @@ class PixelPipeline(DiffusionPipeline, Flux2LoraLoaderMixin):
             )
         else:
             transformer = (load_merged if merge else load_attached)(latent.transformer, folder)[0]
+        return cls._with_transformer(latent, transformer)
+
+    @classmethod
+    def _with_transformer(cls, latent: Flux2KleinPipeline, transformer: AsymFlux2Transformer2DModel) -> "PixelPipeline":
+        """Return a pipeline of a pixel model and the text encoder of its base."""
         shift = transformer.config.sampling["shift"]
         scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=shift, **UNIPC)
         return cls(scheduler, latent.text_encoder, latent.tokenizer, transformer)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from asymflow.models.backbone import Backbone, PublishedModel
 from asymflow.models.backbone import TokenGeometry as TokenGeometry
+from asymflow.models.gguf_base import find_gguf, load_gguf
 from asymflow.text_files import read_json_object
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def published_model(base: str | Path = "") -> PublishedModel:
 
 
 def load_transformer(folder: str | Path, dtype: "torch.dtype") -> Any:
-    """Load the transformer of a pipeline folder.
+    """Load the transformer of a pipeline folder, also from a GGUF file (`asymflow.models.gguf_base`).
 
     Args:
         folder: The folder.
@@ -222,10 +223,15 @@ def load_transformer(folder: str | Path, dtype: "torch.dtype") -> Any:
         The transformer, on the CPU.
 
     Raises:
-        ValueError: If the folder belongs to no family.
+        ValueError: If the folder belongs to no family, or its GGUF file cannot be read or is of another family than
+            FLUX.2.
     """
     import diffusers  # with torch: geometries are read without it
 
     backbone = family_of(folder).backbone
     cls = getattr(diffusers, backbone.transformer)
+    if file := find_gguf(folder):
+        if not backbone.has_comfyui_names:
+            raise ValueError(f"{file} is the GGUF file of a {backbone.transformer}; only FLUX.2's are supported")
+        return load_gguf(cls, file, dtype, (backbone.first, backbone.last_norm, backbone.last, backbone.text_input))
     return backbone.prepare(cls.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype))

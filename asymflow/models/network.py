@@ -13,6 +13,8 @@ Stream = Literal["image", "text", "both", "one"]
 """Input of a layer: image tokens, text tokens, both, or one vector per image (the conditions)"""
 Quantization = Literal["nf4", "int8", "fp8"]
 """How a frozen linear layer may be stored; see `asymflow.models.quantized`"""
+GgufType = Literal["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+"""Types of GGUF that `asymflow.adapters.single_file` writes, by size"""
 NF4_BLOCK = 64
 """Values of a quantized weight that share a scale, in one row: bitsandbytes' CPU kernels take no block of two rows"""
 _IN_BLOCK = re.compile(r"^detailer\.|(?:blocks|layers|refiner)(?:\.image)?\.\d+\.")

@@ -33,6 +33,18 @@ _QUANTIZATION = (
 """Attributes by which diffusers and peft know a quantized model"""
 
 
+def quantizer_dtype(transformer: Any) -> torch.dtype | None:
+    """Return the type that a transformer with weights quantized by diffusers computes in.
+
+    Args:
+        transformer: A model of diffusers; its own `dtype` is that of its first weight, which may be a float8.
+
+    Returns:
+        The `compute_dtype` of its quantizer; None if it has none.
+    """
+    return getattr(getattr(transformer, "hf_quantizer", None), "compute_dtype", None)
+
+
 class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
     """FLUX.2 between pixel tokens, with the recovery of the full-rank velocity.
 
@@ -184,7 +196,7 @@ class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
         Returns:
             The model, in evaluation mode.
         """
-        dtype, device = transformer.dtype, transformer.device
+        dtype, device = quantizer_dtype(transformer) or transformer.dtype, transformer.device
         model = cls._empty(transformer, subspace, sigma_floor_sample, sampling)
         for name, module in transformer.named_children():
             setattr(model, name, module)
@@ -199,6 +211,11 @@ class AsymFlux2Transformer2DModel(Flux2Transformer2DModel):
             if hasattr(transformer, name):
                 setattr(model, name, getattr(transformer, name))
         return model.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the computation, whatever the type of quantized weights."""
+        return quantizer_dtype(self) or super().dtype
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save the model as every diffusers model is saved.

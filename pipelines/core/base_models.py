@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asymflow.models.backbone import Backbone, Kind
+from asymflow.models.gguf_base import find_gguf
 from asymflow.models.latent import ImageEncoder, TextEncoder, TokenGeometry, family_of, published_model
 from pipelines.core.config import ConfigError, read_json_setting
 
@@ -65,6 +66,25 @@ def check_unquantized(base: str) -> None:
         raise ConfigError(
             f"base={base!r}: its transformer is stored quantized; give the full pipeline, and quantize it while it is "
             "trained with base_quantization=nf4"
+        )
+
+
+def check_gguf(base: str, quantization: str | None, zero_stage: int, checkpointing: bool) -> None:
+    """Raise ConfigError if the transformer of `base` is a GGUF file that cannot be trained on with these settings."""
+    try:
+        file = find_gguf(base)
+    except ValueError as error:
+        raise ConfigError(f"base={base!r}: {error}") from None
+    if file is None:
+        return
+    if quantization:
+        raise ConfigError(f"base_quantization={quantization}: {file} is quantized; use base_quantization=null")
+    if zero_stage == 3:
+        raise ConfigError(f"resources.zero_stage=3: sharding would cut the blocks of {file}; use 0, 1 or 2")
+    if not checkpointing:
+        raise ConfigError(
+            f"resources.gradient_checkpointing=false: the backward pass would keep all weights of {file} in full; "
+            "use true"
         )
 
 

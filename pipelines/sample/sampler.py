@@ -18,6 +18,7 @@ from asymflow.devices import default_dtype
 from asymflow.diffusers_pipeline import SCHEDULERS, AsymFlux2KleinPipeline
 from asymflow.guidance import Guidance
 from asymflow.models import latent
+from asymflow.models.gguf_base import find_gguf
 from asymflow.models.latent import ImageEncoder, family_of
 from asymflow.models.lifted import LatentModel, PixelModel
 from asymflow.models.text import MAX_TOKENS
@@ -137,7 +138,7 @@ class PipelineSampler:
     def __init__(self, base: str, adapter: str = "", device: str = "cpu"):
         self.base, self.adapter, self.device = base, adapter, device
         with adapter_files(adapter) as folder:
-            pipeline = AsymFlux2KleinPipeline.from_pretrained(base, adapter=folder, dtype=default_dtype(device))
+            pipeline = load_pipeline(base, folder, default_dtype(device))
             self.adapter_sha256 = weights_sha256(folder) if folder else ""
         self.pipeline: Any = pipeline.to(device)
         self.pixel = PixelSampler(self.pipeline)
@@ -230,7 +231,7 @@ def load_sampler(
     has_pipeline = family_of(base).pixel_pipeline
     kind = kind_of(read_adapter(adapter)[1]) if model == "trained" and adapter is not None else None
     if has_pipeline and kind == "asymflow":
-        return _pipeline_sampler(AsymFlux2KleinPipeline.from_pretrained(base, adapter=adapter, dtype=dtype), device)
+        return _pipeline_sampler(load_pipeline(base, adapter, dtype), device)
     if model == "lifted" and has_pipeline:
         pipeline = AsymFlux2KleinPipeline.from_pretrained(base, subspace=subspace, dtype=dtype)
         pipeline.defaults = defaults  # for the padding of prompts; the rest is in the sampling parameters
@@ -251,6 +252,12 @@ def load_sampler(
         raise ValueError("a latent model is sampled from projected pixel noise, which needs a subspace: give a basis")
     A = subspace.A.float().to(device)
     return LatentSampler(predict_on, load_decoder(base, device), encode, A, float(subspace.s), subspace.patch_size)
+
+
+def load_pipeline(base: str, adapter: Any, dtype: torch.dtype) -> Any:
+    """Return the pipeline of base and adapter. A full base is merged with it; a GGUF base has it attached."""
+    merge = find_gguf(base) is None
+    return AsymFlux2KleinPipeline.from_pretrained(base, adapter=adapter, merge=merge, dtype=dtype)
 
 
 def _pipeline_sampler(pipeline: Any, device: str) -> PixelSampler:

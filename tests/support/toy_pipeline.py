@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+from asymflow.models.flux2 import image_positions, text_positions
+
 MODELS = Path(__file__).parents[2] / "models"
 BASE, ADAPTER = MODELS / "toy_klein", MODELS / "toy_asymflow"
 PROMPTS = ["an emoji of strawberry on white", "a photo of a red flower, wide view", "a photo of grass"]
@@ -25,3 +27,17 @@ def samples(pipe, prompt=PROMPTS[0], **options):
 
 def largest_difference(a, b):
     return float((a - b).abs().max())
+
+
+def velocity(model) -> torch.Tensor:
+    """Of random tokens, by the toy's transformer or one made of it"""
+    generator = torch.Generator().manual_seed(0)
+    x_t, text = torch.randn(1, 64, 48, generator=generator), torch.randn(1, 7, 96, generator=generator)
+    positions = image_positions((8, 8)), text_positions(7)
+    with torch.no_grad():
+        return model(x_t, text, torch.tensor([0.6]), *positions, return_dict=False)[0]
+
+
+def relative_error(model, merged) -> float:
+    expected = velocity(merged)
+    return float((velocity(model) - expected).norm() / expected.norm())

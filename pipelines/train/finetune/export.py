@@ -80,7 +80,8 @@ def export_run(finetune: Step, settings: FinetuneSettings, request: ExportSettin
     adapter = export_adapter(settings, find_basis(settings, inputs), average.values, folder, size)
     done = {"adapter": adapter, "step": average.step}
     if format != "released":
-        done[format] = convert(adapter, format, out or storage.join(exports, format), settings.base, request.dtype)
+        where = out or storage.join(exports, format)
+        done[format] = convert(adapter, format, where, settings.base, request.dtype, request.gguf)
     done["registered"] = None
     if request.add_to_registry:
         if not (run := read_run(artifact)):

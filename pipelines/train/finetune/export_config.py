@@ -5,12 +5,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from asymflow.models.network import GgufType as GgufType
 from pipelines.core.config import ConfigError, OptionalUri, Settings, validate
 from pipelines.core.config_files import merge, read_config_file
 from pipelines.core.yaml_values import ValidatedAs
 from pipelines.train.finetune.config import FinetuneSettings
 
-ExportFormat = Literal["released", "comfyui", "merged"]
+ExportFormat = Literal["released", "comfyui", "merged", "nf4", "fp8", "gguf"]
+MERGED: tuple[str, ...] = ("merged", "nf4", "fp8", "gguf")
+"""Formats that contain the base, with the adapter merged into it"""
 ExportDtype = Literal["bfloat16", "float16", "float32"]
 
 _RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)
@@ -33,8 +36,10 @@ class ExportSettings(Settings):
     base: OptionalUri = ""
     """Folder of the latent model to merge `adapter` with; a finetune is merged with its own"""
     format: ExportFormat = "released"
+    gguf: GgufType = "q8_0"
+    """Type of the quantized weights with format=gguf"""
     dtype: ExportDtype | None = None
-    """Data type of a merged model; empty: the base's"""
+    """Data type in which base and adapter are merged; empty: the base's"""
     out: OptionalUri = ""
     """Folder to write; empty: with the run, in its storage"""
 
@@ -47,7 +52,7 @@ class ExportSettings(Settings):
             raise ValueError(f"{unused[0]}: belongs to finetune; an adapter has none")
         if self.adapter and not self.out:
             raise ValueError("out: missing, the folder or s3:// URI to write to")
-        if self.adapter and self.format == "merged" and not self.base:
+        if self.adapter and self.format in MERGED and not self.base:
             raise ValueError("base: missing, the folder of the latent model that the adapter was made for")
         return self
 

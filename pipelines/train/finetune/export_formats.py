@@ -1,4 +1,4 @@
-"""Export formats of an adapter: ComfyUI, or merged with its base into a pipeline folder."""
+"""Export formats of an adapter: ComfyUI, or merged with its base into a pipeline folder or one quantized file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from asymflow.adapters import read_adapter, read_defaults, save_pth, write_adapter, write_comfyui
+from asymflow.adapters import load_merged, read_adapter, read_defaults, save_pth, write_adapter, write_comfyui
 from asymflow.adapters.basis import find_subspace
 from asymflow.models.backbone import Kind
-from asymflow.models.latent import families, family_of
+from asymflow.models.gguf_base import find_gguf
+from asymflow.models.latent import families, family_of, load_transformer
 from pipelines.core import storage
 from pipelines.core.base_models import check_base
 from pipelines.core.config import ConfigError
 from pipelines.core.scratch import scratch_folder
-from pipelines.train.finetune.export_config import ExportFormat
+from pipelines.train.config import check_bitsandbytes
+from pipelines.train.finetune.export_config import MERGED, ExportFormat, GgufType
 
 PTH = "subspace.pth"
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -23,32 +25,40 @@ _COMFYUI_KINDS: tuple[Kind, ...] = ("asymflow", "latent", "ddt")
 _STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
-def convert(adapter: str, format: ExportFormat, out: str, base: str = "", dtype: str | None = None) -> str:
+def convert(
+    adapter: str,
+    format: ExportFormat,
+    out: str,
+    base: str = "",
+    dtype: str | None = None,
+    gguf: GgufType = "q8_0",
+) -> str:
     """Convert an adapter (in the released format or ComfyUI's) into the folder `out`. Returns its URI.
 
     - released: with the subspace twice, as safetensors and as the released `.pth`;
     - comfyui: one file of tensors, with the subspace beside it;
     - merged: a folder for `AsymFlux2KleinPipeline.from_pretrained(out)`, in `dtype`; in half precision the merged
-      weights are rounded once more than base and adapter are.
+      weights are rounded once more than base and adapter are;
+    - nf4: the same, with the transformer quantized by bitsandbytes;
+    - fp8, gguf: the merged transformer in one quantized file (`asymflow.adapters.single_file`).
 
     Args:
         adapter: folder or S3 URI.
         format: one of the above.
         out: folder or S3 URI.
-        base: folder of the latent model, for merged.
-        dtype: data type of merged weights; None for the base's.
+        base: folder of the latent model, for the formats in MERGED.
+        dtype: data type in which they are merged; None for the base's.
+        gguf: type of the quantized weights, for gguf.
 
     Raises:
         ConfigError: the base cannot be merged with.
         ValueError: the adapter is damaged, of another kind or of another base.
     """
-    if format == "merged":
-        check_base(base, ("transformer", "scheduler"), text=True)
-        if not family_of(base).pixel_pipeline:
-            raise ConfigError(f"format=merged: base={base!r} has no merged form; sample with base and adapter")
+    if format in MERGED:
+        check_merge(base, format)
     with storage.local_folder(adapter) as folder, scratch_folder() as scratch:
-        if format == "merged":
-            merge(folder, base, scratch, TYPES[dtype] if dtype else stored_type(base))
+        if format in MERGED:
+            merge(folder, base, scratch, TYPES[dtype] if dtype else stored_type(base), format, gguf)
         else:
             tensors, config = read_adapter(folder)
             subspace, defaults = find_subspace(folder, tensors), read_defaults(folder)
@@ -70,14 +80,39 @@ def check_comfyui(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"format=comfyui: not supported for a {found}; use format=released")
 
 
-def merge(adapter: Path, base: str, out: Path, dtype: torch.dtype) -> None:
-    """Write the pipeline of an adapter merged into its base."""
+def check_merge(base: str, format: ExportFormat) -> None:
+    """Raise ConfigError unless a base can be merged with, and the packages of a format are installed."""
+    whole = format in ("merged", "nf4")
+    check_base(base, ("transformer", "scheduler") if whole else ("transformer",), text=whole)
+    if not family_of(base).pixel_pipeline:
+        raise ConfigError(f"format={format}: base={base!r} has no merged form; sample with base and adapter")
+    if find_gguf(base):
+        raise ConfigError(f"format={format}: base={base!r} is quantized; give the full base to merge with")
+    if format == "nf4":
+        check_bitsandbytes("format=nf4")
+
+
+def merge(
+    adapter: Path, base: str, out: Path, dtype: torch.dtype, format: ExportFormat = "merged", gguf: GgufType = "q8_0"
+) -> None:
+    """Write an adapter merged into its base, in one of the formats in MERGED."""
     from diffusers.utils.logging import disable_progress_bar
 
+    from asymflow.adapters.nf4 import quantize_nf4
+    from asymflow.adapters.single_file import write_fp8, write_gguf
     from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
 
     disable_progress_bar()  # of model loading
+    if format in ("fp8", "gguf"):
+        model, _ = load_merged(load_transformer(base, dtype), adapter)
+        if format == "fp8":
+            write_fp8(model, out)
+        else:
+            write_gguf(model, out, gguf)
+        return
     pipeline = AsymFlux2KleinPipeline.from_pretrained(base, adapter=adapter, dtype=dtype)
+    if format == "nf4":
+        quantize_nf4(pipeline.transformer)
     pipeline.save_pretrained(out)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from asymflow.oklab import OklabSpace
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
-from pipelines.core.base_models import check_base, check_padding, check_unquantized
+from pipelines.core.base_models import check_base, check_gguf, check_padding, check_unquantized
 from pipelines.core.config import ConfigError, read_json_setting
 from pipelines.core.identity import fingerprint_of
 from pipelines.core.step import Context, Step
@@ -38,6 +38,8 @@ def check(settings: FinetuneSettings) -> None:
     check_model(settings, read_json_setting(transformer, f"base={settings.base!r}"))
     check_padding(settings.base, settings.text_padding)
     check_unquantized(settings.base)
+    resources = settings.resources
+    check_gguf(settings.base, settings.base_quantization, resources.zero_stage, resources.gradient_checkpointing)
     if settings.loss.kind == "variance_reduced" and settings.loss.perceptual:
         check_perceptual(settings.loss.perceptual)
     check_optimizer(settings.optim)

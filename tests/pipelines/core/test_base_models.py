@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 
-from pipelines.core.base_models import check_base, check_unquantized, load_image_encoder, load_text_encoder
+from pipelines.core.base_models import check_base, check_gguf, check_unquantized, load_image_encoder, load_text_encoder
 from pipelines.core.config import ConfigError
 
 
@@ -27,6 +27,23 @@ def test_an_unknown_family_is_refused(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SomePipeline"}))
     with pytest.raises(ConfigError, match=r"base='.*': .*'SomePipeline'; known: Flux2KleinPipeline"):
         check_base(str(tmp_path))
+
+
+def test_a_gguf_base_is_trained_on_unsharded_with_checkpointing_alone(tiny_base, tmp_path):
+    check_gguf(str(tiny_base), "nf4", 3, False)
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "base.gguf").touch()
+    check_gguf(str(tmp_path), None, 2, True)
+    for settings, message in [
+        (("nf4", 0, True), "^base_quantization=nf4: .*base.gguf is quantized; use base_quantization=null"),
+        ((None, 3, True), "^resources.zero_stage=3: .*base.gguf; use 0, 1 or 2"),
+        ((None, 0, False), "^resources.gradient_checkpointing=false: .* use true"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            check_gguf(str(tmp_path), *settings)
+    (tmp_path / "transformer" / "another.gguf").touch()
+    with pytest.raises(ConfigError, match="several files of weights"):
+        check_gguf(str(tmp_path), None, 0, True)
 
 
 def test_a_base_that_is_stored_quantized_is_refused(tiny_base, tmp_path):

@@ -17,6 +17,8 @@ CONVERSION = {"adapter": "adapter", "out": "out"}
         ({**CONVERSION, "changes": {"rank": 8}}, "changes: belongs to finetune"),
         ({"adapter": "adapter"}, "out: missing, the folder or s3:// URI"),
         ({**CONVERSION, "format": "merged"}, "base: missing, the folder of the latent model"),
+        ({**CONVERSION, "format": "gguf"}, "base: missing, the folder of the latent model"),
+        ({**CONVERSION, "gguf": "q4_k"}, "gguf='q4_k'"),
     ],
 )
 def test_settings_that_do_not_go_together_are_named(tree, message):

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,30 @@ def test_a_base_without_weights_or_of_another_type_is_refused(tmp_path):
     save_file({"w": torch.zeros(2, dtype=torch.int8)}, tmp_path / "transformer/model.safetensors")
     with pytest.raises(ConfigError, match="its transformer is stored as I8; give the dtype to merge in"):
         stored_type(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("format", "file"),
+    [
+        ("fp8", "asymflow-fp8.safetensors"), ("gguf", "asymflow-Q4_0.gguf"),
+        ("nf4", "transformer/diffusion_pytorch_model.safetensors"),
+    ],
+)  # fmt: skip
+def test_quantized_formats_have_the_model_merged(tmp_path, format, file):
+    out = Path(convert(ADAPTER, format, str(tmp_path / format), BASE, gguf="q4_0"))
+    full = Path(BASE, "transformer", "diffusion_pytorch_model.safetensors").stat().st_size
+    assert (out / file).stat().st_size < 0.6 * full
+    config = json.loads((out / file).with_name("config.json").read_text())
+    assert config["_class_name"] == "AsymFlux2Transformer2DModel" and config["sampling"]["guidance_scale"] == 2.0
+    assert ("quantization_config" in config) == (out / "model_index.json").is_file() == (format == "nf4")
+
+
+def test_what_a_format_needs_is_named_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.train.config.PathFinder.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="^format=nf4: needs bitsandbytes"):
+        convert(ADAPTER, "nf4", str(tmp_path / "out"), BASE)
+    shutil.copytree(BASE, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "base" / "transformer" / "base.gguf").touch()
+    with pytest.raises(ConfigError, match="^format=gguf: .* is quantized; give the full base to merge with"):
+        convert(ADAPTER, "gguf", str(tmp_path / "out"), str(tmp_path / "base"))
+    assert not (tmp_path / "out").exists()

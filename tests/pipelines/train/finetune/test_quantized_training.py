@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gguf_files import write_base
 from tiny_base import make_transformer
 from trained_adapter import make_subspace, velocities
 
@@ -172,3 +173,19 @@ def test_without_bitsandbytes_it_is_refused_before_anything_starts(base, scheme,
     with pytest.raises(ConfigError, match=f"^base_quantization={scheme}: needs bitsandbytes: pip install"):
         check(settings)
     check(settings_of(base, "adam", lora=None, base_quantization="fp8"))
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_gguf_base_is_trained_on_and_keeps_its_weights(make_worker, base, tmp_path, stage):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "Flux2KleinPipeline"}))
+    write_base(make_transformer(TEXT_WIDTH, head_width=32), tmp_path / "transformer")
+    settings = settings_of(str(tmp_path), "adam", stage, base_quantization=None)
+    check(settings)
+    worker = make_worker(settings)
+    before, frozen = worker.copies()["trainable"], worker.frozen()
+    assert {p.dtype for p in frozen.values()} == {torch.float32, torch.uint8}
+    assert all(torch.isfinite(torch.tensor(worker.train(range(2)))))
+    assert all(torch.equal(value.data, frozen[name].data) for name, value in worker.frozen().items())
+    assert not any(torch.equal(value, before[name]) for name, value in worker.copies()["trainable"].items())
+    save_adapter(worker.model, tmp_path / "adapter")
+    load_merged(load_transformer(base, torch.float32), tmp_path / "adapter")
