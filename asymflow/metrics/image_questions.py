@@ -206,8 +206,9 @@ def load_chat_model(source: str, needed: str, revision: str = "main", device: st
     try:
         model = load_pretrained(AutoModelForImageTextToText, found.path, default_dtype(device))
         processor = AutoProcessor.from_pretrained(found.path, local_files_only=True)
-    except OSError as error:
-        raise MissingWeights(f"{source}: {error}: needed is {needed}") from error
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise MissingWeights(f"{source} cannot be loaded: {reason}; needed is {needed}") from error
     return ChatModel(model.to(device), processor, found.identity)
 
 

@@ -10,7 +10,9 @@ from pipelines.evaluate.scorers import Scorers
 from pipelines.sample.parameters import SamplingParameterSettings
 
 Model = Literal["latent", "lifted", "trained"]
-SuiteName = Literal["demo", "classes", "coco10k", "hpsv3_benchmark", "dpg", "geneval", "imagenet50k"]
+SuiteName = Literal[
+    "demo", "classes", "coco10k", "hpsv3_benchmark", "dpg", "geneval", "imagenet50k", "geneval2", "questions"
+]
 """See `pipelines.evaluate.suites`"""
 
 

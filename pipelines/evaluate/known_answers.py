@@ -16,6 +16,7 @@ from torch import Tensor
 from asymflow.metrics.geneval import judge, keep_detections
 from pipelines.evaluate.config import Bootstrap
 from pipelines.evaluate.image_sets import ImageSet
+from pipelines.evaluate.known_questions import JUDGED
 from pipelines.evaluate.measures import MeasureInput, ScoredImages
 from pipelines.evaluate.prompts import Prompt, list_generations, read_dpg
 from pipelines.evaluate.suites import SUITES
@@ -80,6 +81,18 @@ EXPECTED: dict[str, dict[str, float]] = {
         "precision": 0.966666666667,
         "recall": 1.0,
     },
+    "geneval2": {
+        "soft_tifa_am": 45.8333333333,
+        "soft_tifa_gm": 35,
+        "tifa": 50,
+        "soft_tifa_am/attribute": 50,
+        "soft_tifa_am/count": 25,
+        "soft_tifa_am/object": 63.3333333333,
+        "soft_tifa_am/position": 10,
+        "soft_tifa_gm/2 atoms": 20,
+        "soft_tifa_gm/3 atoms": 50,
+    },
+    "questions": {"answered": 50, "answered/color": 10, "answered/object": 70},
 }
 
 
@@ -225,4 +238,13 @@ def _geneval(suite: str) -> MeasureInput:
     return _evaluated(prompts, len(scenes), {"geneval": _Given(rows)})
 
 
-MADE_UP: dict[str, Callable[[str], MeasureInput]] = {"dpg": _dpg, "geneval": _geneval}
+def _judged(suite: str) -> MeasureInput:
+    prompts, scores = JUDGED[suite]()
+    return _evaluated(prompts, 1, {name: _Given(rows) for name, rows in scores.items()})
+
+
+MADE_UP: dict[str, Callable[[str], MeasureInput]] = {
+    "dpg": _dpg,
+    "geneval": _geneval,
+    **dict.fromkeys(JUDGED, _judged),
+}

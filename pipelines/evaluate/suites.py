@@ -7,6 +7,15 @@ from typing import Any
 from pipelines.evaluate.config import Model
 from pipelines.evaluate.measures import DpgCategories, Mean, Measure, dpg_score
 from pipelines.evaluate.prompts import Reader, read_captions, read_dpg, read_geneval, read_hpsv3, read_labels
+from pipelines.evaluate.question_files import read_geneval2, read_questions
+from pipelines.evaluate.question_measures import (
+    Pooled,
+    probability_by_group,
+    soft_tifa_am,
+    soft_tifa_gm,
+    soft_tifa_gm_by_category,
+    tifa,
+)
 from pipelines.evaluate.set_measures import (
     FlatGround,
     Frechet,
@@ -141,5 +150,30 @@ SUITES: dict[str, Suite] = {
         ),
         sampling={**JIT, "height": 256, "width": 256, "guidance": 2.3, "guidance_interval": (0.0, 0.88)},
         by_class=True,
+    ),
+    "geneval2": Suite(
+        about="GenEval 2: objects, attributes, counts, positions and verbs, by Soft-TIFA",
+        read=read_geneval2,
+        file="geneval2_data.jsonl of facebookresearch/GenEval2",
+        prompts=800,
+        images_per_prompt=1,
+        scorers=("geneval2",),
+        measures=(
+            Mean("soft_tifa_am", "geneval2", value=soft_tifa_am, scale=100),
+            Mean("soft_tifa_gm", "geneval2", value=soft_tifa_gm, scale=100),
+            Mean("tifa", "geneval2", value=tifa, scale=100),
+            Pooled("soft_tifa_am", "geneval2", probability_by_group),
+            Pooled("soft_tifa_gm", "geneval2", soft_tifa_gm_by_category),
+        ),
+        sampling=KLEIN,
+    ),
+    "questions": Suite(
+        about="your own questions about your own prompts, by the probability of the accepted answers",
+        read=read_questions,
+        file="JSON lines with prompt and questions, a list of {question, answers, group}",
+        prompts=None,
+        images_per_prompt=1,
+        scorers=("judge",),
+        measures=(Pooled("answered", "judge", probability_by_group, overall=True),),
     ),
 }

@@ -9,6 +9,7 @@ from tiny_clip import NAME, write_tiny_clip
 from tiny_detector import write_detector
 from tiny_flan_t5 import write_models
 from tiny_hps_v3 import write_hps_v3
+from tiny_judge import write_judge
 from tiny_vqa_models import write_vilt
 
 from asymflow.metrics.hps_v2 import FILE as HPS_V2
@@ -59,6 +60,7 @@ def root(tmp_path_factory):
     torch.save(Inception2015().state_dict(), root / "inception" / INCEPTION)
     write_detector(root / "detector")
     write_vilt(root / "vilt")
+    write_judge(root / "judge")
     for folder, count, size in (("made", 4 * PROMPTS, (320, 320)), ("real", 7, (400, 320)), ("small", 1000, (32, 32))):
         (root / folder).mkdir()
         for i in range(count):
@@ -73,6 +75,9 @@ def root(tmp_path_factory):
     (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, asked)))
     rows = [f"{i},a cat {i},,{q},{q - 1},entity,whole,t,is it bright?" for i in range(PROMPTS) for q in (1, 2)]
     (root / "dpg.csv").write_text("\n".join([HEADER + "question_natural_language", *rows]))
+    atoms = {"vqa_list": [["How many cats?", "two"], ["Are there cats?", "Yes"]], "skills": ["count", "object"]}
+    asked = [{"prompt": f"two cats {i}", "atom_count": 2 + i // 2, **atoms} for i in range(PROMPTS)]
+    (root / "geneval2.jsonl").write_text("\n".join(map(json.dumps, asked)))
     return root
 
 
@@ -96,5 +101,7 @@ def scorers(root):
         "inception_as_is": {**inception, "resize": "none", "features": ["pool", "spatial", "logits"]},
         "geneval": {"model": at("detector"), "colors": at("clip"), "architecture": config},
         "dpg": {"model": at("vilt")},
+        "geneval2": {"model": at("judge")},
+        "judge": {"model": at("judge")},
         "squeeze": {"model": str(Path(__file__).parents[3] / "models/toy_klein/perceptual_squeeze.safetensors")},
     }  # fmt: skip

@@ -1,0 +1,68 @@
+"""Question files of the benchmarks that a vision-language model judges, as prompts.
+
+A prompt's `data["questions"]` is a list of {question, answers, group}: the question, its accepted answers (their
+first tokens count), and what a breakdown groups it by.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from asymflow.metrics.geneval2 import accepted_answers
+from asymflow.text_files import parse_json_lines
+from pipelines.data.prompt_files import read_text, to_prompt, value_at
+from pipelines.evaluate.prompts import Prompt, as_config_error
+
+
+def read_geneval2(uri: str, column: str) -> list[Prompt]:
+    """Read `geneval2_data.jsonl`, each line with prompt, atom_count, vqa_list (question, answer) and skills."""
+    prompts = []
+    with as_config_error(uri):
+        for line, row in parse_json_lines(read_text(uri), uri):
+            text = to_prompt(value_at(row, "prompt", uri, line), uri, line)
+            atoms = value_at(row, "atom_count", uri, line)
+            pairs, skills = value_at(row, "vqa_list", uri, line), value_at(row, "skills", uri, line)
+            if type(atoms) is not int or not _are_pairs(pairs) or not _are_texts(skills) or len(pairs) != len(skills):
+                raise ValueError(
+                    f"{uri}: line {line}: atom_count must be a whole number, vqa_list a list of [question, answer], "
+                    "and skills a list of as many texts"
+                )
+            questions = [
+                {"question": question, "answers": accepted_answers(question, answer), "group": skill}
+                for (question, answer), skill in zip(pairs, skills, strict=True)
+            ]
+            prompts.append(Prompt(f"{line - 1:05}", text, f"{atoms} atoms", {"questions": questions}))
+    return prompts
+
+
+def read_questions(uri: str, column: str) -> list[Prompt]:
+    """Read JSON lines of {prompt, questions: [{question, answers, group}, ...]}, with optional category and group."""
+    prompts = []
+    with as_config_error(uri):
+        for line, row in parse_json_lines(read_text(uri), uri):
+            text = to_prompt(value_at(row, "prompt", uri, line), uri, line)
+            questions = value_at(row, "questions", uri, line)
+            if not isinstance(questions, list) or not questions or not all(map(_is_question, questions)):
+                raise ValueError(
+                    f"{uri}: line {line}: questions must be a list of objects with a question, a list of answers, and "
+                    "optionally a group"
+                )
+            own = [{"group": "", **question} for question in questions]
+            prompts.append(Prompt(f"{line - 1:05}", text, str(row.get("category", "")), {"questions": own}))
+    return prompts
+
+
+def _is_question(found: Any) -> bool:
+    return (
+        isinstance(found, Mapping)
+        and found.keys() <= {"question", "answers", "group"}
+        and _are_texts([found.get("question"), found.get("group", "no group")])
+        and _are_texts(found.get("answers"))
+    )
+
+
+def _are_texts(found: Any) -> bool:
+    return isinstance(found, list) and bool(found) and all(isinstance(one, str) and one.strip() for one in found)
+
+
+def _are_pairs(found: Any) -> bool:
+    return isinstance(found, list) and bool(found) and all(_are_texts(pair) and len(pair) == 2 for pair in found)

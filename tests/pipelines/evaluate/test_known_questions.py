@@ -1,0 +1,27 @@
+import pytest
+
+from pipelines.evaluate.known_answers import EXPECTED
+from pipelines.evaluate.known_questions import JUDGED
+from pipelines.evaluate.suites import SUITES
+
+
+@pytest.mark.parametrize("suite", JUDGED)
+def test_prompts_and_rows_belong_together(suite):
+    prompts, scores = JUDGED[suite]()
+    assert set(scores) == set(SUITES[suite].scorers)
+    assert all(len(rows) == len(prompts) for rows in scores.values())
+
+
+def test_geneval2_by_hand():
+    # the first prompt's probabilities are 1/4, 1/2 and 1, the second's 0.8, 0.1 and 0.1
+    known = EXPECTED["geneval2"]
+    assert known["soft_tifa_am"] == pytest.approx(100 * (1.75 / 3 + 1.0 / 3) / 2)
+    assert known["soft_tifa_gm"] == pytest.approx(100 * ((1 / 8) ** (1 / 3) + 0.008 ** (1 / 3)) / 2)
+    assert known["soft_tifa_am/object"] == pytest.approx(100 * (1.0 + 0.8 + 0.1) / 3)
+    # "2" and "YES" are accepted, "No" and "no" are not
+    assert known["tifa"] == pytest.approx(100 * (2 / 3 + 1 / 3) / 2)
+
+
+def test_own_questions_by_hand():
+    assert EXPECTED["questions"]["answered"] == pytest.approx(100 * (0.9 + 0.5 + 0.1) / 3)
+    assert EXPECTED["questions"]["answered/object"] == pytest.approx(100 * (0.9 + 0.5) / 2)
