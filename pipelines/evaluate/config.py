@@ -11,8 +11,9 @@ from pipelines.sample.parameters import SamplingParameterSettings
 
 Model = Literal["latent", "lifted", "trained"]
 SuiteName = Literal[
-    "demo", "classes", "coco10k", "hpsv3_benchmark", "dpg", "geneval", "imagenet50k", "geneval2", "questions"
-]
+    "demo", "classes", "coco10k", "hpsv3_benchmark", "dpg", "geneval", "imagenet50k",
+    "geneval2", "questions", "preference",
+]  # fmt: skip
 """See `pipelines.evaluate.suites`"""
 
 

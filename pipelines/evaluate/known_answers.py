@@ -92,6 +92,7 @@ EXPECTED: dict[str, dict[str, float]] = {
         "soft_tifa_gm/2 atoms": 20,
         "soft_tifa_gm/3 atoms": 50,
     },
+    "preference": {"pick_score": 0.610369766468, "aesthetic": 0.700953865787},
     "questions": {"answered": 50, "answered/color": 10, "answered/object": 70},
 }
 
@@ -158,7 +159,8 @@ def _given(count: int, frequency: float) -> dict[str, Any]:
     plain["spectrum"] = _Given(plain["spectrum"].plain, {"radial": spectra})
     networks = ("inception", "inception_crop", "inception_as_is", "squeeze", "efficientnet")
     extracted = {name: _Given([], inception) for name in networks}
-    return {**plain, **extracted}
+    preference = {"pick_score": plain["hps_v3"], "aesthetic": plain["hps_v2"]}
+    return {**plain, **extracted, **preference}
 
 
 def _evaluated(prompts: list[Prompt], repeats: int, scores: Mapping[str, Any]) -> MeasureInput:

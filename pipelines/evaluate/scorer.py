@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # settings are read without torch; `load` imports the model's
 
     from pipelines.evaluate.prompts import Prompt
 
+OPEN_CLIP = "open_clip_model.safetensors"
 Row = dict[str, Any]
 Score = Callable[["Tensor", Sequence["Prompt"]], list[Row]]
 """Maps uint8 images (B, 3, H, W) and their prompts to rows of numbers, texts, lists, and features as tensors"""

@@ -13,14 +13,23 @@ from asymflow.metrics import efficientnet_file, squeeze_file
 from asymflow.metrics.protocol import Protocol, fingerprint
 from pipelines.core.config import Settings
 from pipelines.evaluate.judges import GenEval2Scorer, JudgeScorer
-from pipelines.evaluate.scorer import ModelScorer, Resources, Row, Score, Scorer, as_rows, content_fingerprint
+from pipelines.evaluate.preferences import AestheticScorer, PickScorer
+from pipelines.evaluate.scorer import (
+    OPEN_CLIP,
+    ModelScorer,
+    Resources,
+    Row,
+    Score,
+    Scorer,
+    as_rows,
+    content_fingerprint,
+)
 
 if TYPE_CHECKING:  # settings are read without torch; `load` imports the model's module
     from torch import Tensor
 
     from pipelines.evaluate.prompts import Prompt
 
-OPEN_CLIP = "open_clip_model.safetensors"
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -293,3 +302,5 @@ class Scorers(Settings):
     geneval2: GenEval2Scorer = GenEval2Scorer()
     judge: JudgeScorer = JudgeScorer()
     """Of your own questions"""
+    pick_score: PickScorer = PickScorer()
+    aesthetic: AestheticScorer = AestheticScorer()

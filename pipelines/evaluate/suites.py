@@ -176,4 +176,14 @@ SUITES: dict[str, Suite] = {
         scorers=("judge",),
         measures=(Pooled("answered", "judge", probability_by_group, overall=True),),
     ),
+    "preference": Suite(
+        about="human preference and aesthetics of images for any prompts",
+        read=read_captions,
+        file="prompts, such as those of Pick-a-Pic's or PartiPrompts' test split: .parquet, .jsonl, or a line each",
+        prompts=None,
+        images_per_prompt=1,
+        scorers=("pick_score", "aesthetic"),
+        measures=(Mean("pick_score", "pick_score"), Mean("aesthetic", "aesthetic")),
+        sampling=KLEIN,
+    ),
 }

@@ -10,6 +10,7 @@ from tiny_detector import write_detector
 from tiny_flan_t5 import write_models
 from tiny_hps_v3 import write_hps_v3
 from tiny_judge import write_judge
+from tiny_pick_score import write_pick_score
 from tiny_vqa_models import write_vilt
 
 from asymflow.metrics.hps_v2 import FILE as HPS_V2
@@ -61,6 +62,9 @@ def root(tmp_path_factory):
     write_detector(root / "detector")
     write_vilt(root / "vilt")
     write_judge(root / "judge")
+    write_pick_score(root / "pick")
+    weights = torch.linspace(-1, 1, 16)[None]
+    torch.save({"weight": weights, "bias": torch.tensor([5.0])}, root / "aesthetic.pth")
     for folder, count, size in (("made", 4 * PROMPTS, (320, 320)), ("real", 7, (400, 320)), ("small", 1000, (32, 32))):
         (root / folder).mkdir()
         for i in range(count):
@@ -103,5 +107,7 @@ def scorers(root):
         "dpg": {"model": at("vilt")},
         "geneval2": {"model": at("judge")},
         "judge": {"model": at("judge")},
+        "pick_score": {"model": at("pick", "model"), "processor": at("pick", "processor")},
+        "aesthetic": {"model": at("aesthetic.pth"), "clip": at("clip"), "architecture": config},
         "squeeze": {"model": str(Path(__file__).parents[3] / "models/toy_klein/perceptual_squeeze.safetensors")},
     }  # fmt: skip

@@ -121,6 +121,16 @@ def test_geneval2_by_a_judge(settings, root, local_ray):
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_preference(settings, root, local_ray):
+    prompts = {"count": COUNT, "file": str(root / "captions.txt")}
+    table, rows, _ = evaluated(settings("preference", pictures=str(root / "one_each"), prompts=prompts))
+    for metric in ("pick_score", "aesthetic"):
+        values = [row[f"{metric}/score"] for row in rows]
+        assert len(set(values)) == COUNT and table[metric]["value"] == pytest.approx(np.mean(values))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_imagenet_by_adms_protocol(settings, root, local_ray, tmp_path):
     """With statistics and images in a file of ADM's format."""
     images = np.random.default_rng(5).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
