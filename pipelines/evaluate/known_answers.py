@@ -93,6 +93,19 @@ EXPECTED: dict[str, dict[str, float]] = {
         "soft_tifa_gm/3 atoms": 50,
     },
     "preference": {"pick_score": 0.610369766468, "aesthetic": 0.700953865787},
+    "longtext_en": {"text_score": 40, "text_score/poster": 0, "text_score/sign": 66.6666666667},
+    "longtext_zh": {"text_score": 83.3333333333, "text_score/poster": 100, "text_score/sign": 50},
+    "unigenbench": {
+        "unigenbench": 40,
+        "unigenbench/Attribute": 33.3333333333,
+        "unigenbench/Style": 100,
+        "unigenbench/World Knowledge": 0,
+        "unigenbench_points/Attribute - Color": 50,
+        "unigenbench_points/Attribute - Size": 0,
+        "unigenbench_points/Style": 100,
+        "unigenbench_points/World Knowledge": 0,
+        "unreadable_replies": 50,
+    },
     "questions": {"answered": 50, "answered/color": 10, "answered/object": 70},
 }
 

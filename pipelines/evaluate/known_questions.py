@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.evaluate.prompts import Prompt, Reader
-from pipelines.evaluate.question_files import read_geneval2, read_questions
+from pipelines.evaluate.question_files import read_geneval2, read_long_text, read_questions, read_unigenbench
 
 Judged = tuple[list[Prompt], dict[str, list[dict[str, Any]]]]
 """Prompts, and the rows of each scorer"""
 
 
 def _read(read: Reader, lines: Sequence[Mapping[str, Any]]) -> list[Prompt]:
+    return _read_text(read, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _read_text(read: Reader, text: str) -> list[Prompt]:
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "questions.jsonl"
-        file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+        file = Path(scratch) / "questions"
+        file.write_text(text, "utf-8")
         return read(str(file), "")
 
 
@@ -54,4 +58,37 @@ def _questions() -> Judged:
     return _read(read_questions, lines), {"judge": _answered([[0.9], [0.5, 0.1]], [["Yes"], ["Yes", "red"]])}
 
 
-JUDGED: Mapping[str, Callable[[], Judged]] = {"geneval2": _geneval2, "questions": _questions}
+def _long_text_en() -> Judged:
+    lines = [
+        {"prompt": "a sign", "text": ["Open daily,", "Closed!"], "category": "sign"},
+        {"prompt": "a poster", "text": ["Big sale"], "category": "poster"},
+    ]
+    rows = [{"reply": "OPEN\nclosed, closed"}, {"reply": "No text recognized."}]
+    return _read(read_long_text, lines), {"long_text": rows}
+
+
+def _long_text_zh() -> Judged:
+    lines = [
+        {"prompt": "a sign", "text": ["开门"], "category": "sign"},
+        {"prompt": "a poster", "text": ["关 门", "A1"], "category": "poster"},
+    ]
+    return _read(read_long_text, lines), {"long_text": [{"reply": "开 店"}, {"reply": "门关，A1"}]}
+
+
+def _unigenbench() -> Judged:
+    points = [["Style", "Attribute - Color"], ["Attribute - Color", "Attribute - Size", "World Knowledge"]]
+    lines = ["index,prompt_en,sub_dims_en"]
+    for i, names in enumerate(points):
+        dimensions = json.dumps({"Testpoints": names, "Testpoint Description": names}).replace('"', '""')
+        lines.append(f'{i},prompt {i},"{dimensions}"')
+    rows = [{"reply": "<analysis>['', '']</analysis>\n<score>[1, 1]</score>"}, {"reply": "<score>[1, 1]</score>"}]
+    return _read_text(read_unigenbench, "\n".join(lines)), {"unigenbench": rows}
+
+
+JUDGED: Mapping[str, Callable[[], Judged]] = {
+    "geneval2": _geneval2,
+    "questions": _questions,
+    "longtext_en": _long_text_en,
+    "longtext_zh": _long_text_zh,
+    "unigenbench": _unigenbench,
+}

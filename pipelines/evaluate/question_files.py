@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from asymflow.metrics.geneval2 import accepted_answers
-from asymflow.text_files import parse_json_lines
+from asymflow.metrics.long_text import split_units
+from asymflow.text_files import parse_json, parse_json_lines, parse_table
 from pipelines.data.prompt_files import read_text, to_prompt, value_at
 from pipelines.evaluate.prompts import Prompt, as_config_error
+
+_TEST_POINTS = ("Testpoints", "Testpoint Description")
 
 
 def read_geneval2(uri: str, column: str) -> list[Prompt]:
@@ -48,6 +51,36 @@ def read_questions(uri: str, column: str) -> list[Prompt]:
                 )
             own = [{"group": "", **question} for question in questions]
             prompts.append(Prompt(f"{line - 1:05}", text, str(row.get("category", "")), {"questions": own}))
+    return prompts
+
+
+def read_long_text(uri: str, column: str) -> list[Prompt]:
+    """Read `text_prompts.jsonl` or `text_prompts_zh.jsonl`, each line with prompt, text (a list) and category."""
+    prompts = []
+    with as_config_error(uri):
+        for line, row in parse_json_lines(read_text(uri), uri):
+            prompt = to_prompt(value_at(row, "prompt", uri, line), uri, line)
+            texts = value_at(row, "text", uri, line)
+            if not _are_texts(texts) or not split_units(" ".join(texts), chinese=True):
+                raise ValueError(f"{uri}: line {line}: text must be a list of the texts that the image should show")
+            category = str(value_at(row, "category", uri, line))
+            prompts.append(Prompt(f"{line - 1:05}", prompt, category, {"text": texts}))
+    return prompts
+
+
+def read_unigenbench(uri: str, column: str) -> list[Prompt]:
+    """Read `test_prompts_<language>.csv`: index, and prompt and sub_dims with the language's suffix."""
+    prompts = []
+    with as_config_error(uri):
+        content = read_text(uri)
+        suffix = "_zh" if "prompt_zh" in content.partition("\n")[0] else "_en"
+        for line, row in parse_table(content, uri, ["index", f"prompt{suffix}", f"sub_dims{suffix}"]):
+            dimensions = parse_json(row[f"sub_dims{suffix}"], f"{uri} line {line}: sub_dims{suffix}")
+            points, descriptions = (value_at(dimensions, name, uri, line) for name in _TEST_POINTS)
+            if not _are_texts(points) or not _are_texts(descriptions) or len(points) != len(descriptions):
+                raise ValueError(f"{uri} line {line}: {' and '.join(_TEST_POINTS)} must be lists of as many texts")
+            text = to_prompt(row[f"prompt{suffix}"], uri, line)
+            prompts.append(Prompt(row["index"], text, data={"testpoints": points, "descriptions": descriptions}))
     return prompts
 
 

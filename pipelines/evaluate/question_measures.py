@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from asymflow.metrics import geneval2
+from asymflow.metrics import geneval2, unigenbench
+from asymflow.metrics.long_text import count_matches
 from pipelines.evaluate import bootstrap
 from pipelines.evaluate.measures import MeasureInput, Row, mean_of
 from pipelines.evaluate.prompts import Prompt
@@ -61,6 +62,12 @@ class Pooled:
         return found
 
 
+class PooledErrors(Pooled):
+    """Such a ratio that should be small."""
+
+    better: ClassVar[str] = "low"
+
+
 def _by_number(name: str) -> tuple[int, str]:
     digits = name.split(" ")[0]
     return int(digits) if digits.isdecimal() else 0, name
@@ -94,3 +101,36 @@ def probability_by_group(prompt: Prompt, rows: Sequence[Row]) -> list[Part]:
 def soft_tifa_gm_by_category(prompt: Prompt, rows: Sequence[Row]) -> list[Part]:
     """Return a part per image: its Soft-TIFA GM, by the prompt's category."""
     return [(prompt.category, geneval2.soft_tifa_gm(json.loads(row["probabilities"])), 1.0) for row in rows]
+
+
+def english_matches(prompt: Prompt, rows: Sequence[Row]) -> list[Part]:
+    """Return a part per image: how many of the expected words it shows, by the prompt's category."""
+    return [(prompt.category, *count_matches(prompt.data["text"], row["reply"], chinese=False)) for row in rows]
+
+
+def chinese_matches(prompt: Prompt, rows: Sequence[Row]) -> list[Part]:
+    """Return a part per image: how many of the expected characters it shows, by the prompt's category."""
+    return [(prompt.category, *count_matches(prompt.data["text"], row["reply"], chinese=True)) for row in rows]
+
+
+def points_met(prompt: Prompt, rows: Sequence[Row]) -> list[Part]:
+    """Return a part per image and test point, by the test point; an unreadable reply meets none."""
+    points = prompt.data["testpoints"]
+    return [
+        (point, float(score), 1.0)
+        for row in rows
+        for point, score in zip(
+            points, unigenbench.parse_scores(row["reply"], len(points)) or [0] * len(points), strict=True
+        )
+    ]
+
+
+def primary_dimensions(prompt: Prompt, rows: Sequence[Row]) -> list[Part]:
+    """Return the parts of `points_met`, by the primary dimension."""
+    return [(unigenbench.primary_dimension(point), *part) for point, *part in points_met(prompt, rows)]
+
+
+def unreadable_replies(prompt: Prompt, rows: Sequence[Row]) -> list[Part]:
+    """Return a part per image: 1 for a reply without a list of scores."""
+    count = len(prompt.data["testpoints"])
+    return [("", float(unigenbench.parse_scores(row["reply"], count) is None), 1.0) for row in rows]

@@ -12,7 +12,7 @@ from pydantic import Field
 from asymflow.metrics import efficientnet_file, squeeze_file
 from asymflow.metrics.protocol import Protocol, fingerprint
 from pipelines.core.config import Settings
-from pipelines.evaluate.judges import GenEval2Scorer, JudgeScorer
+from pipelines.evaluate.judges import GenEval2Scorer, JudgeScorer, LongTextScorer, UniGenBenchScorer
 from pipelines.evaluate.preferences import AestheticScorer, PickScorer
 from pipelines.evaluate.scorer import (
     OPEN_CLIP,
@@ -300,6 +300,8 @@ class Scorers(Settings):
     geneval: GenEvalScorer = GenEvalScorer()
     dpg: DpgScorer = DpgScorer()
     geneval2: GenEval2Scorer = GenEval2Scorer()
+    long_text: LongTextScorer = LongTextScorer()
+    unigenbench: UniGenBenchScorer = UniGenBenchScorer()
     judge: JudgeScorer = JudgeScorer()
     """Of your own questions"""
     pick_score: PickScorer = PickScorer()

@@ -7,14 +7,20 @@ from typing import Any
 from pipelines.evaluate.config import Model
 from pipelines.evaluate.measures import DpgCategories, Mean, Measure, dpg_score
 from pipelines.evaluate.prompts import Reader, read_captions, read_dpg, read_geneval, read_hpsv3, read_labels
-from pipelines.evaluate.question_files import read_geneval2, read_questions
+from pipelines.evaluate.question_files import read_geneval2, read_long_text, read_questions, read_unigenbench
 from pipelines.evaluate.question_measures import (
     Pooled,
+    PooledErrors,
+    chinese_matches,
+    english_matches,
+    points_met,
+    primary_dimensions,
     probability_by_group,
     soft_tifa_am,
     soft_tifa_gm,
     soft_tifa_gm_by_category,
     tifa,
+    unreadable_replies,
 )
 from pipelines.evaluate.set_measures import (
     FlatGround,
@@ -184,6 +190,40 @@ SUITES: dict[str, Suite] = {
         images_per_prompt=1,
         scorers=("pick_score", "aesthetic"),
         measures=(Mean("pick_score", "pick_score"), Mean("aesthetic", "aesthetic")),
+        sampling=KLEIN,
+    ),
+    "longtext_en": Suite(
+        about="LongText-Bench: long English texts in images, read by a vision-language model",
+        read=read_long_text,
+        file="text_prompts.jsonl of X-Omni/LongText-Bench",
+        prompts=160,
+        images_per_prompt=4,
+        scorers=("long_text",),
+        measures=(Pooled("text_score", "long_text", english_matches, overall=True),),
+        sampling=KLEIN,
+    ),
+    "longtext_zh": Suite(
+        about="LongText-Bench: long Chinese texts in images, read by a vision-language model",
+        read=read_long_text,
+        file="text_prompts_zh.jsonl of X-Omni/LongText-Bench",
+        prompts=160,
+        images_per_prompt=4,
+        scorers=("long_text",),
+        measures=(Pooled("text_score", "long_text", chinese_matches, overall=True),),
+        sampling=KLEIN,
+    ),
+    "unigenbench": Suite(
+        about="UniGenBench++: test points of ten dimensions, by the benchmark's offline judge",
+        read=read_unigenbench,
+        file="test_prompts_en.csv (or another of CodeGoat24/UniGenBench's data)",
+        prompts=600,
+        images_per_prompt=4,
+        scorers=("unigenbench",),
+        measures=(
+            Pooled("unigenbench", "unigenbench", primary_dimensions, overall=True),
+            Pooled("unigenbench_points", "unigenbench", points_met),
+            PooledErrors("unreadable_replies", "unigenbench", unreadable_replies, overall=True),
+        ),
         sampling=KLEIN,
     ),
 }

@@ -81,6 +81,14 @@ def root(tmp_path_factory):
     (root / "dpg.csv").write_text("\n".join([HEADER + "question_natural_language", *rows]))
     atoms = {"vqa_list": [["How many cats?", "two"], ["Are there cats?", "Yes"]], "skills": ["count", "object"]}
     asked = [{"prompt": f"two cats {i}", "atom_count": 2 + i // 2, **atoms} for i in range(PROMPTS)]
+    shown = [{"prompt": f"a sign {i}", "text": ["open", "daily"], "category": "sign"} for i in range(PROMPTS)]
+    (root / "long_text.jsonl").write_text("\n".join(map(json.dumps, shown)))
+    (root / "ocr.txt").write_text("Which text is in the image?")
+    points = json.dumps({"Testpoints": ["Style"], "Testpoint Description": ["oil"]}).replace('"', '""')
+    lines = [f'{i},an oil painting {i},"{points}"' for i in range(PROMPTS)]
+    (root / "unigenbench.csv").write_text("\n".join(["index,prompt_en,sub_dims_en", *lines]))
+    (root / "points.txt").write_text("{prompt}, {testpoints}: {definitions}; {descriptions}. <score>")
+    (root / "points.json").write_text(json.dumps({"Style": "how it is painted"}))
     (root / "geneval2.jsonl").write_text("\n".join(map(json.dumps, asked)))
     return root
 
@@ -107,6 +115,10 @@ def scorers(root):
         "dpg": {"model": at("vilt")},
         "geneval2": {"model": at("judge")},
         "judge": {"model": at("judge")},
+        "long_text": {"model": at("judge"), "template": at("ocr.txt"), "max_tokens": 8},
+        "unigenbench": {
+            "model": at("judge"), "template": at("points.txt"), "definitions": at("points.json"), "max_tokens": 8,
+        },
         "pick_score": {"model": at("pick", "model"), "processor": at("pick", "processor")},
         "aesthetic": {"model": at("aesthetic.pth"), "clip": at("clip"), "architecture": config},
         "squeeze": {"model": str(Path(__file__).parents[3] / "models/toy_klein/perceptual_squeeze.safetensors")},

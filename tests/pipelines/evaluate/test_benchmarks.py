@@ -131,6 +131,21 @@ def test_preference(settings, root, local_ray):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("suite", "file", "metric"),
+    [("longtext_en", "long_text.jsonl", "text_score"), ("unigenbench", "unigenbench.csv", "unigenbench")],
+)
+def test_suites_that_read_replies(suite, file, metric, settings, root, local_ray):
+    table, rows, _ = evaluated(settings(suite, prompts={"count": COUNT, "file": str(root / file)}))
+    scorer = "long_text" if metric == "text_score" else "unigenbench"
+    assert len({row[f"{scorer}/reply"] for row in rows}) > 1
+    assert 0 <= table[metric]["value"] <= 100 and table[metric]["pictures"] == 4 * COUNT
+    if suite == "unigenbench":  # the tiny judge writes no lists
+        assert table["unreadable_replies"]["value"] == 100 and table["unreadable_replies"]["better"] == "low"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_imagenet_by_adms_protocol(settings, root, local_ray, tmp_path):
     """With statistics and images in a file of ADM's format."""
     images = np.random.default_rng(5).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from asymflow.metrics.weights import MissingWeights
 from pipelines.core.config import ConfigError, validate
-from pipelines.evaluate.judges import GenEval2Scorer, JudgeScorer
+from pipelines.evaluate.judges import GenEval2Scorer, JudgeScorer, LongTextScorer, UniGenBenchScorer
 from pipelines.evaluate.prompts import Prompt
 
 
@@ -40,3 +41,42 @@ def test_the_template_changes_the_answers_and_the_identity(scorers, images):
     assert found[0][0]["probabilities"] != found[1][0]["probabilities"]
     with pytest.raises(ConfigError, match="template='Answer.'.*must contain {question} once"):
         validate(JudgeScorer, {"template": "Answer."})
+
+
+def test_a_reply_is_the_text_behind_the_template(scorers, images, tmp_path):
+    scorer = LongTextScorer(**scorers["long_text"])
+    score, protocol = scorer.load("cpu")
+    replies = [row["reply"] for row in score(images, [Prompt("0", "a", data={}), Prompt("1", "b", data={})])]
+    assert len(set(replies)) == 2 and protocol["reply"] == "greedy, at most 8 tokens"
+    (tmp_path / "other.txt").write_text("Read it.")
+    other = scorer.model_copy(update={"template": str(tmp_path / "other.txt")})
+    assert other.identity() != scorer.identity() and other.load("cpu")[1]["question"] != protocol["question"]
+
+
+def test_test_points_are_asked_with_their_definitions(scorers, images):
+    scorer = UniGenBenchScorer(**scorers["unigenbench"])
+    prompt = Prompt("0", "an oil painting", data={"testpoints": ["Style"], "descriptions": ["oil"]})
+    assert scorer.build_question(scorer.read_template(), prompt) == (
+        "an oil painting, ['Style']: \nStyle: how it is painted; \nStyle: oil. <score>"
+    )
+    score, protocol = scorer.load("cpu")
+    assert isinstance(score(images[:1], [prompt])[0]["reply"], str)
+    assert {"question", "definitions"} <= protocol.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"template": ""}, "there is no template ''; needed is a text file that contains {prompt} and {testpoints}"),
+        ({"definitions": ""}, "definitions: .*no file.*; needed is a JSON file of explanation_dict"),
+        ({"definitions": "empty.json"}, "does not map test points to texts"),
+        ({"template": "empty.txt"}, "is empty or lacks a field"),
+        ({"model": ""}, "model: no model was named: needed is the benchmark's judge, CodeGoat24/UniGenBench"),
+    ],
+)
+def test_missing_files_are_named(scorers, tmp_path, change, named):
+    (tmp_path / "empty.json").write_text("{}")
+    (tmp_path / "empty.txt").write_text("{prompt}")
+    change = {name: str(tmp_path / value) if value.startswith("empty") else value for name, value in change.items()}
+    with pytest.raises(MissingWeights, match=named):
+        UniGenBenchScorer(**{**scorers["unigenbench"], **change}).identity()

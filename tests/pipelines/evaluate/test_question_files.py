@@ -5,7 +5,7 @@ import pytest
 from asymflow.metrics.geneval2 import YES
 from pipelines.core.config import ConfigError
 from pipelines.evaluate.prompts import Prompt
-from pipelines.evaluate.question_files import read_geneval2, read_questions
+from pipelines.evaluate.question_files import read_geneval2, read_long_text, read_questions, read_unigenbench
 
 CATS = {
     "prompt": " two cats ", "atom_count": 2, "skills": ["count", "object"],
@@ -65,7 +65,40 @@ def test_invalid_questions(tmp_path, questions):
         read_questions(write(tmp_path / "a.jsonl", {"prompt": "a cat", "questions": questions}), "")
 
 
-@pytest.mark.parametrize("read", [read_geneval2, read_questions])
+def test_long_texts(tmp_path):
+    row = {"prompt": "a sign", "text": ["Open", "开门"], "category": "sign", "prompt_id": 7}
+    assert read_long_text(write(tmp_path / "a.jsonl", row), "") == [
+        Prompt("00000", "a sign", "sign", {"text": ["Open", "开门"]})
+    ]
+    for text in ("Open", [], ["…"], [3]):
+        with pytest.raises(ConfigError, match="line 1: text must be a list of the texts"):
+            read_long_text(write(tmp_path / "a.jsonl", {**row, "text": text}), "")
+
+
+def unigenbench(path, language, points, descriptions):
+    dimensions = json.dumps({"Testpoints": points, "Testpoint Description": descriptions}, ensure_ascii=False)
+    quoted = dimensions.replace('"', '""')
+    path.write_text(f'index,prompt_{language},sub_dims_{language}\n12,a panda,"{quoted}"\n')
+    return str(path)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_test_points_of_both_languages(tmp_path, language):
+    path = unigenbench(tmp_path / "a.csv", language, ["Style", "Attribute - Color"], ["水墨画", "black"])
+    data = {"testpoints": ["Style", "Attribute - Color"], "descriptions": ["水墨画", "black"]}
+    assert read_unigenbench(path, "") == [Prompt("12", "a panda", data=data)]
+
+
+@pytest.mark.parametrize(("points", "descriptions"), [([], []), (["Style"], []), ("Style", "oil"), (["Style"], [1])])
+def test_invalid_test_points(tmp_path, points, descriptions):
+    with pytest.raises(ConfigError, match="line 2: Testpoints and Testpoint Description must be lists"):
+        read_unigenbench(unigenbench(tmp_path / "a.csv", "en", points, descriptions), "")
+    (tmp_path / "b.csv").write_text("index,prompt\n1,a\n")
+    with pytest.raises(ConfigError, match="no column prompt_en, sub_dims_en"):
+        read_unigenbench(str(tmp_path / "b.csv"), "")
+
+
+@pytest.mark.parametrize("read", [read_geneval2, read_questions, read_long_text, read_unigenbench])
 def test_missing_files(tmp_path, read):
     with pytest.raises(ConfigError, match="no such file"):
         read(str(tmp_path / "absent.jsonl"), "")

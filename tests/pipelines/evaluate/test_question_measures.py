@@ -9,11 +9,17 @@ from pipelines.evaluate.measures import MeasureInput, ScoredImages
 from pipelines.evaluate.prompts import Prompt, list_generations
 from pipelines.evaluate.question_measures import (
     Pooled,
+    PooledErrors,
+    chinese_matches,
+    english_matches,
+    points_met,
+    primary_dimensions,
     probability_by_group,
     soft_tifa_am,
     soft_tifa_gm,
     soft_tifa_gm_by_category,
     tifa,
+    unreadable_replies,
 )
 
 
@@ -68,3 +74,16 @@ def test_values_of_a_prompt_are_means_over_its_images():
     assert soft_tifa_am(PROMPTS[0], rows) == pytest.approx((0.625 + 0.5) / 2)
     assert soft_tifa_gm(PROMPTS[0], rows) == pytest.approx(0.5)
     assert tifa(PROMPTS[0], rows) == pytest.approx(0.25)
+
+
+def test_parts_of_replies():
+    sign = Prompt("a", "a sign", "sign", {"text": ["Open", "daily"]})
+    assert english_matches(sign, [{"reply": "open"}, {"reply": ""}]) == [("sign", 1, 2), ("sign", 0, 2)]
+    assert chinese_matches(sign, [{"reply": "Opaily"}]) == [("sign", 6, 9)]
+    points = Prompt("b", "b", data={"testpoints": ["Style", "Attribute - Color"]})
+    rows = [{"reply": "<score>[0, 1]</score>"}, {"reply": "?"}]
+    color, style = ("Attribute - Color", 1.0, 1.0), ("Style", 0.0, 1.0)
+    assert points_met(points, rows) == [style, color, style, ("Attribute - Color", 0.0, 1.0)]
+    assert primary_dimensions(points, rows[:1]) == [style, ("Attribute", 1.0, 1.0)]
+    assert unreadable_replies(points, rows) == [("", 0.0, 1.0), ("", 1.0, 1.0)]
+    assert (Pooled.better, PooledErrors.better) == ("high", "low")
