@@ -41,7 +41,7 @@ def build_head(weights: Mapping[str, Tensor]) -> nn.Sequential:
         ValueError: If other weights are there, layers do not fit on each other, or the last has more than one output.
     """
     names = sorted({name.rpartition(".")[0] for name in weights}, key=_layer_number)
-    layers = []
+    layers: list[nn.Linear] = []
     for name in names:
         own = {part: weights.get(f"{name}.{part}" if name else part) for part in ("weight", "bias")}
         weight, bias = own["weight"], own["bias"]

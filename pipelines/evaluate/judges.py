@@ -177,8 +177,10 @@ class UniGenBenchScorer(ReplyScorer):
         from asymflow.text_files import read_json_object
 
         needed = "needed is a JSON file of explanation_dict, {test point: definition}, beside the template's text"
+        if not self.definitions:
+            raise MissingWeights(f"definitions: no file was named; {needed}")
         try:
-            found = read_json_object(self.definitions or "no file")
+            found = read_json_object(self.definitions)
         except (OSError, ValueError) as error:
             raise MissingWeights(f"definitions: {error}; {needed}") from None
         if not found or not all(isinstance(text, str) for text in found.values()):

@@ -127,7 +127,7 @@ def points_met(prompt: Prompt, rows: Sequence[Row]) -> list[Part]:
 
 def primary_dimensions(prompt: Prompt, rows: Sequence[Row]) -> list[Part]:
     """Return the parts of `points_met`, by the primary dimension."""
-    return [(unigenbench.primary_dimension(point), *part) for point, *part in points_met(prompt, rows)]
+    return [(unigenbench.primary_dimension(point), met, one) for point, met, one in points_met(prompt, rows)]
 
 
 def unreadable_replies(prompt: Prompt, rows: Sequence[Row]) -> list[Part]:

@@ -68,7 +68,7 @@ def test_test_points_are_asked_with_their_definitions(scorers, images):
     ("change", "named"),
     [
         ({"template": ""}, "there is no template ''; needed is a text file that contains {prompt} and {testpoints}"),
-        ({"definitions": ""}, "definitions: .*no file.*; needed is a JSON file of explanation_dict"),
+        ({"definitions": ""}, "definitions: no file was named; needed is a JSON file of explanation_dict"),
         ({"definitions": "empty.json"}, "does not map test points to texts"),
         ({"template": "empty.txt"}, "is empty or lacks a field"),
         ({"model": ""}, "model: no model was named: needed is the benchmark's judge, CodeGoat24/UniGenBench"),
