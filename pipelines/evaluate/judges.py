@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from asymflow.metrics import geneval2, unigenbench
+from asymflow.metrics import geneval2, oneig, unigenbench
 from asymflow.metrics.protocol import Protocol, fingerprint
 from pipelines.evaluate.scorer import ModelScorer, Row, Score
 
@@ -110,6 +110,14 @@ class GenEval2Scorer(JudgeScorer):
             for text in geneval2.accepted_answers(question, word)
         )
     )
+
+
+class OneIgScorer(JudgeScorer):
+    """OneIG-Bench's alignment: yes/no questions."""
+
+    template: str = oneig.TEMPLATE
+    needed = {"model": ("Qwen/Qwen2.5-VL-7B-Instruct", "")}
+    spellings = (oneig.YES,)
 
 
 class ReplyScorer(ChatScorer):

@@ -106,6 +106,12 @@ EXPECTED: dict[str, dict[str, float]] = {
         "unigenbench_points/World Knowledge": 0,
         "unreadable_replies": 50,
     },
+    "oneig_alignment": {
+        "oneig_alignment": 0.458333333333,
+        "oneig_alignment/Anime_Stylization": 0.333333333333,
+        "oneig_alignment/General_Object": 0.5,
+        "oneig_alignment/Portrait": 0.5,
+    },
     "questions": {"answered": 50, "answered/color": 10, "answered/object": 70},
 }
 

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.evaluate.prompts import Prompt, Reader
-from pipelines.evaluate.question_files import read_geneval2, read_long_text, read_questions, read_unigenbench
+from pipelines.evaluate.question_files import (
+    read_geneval2,
+    read_long_text,
+    read_oneig,
+    read_questions,
+    read_unigenbench,
+)
 
 Judged = tuple[list[Prompt], dict[str, list[dict[str, Any]]]]
 """Prompts, and the rows of each scorer"""
@@ -85,10 +91,27 @@ def _unigenbench() -> Judged:
     return _read_text(read_unigenbench, "\n".join(lines)), {"unigenbench": rows}
 
 
+def _oneig() -> Judged:
+    parents = {"anime": {"1": [0], "2": [1], "3": [2]}, "human": {"1": [0], "2": [0]}, "object": {"1": [0]}}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "scripts", "alignment", "Q_D")
+        folder.mkdir(parents=True)
+        for name, dependency in parents.items():
+            item = {"question": json.dumps(dict.fromkeys(dependency, "Is it?")), "dependency": json.dumps(dependency)}
+            Path(folder, f"{name}.json").write_text(json.dumps({"000": item}), "utf-8")
+        rows = ["Anime_Stylization,000,a", "Portrait,000,b", "General_Object,000,c", "General_Object,000,d"]
+        rows = ["category,id,prompt_en", *rows, "Text_Rendering,000,e"]
+        Path(scratch, "OneIG-Bench.csv").write_text("\n".join(rows), "utf-8")
+        prompts = read_oneig(scratch, "")
+    words = [["No", "Yes", "Yes"], ["Yes", "yes"], ["Yes"], ["No"]]
+    return prompts, {"oneig": _answered([[0.5] * len(own) for own in words], words)}
+
+
 JUDGED: Mapping[str, Callable[[], Judged]] = {
     "geneval2": _geneval2,
     "questions": _questions,
     "longtext_en": _long_text_en,
     "longtext_zh": _long_text_zh,
     "unigenbench": _unigenbench,
+    "oneig_alignment": _oneig,
 }

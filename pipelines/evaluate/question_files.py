@@ -7,13 +7,16 @@ first tokens count), and what a breakdown groups it by.
 from collections.abc import Mapping
 from typing import Any
 
+from asymflow.metrics import oneig
 from asymflow.metrics.geneval2 import accepted_answers
 from asymflow.metrics.long_text import split_units
 from asymflow.text_files import parse_json, parse_json_lines, parse_table
+from pipelines.core import storage
 from pipelines.data.prompt_files import read_text, to_prompt, value_at
 from pipelines.evaluate.prompts import Prompt, as_config_error
 
 _TEST_POINTS = ("Testpoints", "Testpoint Description")
+_ONEIG_FILES = {"Anime_Stylization": "anime", "Portrait": "human", "General_Object": "object"}
 
 
 def read_geneval2(uri: str, column: str) -> list[Prompt]:
@@ -82,6 +85,43 @@ def read_unigenbench(uri: str, column: str) -> list[Prompt]:
             text = to_prompt(row[f"prompt{suffix}"], uri, line)
             prompts.append(Prompt(row["index"], text, data={"testpoints": points, "descriptions": descriptions}))
     return prompts
+
+
+def read_oneig(uri: str, column: str) -> list[Prompt]:
+    """Read OneIG-Benchmark's folder: `OneIG-Bench.csv`, and the questions in `scripts/alignment/Q_D`."""
+    table = storage.join(uri, "OneIG-Bench.csv")
+    prompts = []
+    with as_config_error(uri):
+        asked = {}
+        for category, name in _ONEIG_FILES.items():
+            file = storage.join(uri, "scripts/alignment/Q_D", f"{name}.json")
+            asked[category] = parse_json(read_text(file), file)
+        for line, row in parse_table(read_text(table), table, ["category", "id", "prompt_en"]):
+            if row["category"] not in asked:
+                continue  # its prompts have other scores
+            where = f"{table} line {line}: the questions of {row['category']} {row['id']}"
+            item = value_at(asked[row["category"]], row["id"], where, line)
+            texts, parents = (
+                _as_object(value_at(item, part, where, line), where) for part in ("question", "dependency")
+            )
+            if not texts or texts.keys() != parents.keys() or not _are_texts(list(texts.values())):
+                raise ValueError(f"{where} and their dependencies do not fit")
+            if not all(isinstance(own, list) and all(type(one) is int for one in own) for own in parents.values()):
+                raise ValueError(f"{where}: a dependency is not a list of whole numbers")
+            oneig.alignment_score(parents, dict.fromkeys(texts, True))  # checks that the parents exist
+            questions = [{"question": text, "answers": [oneig.YES], "group": ""} for text in texts.values()]
+            data = {"questions": questions, "parents": parents}
+            text = to_prompt(row["prompt_en"], table, line)
+            prompts.append(Prompt(f"{_ONEIG_FILES[row['category']]}-{row['id']}", text, row["category"], data))
+    return prompts
+
+
+def _as_object(found: Any, where: str) -> dict[str, Any]:
+    """Return an object that may be JSON in a string."""
+    value = parse_json(found, where) if isinstance(found, str) else found
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} are a {type(value).__name__}; expected an object")
+    return value
 
 
 def _is_question(found: Any) -> bool:

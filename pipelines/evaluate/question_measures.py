@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from asymflow.metrics import geneval2, unigenbench
+from asymflow.metrics import geneval2, oneig, unigenbench
 from asymflow.metrics.long_text import count_matches
 from pipelines.evaluate import bootstrap
 from pipelines.evaluate.measures import MeasureInput, Row, mean_of
@@ -101,6 +101,14 @@ def probability_by_group(prompt: Prompt, rows: Sequence[Row]) -> list[Part]:
 def soft_tifa_gm_by_category(prompt: Prompt, rows: Sequence[Row]) -> list[Part]:
     """Return a part per image: its Soft-TIFA GM, by the prompt's category."""
     return [(prompt.category, geneval2.soft_tifa_gm(json.loads(row["probabilities"])), 1.0) for row in rows]
+
+
+def oneig_alignment(prompt: Prompt, rows: Sequence[Row]) -> list[Part]:
+    """Return a part per image: its alignment score, by the prompt's category."""
+    parents = prompt.data["parents"]
+    answers = [[word == oneig.YES for word in json.loads(row["words"])] for row in rows]
+    scores = [oneig.alignment_score(parents, dict(zip(parents, own, strict=True))) for own in answers]
+    return [(prompt.category, score, 1.0) for score in scores]
 
 
 def english_matches(prompt: Prompt, rows: Sequence[Row]) -> list[Part]:

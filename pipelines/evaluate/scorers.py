@@ -12,7 +12,7 @@ from pydantic import Field
 from asymflow.metrics import efficientnet_file, squeeze_file
 from asymflow.metrics.protocol import Protocol, fingerprint
 from pipelines.core.config import Settings
-from pipelines.evaluate.judges import GenEval2Scorer, JudgeScorer, LongTextScorer, UniGenBenchScorer
+from pipelines.evaluate.judges import GenEval2Scorer, JudgeScorer, LongTextScorer, OneIgScorer, UniGenBenchScorer
 from pipelines.evaluate.preferences import AestheticScorer, PickScorer
 from pipelines.evaluate.scorer import (
     OPEN_CLIP,
@@ -302,6 +302,7 @@ class Scorers(Settings):
     geneval2: GenEval2Scorer = GenEval2Scorer()
     long_text: LongTextScorer = LongTextScorer()
     unigenbench: UniGenBenchScorer = UniGenBenchScorer()
+    oneig: OneIgScorer = OneIgScorer()
     judge: JudgeScorer = JudgeScorer()
     """Of your own questions"""
     pick_score: PickScorer = PickScorer()

@@ -7,12 +7,19 @@ from typing import Any
 from pipelines.evaluate.config import Model
 from pipelines.evaluate.measures import DpgCategories, Mean, Measure, dpg_score
 from pipelines.evaluate.prompts import Reader, read_captions, read_dpg, read_geneval, read_hpsv3, read_labels
-from pipelines.evaluate.question_files import read_geneval2, read_long_text, read_questions, read_unigenbench
+from pipelines.evaluate.question_files import (
+    read_geneval2,
+    read_long_text,
+    read_oneig,
+    read_questions,
+    read_unigenbench,
+)
 from pipelines.evaluate.question_measures import (
     Pooled,
     PooledErrors,
     chinese_matches,
     english_matches,
+    oneig_alignment,
     points_met,
     primary_dimensions,
     probability_by_group,
@@ -224,6 +231,16 @@ SUITES: dict[str, Suite] = {
             Pooled("unigenbench_points", "unigenbench", points_met),
             PooledErrors("unreadable_replies", "unigenbench", unreadable_replies, overall=True),
         ),
+        sampling=KLEIN,
+    ),
+    "oneig_alignment": Suite(
+        about="OneIG-Bench's alignment: yes/no questions about three categories of prompts",
+        read=read_oneig,
+        file="the folder of OneIG-Bench/OneIG-Benchmark, with OneIG-Bench.csv and scripts/alignment/Q_D",
+        prompts=695,
+        images_per_prompt=4,
+        scorers=("oneig",),
+        measures=(Pooled("oneig_alignment", "oneig", oneig_alignment, overall=True, scale=1.0),),
         sampling=KLEIN,
     ),
 }

@@ -115,6 +115,7 @@ def scorers(root):
         "dpg": {"model": at("vilt")},
         "geneval2": {"model": at("judge")},
         "judge": {"model": at("judge")},
+        "oneig": {"model": at("judge")},
         "long_text": {"model": at("judge"), "template": at("ocr.txt"), "max_tokens": 8},
         "unigenbench": {
             "model": at("judge"), "template": at("points.txt"), "definitions": at("points.json"), "max_tokens": 8,

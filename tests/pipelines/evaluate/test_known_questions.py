@@ -40,3 +40,9 @@ def test_unigenbench_by_hand():
     assert known["unigenbench"] == pytest.approx(100 * 2 / 5) and known["unreadable_replies"] == 50
     assert known["unigenbench/Attribute"] == pytest.approx(100 / 3)
     assert known["unigenbench_points/Attribute - Color"] == 50
+
+
+def test_oneig_by_hand():
+    # the third question depends on the second alone, which is answered yes; the word must be Yes
+    known = EXPECTED["oneig_alignment"]
+    assert known["oneig_alignment"] == pytest.approx((1 / 3 + 1 / 2 + 1 + 0) / 4)

@@ -5,7 +5,13 @@ import pytest
 from asymflow.metrics.geneval2 import YES
 from pipelines.core.config import ConfigError
 from pipelines.evaluate.prompts import Prompt
-from pipelines.evaluate.question_files import read_geneval2, read_long_text, read_questions, read_unigenbench
+from pipelines.evaluate.question_files import (
+    read_geneval2,
+    read_long_text,
+    read_oneig,
+    read_questions,
+    read_unigenbench,
+)
 
 CATS = {
     "prompt": " two cats ", "atom_count": 2, "skills": ["count", "object"],
@@ -98,7 +104,42 @@ def test_invalid_test_points(tmp_path, points, descriptions):
         read_unigenbench(str(tmp_path / "b.csv"), "")
 
 
-@pytest.mark.parametrize("read", [read_geneval2, read_questions, read_long_text, read_unigenbench])
+def write_oneig(root, **change):
+    folder = root / "scripts/alignment/Q_D"
+    folder.mkdir(parents=True, exist_ok=True)
+    item = {"question": {"1": "Is it?", "2": "Is it red?"}, "dependency": {"1": [0], "2": [1]}} | change
+    for name in ("anime", "human", "object"):
+        (folder / f"{name}.json").write_text(json.dumps({"003": item}))
+    (root / "OneIG-Bench.csv").write_text(
+        "category,id,prompt_en\nPortrait,003,a face\nText_Rendering,003,a sign\nAnime_Stylization,003,a cat\n"
+    )
+    return str(root)
+
+
+@pytest.mark.parametrize("encode", [lambda found: found, json.dumps])
+def test_questions_of_three_categories_with_their_parents(tmp_path, encode):
+    questions, parents = encode({"1": "Is it?", "2": "Is it red?"}), encode({"1": [0], "2": [1]})
+    first, second = read_oneig(write_oneig(tmp_path, question=questions, dependency=parents), "")
+    assert (first.id, first.text, first.category) == ("human-003", "a face", "Portrait") and second.id == "anime-003"
+    assert first.data["parents"] == {"1": [0], "2": [1]}
+    assert [question["question"] for question in first.data["questions"]] == ["Is it?", "Is it red?"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"dependency": {"1": [0]}}, "line 2: the questions of Portrait 003 and their dependencies do not fit"),
+        ({"dependency": {"1": [0], "2": [5]}}, "a question depends on 5, which does not exist"),
+        ({"dependency": {"1": [0], "2": 1}}, "a dependency is not a list of whole numbers"),
+        ({"question": ["Is it?"]}, "are a list; expected an object"),
+    ],
+)
+def test_invalid_dependencies(tmp_path, change, named):
+    with pytest.raises(ConfigError, match=named):
+        read_oneig(write_oneig(tmp_path, **change), "")
+
+
+@pytest.mark.parametrize("read", [read_geneval2, read_questions, read_long_text, read_unigenbench, read_oneig])
 def test_missing_files(tmp_path, read):
     with pytest.raises(ConfigError, match="no such file"):
         read(str(tmp_path / "absent.jsonl"), "")

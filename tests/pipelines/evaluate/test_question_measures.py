@@ -12,6 +12,7 @@ from pipelines.evaluate.question_measures import (
     PooledErrors,
     chinese_matches,
     english_matches,
+    oneig_alignment,
     points_met,
     primary_dimensions,
     probability_by_group,
@@ -87,3 +88,9 @@ def test_parts_of_replies():
     assert primary_dimensions(points, rows[:1]) == [style, ("Attribute", 1.0, 1.0)]
     assert unreadable_replies(points, rows) == [("", 0.0, 1.0), ("", 1.0, 1.0)]
     assert (Pooled.better, PooledErrors.better) == ("high", "low")
+
+
+def test_an_image_is_aligned_if_the_words_are_yes():
+    asked = Prompt("a", "a", "Portrait", {"parents": {"1": [0], "2": [1]}, "questions": []})
+    rows = [{"words": json.dumps(words)} for words in (["Yes", "Yes"], ["No", "Yes"], ["Yes", " Yes"])]
+    assert oneig_alignment(asked, rows) == [("Portrait", 1.0, 1.0), ("Portrait", 0.0, 1.0), ("Portrait", 0.5, 1.0)]
