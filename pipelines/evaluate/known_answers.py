@@ -92,7 +92,7 @@ EXPECTED: dict[str, dict[str, float]] = {
         "soft_tifa_gm/2 atoms": 20,
         "soft_tifa_gm/3 atoms": 50,
     },
-    "preference": {"pick_score": 0.610369766468, "aesthetic": 0.700953865787},
+    "preference": {"pick_score": 0.610369766468, "image_reward": 0.618185830058, "aesthetic": 0.700953865787},
     "longtext_en": {"text_score": 40, "text_score/poster": 0, "text_score/sign": 66.6666666667},
     "longtext_zh": {"text_score": 83.3333333333, "text_score/poster": 100, "text_score/sign": 50},
     "unigenbench": {
@@ -178,7 +178,7 @@ def _given(count: int, frequency: float) -> dict[str, Any]:
     plain["spectrum"] = _Given(plain["spectrum"].plain, {"radial": spectra})
     networks = ("inception", "inception_crop", "inception_as_is", "squeeze", "efficientnet")
     extracted = {name: _Given([], inception) for name in networks}
-    preference = {"pick_score": plain["hps_v3"], "aesthetic": plain["hps_v2"]}
+    preference = {"pick_score": plain["hps_v3"], "aesthetic": plain["hps_v2"], "image_reward": plain["vqa_score"]}
     return {**plain, **extracted, **preference}
 
 

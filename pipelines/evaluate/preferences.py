@@ -45,3 +45,24 @@ class AestheticScorer(ModelScorer):
 
         metric = Aesthetic.load(self.model, device=device, clip=self.clip, architecture=self.architecture)
         return as_rows(metric), metric.protocol
+
+
+class ImageRewardScorer(ModelScorer):
+    """ImageReward."""
+
+    tokenizer: str = ""
+    """BERT's tokenizer"""
+    architecture: str = ""
+    """A JSON file {vision, text} with BLIP's sizes; empty: the published model's"""
+    needed = {
+        "model": ("THUDM/ImageReward", "ImageReward.pt"),
+        "tokenizer": ("google-bert/bert-base-uncased", ""),
+    }
+    files = ("architecture",)
+
+    def load(self, device: str) -> tuple[Score, Protocol]:
+        """Return the scoring function and its protocol."""
+        from asymflow.metrics.image_reward import ImageReward
+
+        metric = ImageReward.load(self.model, device=device, tokenizer=self.tokenizer, architecture=self.architecture)
+        return as_rows(metric), metric.protocol

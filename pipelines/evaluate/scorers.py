@@ -13,7 +13,7 @@ from asymflow.metrics import efficientnet_file, squeeze_file
 from asymflow.metrics.protocol import Protocol, fingerprint
 from pipelines.core.config import Settings
 from pipelines.evaluate.judges import GenEval2Scorer, JudgeScorer, LongTextScorer, OneIgScorer, UniGenBenchScorer
-from pipelines.evaluate.preferences import AestheticScorer, PickScorer
+from pipelines.evaluate.preferences import AestheticScorer, ImageRewardScorer, PickScorer
 from pipelines.evaluate.scorer import (
     OPEN_CLIP,
     ModelScorer,
@@ -307,3 +307,4 @@ class Scorers(Settings):
     """Of your own questions"""
     pick_score: PickScorer = PickScorer()
     aesthetic: AestheticScorer = AestheticScorer()
+    image_reward: ImageRewardScorer = ImageRewardScorer()

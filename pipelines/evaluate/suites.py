@@ -195,8 +195,8 @@ SUITES: dict[str, Suite] = {
         file="prompts, such as those of Pick-a-Pic's or PartiPrompts' test split: .parquet, .jsonl, or a line each",
         prompts=None,
         images_per_prompt=1,
-        scorers=("pick_score", "aesthetic"),
-        measures=(Mean("pick_score", "pick_score"), Mean("aesthetic", "aesthetic")),
+        scorers=("pick_score", "image_reward", "aesthetic"),
+        measures=tuple(Mean(name, name) for name in ("pick_score", "image_reward", "aesthetic")),
         sampling=KLEIN,
     ),
     "longtext_en": Suite(

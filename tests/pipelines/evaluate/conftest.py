@@ -9,6 +9,7 @@ from tiny_clip import NAME, write_tiny_clip
 from tiny_detector import write_detector
 from tiny_flan_t5 import write_models
 from tiny_hps_v3 import write_hps_v3
+from tiny_image_reward import write_image_reward
 from tiny_judge import write_judge
 from tiny_pick_score import write_pick_score
 from tiny_vqa_models import write_vilt
@@ -63,6 +64,7 @@ def root(tmp_path_factory):
     write_vilt(root / "vilt")
     write_judge(root / "judge")
     write_pick_score(root / "pick")
+    write_image_reward(root / "reward")
     weights = torch.linspace(-1, 1, 16)[None]
     torch.save({"weight": weights, "bias": torch.tensor([5.0])}, root / "aesthetic.pth")
     for folder, count, size in (("made", 4 * PROMPTS, (320, 320)), ("real", 7, (400, 320)), ("small", 1000, (32, 32))):
@@ -121,6 +123,10 @@ def scorers(root):
             "model": at("judge"), "template": at("points.txt"), "definitions": at("points.json"), "max_tokens": 8,
         },
         "pick_score": {"model": at("pick", "model"), "processor": at("pick", "processor")},
+        "image_reward": {
+            "model": at("reward"), "tokenizer": at("reward", "tokenizer"),
+            "architecture": at("reward", "architecture.json"),
+        },
         "aesthetic": {"model": at("aesthetic.pth"), "clip": at("clip"), "architecture": config},
         "squeeze": {"model": str(Path(__file__).parents[3] / "models/toy_klein/perceptual_squeeze.safetensors")},
     }  # fmt: skip

@@ -124,7 +124,7 @@ def test_geneval2_by_a_judge(settings, root, local_ray):
 def test_preference(settings, root, local_ray):
     prompts = {"count": COUNT, "file": str(root / "captions.txt")}
     table, rows, _ = evaluated(settings("preference", pictures=str(root / "one_each"), prompts=prompts))
-    for metric in ("pick_score", "aesthetic"):
+    for metric in ("pick_score", "image_reward", "aesthetic"):
         values = [row[f"{metric}/score"] for row in rows]
         assert len(set(values)) == COUNT and table[metric]["value"] == pytest.approx(np.mean(values))
 
