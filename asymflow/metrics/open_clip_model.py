@@ -127,13 +127,24 @@ def load_open_clip(
     except (RuntimeError, FileNotFoundError) as error:
         raise MissingWeights(f"open_clip has no architecture {architecture!r}: {error}") from None
     try:
-        model.load_state_dict(_read(found.path))
+        model.load_state_dict(read_weights(found.path))
     except RuntimeError as error:
         raise MissingWeights(f"{found.path} does not contain {architecture}: {error}") from error
     return OpenClip(model.to(device).eval(), open_clip.get_tokenizer(architecture), found.identity)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read weights by name from safetensors, or from a checkpoint that is read as tensors only.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The weights.
+
+    Raises:
+        MissingWeights: If the file holds something else.
+    """
     import pickle
 
     from safetensors import SafetensorError

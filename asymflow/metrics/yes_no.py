@@ -1,24 +1,17 @@
-"""Yes/no questions about images, by any visual question answering or chat model of transformers.
-
-Questions of equal length are evaluated together, so that there is no padding and an answer does not depend on its
-batch. (BLIP's decoder would attend to padding.)
-"""
+"""Yes/no questions about images, by any visual question answering or chat model of transformers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from asymflow.devices import default_dtype
-from asymflow.metrics.arguments import check_images
+from asymflow.metrics.image_questions import ChatModel, QuestionBatches, load_pretrained
 from asymflow.metrics.weights import MissingWeights, find
 
 CHAT_QUESTION = "{} Answer yes or no."
-_MAX_BATCH = 8  # images per forward pass
 _MAX_ANSWER = 10  # tokens
 
 
@@ -34,7 +27,7 @@ def is_yes(answer: str) -> bool:
     return answer.strip().lower() == "yes"
 
 
-class YesNo(ABC):
+class YesNo(QuestionBatches, ABC):
     """Answer one yes/no question per image. Load a subclass with `load_yes_no`.
 
     Args:
@@ -43,18 +36,11 @@ class YesNo(ABC):
         identity: Name of the weights in the protocol.
     """
 
-    protocol: dict[str, Any]
-
     def __init__(self, model: Any, processor: Any, identity: str):
-        self.model, self.processor = model.eval(), processor
-        self.protocol = {
-            "metric": "yes_no",
-            "model": identity,
-            "class": type(model).__name__,
-            "precision": str(model.dtype).removeprefix("torch."),
-            "pictures": type(processor.image_processor).__name__,
-        }
+        super().__init__(model, processor, identity)
+        self.protocol["metric"] = "yes_no"
 
+    @torch.inference_mode()
     def __call__(self, images: Tensor, questions: Sequence[str]) -> list[bool]:
         """Answer the questions.
 
@@ -68,43 +54,11 @@ class YesNo(ABC):
         Raises:
             ValueError: For other images, another number of questions, or a question that is empty or too long.
         """
-        check_images(images)
-        if len(questions) != len(images) or not all(question.strip() for question in questions):
-            raise ValueError(f"{len(images)} images need as many questions, none of them empty; got {len(questions)}")
-        pil_images = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
-        prompts = [self._prompt(question) for question in questions]
         found = [False] * len(images)
-        with torch.inference_mode():
-            for indices in self._groups(prompts):
-                # Images are nested by prompt: some chat models' processors require it.
-                inputs = self.processor(
-                    images=[self._prepare(pil_images[i]) for i in indices],
-                    text=[prompts[i] for i in indices],
-                    return_tensors="pt",
-                )
-                inputs = inputs.to(self.model.device, self.model.dtype)
-                for i, yes in zip(indices, self._answer(inputs), strict=True):
-                    found[i] = yes
+        for indices, inputs in self.batches(images, questions):
+            for i, yes in zip(indices, self._answer(inputs), strict=True):
+                found[i] = yes
         return found
-
-    def _groups(self, prompts: Sequence[str]) -> Iterator[list[int]]:
-        indices: dict[int, list[int]] = {}
-        for i, prompt in enumerate(prompts):
-            length = len(self.processor.tokenizer(prompt)["input_ids"])
-            if length > self._longest():
-                raise ValueError(f"{prompt!r} is {length} tokens; the model reads {self._longest()}")
-            indices.setdefault(length, []).append(i)
-        for same in indices.values():
-            yield from (same[start : start + _MAX_BATCH] for start in range(0, len(same), _MAX_BATCH))
-
-    def _longest(self) -> int:
-        return int(self.model.config.get_text_config().max_position_embeddings)
-
-    def _prompt(self, question: str) -> str:
-        return question
-
-    def _prepare(self, image: Image.Image) -> Any:
-        return image
 
     @abstractmethod
     def _answer(self, inputs: Any) -> list[bool]: ...
@@ -151,7 +105,7 @@ class Classified(YesNo):
         return [label in self.yes for label in self.model(**inputs).logits.argmax(-1).tolist()]
 
 
-class Chat(YesNo):
+class Chat(YesNo, ChatModel):
     """Chat model, such as Qwen2-VL: yes if "yes" or "Yes" is likelier to begin the answer than "no" or "No".
 
     Args:
@@ -166,22 +120,12 @@ class Chat(YesNo):
     def __init__(self, model: Any, processor: Any, identity: str):
         super().__init__(model, processor, identity)
         self.protocol |= {"answer": "first token: yes, Yes against no, No", "question": CHAT_QUESTION}
-        if not (getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
-            raise ValueError(f"{identity} has no chat template: it is not a chat model")
-        self.yes, self.no = self._first("yes", "Yes"), self._first("no", "No")
+        self.yes, self.no = (sorted({*map(self.first_token, words)}) for words in (("yes", "Yes"), ("no", "No")))
         if set(self.yes) & set(self.no):
             raise ValueError(f"for {identity}, yes and no begin with the same token")
 
-    def _first(self, *words: str) -> list[int]:
-        return sorted({self.processor.tokenizer.encode(word, add_special_tokens=False)[0] for word in words})
-
     def _prompt(self, question: str) -> str:
-        from asymflow.models.captioner import chat_prompt
-
-        return chat_prompt(self.processor, CHAT_QUESTION.format(question))
-
-    def _prepare(self, image: Image.Image) -> Any:
-        return [image]
+        return super()._prompt(CHAT_QUESTION.format(question))
 
     def _answer(self, inputs: Any) -> list[bool]:
         logits = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
@@ -213,18 +157,14 @@ def load_yes_no(source: str, revision: str = "main", device: str = "cpu") -> Yes
     try:
         kind = AutoConfig.from_pretrained(found.path, local_files_only=True).model_type
         if kind in _ANSWERING:
-            model = _pretrained(AutoModelForVisualQuestionAnswering, found.path, torch.float32)
+            model = load_pretrained(AutoModelForVisualQuestionAnswering, found.path, torch.float32)
         else:
             dtype = default_dtype(device)
-            model = _pretrained(AutoModelForImageTextToText, found.path, dtype)
+            model = load_pretrained(AutoModelForImageTextToText, found.path, dtype)
         processor = AutoProcessor.from_pretrained(found.path, local_files_only=True)
     except OSError as error:
         raise MissingWeights(f"{source}: {error}") from error
     return _ANSWERING.get(kind, Chat)(model.to(device), processor, found.identity)
-
-
-def _pretrained(auto: Any, path: Path, dtype: torch.dtype) -> Any:
-    return auto.from_pretrained(path, dtype=dtype, local_files_only=True, use_safetensors=True)
 
 
 _ANSWERING: dict[str, type[YesNo]] = {"blip": Generated, "vilt": Classified}

@@ -31,6 +31,22 @@ def mean_interval(values: Sequence[float], groups: Sequence[str] | None, setting
     return float(low), float(high)
 
 
+def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], settings: Bootstrap) -> Interval:
+    """Return the percentile interval of the ratio of two sums over prompts.
+
+    Each prompt must have a positive denominator. None with one prompt or without resamples.
+    """
+    if not settings.resamples or len(numerators) < 2:
+        return None
+    generator = np.random.default_rng(settings.seed)
+    count = len(numerators)
+    picks = generator.multinomial(count, np.full(count, 1 / count), settings.resamples)
+    ratios = (picks @ np.asarray(numerators, np.float64)) / (picks @ np.asarray(denominators, np.float64))
+    tail = (1 - settings.level) / 2
+    low, high = np.quantile(ratios, [tail, 1 - tail])
+    return float(low), float(high)
+
+
 def set_interval(statistic: Callable[[np.ndarray], float], prompts: int, value: float, settings: Bootstrap) -> Interval:
     """Return the interval of a statistic of a set of images.
 

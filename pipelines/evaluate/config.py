@@ -10,7 +10,10 @@ from pipelines.evaluate.scorers import Scorers
 from pipelines.sample.parameters import SamplingParameterSettings
 
 Model = Literal["latent", "lifted", "trained"]
-SuiteName = Literal["demo", "classes", "coco10k", "hpsv3_benchmark", "dpg", "geneval", "imagenet50k"]
+SuiteName = Literal[
+    "demo", "classes", "coco10k", "hpsv3_benchmark", "dpg", "geneval", "imagenet50k",
+    "geneval2", "questions", "preference", "longtext_en", "longtext_zh", "unigenbench", "oneig_alignment",
+]  # fmt: skip
 """See `pipelines.evaluate.suites`"""
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from asymflow.metrics.geneval import judge, keep_detections
 from pipelines.evaluate.config import Bootstrap
 from pipelines.evaluate.image_sets import ImageSet
+from pipelines.evaluate.known_questions import JUDGED
 from pipelines.evaluate.measures import MeasureInput, ScoredImages
 from pipelines.evaluate.prompts import Prompt, list_generations, read_dpg
 from pipelines.evaluate.suites import SUITES
@@ -80,6 +81,38 @@ EXPECTED: dict[str, dict[str, float]] = {
         "precision": 0.966666666667,
         "recall": 1.0,
     },
+    "geneval2": {
+        "soft_tifa_am": 45.8333333333,
+        "soft_tifa_gm": 35,
+        "tifa": 50,
+        "soft_tifa_am/attribute": 50,
+        "soft_tifa_am/count": 25,
+        "soft_tifa_am/object": 63.3333333333,
+        "soft_tifa_am/position": 10,
+        "soft_tifa_gm/2 atoms": 20,
+        "soft_tifa_gm/3 atoms": 50,
+    },
+    "preference": {"pick_score": 0.610369766468, "image_reward": 0.618185830058, "aesthetic": 0.700953865787},
+    "longtext_en": {"text_score": 40, "text_score/poster": 0, "text_score/sign": 66.6666666667},
+    "longtext_zh": {"text_score": 83.3333333333, "text_score/poster": 100, "text_score/sign": 50},
+    "unigenbench": {
+        "unigenbench": 40,
+        "unigenbench/Attribute": 33.3333333333,
+        "unigenbench/Style": 100,
+        "unigenbench/World Knowledge": 0,
+        "unigenbench_points/Attribute - Color": 50,
+        "unigenbench_points/Attribute - Size": 0,
+        "unigenbench_points/Style": 100,
+        "unigenbench_points/World Knowledge": 0,
+        "unreadable_replies": 50,
+    },
+    "oneig_alignment": {
+        "oneig_alignment": 0.458333333333,
+        "oneig_alignment/Anime_Stylization": 0.333333333333,
+        "oneig_alignment/General_Object": 0.5,
+        "oneig_alignment/Portrait": 0.5,
+    },
+    "questions": {"answered": 50, "answered/color": 10, "answered/object": 70},
 }
 
 
@@ -145,7 +178,8 @@ def _given(count: int, frequency: float) -> dict[str, Any]:
     plain["spectrum"] = _Given(plain["spectrum"].plain, {"radial": spectra})
     networks = ("inception", "inception_crop", "inception_as_is", "squeeze", "efficientnet")
     extracted = {name: _Given([], inception) for name in networks}
-    return {**plain, **extracted}
+    preference = {"pick_score": plain["hps_v3"], "aesthetic": plain["hps_v2"], "image_reward": plain["vqa_score"]}
+    return {**plain, **extracted, **preference}
 
 
 def _evaluated(prompts: list[Prompt], repeats: int, scores: Mapping[str, Any]) -> MeasureInput:
@@ -225,4 +259,13 @@ def _geneval(suite: str) -> MeasureInput:
     return _evaluated(prompts, len(scenes), {"geneval": _Given(rows)})
 
 
-MADE_UP: dict[str, Callable[[str], MeasureInput]] = {"dpg": _dpg, "geneval": _geneval}
+def _judged(suite: str) -> MeasureInput:
+    prompts, scores = JUDGED[suite]()
+    return _evaluated(prompts, 1, {name: _Given(rows) for name, rows in scores.items()})
+
+
+MADE_UP: dict[str, Callable[[str], MeasureInput]] = {
+    "dpg": _dpg,
+    "geneval": _geneval,
+    **dict.fromkeys(JUDGED, _judged),
+}

@@ -63,7 +63,7 @@ Reader = Callable[[str, str], list[Prompt]]
 
 def read_captions(uri: str, column: str) -> list[Prompt]:
     """Read a file of prompts in any format of `pipelines.data.prompt_files`."""
-    with _as_config_error(uri):
+    with as_config_error(uri):
         return [Prompt(f"{i:05}", text) for i, text in enumerate(read_prompt_file(uri, column))]
 
 
@@ -76,7 +76,7 @@ def read_hpsv3(uri: str, column: str) -> list[Prompt]:
             "(the folder `benchmark` of MizzenAI/HPDv3)"
         )
     prompts = []
-    with _as_config_error(uri):
+    with as_config_error(uri):
         for file in files:
             category = PurePosixPath(file).stem.removeprefix("benchmark_")
             for i, caption in enumerate(read_prompt_file(file, "caption")):
@@ -87,7 +87,7 @@ def read_hpsv3(uri: str, column: str) -> list[Prompt]:
 def read_geneval(uri: str, column: str) -> list[Prompt]:
     """Read `metadata.jsonl`, each line with tag, include, prompt and optionally exclude."""
     prompts = []
-    with _as_config_error(uri):
+    with as_config_error(uri):
         for line, row in parse_json_lines(read_text(uri), uri):
             tag = value_at(row, "tag", uri, line)
             if tag not in GENEVAL_TAGS:
@@ -100,7 +100,7 @@ def read_geneval(uri: str, column: str) -> list[Prompt]:
 
 def read_dpg(uri: str, column: str) -> list[Prompt]:
     """Read the CSV of questions, several rows per prompt."""
-    with _as_config_error(uri):
+    with as_config_error(uri):
         items = dpg.parse_questions(read_text(uri), uri)
     prompts = []
     for name, item in items.items():
@@ -129,7 +129,8 @@ def read_labels(uri: str, column: str) -> list[Prompt]:
 
 
 @contextmanager
-def _as_config_error(uri: str) -> Iterator[None]:
+def as_config_error(uri: str) -> Iterator[None]:
+    """Raise a ValueError of reading the prompts as a ConfigError."""
     try:
         yield
     except ValueError as error:

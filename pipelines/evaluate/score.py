@@ -20,7 +20,7 @@ from pipelines.core import storage
 from pipelines.core.map_items import process_items
 from pipelines.evaluate.image_sets import ImageSet, in_batches, load_image
 from pipelines.evaluate.prompts import Generation, Prompt
-from pipelines.evaluate.scorers import Row, Scorer
+from pipelines.evaluate.scorer import Row, Scorer
 
 PROTOCOL = "protocol.json"
 _AT_ONCE = 512

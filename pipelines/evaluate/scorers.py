@@ -4,104 +4,39 @@ Settings name the source of the model. The driver calls `identity`, which loads 
 `load`.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from asymflow.metrics import efficientnet_file, squeeze_file
 from asymflow.metrics.protocol import Protocol, fingerprint
 from pipelines.core.config import Settings
-from pipelines.core.workers import ModelWorkers
+from pipelines.evaluate.judges import GenEval2Scorer, JudgeScorer, LongTextScorer, OneIgScorer, UniGenBenchScorer
+from pipelines.evaluate.preferences import AestheticScorer, ImageRewardScorer, PickScorer
+from pipelines.evaluate.scorer import (
+    OPEN_CLIP,
+    ModelScorer,
+    Resources,
+    Row,
+    Score,
+    Scorer,
+    as_rows,
+    content_fingerprint,
+)
 
 if TYPE_CHECKING:  # settings are read without torch; `load` imports the model's module
     from torch import Tensor
 
     from pipelines.evaluate.prompts import Prompt
 
-Row = dict[str, Any]
-OPEN_CLIP = "open_clip_model.safetensors"
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
-Score = Callable[["Tensor", Sequence["Prompt"]], list[Row]]
-"""Maps uint8 images (B, 3, H, W) and their prompts to rows of numbers, texts, lists, and features as tensors"""
-
-
-class Resources(ModelWorkers):
-    """Workers of a scorer."""
-
-    workers: int = Field(1, ge=1)
-    batch: int = Field(16, ge=1)
-    """Images scored together"""
-    environment: dict[str, Any] = {}
-    """A Ray runtime environment of its own, for incompatible packages: {py_executable: PYTHON}, ..."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Return Ray's options of the actors."""
-        return {"runtime_env": self.environment} if self.environment else {}
-
-
-class Scorer(Settings, ABC):
-    """Settings of a scorer."""
-
-    resources: Resources = Resources()
-
-    def identity(self) -> dict[str, Any]:
-        """Return what determines its numbers, as JSON. Raises MissingWeights."""
-        return {name: value for name, value in self.model_dump(mode="json").items() if name != "resources"}
-
-    @abstractmethod
-    def load(self, device: str) -> tuple[Score, Protocol]:
-        """Return the scoring function and its protocol."""
-
-
-class ModelScorer(Scorer):
-    """A scorer with a model."""
-
-    model: str = ""
-    """Here and in other settings of models: a path, or OWNER/NAME@REVISION on the hub"""
-
-    needed: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    """{setting: (description of the required model, its file or empty)}"""
-    files: ClassVar[tuple[str, ...]] = ()
-    """Settings that may name a local file, identified by content"""
-    half_on_gpu: ClassVar[bool] = False
-    """Whether it computes in bfloat16 on a GPU, which changes its numbers"""
-
-    def identity(self) -> dict[str, Any]:
-        """Return what determines its numbers; models are identified by content. Raises MissingWeights."""
-        from asymflow.metrics.weights import MissingWeights, identify
-
-        found = {}
-        for name, (needed, file) in self.needed.items():
-            try:
-                found[name] = identify(getattr(self, name), needed, file)
-            except MissingWeights as error:
-                raise MissingWeights(f"{name}: {error}") from None
-        found |= {name: content for name in self.files if (content := _fingerprint_of(getattr(self, name)))}
-        if self.half_on_gpu and self.resources.gpus:
-            found["precision"] = self.resources.precision
-        return {**super().identity(), **found}
-
-
-def _fingerprint_of(source: str) -> str:
-    from pipelines.core.identity import fingerprint_of  # imports pyarrow: settings are read without it
-
-    return fingerprint_of(source)
 
 
 def _content(template: str, fields: Sequence[str], origin: str) -> str:
     from asymflow.metrics.templates import read_template
 
     return fingerprint({"text": read_template(template, fields, origin)})
-
-
-def _scores(call: "Callable[[Tensor, list[str]], Tensor]") -> Score:
-    def score(images: "Tensor", prompts: "Sequence[Prompt]") -> list[Row]:
-        return [{"score": value} for value in call(images, [prompt.text for prompt in prompts]).tolist()]
-
-    return score
 
 
 class ClipScorer(ModelScorer):
@@ -117,7 +52,7 @@ class ClipScorer(ModelScorer):
         from asymflow.metrics.clip_score import ClipScore
 
         metric = ClipScore.load(self.model, device=device, architecture=self.architecture)
-        return _scores(metric), metric.protocol
+        return as_rows(metric), metric.protocol
 
 
 class HpsV2Scorer(ModelScorer):
@@ -139,7 +74,7 @@ class HpsV2Scorer(ModelScorer):
             self.model, device=device, activation=self.activation,
             architecture=self.architecture, antialias=self.antialias,
         )  # fmt: skip
-        return _scores(metric), metric.protocol
+        return as_rows(metric), metric.protocol
 
 
 class HpsV3Scorer(ModelScorer):
@@ -163,7 +98,7 @@ class HpsV3Scorer(ModelScorer):
         from asymflow.metrics.hps_v3 import HpsV3
 
         metric = HpsV3.load(self.model, device=device, base=self.base, template=self.template)
-        return _scores(metric), metric.protocol
+        return as_rows(metric), metric.protocol
 
 
 class VqaScorer(ModelScorer):
@@ -194,7 +129,7 @@ class VqaScorer(ModelScorer):
         metric = VqaScore.load(
             self.model, device=device, vision=self.vision, tokenizer=self.tokenizer, template=self.template
         )
-        return _scores(metric), metric.protocol
+        return as_rows(metric), metric.protocol
 
 
 class InceptionScorer(ModelScorer):
@@ -259,7 +194,7 @@ class DpgScorer(ModelScorer):
         """Return what determines its numbers; models of modelscope's hub are not identified by content."""
         if self.kind != "mplug" or not self.model:
             return super().identity()
-        content = _fingerprint_of(self.model)
+        content = content_fingerprint(self.model)
         return {**Scorer.identity(self), **({"model": f"local:{content}"} if content else {})}
 
     def load(self, device: str) -> tuple[Score, Protocol]:
@@ -364,3 +299,12 @@ class Scorers(Settings):
     """As in ADM's suite"""
     geneval: GenEvalScorer = GenEvalScorer()
     dpg: DpgScorer = DpgScorer()
+    geneval2: GenEval2Scorer = GenEval2Scorer()
+    long_text: LongTextScorer = LongTextScorer()
+    unigenbench: UniGenBenchScorer = UniGenBenchScorer()
+    oneig: OneIgScorer = OneIgScorer()
+    judge: JudgeScorer = JudgeScorer()
+    """Of your own questions"""
+    pick_score: PickScorer = PickScorer()
+    aesthetic: AestheticScorer = AestheticScorer()
+    image_reward: ImageRewardScorer = ImageRewardScorer()

@@ -9,6 +9,9 @@ from tiny_clip import NAME, write_tiny_clip
 from tiny_detector import write_detector
 from tiny_flan_t5 import write_models
 from tiny_hps_v3 import write_hps_v3
+from tiny_image_reward import write_image_reward
+from tiny_judge import write_judge
+from tiny_pick_score import write_pick_score
 from tiny_vqa_models import write_vilt
 
 from asymflow.metrics.hps_v2 import FILE as HPS_V2
@@ -59,6 +62,11 @@ def root(tmp_path_factory):
     torch.save(Inception2015().state_dict(), root / "inception" / INCEPTION)
     write_detector(root / "detector")
     write_vilt(root / "vilt")
+    write_judge(root / "judge")
+    write_pick_score(root / "pick")
+    write_image_reward(root / "reward")
+    weights = torch.linspace(-1, 1, 16)[None]
+    torch.save({"weight": weights, "bias": torch.tensor([5.0])}, root / "aesthetic.pth")
     for folder, count, size in (("made", 4 * PROMPTS, (320, 320)), ("real", 7, (400, 320)), ("small", 1000, (32, 32))):
         (root / folder).mkdir()
         for i in range(count):
@@ -73,6 +81,17 @@ def root(tmp_path_factory):
     (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, asked)))
     rows = [f"{i},a cat {i},,{q},{q - 1},entity,whole,t,is it bright?" for i in range(PROMPTS) for q in (1, 2)]
     (root / "dpg.csv").write_text("\n".join([HEADER + "question_natural_language", *rows]))
+    atoms = {"vqa_list": [["How many cats?", "two"], ["Are there cats?", "Yes"]], "skills": ["count", "object"]}
+    asked = [{"prompt": f"two cats {i}", "atom_count": 2 + i // 2, **atoms} for i in range(PROMPTS)]
+    shown = [{"prompt": f"a sign {i}", "text": ["open", "daily"], "category": "sign"} for i in range(PROMPTS)]
+    (root / "long_text.jsonl").write_text("\n".join(map(json.dumps, shown)))
+    (root / "ocr.txt").write_text("Which text is in the image?")
+    points = json.dumps({"Testpoints": ["Style"], "Testpoint Description": ["oil"]}).replace('"', '""')
+    lines = [f'{i},an oil painting {i},"{points}"' for i in range(PROMPTS)]
+    (root / "unigenbench.csv").write_text("\n".join(["index,prompt_en,sub_dims_en", *lines]))
+    (root / "points.txt").write_text("{prompt}, {testpoints}: {definitions}; {descriptions}. <score>")
+    (root / "points.json").write_text(json.dumps({"Style": "how it is painted"}))
+    (root / "geneval2.jsonl").write_text("\n".join(map(json.dumps, asked)))
     return root
 
 
@@ -96,5 +115,18 @@ def scorers(root):
         "inception_as_is": {**inception, "resize": "none", "features": ["pool", "spatial", "logits"]},
         "geneval": {"model": at("detector"), "colors": at("clip"), "architecture": config},
         "dpg": {"model": at("vilt")},
+        "geneval2": {"model": at("judge")},
+        "judge": {"model": at("judge")},
+        "oneig": {"model": at("judge")},
+        "long_text": {"model": at("judge"), "template": at("ocr.txt"), "max_tokens": 8},
+        "unigenbench": {
+            "model": at("judge"), "template": at("points.txt"), "definitions": at("points.json"), "max_tokens": 8,
+        },
+        "pick_score": {"model": at("pick", "model"), "processor": at("pick", "processor")},
+        "image_reward": {
+            "model": at("reward"), "tokenizer": at("reward", "tokenizer"),
+            "architecture": at("reward", "architecture.json"),
+        },
+        "aesthetic": {"model": at("aesthetic.pth"), "clip": at("clip"), "architecture": config},
         "squeeze": {"model": str(Path(__file__).parents[3] / "models/toy_klein/perceptual_squeeze.safetensors")},
     }  # fmt: skip

@@ -102,6 +102,50 @@ def test_geneval_and_dpg(settings, root, local_ray):
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_geneval2_by_a_judge(settings, root, local_ray):
+    prompts = {"count": COUNT, "file": str(root / "geneval2.jsonl")}
+    table, rows, artifact = evaluated(settings("geneval2", pictures=str(root / "one_each"), prompts=prompts))
+    answers = [json.loads(row["geneval2/probabilities"]) for row in rows]
+    assert table["soft_tifa_am"]["value"] == pytest.approx(100 * np.mean(answers))
+    assert table["soft_tifa_gm"]["value"] == pytest.approx(100 * np.mean(np.sqrt(np.prod(answers, axis=1))))
+    assert table["soft_tifa_am/count"]["value"] == pytest.approx(100 * np.mean([own[0] for own in answers]))
+    by_atoms = table["soft_tifa_gm/2 atoms"]["value"] + table["soft_tifa_gm/3 atoms"]["value"]
+    assert by_atoms / 2 == pytest.approx(table["soft_tifa_gm"]["value"]) and table["tifa"]["value"] <= 100
+    assert len({round(value, 9) for own in answers for value in own}) == 2 * COUNT
+    protocols = json.loads(Path(artifact.uri, "protocols.json").read_text())["numbers"]
+    protocol = protocols[table["soft_tifa_gm"]["fingerprint"]]["scorer"]
+    assert protocol["tokens"].keys() >= {"Yes", "two", " 2"} and protocol["model"].startswith("local:")
+    with pytest.raises(ConfigError, match="has 4 prompts, geneval2 has 800"):
+        run_step(STEP, settings("geneval2", pictures=str(root / "one_each"), prompts={"file": prompts["file"]}))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_preference(settings, root, local_ray):
+    prompts = {"count": COUNT, "file": str(root / "captions.txt")}
+    table, rows, _ = evaluated(settings("preference", pictures=str(root / "one_each"), prompts=prompts))
+    for metric in ("pick_score", "image_reward", "aesthetic"):
+        values = [row[f"{metric}/score"] for row in rows]
+        assert len(set(values)) == COUNT and table[metric]["value"] == pytest.approx(np.mean(values))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("suite", "file", "metric"),
+    [("longtext_en", "long_text.jsonl", "text_score"), ("unigenbench", "unigenbench.csv", "unigenbench")],
+)
+def test_suites_that_read_replies(suite, file, metric, settings, root, local_ray):
+    table, rows, _ = evaluated(settings(suite, prompts={"count": COUNT, "file": str(root / file)}))
+    scorer = "long_text" if metric == "text_score" else "unigenbench"
+    assert len({row[f"{scorer}/reply"] for row in rows}) > 1
+    assert 0 <= table[metric]["value"] <= 100 and table[metric]["pictures"] == 4 * COUNT
+    if suite == "unigenbench":  # the tiny judge writes no lists
+        assert table["unreadable_replies"]["value"] == 100 and table["unreadable_replies"]["better"] == "low"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_imagenet_by_adms_protocol(settings, root, local_ray, tmp_path):
     """With statistics and images in a file of ADM's format."""
     images = np.random.default_rng(5).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)

@@ -44,3 +44,13 @@ def test_no_interval_where_there_is_nothing_to_draw_from():
     assert bootstrap.mean_interval([1.0, 2.0], None, Bootstrap(resamples=0)) is None
     assert bootstrap.set_interval(lambda counts: 1.0, 1, 1.0, Bootstrap()) is None
     assert bootstrap.set_interval(lambda counts: 1.0, 5, 1.0, Bootstrap(set_resamples=0)) is None
+
+
+def test_the_interval_of_a_ratio_resamples_prompts_with_their_parts():
+    settings = Bootstrap(resamples=500)
+    numerators, denominators = [1.0, 4.0, 0.0, 3.0], [2.0, 4.0, 1.0, 3.0]
+    low, high = bootstrap.ratio_interval(numerators, denominators, settings)
+    assert 0 <= low < 8 / 10 < high <= 1
+    assert bootstrap.ratio_interval([2.0, 6.0], [1.0, 3.0], settings) == pytest.approx((2, 2))
+    assert bootstrap.ratio_interval([1.0], [2.0], settings) is None
+    assert bootstrap.ratio_interval([1.0, 2.0], [2.0, 2.0], Bootstrap(resamples=0)) is None

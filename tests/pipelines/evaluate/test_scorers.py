@@ -6,6 +6,7 @@ from pipelines.core.config import ConfigError, validate
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.scorers import Scorers
 from pipelines.evaluate.step import check
+from pipelines.evaluate.suites import SUITES
 
 
 # spectrum has no model, and efficientnet's comes with a package: test_step.py
@@ -18,7 +19,6 @@ def test_a_scorer_is_known_by_its_models_and_settings_without_loading_them(name,
     assert other.identity() == scorer.identity()
     assert type(scorer).model_validate({**scorers[name], "model": str(tmp_path)}) != scorer
     with pytest.raises(ConfigError, match=rf"scorers.{name}.model: .*needed is .*leave_out: \[{name}\]"):
-        suites = {"geneval": "geneval", "dpg": "dpg", "inception_as_is": "imagenet50k", "squeeze": "classes"}
-        suite = suites.get(name, "coco10k")
+        suite = next(suite for suite, found in SUITES.items() if name in found.scorers)
         tree = {"suite": suite, "pictures": "x", "scorers": {**scorers, name: {**scorers[name], "model": "./none"}}}
         check(validate(EvaluateSettings, tree))
