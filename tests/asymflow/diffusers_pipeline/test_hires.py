@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-from toy_pipeline import PROMPTS, largest_difference, noise, seeded
 from torch.nn.functional import interpolate
+from toy_pipeline import PROMPTS, largest_difference, noise, seeded
 
 from asymflow.diffusers_pipeline import AsymFlux2KleinHiresPipeline, AsymFlux2KleinImg2ImgPipeline
 
