@@ -18,6 +18,8 @@ from pipelines.sample.parameters import SamplingParameters
 from pipelines.sample.pixel_samplers import run
 from pipelines.sample.step_callback import OnStep
 
+_LEAST_SIDE = 64  # of diffusers' reference images
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -90,7 +92,7 @@ class LatentEditor:
         if parameters.negative_prompt:
             embedding, _ = self.sample.encode_prompt(parameters.negative_prompt, device=self.sample.device)
             options["negative_prompt_embeds"] = embedding
-        references = list(edit.references) or None
+        references = [_at_least(image, _LEAST_SIDE) for image in edit.references] or None
         if edit.image is None:
             return self.sample(image=references, **options).images[0]
         mask = edit.mask or Image.new("L", edit.image.size, 255)
@@ -98,3 +100,9 @@ class LatentEditor:
         return self.inpaint(
             image=image, mask_image=mask, image_reference=references, strength=edit.strength, **options
         ).images[0]
+
+
+def _at_least(image: Image.Image, side: int) -> Image.Image:
+    """Return an image enlarged until both sides have `side` pixels."""
+    scale = max(1.0, side / min(image.size))
+    return image if scale == 1 else image.resize((round(image.width * scale), round(image.height * scale)))

@@ -101,7 +101,8 @@ def read_form(sampler: PairSampler, tab: Tab, form: Mapping[str, Any]) -> Reques
     for name in ("prompt", "negative_prompt"):
         if len(fields.get(name) or "") > MAX_PROMPT:
             raise ConfigError(f"{name}: has {len(fields[name])} characters; at most {MAX_PROMPT} are allowed")
-    edit = _read_edit(sampler, tab, {name: fields.pop(name, None) for name in ("image", "mask", "references", "strength")})
+    given = {name: fields.pop(name, None) for name in ("image", "mask", "references", "strength")}
+    edit = _read_edit(sampler, tab, given)
     if edit.image is not None:
         height, width = sampled_size(edit.image, _area(sampler), sampler.patch_size)
         fields |= {"height": height, "width": width}

@@ -51,7 +51,7 @@ def read_upload(file: str | bytes | None, name: str) -> Image.Image:
             if width * height > MAX_PIXELS:
                 raise ConfigError(f"{name}: has {width}x{height} pixels; at most {MAX_PIXELS} are allowed")
             if max(image.size) > MAX_ASPECT * min(image.size):
-                raise ConfigError(f"{name}: is {width}x{height}; the sides may differ by a factor of {MAX_ASPECT} at most")
+                raise ConfigError(f"{name}: is {width}x{height}; one side may be at most {MAX_ASPECT} times the other")
             if getattr(image, "is_animated", False):
                 raise ConfigError(f"{name}: is an animation; upload a still image")
             return read_images([ImageOps.exif_transpose(image)], name)[0]
