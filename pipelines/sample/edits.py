@@ -48,7 +48,7 @@ class PixelEditor:
         self, prompt: str, seed: int, parameters: SamplingParameters, edit: Edit, on_step: OnStep = None
     ) -> Image.Image:
         """Return the edited image, in the size of the parameters; with a mask, in that of the image."""
-        references, options = list(edit.references) or None, {"latents": parameters.noise([seed])}
+        references, options = _large_enough(edit.references), {"latents": parameters.noise([seed])}
         if edit.image is None:
             return run(self.sample, [prompt], parameters, on_step, image=references, **options)[0]
         options |= {"image": edit.image, "image_reference": references, "strength": edit.strength}
@@ -92,7 +92,7 @@ class LatentEditor:
         if parameters.negative_prompt:
             embedding, _ = self.sample.encode_prompt(parameters.negative_prompt, device=self.sample.device)
             options["negative_prompt_embeds"] = embedding
-        references = [_at_least(image, _LEAST_SIDE) for image in edit.references] or None
+        references = _large_enough(edit.references)
         if edit.image is None:
             return self.sample(image=references, **options).images[0]
         mask = edit.mask or Image.new("L", edit.image.size, 255)
@@ -102,7 +102,10 @@ class LatentEditor:
         ).images[0]
 
 
-def _at_least(image: Image.Image, side: int) -> Image.Image:
-    """Return an image enlarged until both sides have `side` pixels."""
-    scale = max(1.0, side / min(image.size))
-    return image if scale == 1 else image.resize((round(image.width * scale), round(image.height * scale)))
+def _large_enough(references: tuple[Image.Image, ...]) -> list[Image.Image] | None:
+    """Return reference images, small ones enlarged to what diffusers accepts; None if there are none."""
+    found = []
+    for image in references:
+        scale = max(1.0, _LEAST_SIDE / min(image.size))
+        found.append(image.resize((round(image.width * scale), round(image.height * scale))) if scale > 1 else image)
+    return found or None

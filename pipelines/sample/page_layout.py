@@ -81,7 +81,7 @@ def _build_form(gradio: Any, tab: Tab, demo_sampler: DemoSampler, beside: bool) 
         return {"elem_id": f"{tab.name}-{name}", "label": name.capitalize().replace("_", " ")}
 
     def slider(name: str, value: float, step: float) -> Any:
-        low, high = limits.get(name, (0, 1))
+        low, high = limits.get(name, (0.05, 1))
         return gradio.Slider(low, high, value, step=step, **named(name))
 
     if "image" in tab.images:

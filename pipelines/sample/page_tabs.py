@@ -123,8 +123,8 @@ def _read_edit(sampler: PairSampler, tab: Tab, given: Mapping[str, Any]) -> Edit
     mask = read_mask(given["mask"], image.size) if image is not None and "mask" in tab.images else None
     references = read_references(given["references"], _area(sampler)) if "references" in tab.images else ()
     strength = 1.0 if tab.strength is None else given["strength"]
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
-        raise ConfigError(f"strength={strength!r}: must be from 0 to 1")
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
+        raise ConfigError(f"strength={strength!r}: must be above 0 and at most 1")
     return Edit(image, mask, references, strength)
 
 
