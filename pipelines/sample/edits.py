@@ -48,7 +48,8 @@ class PixelEditor:
         self, prompt: str, seed: int, parameters: SamplingParameters, edit: Edit, on_step: OnStep = None
     ) -> Image.Image:
         """Return the edited image, in the size of the parameters; with a mask, in that of the image."""
-        references, options = _large_enough(edit.references), {"latents": parameters.noise([seed])}
+        references = _large_enough(edit.references)
+        options: dict[str, Any] = {"latents": parameters.noise([seed])}
         if edit.image is None:
             return run(self.sample, [prompt], parameters, on_step, image=references, **options)[0]
         options |= {"image": edit.image, "image_reference": references, "strength": edit.strength}

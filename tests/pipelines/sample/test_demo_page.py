@@ -180,7 +180,8 @@ def test_each_step_shows_the_denoised_image(page, browser):
         }).observe(preview, {subtree: true, childList: true, attributes: true});
         """
     )
-    generate(browser, "text", models=["pixel"], prompt=PROMPT, steps=8, width=64, height=64)
+    request_latent(browser, "text")  # no longer
+    generate(browser, "text", models=["pixel"], prompt=PROMPT, steps=8)
     seen = browser.execute_script("return [...window.seen]")
     assert len(seen) >= 2 and all(one.startswith("Denoised image after step ") for one in seen)
     assert not browser.execute_script("return document.querySelectorAll('#text-preview img').length")
@@ -240,9 +241,10 @@ def test_edit_with_references(page, browser, photograph, tmp_path):
 def test_a_file_that_is_no_image_is_an_error_message(page, browser, photograph, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(photograph.read_bytes()[:200])
-    open_tab(browser, page, "inpaint")
-    browser.find_element(By.CSS_SELECTOR, "#inpaint-image input[type=file]").send_keys(str(bad))
-    assert "image: not a readable image; allowed formats: PNG, JPEG, WEBP" in message(browser)
+    open_tab(browser, page, "image")
+    upload(browser, "image", "image", bad)
+    expected = "image: not a readable image; allowed formats: PNG, JPEG, WEBP"
+    assert expected in refusal(browser, "image", prompt=PROMPT)
 
 
 def status_of(url, data=None, **headers):
