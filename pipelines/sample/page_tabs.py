@@ -49,7 +49,7 @@ TABS = (
     Tab(
         "references",
         "Edit with references",
-        "The images condition the sample, as in FLUX.2. The toy was not trained with references.",
+        "The images condition the sample under the prompt, as in FLUX.2.",
         images=("references",),
     ),
 )

@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,6 +72,13 @@ def test_given_and_extrapolated_shifts(toy):
     assert torch.equal(sample(None, 3.55), sample("constant", 3.55))
     resolved = settings(shift_law="extrapolated").resolve(toy.defaults)
     assert resolved.shift == toy.defaults.shift_at(64, 48, "extrapolated") < settings().resolve(toy.defaults).shift
+
+
+def test_a_family_without_the_pipeline_is_sampled_in_one_stage(monkeypatch):
+    monkeypatch.setattr("asymflow.models.latent.family_of", lambda base: SimpleNamespace(pixel_pipeline=False))
+    with pytest.raises(ConfigError, match="hires.upscale=2, base=.* is sampled in one stage only; leave out hires"):
+        check(settings())
+    check(settings(hires={}))
 
 
 def test_settings():
