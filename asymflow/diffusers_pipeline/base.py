@@ -35,7 +35,12 @@ from asymflow.multistep import UNIPC, Generator
 from asymflow.pipeline_arguments import check_texts, choose_space
 from asymflow.subspace import Subspace
 
-PIPELINES = ("AsymFlux2KleinPipeline", "AsymFlux2KleinImg2ImgPipeline", "AsymFlux2KleinInpaintPipeline")
+PIPELINES = (
+    "AsymFlux2KleinPipeline",
+    "AsymFlux2KleinImg2ImgPipeline",
+    "AsymFlux2KleinInpaintPipeline",
+    "AsymFlux2KleinHiresPipeline",
+)
 """Names of the pipelines' classes in `model_index.json`; each loads the folders of the others"""
 SCHEDULERS = {
     "unipc": UniPCMultistepScheduler,

@@ -28,6 +28,15 @@ class Safety(Settings):
     """Probability of the label from which on an image is flagged"""
 
 
+class Hires(Settings):
+    """Two stages: sample at a lower resolution, upscale, and finish by image-to-image."""
+
+    upscale: float = Field(1.0, ge=1, allow_inf_nan=False)
+    """Ratio of the sizes of result and first stage; 1: one stage"""
+    strength: float = Field(0.6, ge=0, le=1)
+    """Fraction of the steps, the last ones, that the second stage runs"""
+
+
 class DemoPageSettings(Settings):
     """Web page to try a pixel model."""
 
@@ -85,6 +94,8 @@ class SampleSettings(StepSettings, SamplingParameterSettings):
     """Also sample the latent model, from the same noise; without an adapter, only the latent model"""
     text_padding: Literal["none", "max_length"] = added("max_length")
     """Padding of prompts for a base alone; adapters and merged models record their own"""
+    hires: Hires = added(Hires())
+    """Two stages of the pixel model, for sizes above the training's; height and width are the result's"""
     shown: int = Field(8, ge=1)
     """Rows of the image grid"""
     provenance: Provenance = Provenance()
@@ -127,6 +138,8 @@ class SampleSettings(StepSettings, SamplingParameterSettings):
             raise ValueError("prompts: missing; give prompts='a red fox', prompts='[one, another]' or prompt_file=FILE")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds={self.seeds}: a seed is given twice")
+        if self.hires.upscale > 1 and not (self.height and self.width):
+            raise ValueError("hires: give height and width, the size of the result")
         return self
 
     def pairs(self) -> Sequence[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """Access control of the demo page: only its own visitors, and one image at a time.
 
 A browser lets any web site send requests to a page on this machine, or, by DNS rebinding, read the responses. Gradio
-serves more routes than this page uses: uploads, recordings, calls that bypass its queue.
+serves more routes than this page uses: recordings, logins, calls that bypass its queue.
 """
 
 import socket
@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 import psutil
 
 MAX_BODY = 64 << 10
-"""Maximum bytes of a request"""
-_POSTS = ("/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset")
+"""Maximum bytes of a request without a file"""
+_UPLOADS = ("/gradio_api/upload", "/gradio_api/component_server")  # of images, and of the mask editor's layers
+_POSTS = ("/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset", *_UPLOADS)
 _ALL_INTERFACES = ("0.0.0.0", "::", "")
 _LOOK_SECONDS = 1.0
 
@@ -31,10 +32,17 @@ def names_of(host: str, others: Sequence[str] = ()) -> frozenset[str]:
 
 
 class Guard:
-    """ASGI middleware: rejects other host names, cross-site requests, and routes that the page does not use."""
+    """ASGI middleware: rejects other host names, cross-site requests, and routes that the page does not use.
 
-    def __init__(self, app: Any, names: frozenset[str]):
-        self.app, self.names = app, names
+    Args:
+        app: the page.
+        names: host names of the page.
+        max_upload: maximum bytes of a request with a file.
+        has_room: whether another file can be stored.
+    """
+
+    def __init__(self, app: Any, names: frozenset[str], max_upload: int, has_room: Callable[[], bool]):
+        self.app, self.names, self.max_upload, self.has_room = app, names, max_upload, has_room
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle a request, or respond with the reason for its rejection."""
@@ -66,7 +74,13 @@ class Guard:
         length = headers.get("content-length", "")
         if not length.isascii() or not length.isdigit():
             return 411, "the request has no length"
-        return (413, f"the request is longer than {MAX_BODY} bytes") if int(length) > MAX_BODY else None
+        uploads = scope["path"].rstrip("/") in _UPLOADS
+        limit = self.max_upload if uploads else MAX_BODY
+        if int(length) > limit:
+            return 413, f"the request is longer than {limit} bytes"
+        if uploads and not self.has_room():
+            return 507, "too many images are stored; try again later"
+        return None
 
 
 def _name(host: str) -> str:

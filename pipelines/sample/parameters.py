@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
-from pipelines.core.config import ConfigError, Settings
+from pipelines.core.config import ConfigError, Settings, added
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +51,9 @@ class SamplingParameterSettings(Settings):
     steps: int | None = Field(None, ge=1)
     guidance: float | None = Field(None, ge=1)
     shift: float | None = Field(None, gt=0)
+    shift_law: Literal["sqrt", "extrapolated", "constant"] = added("sqrt")
+    """Shift by size, if `shift` is empty: `sqrt` grows with the side from one to four megapixels, `extrapolated` also
+    below and above, `constant` does not"""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Noise levels with guidance, within [0, 1]"""
     orthogonal: float | None = Field(None, ge=0, le=1)
@@ -86,7 +89,7 @@ class SamplingParameterSettings(Settings):
             width=width,
             steps=self.steps or defaults.num_inference_steps,
             guidance=self.guidance or defaults.guidance_scale,
-            shift=self.shift or defaults.shift_at(height, width),
+            shift=self.shift or defaults.shift_at(height, width, self.shift_law),
             latent_shift=self.latent_shift,
             negative_prompt=self.negative_prompt,
             interval=self.guidance_interval,

@@ -15,7 +15,7 @@ from asymflow.adapters.basis import LAYOUT, in_layout
 from asymflow.adapters.hub import local_folder
 from asymflow.content import sha256_of
 from asymflow.devices import default_dtype
-from asymflow.diffusers_pipeline import SCHEDULERS, AsymFlux2KleinPipeline
+from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
 from asymflow.guidance import Guidance
 from asymflow.models import latent
 from asymflow.models.gguf_base import find_gguf
@@ -27,11 +27,12 @@ from asymflow.samplers import SOLVERS
 from asymflow.sampling import Predict, latent_velocity, text_guided
 from asymflow.subspace import Subspace
 from pipelines.core import storage
+from pipelines.sample.edits import LatentEditor, PixelEditor
 from pipelines.sample.parameters import SamplingParameters
+from pipelines.sample.pixel_samplers import PixelSampler
+from pipelines.sample.step_callback import OnStep, after_each
 
 disable_progress_bar()  # of model loading
-OnStep = Callable[[int], None]
-"""Called after each step with its index, 0 .. steps - 1"""
 Encode = Callable[[Sequence[str]], list[Tensor]]
 """Encodes prompts to embeddings (T_i, E)"""
 
@@ -46,39 +47,6 @@ class ImageSampler(Protocol):
         ...
 
 
-def _ignore(step: int) -> None: ...
-
-
-class PixelSampler:
-    """Samples by the project's diffusers pipeline."""
-
-    def __init__(self, pipeline: Any):
-        self.pipeline = pipeline
-        pipeline.set_progress_bar_config(disable=True)
-
-    def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], parameters: SamplingParameters, on_step: OnStep = _ignore
-    ) -> Tensor:
-        """Return images; see `ImageSampler`."""
-        self.pipeline.scheduler = SCHEDULERS[parameters.solver]()
-        images = self.pipeline(
-            list(prompts),
-            height=parameters.height,
-            width=parameters.width,
-            num_inference_steps=parameters.steps,
-            guidance_scale=parameters.guidance,
-            negative_prompt=parameters.negative_prompt,
-            latents=parameters.noise(list(seeds)),
-            output_type="pt",
-            shift=parameters.shift,
-            guidance_interval=parameters.interval,
-            orthogonal_guidance=parameters.orthogonal,
-            clamp_to_gamut=parameters.clamp,
-            callback_on_step_end=lambda pipeline, step, *_: on_step(step),
-        ).images
-        return 2 * images.float().cpu() - 1
-
-
 class LatentSampler:
     """Samples latent tokens from the projection of the same noise, and decodes them."""
 
@@ -91,7 +59,7 @@ class LatentSampler:
 
     @torch.no_grad()
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], parameters: SamplingParameters, on_step: OnStep = _ignore
+        self, prompts: Sequence[str], seeds: Sequence[int], parameters: SamplingParameters, on_step: OnStep = None
     ) -> Tensor:
         """Return images; see `ImageSampler`."""
         grid = (parameters.height // self.patch_size, parameters.width // self.patch_size)
@@ -99,7 +67,7 @@ class LatentSampler:
         noise = patchify(parameters.noise(list(seeds)).to(self.A.device), self.patch_size) @ self.A
         shift = parameters.latent_shift or parameters.shift / self.s
         solve = SOLVERS[parameters.solver]
-        z_0 = solve(velocity, noise, parameters.steps, shift, callback=lambda step, z_t: on_step(step))
+        z_0 = solve(velocity, noise, parameters.steps, shift, callback=after_each(on_step))
         return self.decoder.decode(z_0, grid).float().cpu()
 
 
@@ -111,7 +79,7 @@ class ModelSampler:
 
     @torch.no_grad()
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], parameters: SamplingParameters, on_step: OnStep = _ignore
+        self, prompts: Sequence[str], seeds: Sequence[int], parameters: SamplingParameters, on_step: OnStep = None
     ) -> Tensor:
         """Return images; see `ImageSampler`."""
         space = self.model.subspace.space
@@ -119,7 +87,7 @@ class ModelSampler:
         noise = parameters.noise(list(seeds)).to(self.model.A.device)
         clamp = space.clamp_to_gamut if parameters.clamp else None
         solve = SOLVERS[parameters.solver]
-        x_0 = solve(velocity, noise, parameters.steps, parameters.shift, clamp, lambda step, x_t: on_step(step))
+        x_0 = solve(velocity, noise, parameters.steps, parameters.shift, clamp, after_each(on_step))
         return space.decode(x_0).float().cpu()
 
 
@@ -156,10 +124,28 @@ class PipelineSampler:
     @cached_property
     def latent(self) -> LatentSampler:
         """Return the sampler of the latent base, loaded on first use."""
-        transformer, pixels = load_transformer(self.base, self.device), self.pipeline.transformer
+        pixels, predict = self.pipeline.transformer, partial(latent_velocity, self._latent_transformer)
         A, s, size = pixels.proj_buffer, float(pixels.scale_buffer), pixels.config.patch_size
-        decoder = load_decoder(self.base, self.device)
-        return LatentSampler(partial(latent_velocity, transformer), decoder, self.pipeline.encode_prompt, A, s, size)
+        return LatentSampler(predict, self._decoder, self.pipeline.encode_prompt, A, s, size)
+
+    @cached_property
+    def edit_pixel(self) -> PixelEditor:
+        """Return the editor by the pixel model."""
+        return PixelEditor(self.pipeline)
+
+    @cached_property
+    def edit_latent(self) -> LatentEditor:
+        """Return the editor by the latent base, which shares the modules of `latent`."""
+        text = self.pipeline.text_encoder, self.pipeline.tokenizer
+        return LatentEditor(self.base, self._latent_transformer, self._decoder.autoencoder, *text)
+
+    @cached_property
+    def _latent_transformer(self) -> Any:
+        return load_transformer(self.base, self.device)
+
+    @cached_property
+    def _decoder(self) -> Any:
+        return load_decoder(self.base, self.device)
 
 
 class AdapterSampler:

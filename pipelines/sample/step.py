@@ -28,7 +28,7 @@ from pipelines.viz.image_grid import side_by_side, thumbnail, to_pil_images
 
 if TYPE_CHECKING:
     from pipelines.sample.base_sampler import BaseSampler
-    from pipelines.sample.sampler import PairSampler
+    from pipelines.sample.sampler import ImageSampler, PairSampler
 
 CAPTIONS = "metadata.jsonl"
 """File beside a model's images with the prompts of those that were not flagged"""
@@ -42,6 +42,12 @@ def check(settings: SampleSettings) -> None:
     if side := read_patch_size(settings.base):
         settings.check_size(side)
     check_safety(settings.safety)
+    if settings.hires.upscale > 1 and settings.adapter:
+        from asymflow.models.latent import family_of
+
+        if not family_of(settings.base).pixel_pipeline:
+            given = f"hires.upscale={settings.hires.upscale:g}, base={settings.base!r}"
+            raise ConfigError(f"{given}: this family is sampled in one stage only; leave out hires")
 
 
 def check_model(base: str, adapter: str, latent: bool) -> None:
@@ -89,6 +95,7 @@ class SampleWorker:
         self.settings, self.folder = settings, folder
         self.sampler = open_model(settings)
         self.filter = SafetyFilter(settings.safety, settings.resources.device)
+        self.stages = hires_of(settings)
 
     def __call__(self, item: str) -> dict[str, Any]:
         """Sample, filter and write the images of an item. Returns their rows of `samples.json`."""
@@ -98,7 +105,7 @@ class SampleWorker:
         parameters = self.settings.resolve(self.sampler.defaults)
         rows: list[dict[str, Any]] = []
         for model in models_of(self.settings):
-            images = getattr(self.sampler, model)(prompts, seeds, parameters)
+            images = self._sampler_of(model)(prompts, seeds, parameters)
             filtered, flagged = self.filter(to_pil_images(images))
             for (place, seed), image, is_flagged in zip(pairs, filtered, flagged, strict=True):
                 row = {
@@ -106,11 +113,28 @@ class SampleWorker:
                     "model": model,
                     "flagged": is_flagged,
                     **metadata_of(self.sampler, self.settings.prompts[place], seed, parameters),
+                    **(self.stages if model == "pixel" else {}),
                 }
                 png = encode_with_metadata(image, row, self.settings.provenance.mark)
                 storage.write_bytes(storage.join(self.folder, row["file"]), png)
                 rows.append(row)
         return {"rows": rows}
+
+    def _sampler_of(self, model: str) -> "ImageSampler":
+        if model == "latent" or not self.stages:
+            return getattr(self.sampler, model)
+        from pipelines.sample.pixel_samplers import HiresSampler
+
+        pipeline: Any = getattr(self.sampler, "pipeline")  # noqa: B009 (`check` allows no other sampler)
+        return HiresSampler(pipeline, self.settings.hires, self.stages["hires"]["shift_law"])
+
+
+def hires_of(settings: SampleSettings) -> dict[str, Any]:
+    """Return the metadata of sampling in two stages; empty for one stage."""
+    if settings.hires.upscale == 1:
+        return {}
+    law = None if settings.shift else settings.shift_law
+    return {"hires": {**settings.hires.model_dump(), "shift_law": law}}
 
 
 def open_model(settings: SampleSettings) -> "PairSampler | BaseSampler":

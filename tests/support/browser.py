@@ -18,7 +18,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 PACKAGES = {"chromium": "chromium", "chromedriver": "chromium-driver"}  # each program, and Debian's name for it
 REQUIRED = "ASYMFLOW_REQUIRE_BROWSER"  # where it is 1, a test fails that would be skipped elsewhere
-WAIT = 20  # seconds
+WAIT = 60  # seconds; on a loaded machine a page takes long
 SWITCHES = (
     "--headless",
     "--no-sandbox",  # which root and most containers cannot have; the pages are our own

@@ -1,6 +1,6 @@
 """Sampler of a class-conditional model; see `pipelines.sample.sampler.ImageSampler`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from asymflow.guidance import Guidance
 from asymflow.models.jit import PixelJiT
 from asymflow.samplers import SOLVERS
 from pipelines.sample.parameters import SamplingParameters
+from pipelines.sample.step_callback import OnStep, after_each
 from pipelines.train.pretrain.sampling import class_velocity
 
 
@@ -24,7 +25,7 @@ class ClassSampler:
         prompts: Sequence[str],
         seeds: Sequence[int],
         parameters: SamplingParameters,
-        on_step: Callable[[int], None] = lambda step: None,
+        on_step: OnStep = None,
     ) -> Tensor:
         """Return (B, 3, H, W) sRGB images in [-1, 1] of the classes, from the seeds' noise."""
         space, floor = self.model.subspace.space, parameters.sigma_floor
@@ -36,6 +37,6 @@ class ClassSampler:
         clamp = space.clamp_to_gamut if parameters.clamp else None
         noise = parameters.noise(list(seeds)).to(self.device)
         x_0 = SOLVERS[parameters.solver](
-            velocity, noise, parameters.steps, parameters.shift, clamp, lambda step, x_t: on_step(step)
+            velocity, noise, parameters.steps, parameters.shift, clamp, after_each(on_step)
         )
         return space.decode(x_0).float().cpu()

@@ -14,7 +14,10 @@ JOIN = "/gradio_api/queue/join"
 LOCAL = names_of("127.0.0.1")
 
 
-def ask(method="GET", path="/", names=LOCAL, kind="http", **headers):
+MAX_UPLOAD = 1 << 20
+
+
+def ask(method="GET", path="/", names=LOCAL, kind="http", room=True, **headers):
     """Return the status of a request; 200 if it was accepted."""
     given = {"host": "127.0.0.1:7860", **({"content_length": "10"} if method == "POST" else {}), **headers}
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in given.items() if value is not None]
@@ -26,7 +29,8 @@ def ask(method="GET", path="/", names=LOCAL, kind="http", **headers):
     async def send(message):
         sent.append(message)
 
-    asyncio.run(Guard(app, names)({"type": kind, "method": method, "path": path, "headers": raw}, None, send))
+    guard = Guard(app, names, MAX_UPLOAD, lambda: room)
+    asyncio.run(guard({"type": kind, "method": method, "path": path, "headers": raw}, None, send))
     return sent[0].get("status", sent[0].get("code"))
 
 
@@ -72,8 +76,8 @@ def test_the_page_itself_does():
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("POST", "/gradio_api/upload"), ("POST", "/upload"), ("POST", "/gradio_api/process_recording"),
-        ("POST", "/gradio_api/run/draw"), ("POST", "/gradio_api/call/draw"), ("POST", "/gradio_api/component_server"),
+        ("POST", "/upload"), ("POST", "/gradio_api/process_recording"), ("PUT", "/gradio_api/upload"),
+        ("POST", "/gradio_api/run/draw"), ("POST", "/gradio_api/call/draw"), ("POST", "/component_server"),
         ("POST", "/gradio_api/stream/1"), ("PUT", JOIN), ("DELETE", JOIN), ("POST", "/login"),
         ("POST", "/gradio_api//upload"),
     ],
@@ -88,6 +92,15 @@ def test_other_routes_are_refused(method, path):
 )
 def test_the_length_of_a_request(length, status):
     assert ask("POST", JOIN, content_length=length) == status
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/component_server/"])
+def test_uploads_are_limited_in_length_and_in_all(path):
+    assert ask("POST", path, content_length=str(MAX_UPLOAD)) == 200
+    assert ask("POST", path, content_length=str(MAX_UPLOAD + 1)) == 413
+    assert ask("POST", path, content_length=None) == 411
+    assert ask("POST", path, room=False) == 507 and ask("POST", JOIN, room=False) == 200
+    assert ask("POST", path, origin="http://evil.example") == 403
 
 
 def test_the_page_has_no_web_socket():

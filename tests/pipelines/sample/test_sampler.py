@@ -69,8 +69,16 @@ def test_finetuned_baselines(load, subspace, tmp_path, cls):
 def test_steps_are_reported(load):
     for model in ("trained", "latent"):
         told = []
-        load(model, adapter=ADAPTER)(PROMPTS[:1], SEEDS[:1], PARAMETERS, told.append)
-        assert told == [0, 1]
+        found = load(model, adapter=ADAPTER)(
+            PROMPTS[:1], SEEDS[:1], PARAMETERS, lambda *step, told=told: told.append(step)
+        )
+        assert [step for step, _ in told] == [0, 1]
+        previews = [x_0 for _, x_0 in told]
+        if model == "trained":  # the last denoised image is the sample
+            torch.testing.assert_close(previews[-1], found, rtol=0, atol=1e-3)
+            assert (previews[0] - found).abs().max() > 0.05
+        else:
+            assert previews == [None, None]
 
 
 def test_a_latent_model_without_a_subspace():
