@@ -166,7 +166,7 @@ class FileWriter:
 def flip(row: dict[str, Any], encoding: Encoding) -> dict[str, Any]:
     """Return a curated row with its image mirrored horizontally, under the key KEY#flipped."""
     image = decode_image(row["image"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    mirrored = encode_image(image, encoding.format, encoding.quality)
+    mirrored = encode_image(image, encoding.format, encoding.quality, encoding.effort)
     return {**row, "key": f"{row['key']}#flipped", "image": mirrored}
 
 
