@@ -16,8 +16,7 @@ def is_png(data: bytes) -> bool:
 
 
 def has_only_pixels(data: bytes) -> bool:
-    """Return whether a PNG has 8 bits per value and, besides its resolution, no ancillary chunks before or after the
-    pixels."""
+    """Return whether a PNG has 8 bits per value and no metadata except its resolution, before or after the pixels."""
     return data[24] == 8 and {name for name, _, _ in _chunks(data)} <= {b"IHDR", b"pHYs", b"IDAT", b"IEND"}
 
 

@@ -11,6 +11,7 @@ from asymflow.models.ddt import DdtFlux2
 from asymflow.models.latent import load_transformer
 from asymflow.models.lifted import LatentModel, PixelModel
 from asymflow.subspace import Subspace
+from pipelines.sample.adapter_files import adapter_files
 from pipelines.train.devices import precision
 from pipelines.train.finetune.config import FinetuneSettings
 
@@ -40,8 +41,6 @@ def build_model(settings: FinetuneSettings, subspace: Subspace, device: torch.de
     transformer = load_transformer(settings.base, dtype)
     model = adapt(settings, transformer, subspace)
     if settings.start_from:
-        from pipelines.sample.sampler import adapter_files  # loads the pipelines, which other trainings do not need
-
         with adapter_files(settings.start_from) as folder:
             load_adapter(model, folder or "")
     model.set_precision(dtype)

@@ -10,7 +10,15 @@ import torch
 from engines import assert_equal, batch, copies, poisoned, train
 
 from asymflow.ema import PowerEMA
-from pipelines.train.engine import gradient_norm, set_clip, set_learning_rates, was_skipped
+from pipelines.train import engine as engine_module
+from pipelines.train.engine import (
+    backward_and_step,
+    gradient_norm,
+    make_optimizer,
+    set_clip,
+    set_learning_rates,
+    was_skipped,
+)
 from pipelines.train.finetune.config import Optim
 from pipelines.train.finetune.task import parameter_groups
 from pipelines.train.state import copy_to_cpu
@@ -135,3 +143,62 @@ def test_the_released_schedule_is_whole_for_the_first_time_at_step_101(make):
     assert limits == [math.inf, 200.0]
     average = PowerEMA(model.trainable(), gamma=7.0, start_step=101)
     assert [average.decay_at(step) for step in (100, 101, 102)] == pytest.approx([0, 0, 0.5**8])
+
+
+def parameters_after(make_one, gradients):
+    """Return parameters after a step with each of the gradients."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((5, 3), (7,))]
+    optimizer = make_one([{"params": parameters, "lr": 1e-2}])
+    for gradient in gradients:
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator) * gradient
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
+
+
+OPTIM = Optim(clip=None, weight_decay=0.1)
+
+
+def plain_adam(groups):
+    return torch.optim.AdamW(groups, betas=OPTIM.betas, weight_decay=OPTIM.weight_decay, foreach=False)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_the_optimizer_on_a_processor_equals_plain_adam_bit_by_bit(stage):
+    ours = parameters_after(lambda groups: make_optimizer(groups, OPTIM, stage), [1, 3, 0.1])
+    for mine, theirs in zip(ours, parameters_after(plain_adam, [1, 3, 0.1]), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_fused_optimizer_of_gpus_equals_it_up_to_rounding_and_skips_steps_by_itself():
+    def fused(groups):
+        return make_optimizer(groups, OPTIM, 0, fused=True)
+
+    for mine, theirs in zip(parameters_after(fused, [1, 3]), parameters_after(plain_adam, [1, 3]), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+    for value in (math.nan, math.inf):
+        for mine, theirs in zip(parameters_after(fused, [1, value]), parameters_after(fused, [1]), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+WAITS = ("aten::_local_scalar_dense", "aten::nonzero")
+"""Operations after which the host has a value from the device, and before which it waits for it"""
+
+
+@pytest.mark.parametrize("loss", [{"kind": "flow_matching"}, {"perceptual": None}], ids=["plain", "variance reduced"])
+def test_a_step_with_the_fused_optimizer_reads_no_value_from_the_device(make, monkeypatch, loss):
+    monkeypatch.setattr(engine_module, "make_optimizer", lambda *a, **_: make_optimizer(*a, fused=True))
+    engine, inner, *_, state = make(accumulation=2, loss=loss)
+    average = PowerEMA(state.values(), start_step=1)
+    train(engine, inner, [[batch(0), batch(1)]])
+    micro_batches = [batch(2), batch(3)]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        backward_and_step(engine, micro_batches)
+        average.update(2, state.values())
+    found = {event.key: event.count for event in profile.key_averages()}
+    assert found["aten::mm"] > 0 and found["aten::_fused_adamw_"] > 0
+    assert {name: found[name] for name in WAITS if name in found} == {}
+    assert not was_skipped(engine)
+    train(engine, inner, [[batch(0), poisoned(math.nan)]])
+    assert was_skipped(engine)
