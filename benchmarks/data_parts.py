@@ -3,10 +3,10 @@
     python benchmarks/data_parts.py [--curation-size 1024] [--basis-size 512] [--images 32] [--rounds 5]
 
 One thread, in one process; a round runs every part once, and medians of the rounds are compared, because machines are
-noisy. (e) Curation without reading and writing shards, which stores files as they are, or encodes them. The limit of the
-former is decoding itself; that of the latter decoding and resizing, whatever the codec. Bar: 0.5 of decoding for files
-that are stored as they are, and at most 1.3 times the bytes of lossless webp. (f) One pass of the basis step with 256
-patches per image; bar: 0.7 of decoding. Its limit is the matrix products.
+noisy. (e) Curation without reading and writing shards, which stores files as they are, or encodes them. The limit of
+the former is decoding itself; that of the latter decoding and resizing, whatever the codec. Bar: 0.5 of decoding for
+files that are stored as they are, and at most 1.3 times the bytes of lossless webp. (f) One pass of the basis step with
+256 patches per image; bar: 0.7 of decoding. Its limit is the matrix products.
 """
 
 import argparse
@@ -101,6 +101,11 @@ def compare_curation(folder: Path, size: int, images: int, rounds: int) -> None:
         print(f"{name:28}{ms:>14.1f}{base / ms:>13.2f}{size_columns}")
 
 
+def multiply_upper_blocks(X: torch.Tensor, Z: torch.Tensor) -> list[torch.Tensor]:
+    """Return the products that the sums of one update need."""
+    return [*(X[:, a : a + 96].T @ X[:, a:] for a in range(0, X.shape[1], 96)), X.T @ Z]
+
+
 def compare_basis(folder: Path, size: int, images: int, rounds: int) -> None:
     """Print the parts of (c) with 256 patches per image as processor time, beside decoding the same images."""
     curate = CurateSettings(
@@ -130,9 +135,7 @@ def compare_basis(folder: Path, size: int, images: int, rounds: int) -> None:
         "    choose patches": lambda: [worker.choose(batch, latents) for batch, latents in batches],
         "    Oklab": lambda: [worker.normalised(tokens) for tokens, _, _ in chosen],
         "    sums": lambda: [sums.update(*one) for one in normalised],
-        "    of these, the matrix products alone": lambda: [
-            ([X[:, a : a + 96].T @ X[:, a:] for a in range(0, 768, 96)], X.T @ Z) for _ in batches
-        ],
+        "    of these, the matrix products alone": lambda: [multiply_upper_blocks(X, Z) for _ in batches],
     }
     found = interleaved(parts, rounds, piece.rows)
     print(f"\n(f) {piece.rows} images of {size}x{size}, 256 patches each, one thread, medians of {rounds} rounds")
