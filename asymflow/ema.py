@@ -87,9 +87,12 @@ class MovingAverage:
             ValueError: If names or shapes differ from the average's.
         """
         beta = self.decay_at(step)
-        for name, tensor in self._checked(tensors).items():
-            average = self.average[name]
-            average.lerp_(tensor.detach().to(device=average.device, dtype=torch.float32), 1 - beta)
+        live = self._checked(tensors)
+        averages = list(self.average.values())
+        weights = [
+            live[name].detach().to(device=average.device, dtype=torch.float32) for name, average in self.average.items()
+        ]
+        torch._foreach_lerp_(averages, weights, 1 - beta)  # on a GPU a few kernels for all tensors
         return beta
 
     def state_dict(self) -> dict[str, torch.Tensor]:

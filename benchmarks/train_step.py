@@ -1,6 +1,6 @@
 """Cost of the method in a training step of the toy model: time by objective, and memory of teacher and moving average.
 
-    python benchmarks/train_step.py [--batch 48] [--steps 10] [--checkpointing] [--parts time,memory]
+    python benchmarks/train_step.py [--batch 48] [--steps 10] [--checkpointing] [--parts time,memory,update]
 
 Time: variance-reduced steps against plain flow matching, each objective in a separate process to separate their
 peak memories; rounds alternate between the objectives and medians are compared, because machines are noisy. The ratio
@@ -9,15 +9,21 @@ costs half of a plain step, and a third of one with gradient checkpointing.
 
 Memory: weights of student, teacher and moving average over the student's alone; of the toy from its tensors, of the
 9B model from its shapes.
+
+Update: clipping, AdamW and moving average of all trained values, tensor by tensor as in a plain loop, as on a processor
+and as on a GPU (run here on the processor), in interleaved rounds; with the operations that the host dispatches, and
+how often it reads a value, for which it would wait for a GPU. Bar: 0 reads on a GPU.
 """
 
 import argparse
 import json
+import math
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -30,8 +36,9 @@ from asymflow.oklab import RELEASED  # noqa: E402
 from asymflow.subspace import Subspace  # noqa: E402
 from pipelines.core.base_models import read_geometry  # noqa: E402
 from pipelines.toy.flow import new_transformer  # noqa: E402
+from pipelines.train.engine import make_optimizer  # noqa: E402
 from pipelines.train.finetune.batches import Batch  # noqa: E402
-from pipelines.train.finetune.config import FinetuneSettings  # noqa: E402
+from pipelines.train.finetune.config import FinetuneSettings, Optim  # noqa: E402
 from pipelines.train.finetune.flops import image_flops  # noqa: E402
 from pipelines.train.finetune.memory import static_memory  # noqa: E402
 from pipelines.train.finetune.plan import plan  # noqa: E402
@@ -62,7 +69,7 @@ def settings_of(objective: str, checkpointing: bool = False, **sections) -> Fine
 def make_model() -> PixelFlux2:
     torch.manual_seed(0)
     A = torch.linalg.qr(torch.randn(3 * GEOMETRY.pixels_per_token**2, GEOMETRY.token_width)).Q
-    transformer = new_transformer(TEXT_WIDTH)
+    transformer = new_transformer(GEOMETRY.token_width, TEXT_WIDTH)
     model = PixelFlux2.from_latent(transformer, Subspace(A, 2.4, "channel_first", RELEASED, {}))
     model.add_lora(RANK)
     return model.train()
@@ -129,7 +136,7 @@ def compare_times(batch: int, steps: int, checkpointing: bool) -> None:
     for process in processes.values():
         process.communicate()
     base = next(iter(OBJECTIVES))
-    config, pixels = new_transformer(TEXT_WIDTH).config, {"patch_size": GEOMETRY.pixels_per_token}
+    config, pixels = new_transformer(GEOMETRY.token_width, TEXT_WIDTH).config, {"patch_size": GEOMETRY.pixels_per_token}
     flops = {
         name: image_flops(settings_of(name, checkpointing, pixels=pixels), config, IMAGE_TOKENS, TEXT_TOKENS).executed
         for name in OBJECTIVES
@@ -171,12 +178,63 @@ def compare_memory() -> None:
         print(f"{name:52}{numbers}{ratio:>8.3f}, bar {MEMORY_BAR:.2f}")
 
 
+def make_update(kind: str) -> Callable[[], None]:
+    """Return a function that updates all trained values of the toy and their average."""
+    parameters = make_model().trainable()
+    generator = torch.Generator().manual_seed(0)
+    for p in parameters.values():
+        p.grad = torch.randn(p.shape, generator=generator)
+    average = PowerEMA(parameters, start_step=1)
+    groups = [{"params": list(parameters.values()), "lr": 1e-4}]
+    if kind != "tensor by tensor":
+        optimizer = make_optimizer(groups, Optim(), zero_stage=0, fused=kind == "as on a GPU")
+
+        def update() -> None:
+            optimizer.step()
+            average.update(2)
+
+        return update
+    plain = torch.optim.AdamW(groups, foreach=False)
+
+    def update_each() -> None:
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), 200.0)
+        if math.isfinite(float(norm)):
+            plain.step()
+        with torch.no_grad():
+            for name, p in parameters.items():
+                average.average[name].lerp_(p, 1 - average.decay_at(2))
+
+    return update_each
+
+
+def compare_updates(rounds: int) -> None:
+    updates = {kind: make_update(kind) for kind in ("tensor by tensor", "as on a processor", "as on a GPU")}
+    seconds: dict[str, list[float]] = {kind: [] for kind in updates}
+    for number in range(rounds + 1):
+        for kind, update in updates.items():
+            started = time.process_time()
+            update()
+            if number:  # the first round creates the optimizer's state
+                seconds[kind].append(time.process_time() - started)
+    print(f"{'update of the trained values':32}{'ms':>8}{'ratio':>8}{'operations':>12}{'values read':>13}")
+    base = statistics.median(seconds["tensor by tensor"])
+    for kind, update in updates.items():
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            update()
+        # what an operation runs inside itself is not dispatched by the host; a GPU's fused kernel reads nothing
+        names = [event.name for event in profile.events() if event.cpu_parent is None]
+        reads = sum(name in ("aten::item", "aten::is_nonzero") for name in names)
+        dispatched = sum(name.startswith("aten::") for name in names)
+        median = statistics.median(seconds[kind])
+        print(f"{kind:32}{1000 * median:>8.1f}{median / base:>8.2f}{dispatched:>12}{reads:>13}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--checkpointing", action="store_true", help="compute blocks again in the backward pass")
-    parser.add_argument("--parts", default="time,memory", help="which comparisons to make")
+    parser.add_argument("--parts", default="time,memory,update", help="which comparisons to make")
     parser.add_argument("--worker", choices=OBJECTIVES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -185,6 +243,7 @@ def main() -> None:
     comparisons = {
         "time": lambda: compare_times(args.batch, args.steps, args.checkpointing),
         "memory": compare_memory,
+        "update": lambda: compare_updates(args.steps),
     }
     if unknown := set(args.parts.split(",")) - set(comparisons):
         parser.error(f"--parts: {', '.join(sorted(unknown))}; known are {', '.join(comparisons)}")

@@ -6,24 +6,25 @@ float8, and with GGUF files.
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import Flux2Transformer2DModel
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from asymflow.adapters.merge import expected_shapes, load_onto
 from asymflow.adapters.released import check_finite, check_shapes
 from asymflow.models.geometry import LORA_TARGETS
-from asymflow.models.pixel import ATTACHED, TRAINED_WEIGHTS, AsymFlux2Transformer2DModel
 from asymflow.subspace import Subspace
+
+if TYPE_CHECKING:  # reading an adapter's files does without diffusers
+    from diffusers import Flux2Transformer2DModel
+
+    from asymflow.models.pixel import AsymFlux2Transformer2DModel
 
 
 def load_attached(
-    transformer: Flux2Transformer2DModel, folder: str | os.PathLike
-) -> tuple[AsymFlux2Transformer2DModel, Subspace]:
+    transformer: "Flux2Transformer2DModel", folder: str | os.PathLike
+) -> tuple["AsymFlux2Transformer2DModel", Subspace]:
     """Load an adapter's folder and attach it to its base.
 
     Args:
@@ -42,12 +43,12 @@ def load_attached(
 
 @torch.no_grad()
 def attach(
-    transformer: Flux2Transformer2DModel,
+    transformer: "Flux2Transformer2DModel",
     tensors: Mapping[str, Tensor],
     subspace: Subspace,
     sigma_floor_sample: float = 1e-4,
     sampling: Mapping[str, Any] | None = None,
-) -> AsymFlux2Transformer2DModel:
+) -> "AsymFlux2Transformer2DModel":
     """Return the pixel model with the trained first and last layers, and LoRA beside the base's weights.
 
     LoRA and the trained layers have the type that the base computes in; A and s are float32.
@@ -66,6 +67,11 @@ def attach(
     Raises:
         ValueError: If tensors are missing or unknown, have another shape, or are not finite.
     """
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+
+    from asymflow.models.pixel import ATTACHED, TRAINED_WEIGHTS, AsymFlux2Transformer2DModel
+
     layers = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
     # not the weights' own shapes: those of quantized ones are packed
     weights = {

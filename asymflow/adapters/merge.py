@@ -6,25 +6,28 @@ The adapter cannot be switched off by accident, and LoRAs of styles can be added
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
 from asymflow.adapters.basis import find_subspace
 from asymflow.adapters.files import read_adapter, read_defaults
 from asymflow.adapters.released import adapter_config, check_config, check_finite, check_shapes
 from asymflow.models.geometry import LORA_TARGETS
-from asymflow.models.pixel import TRAINED_WEIGHTS, AsymFlux2Transformer2DModel
 from asymflow.subspace import Subspace
+
+if TYPE_CHECKING:  # reading an adapter's files does without diffusers
+    from diffusers import Flux2Transformer2DModel
+
+    from asymflow.models.pixel import AsymFlux2Transformer2DModel
 
 _LORA = re.compile(rf"({LORA_TARGETS})\.weight")
 
 
 def load_merged(
-    transformer: Flux2Transformer2DModel, folder: str | os.PathLike
-) -> tuple[AsymFlux2Transformer2DModel, Subspace]:
+    transformer: "Flux2Transformer2DModel", folder: str | os.PathLike
+) -> tuple["AsymFlux2Transformer2DModel", Subspace]:
     """Load an adapter's folder and merge it into its base.
 
     Args:
@@ -41,8 +44,10 @@ def load_merged(
 
 
 def load_onto(
-    transformer: Flux2Transformer2DModel, folder: str | os.PathLike, join: Callable[..., AsymFlux2Transformer2DModel]
-) -> tuple[AsymFlux2Transformer2DModel, Subspace]:
+    transformer: "Flux2Transformer2DModel",
+    folder: str | os.PathLike,
+    join: Callable[..., "AsymFlux2Transformer2DModel"],
+) -> tuple["AsymFlux2Transformer2DModel", Subspace]:
     """Load an adapter's folder, check that it fits a base, and join the two.
 
     Args:
@@ -68,12 +73,12 @@ def load_onto(
 
 @torch.no_grad()
 def merge(
-    transformer: Flux2Transformer2DModel,
+    transformer: "Flux2Transformer2DModel",
     tensors: Mapping[str, Tensor],
     subspace: Subspace,
     sigma_floor_sample: float = 1e-4,
     sampling: Mapping[str, Any] | None = None,
-) -> AsymFlux2Transformer2DModel:
+) -> "AsymFlux2Transformer2DModel":
     """Return the pixel model: W + B A for each weight W with LoRA, in float32, and the trained first and last layers.
 
     Args:
@@ -90,6 +95,8 @@ def merge(
         ValueError: If the transformer is quantized, or tensors are missing or unknown, have another shape, or are not
             finite.
     """
+    from asymflow.models.pixel import TRAINED_WEIGHTS, AsymFlux2Transformer2DModel
+
     weights = dict(transformer.named_parameters())
     if getattr(transformer, "hf_quantizer", None) or not all(w.is_floating_point() for w in weights.values()):
         raise ValueError("it is quantized, and an adapter is merged into full weights: attach it, or give a full base")

@@ -8,7 +8,7 @@ baseline has no subspace.
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,21 +16,14 @@ from torch import Tensor
 from asymflow.adapters.basis import LAYOUT, differing_buffer
 from asymflow.adapters.defaults import SamplingDefaults
 from asymflow.adapters.files import read_adapter, write_adapter
-from asymflow.models.adapted import AdaptedModel
 from asymflow.models.backbone import Backbone, Kind
-from asymflow.models.ddt import DdtFlux2
-from asymflow.models.l2p import L2pModel
 from asymflow.models.latent import backbone_of_config, families
-from asymflow.models.lifted import LatentModel, PixelModel
 from asymflow.patches import layout_order
 from asymflow.subspace import Subspace
 
-CLASSES: dict[Kind, type[AdaptedModel]] = {
-    "asymflow": PixelModel,
-    "latent": LatentModel,
-    "ddt": DdtFlux2,
-    "l2p": L2pModel,
-}
+if TYPE_CHECKING:  # models load diffusers, which reading an adapter's files does without
+    from asymflow.models.adapted import AdaptedModel
+
 SAMPLING_KEYS = ("sigma_min",)
 """Keys of config.json that need not match the model"""
 _SHARED_AXES = {
@@ -43,7 +36,28 @@ _SHARED_AXES = {
 _SHOWN = 8
 
 
-def save_adapter(model: AdaptedModel, folder: str | os.PathLike, defaults: SamplingDefaults | None = None) -> None:
+def model_classes() -> dict[Kind, type["AdaptedModel"]]:
+    """Return the class of each kind of model."""
+    from asymflow.models.ddt import DdtFlux2
+    from asymflow.models.l2p import L2pModel
+    from asymflow.models.lifted import LatentModel, PixelModel
+
+    return {"asymflow": PixelModel, "latent": LatentModel, "ddt": DdtFlux2, "l2p": L2pModel}
+
+
+def kind_of_model(model: "AdaptedModel") -> Kind:
+    """Return the kind of a model.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Its kind.
+    """
+    return next(kind for kind, cls in model_classes().items() if isinstance(model, cls))
+
+
+def save_adapter(model: "AdaptedModel", folder: str | os.PathLike, defaults: SamplingDefaults | None = None) -> None:
     """Write a model's trained values in the released format. Equal values give equal bytes.
 
     Args:
@@ -60,7 +74,7 @@ def save_adapter(model: AdaptedModel, folder: str | os.PathLike, defaults: Sampl
 
 
 @torch.no_grad()
-def load_adapter(model: AdaptedModel, folder: str | os.PathLike) -> None:
+def load_adapter(model: "AdaptedModel", folder: str | os.PathLike) -> None:
     """Set a model's trained values; its A and s stay in float32.
 
     Args:
@@ -186,19 +200,19 @@ def adapter_config(
     return config
 
 
-def _config_of(model: AdaptedModel) -> dict[str, Any]:
-    kind = next(kind for kind, cls in CLASSES.items() if isinstance(model, cls))
+def _config_of(model: "AdaptedModel") -> dict[str, Any]:
+    kind = kind_of_model(model)
     subspace, base = _subspace_of(model), model.transformer.config
     sigma_min = getattr(model, "sigma_floor_sample", 0.0)
     return adapter_config(kind, base, subspace, sigma_min, model.head_sizes, model.backbone)
 
 
-def _subspace_of(model: AdaptedModel) -> Subspace | None:
+def _subspace_of(model: "AdaptedModel") -> Subspace | None:
     """Return the subspace that the model computes with; the latent baseline's belongs only to its teacher."""
-    return None if isinstance(model, LatentModel) else model.subspace
+    return None if kind_of_model(model) == "latent" else model.subspace
 
 
-def _lora_scale(model: AdaptedModel) -> float:
+def _lora_scale(model: "AdaptedModel") -> float:
     adapters = getattr(model.transformer, "peft_config", {})
     return adapters["default"].lora_alpha / adapters["default"].r if adapters else 1.0
 

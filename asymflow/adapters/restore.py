@@ -4,17 +4,19 @@ The baselines need it, since they have no diffusers pipeline.
 """
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from asymflow.adapters.basis import find_subspace
 from asymflow.adapters.files import read_adapter
-from asymflow.adapters.released import CLASSES, load_adapter
-from asymflow.models.adapted import AdaptedModel
+from asymflow.adapters.released import load_adapter, model_classes
 from asymflow.models.backbone import Kind
 from asymflow.models.latent import families
 from asymflow.subspace import Subspace
+
+if TYPE_CHECKING:
+    from asymflow.models.adapted import AdaptedModel
 
 
 def kind_of(config: dict) -> Kind:
@@ -37,7 +39,7 @@ def kind_of(config: dict) -> Kind:
     return kinds[found]
 
 
-def restore(transformer: Any, folder: str | os.PathLike, subspace: Subspace | None = None) -> AdaptedModel:
+def restore(transformer: Any, folder: str | os.PathLike, subspace: Subspace | None = None) -> "AdaptedModel":
     """Return the model of an adapter's folder on its base, ready to sample from.
 
     Args:
@@ -57,7 +59,8 @@ def restore(transformer: Any, folder: str | os.PathLike, subspace: Subspace | No
         subspace = find_subspace(folder, tensors)
     elif subspace is None:
         raise ValueError(f"the adapter in {folder} is for a latent model, which has no subspace: give one")
-    model = CLASSES[kind].from_latent(transformer, subspace, **config.get("head", {}))  # type: ignore[attr-defined]
+    model: Any = model_classes()[kind]
+    model = model.from_latent(transformer, subspace, **config.get("head", {}))
     ranks = [tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".lora_A.weight")]
     if ranks:
         model.add_lora(ranks[0], ranks[0], dropout=0.0)

@@ -11,7 +11,7 @@ import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from asymflow.oklab import linear_to_srgb, srgb_to_linear
-from pipelines.data.png import is_png, transparent_color, without_metadata
+from pipelines.data.png import has_only_pixels, is_png, transparent_color, without_metadata
 
 # A 1 MP target never needs more; larger images are decompression bombs or scans that would exhaust a worker's memory.
 MAX_PIXELS = 100_000_000
@@ -27,6 +27,13 @@ _UPRIGHT = {  # EXIF orientation -> transposition that undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+# Method and quality, which is an effort for lossless files, of each level of libwebp's WebPConfigLosslessPreset
+_WEBP_EFFORTS = ((0, 0), (1, 20), (2, 25), (3, 30), (3, 50), (4, 50), (4, 75), (4, 90), (5, 90), (6, 100))
+_STORABLE = ("JPEG", "PNG", "WEBP")
+_HEADER_FIELDS = {  # of `Image.info`: all others hold metadata, or change the pixels
+    "jfif", "jfif_version", "jfif_unit", "jfif_density", "dpi", "aspect", "progressive", "progression", "adobe",
+    "adobe_transform", "loop", "background",
 }  # fmt: skip
 
 
@@ -122,6 +129,28 @@ def _to_srgb(image: Image.Image, info: dict[Any, Any]) -> Image.Image:
     return image.convert("RGB")
 
 
+def is_plain(data: bytes) -> bool:
+    """Return whether a file that `decode_image` reads can be stored in place of a lossless copy of its pixels.
+
+    It is a JPEG, PNG or WebP of one frame in 8-bit RGB, without EXIF data (hence without orientation), color profile,
+    gamma, transparency or other metadata, so that no reader has to convert its pixels; and it takes at most half of
+    their bytes, so that it is not much larger than the copy.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `_decode`
+        try:
+            image = Image.open(io.BytesIO(data), formats=_STORABLE)
+        except Exception:  # another format, or a PNG that is read without its damaged metadata
+            return False
+    return (
+        image.mode == "RGB"
+        and image.info.keys() <= _HEADER_FIELDS
+        and getattr(image, "n_frames", 1) == 1
+        and 2 * len(data) <= 3 * image.width * image.height
+        and (image.format != "PNG" or has_only_pixels(data))
+    )
+
+
 def fit_to_size(image: Image.Image, width: int, height: int, linear_light: bool = False) -> Image.Image:
     """Resize with a Lanczos filter so that the image covers (width, height), then center-crop it.
 
@@ -169,12 +198,20 @@ def encode_png(image: Image.Image) -> bytes:
     return encode_image(image, "png")
 
 
-def encode_image(image: Image.Image, format: str, quality: int = 95) -> bytes:
-    """Encode an image as lossless `png` or `webp`, or as `jpeg` of a quality (1 to 100) without chroma subsampling."""
+def encode_image(image: Image.Image, format: str, quality: int = 95, effort: int = 0) -> bytes:
+    """Encode an image as lossless `png` or `webp`, or as `jpeg` of a quality (1 to 100) without chroma subsampling.
+
+    Args:
+        image: An RGB image.
+        format: `png`, `webp` or `jpeg`.
+        quality: Quality of jpeg.
+        effort: 0 (fastest) to 9 (smallest), for png and webp; the pixels are the same.
+    """
+    method, webp_quality = _WEBP_EFFORTS[effort]
     options: dict[str, dict[str, Any]] = {
-        # run-length encoding only: for photographs smaller and twice as fast as zlib's default strategy
-        "png": {"compress_level": 1, "compress_type": zlib.Z_RLE},
-        "webp": {"lossless": True, "method": 0, "quality": 0},  # for lossless files, quality is the effort
+        # run-length encoding only: for photographs smaller and faster than zlib's default strategy at level 1
+        "png": {"compress_level": effort} if effort else {"compress_level": 1, "compress_type": zlib.Z_RLE},
+        "webp": {"lossless": True, "method": method, "quality": webp_quality},
         "jpeg": {"quality": quality, "subsampling": "4:4:4"},
     }
     buffer = io.BytesIO()

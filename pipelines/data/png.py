@@ -1,4 +1,4 @@
-"""Parse PNG chunks, to decode files whose metadata is damaged or too large, and to find the transparent color."""
+"""Parse PNG chunks, to decode files whose metadata is damaged or too large, and to find metadata and transparency."""
 
 import struct
 import zlib
@@ -13,6 +13,11 @@ _GRAY, _RGB = 0, 2
 def is_png(data: bytes) -> bool:
     """Return whether data begins with the signature of PNG."""
     return data.startswith(_SIGNATURE)
+
+
+def has_only_pixels(data: bytes) -> bool:
+    """Return whether a PNG has 8 bits per value and no metadata except its resolution, before or after the pixels."""
+    return data[24] == 8 and {name for name, _, _ in _chunks(data)} <= {b"IHDR", b"pHYs", b"IDAT", b"IEND"}
 
 
 def without_metadata(data: bytes) -> tuple[bytes, bytes | None]:

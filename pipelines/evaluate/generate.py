@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -16,28 +16,30 @@ from asymflow.metrics.protocol import fingerprint
 from pipelines.core import storage
 from pipelines.core.map_items import process_items
 from pipelines.data.images import encode_png
-from pipelines.evaluate.class_subject import ClassModel
 from pipelines.evaluate.image_sets import ImageSet, in_batches, keys_in
 from pipelines.evaluate.prompts import Generation
-from pipelines.evaluate.subject import EvaluatedModel
 from pipelines.sample.parameters import SamplingParameters
-from pipelines.sample.sampler import ImageSampler
 from pipelines.viz.image_grid import to_pil_images
+
+if TYPE_CHECKING:  # only the workers load models
+    from pipelines.evaluate.class_subject import ClassModel
+    from pipelines.evaluate.subject import EvaluatedModel
+    from pipelines.sample.sampler import ImageSampler
 
 
 class Generator:
     """Samples a batch: JSON [model, folder, [[seed, prompt, key], ...]]. One model at a time is loaded."""
 
-    def __init__(self, subject: EvaluatedModel | ClassModel, parameters: SamplingParameters, device: str):
+    def __init__(self, subject: "EvaluatedModel | ClassModel", parameters: SamplingParameters, device: str):
         self.subject, self.parameters, self.device = subject, parameters, device
         self.loaded: tuple[str, ImageSampler | None] = ("", None)
 
-    def sampler(self, model: str) -> ImageSampler:
+    def sampler(self, model: str) -> "ImageSampler":
         """Return the sampler of a model, loaded if it is not the present one."""
         if self.loaded[0] != model:
             self.loaded = ("", None)  # release the previous model first
             self.loaded = (model, self.subject.sampler(model, self.device))
-        return cast(ImageSampler, self.loaded[1])
+        return cast("ImageSampler", self.loaded[1])
 
     def __call__(self, item: str) -> dict[str, Any]:
         """Sample and write the images of a batch."""
@@ -52,7 +54,7 @@ class Generator:
 
 
 def generate(
-    subject: EvaluatedModel | ClassModel,
+    subject: "EvaluatedModel | ClassModel",
     models: Sequence[str],
     parameters: SamplingParameters,
     generations: Sequence[Generation],

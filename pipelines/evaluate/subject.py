@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,7 +18,10 @@ from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError
 from pipelines.data.basis.step import load_subspace
-from pipelines.sample.sampler import ImageSampler, adapter_files, load_sampler, weights_sha256
+from pipelines.sample.adapter_files import adapter_files, weights_sha256
+
+if TYPE_CHECKING:  # only the workers load models
+    from pipelines.sample.sampler import ImageSampler
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,10 @@ class EvaluatedModel:
         needed = (*shared, "adapter") if model == "trained" else shared
         return {"model": model, **{name: self.parts[name] for name in needed if name in self.parts}}
 
-    def sampler(self, model: str, device: str) -> ImageSampler:
+    def sampler(self, model: str, device: str) -> "ImageSampler":
         """Return the sampler of a model."""
+        from pipelines.sample.sampler import load_sampler
+
         subspace = storage.read_file(self.subspace, Subspace.load) if self.subspace else None
         with adapter_files(self.adapter if model == "trained" else "") as folder:
             return load_sampler(model, self.base, folder, subspace, self.defaults, device)

@@ -1,7 +1,6 @@
 """Samplers: images from prompts and seeds, by pixel or latent models, finetuned or untrained."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,10 +9,8 @@ import torch
 from diffusers.utils.logging import disable_progress_bar
 from torch import Tensor
 
-from asymflow.adapters import COMFYUI, WEIGHTS, SamplingDefaults, kind_of, read_adapter, read_defaults, restore
+from asymflow.adapters import SamplingDefaults, kind_of, read_adapter, read_defaults, restore
 from asymflow.adapters.basis import LAYOUT, in_layout
-from asymflow.adapters.hub import local_folder
-from asymflow.content import sha256_of
 from asymflow.devices import default_dtype
 from asymflow.diffusers_pipeline import AsymFlux2KleinPipeline
 from asymflow.guidance import Guidance
@@ -26,7 +23,7 @@ from asymflow.patches import patchify
 from asymflow.samplers import SOLVERS
 from asymflow.sampling import Predict, latent_velocity, text_guided
 from asymflow.subspace import Subspace
-from pipelines.core import storage
+from pipelines.sample.adapter_files import adapter_files, weights_sha256
 from pipelines.sample.edits import LatentEditor, PixelEditor
 from pipelines.sample.parameters import SamplingParameters
 from pipelines.sample.pixel_samplers import PixelSampler
@@ -250,16 +247,6 @@ def _pipeline_sampler(pipeline: Any, device: str) -> PixelSampler:
     return PixelSampler(pipeline.to(device))
 
 
-@contextmanager
-def adapter_files(adapter: str) -> Iterator[Path | None]:
-    """Yield a local folder of the adapter at a path, S3 URI or in a repository; None for an empty name."""
-    if adapter.startswith("s3://"):
-        with storage.local_folder(adapter) as folder:
-            yield folder
-    else:
-        yield local_folder(adapter) if adapter else None
-
-
 def load_transformer(base: str, device: str) -> Any:
     """Return the base's transformer in evaluation mode."""
     return latent.load_transformer(base, default_dtype(device)).to(device).eval()
@@ -274,10 +261,3 @@ def load_encode(base: str, padding: str, device: str) -> Encode:
 def load_decoder(base: str, device: str) -> ImageEncoder:
     """Return the base's image encoder and decoder."""
     return family_of(base).load_image_encoder(base, device, default_dtype(device))
-
-
-def weights_sha256(adapter: Path) -> str:
-    """Return the SHA-256 of the adapter's tensors."""
-    read_defaults(adapter)  # raises an error that names missing files
-    path = next(path for path in (adapter / WEIGHTS, adapter / COMFYUI) if path.is_file())
-    return sha256_of(path)

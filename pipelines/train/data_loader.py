@@ -87,10 +87,11 @@ class BatchLoader(ABC):
             normals: (locations, normals_per_sample) normal values.
         """
 
-    def from_step(self, step: int, micro_batch: int) -> Iterator[list[Batch]]:
+    def from_step(self, step: int, micro_batch: int, pinned: bool = False) -> Iterator[list[Batch]]:
         """Yield for each step, counted from 0, its micro-batches: this worker's share of the global batch.
 
-        Exceptions of the background thread are raised at the step they belong to. The thread ends with the iterator.
+        With `pinned` they are in pinned memory, into which the background thread copies them. Exceptions of that thread
+        are raised at the step they belong to. The thread ends with the iterator.
         """
         slots = slots_per_worker(self.batch, self.workers, micro_batch)
         shares = (self._share(s, slots) for s in count(step))
@@ -98,10 +99,10 @@ class BatchLoader(ABC):
         background = ThreadPoolExecutor(1, "batches", initializer=limit_to_one_processor)
         try:
             pending = deque(background.submit(self._read_share, rows) for _ in range(2))
-            made = background.submit(self._make, pending.popleft(), micro_batch)
+            made = background.submit(self._make, pending.popleft(), micro_batch, pinned)
             while True:
                 pending.append(background.submit(self._read_share, rows))
-                ready, made = made, background.submit(self._make, pending.popleft(), micro_batch)
+                ready, made = made, background.submit(self._make, pending.popleft(), micro_batch, pinned)
                 started = time.monotonic()
                 batches = ready.result()
                 self.waited = time.monotonic() - started
@@ -122,7 +123,7 @@ class BatchLoader(ABC):
 
         return PendingShare(share, column("key"), column("image"), self.request(column))
 
-    def _make(self, reading: Future[PendingShare], micro_batch: int) -> list[Batch]:
+    def _make(self, reading: Future[PendingShare], micro_batch: int, pinned: bool) -> list[Batch]:
         pending = reading.result()
         share, keys = pending.share, pending.keys
         pixels = [decode(*item) for item in zip(pending.images, share.locations, keys, strict=True)]
@@ -141,7 +142,8 @@ class BatchLoader(ABC):
                 keys=[keys[i] for i in chosen],
                 key_sums=torch.tensor([sums[i] for i in chosen], dtype=torch.float64) * real,
             )
-            return make(chosen, common)
+            batch = make(chosen, common)
+            return batch.pin_memory() if pinned else batch
 
         return [micro(slots[i : i + micro_batch]) for i in range(0, share.slots, micro_batch)]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import deepspeed
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 
@@ -25,37 +25,52 @@ LOGGER = logging.getLogger(__name__)
 class Unsharded:
     """Clip gradients and skip steps without a finite gradient, as ZeRO's optimizers do.
 
-    For ZeRO stage 0, where DeepSpeed does neither. Gradients are the same on every worker, so all decide alike.
+    For ZeRO stage 0, where DeepSpeed does neither. Gradients are the same on every worker, so all decide alike. A fused
+    optimizer decides on the device: the host does not wait for the gradient.
     """
 
     param_groups: list[dict[str, Any]]
+    defaults: dict[str, Any]
     clip_grad: float
-    overflow = False
-    _global_grad_norm = 0.0
+    found_inf: Tensor
+    """1 where the gradient is not finite, which torch's fused optimizers read"""
+    _global_grad_norm: Tensor
 
     def step(self, closure=None):
         """Clip the gradients, and apply the step if they are finite."""
         parameters = [p for group in self.param_groups for p in group["params"]]
-        self._global_grad_norm = float(clip_grad_norm_(parameters, self.clip_grad))
-        self.overflow = not math.isfinite(self._global_grad_norm)
-        return None if self.overflow else super().step(closure)  # type: ignore[misc]
+        norm = self._global_grad_norm = clip_grad_norm_(parameters, self.clip_grad)
+        if self.defaults.get("fused"):
+            self.found_inf = (~norm.isfinite()).float()
+        elif not norm.isfinite():
+            return None
+        return super().step(closure)  # type: ignore[misc]
 
 
 class UnshardedAdam(Unsharded, AdamW):
     """torch's AdamW, in float32."""
 
 
-def make_optimizer(groups: list[dict[str, Any]], optim: Optim, zero_stage: int) -> Optimizer:
-    """Return Adam with decoupled weight decay; at stage 0 the optimizer itself clips and skips."""
+def make_optimizer(groups: list[dict[str, Any]], optim: Optim, zero_stage: int, fused: bool = False) -> Optimizer:
+    """Return Adam with decoupled weight decay; at stage 0 the optimizer itself clips and skips.
+
+    Args:
+        groups: parameter groups.
+        optim: settings.
+        zero_stage: ZeRO stage.
+        fused: update all values in one kernel, for GPUs; else tensor by tensor, in the order of operations on which
+            recorded CPU results depend.
+    """
     options: dict[str, Any] = {"betas": optim.betas, "weight_decay": optim.weight_decay}
+    kernels = {"fused": True} if fused else {"foreach": True}
     if zero_stage:
-        return AdamW(groups, **options)
+        return AdamW(groups, **options, **kernels)
     optimizer: Any
     if optim.optimizer == "adam8bit":
         kind = type("UnshardedAdam8bit", (Unsharded, import_bitsandbytes().optim.AdamW8bit), {})
         optimizer = kind(groups, **options)
     else:
-        optimizer = UnshardedAdam(groups, **options)
+        optimizer = UnshardedAdam(groups, **options, **kernels)
     optimizer.clip_grad = max_gradient_norm(optim)  # the name that ZeRO's optimizers use
     return optimizer
 
@@ -81,7 +96,8 @@ def make_engine(
 
     torch.distributed must be initialized.
     """
-    optimizer = make_optimizer(groups, settings.optim, settings.resources.zero_stage)
+    resources = settings.resources
+    optimizer = make_optimizer(groups, settings.optim, resources.zero_stage, fused=resources.use_gpu)
     trained: list[nn.Parameter] = [p for group in groups for p in group["params"]]
     # DeepSpeed would wait for a stale lock forever. Newer ones may be held on another node with the same home.
     for lock in remove_stale_locks(extensions_folder(), older_than=BUILD_SECONDS):
@@ -131,10 +147,11 @@ def max_gradient_norm(optim: Optim) -> float:
     return optim.clip or math.inf
 
 
-def backward_and_step(engine: Any, micro_batches: list[Batch]) -> list[dict[str, torch.Tensor]]:
+def backward_and_step(engine: Any, micro_batches: list[Batch]) -> list[dict[str, Tensor]]:
     """Run one optimizer step. Returns each micro-batch's terms, tensors (B,) on the engine's device.
 
-    A loss that is not finite makes the gradients NaN on every worker, and the step is skipped: `was_skipped`.
+    A loss that is not finite makes the gradients NaN on every worker, and the step is skipped: `was_skipped`. At ZeRO
+    stage 0 nothing here reads a value from the device, so that the host stays ahead of it.
     """
     collected = []
     for micro_batch in micro_batches:
@@ -149,10 +166,13 @@ def backward_and_step(engine: Any, micro_batches: list[Batch]) -> list[dict[str,
 
 
 def was_skipped(engine: Any) -> bool:
-    """Return whether the last step was skipped."""
-    return bool(engine.optimizer.overflow)
+    """Return whether the last step was skipped. On a GPU this waits for the step."""
+    if engine.zero_optimization():
+        return bool(engine.optimizer.overflow)
+    return not math.isfinite(gradient_norm(engine))
 
 
 def gradient_norm(engine: Any) -> float:
-    """Return the last step's gradient norm before clipping."""
-    return float(engine.get_global_grad_norm() or 0.0)
+    """Return the last step's gradient norm before clipping. On a GPU this waits for the step."""
+    norm = engine.get_global_grad_norm()
+    return 0.0 if norm is None else float(norm)

@@ -113,7 +113,7 @@ class Training:
         """Train until the end or a stop request. Returns {"ended", "step"} and details of a stopped run."""
         settings = self.settings
         self.resume()
-        batches = self.data_loader.from_step(self.step, self.micro_batch)
+        batches = self.data_loader.from_step(self.step, self.micro_batch, pinned=settings.resources.use_gpu)
         progress = None
         if self.rank == 0:
             progress = open_worker_bar(self.config["step"], settings.optim.steps, "step", self.config["on_terminal"])

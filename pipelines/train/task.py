@@ -53,9 +53,16 @@ class Batch:
         return {"images": self.images, "noise": self.noise, "sigma": self.sigma, "weight": self.weight}
 
     def to(self, device: torch.device) -> Self:
-        """Return the batch with its tensors on a device."""
+        """Return the batch with its tensors on a device. From pinned memory the host does not wait for the copy."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """Return the batch with its tensors in pinned memory."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
         tensors: dict[str, Any] = {name: v for name, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
 
 class DataLoader(Protocol):
@@ -65,8 +72,14 @@ class DataLoader(Protocol):
     """Seconds spent waiting for the last batches"""
     order: Order
 
-    def from_step(self, step: int, micro_batch: int) -> Iterator[list[Any]]:
-        """Yield for each step, counted from 0, its micro-batches: this worker's share of the global batch."""
+    def from_step(self, step: int, micro_batch: int, pinned: bool = False) -> Iterator[list[Any]]:
+        """Yield for each step, counted from 0, its micro-batches: this worker's share of the global batch.
+
+        Args:
+            step: first step.
+            micro_batch: images per micro-batch.
+            pinned: whether batches are in pinned memory, for a GPU.
+        """
         ...
 
 

@@ -32,6 +32,18 @@ def test_average_is_the_power_law_mean():
     assert torch.allclose(ema.average["weight"].double(), expected, atol=1e-6)
 
 
+def test_the_average_is_a_linear_interpolation_bit_by_bit():
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a": (5, 3), "b": (7,)}
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    ema = ConstantEMA(tensors, 0.9)
+    expected = {name: tensor.clone() for name, tensor in tensors.items()}
+    live = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in reversed(shapes.items())}
+    ema.update(1, live)
+    for name, average in expected.items():
+        assert torch.equal(ema.average[name], average.lerp_(live[name].float(), 1 - 0.9))
+
+
 def test_swap_and_back_is_exact():
     layer = torch.nn.Linear(4, 4).bfloat16()
     ema = PowerEMA(layer.named_parameters(), start_step=0)

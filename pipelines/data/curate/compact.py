@@ -173,7 +173,7 @@ def flip(row: dict[str, Any], encoding: Encoding) -> dict[str, Any]:
 
 def _mirror(data: bytes, encoding: Encoding) -> bytes:
     image = decode_image(data).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return encode_image(image, encoding.format, encoding.quality)
+    return encode_image(image, encoding.format, encoding.quality, encoding.effort)
 
 
 def _rows_of(segment: Segment) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,17 @@ class Encoding(Settings):
     subsampling"""
     quality: int = Field(95, ge=1, le=100)
     """Quality of jpeg"""
+    effort: int = added(0, ge=0, le=9)
+    """Of png and webp: 0 is the fastest, 9 the smallest; the pixels are the same"""
+    keep_unchanged: bool = added(True)
+    """With png and webp: store the source's own file where its pixels do not change, which are 8-bit RGB of the right
+    size in a JPEG, PNG or WebP without EXIF data, color profile, transparency or animation. Decoders of JPEG may differ
+    in the last bit of a value"""
+
+    @property
+    def keeps_sources(self) -> bool:
+        """Return whether unchanged files are stored as they are. With jpeg they are encoded like all others."""
+        return self.keep_unchanged and self.format != "jpeg"
 
 
 class CaptionTables(Settings):

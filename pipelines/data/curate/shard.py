@@ -16,7 +16,7 @@ from PIL import Image
 from pipelines.core import storage
 from pipelines.core.scratch import scratch_folder
 from pipelines.data.curate.caption_table import CaptionTable
-from pipelines.data.curate.config import CurateSettings
+from pipelines.data.curate.config import CurateSettings, Encoding
 from pipelines.data.curate.filters import (
     Rejected,
     check_caption,
@@ -32,7 +32,7 @@ from pipelines.data.curate.shard_reader import read_class, read_shard
 from pipelines.data.curate.source_files import path_in_source
 from pipelines.data.curate.tar_reader import TornSamples
 from pipelines.data.datasets import RowWriter, has_references
-from pipelines.data.images import BadImage, crop_as_adm, decode_image, encode_image, fit_to_size
+from pipelines.data.images import BadImage, crop_as_adm, decode_image, encode_image, fit_to_size, is_plain
 from pipelines.data.split import is_held_out
 
 SCHEMA = pa.schema(
@@ -179,7 +179,7 @@ class ShardCurator:
         sha256 = given.lower()
         split = "held_out" if is_held_out(sample.key, settings.held_out_every) else "train"
         row = {
-            "key": sample.key, "image": self._encode(fitted),
+            "key": sample.key, "image": stored_image(sample.image, image, fitted, settings.encoding),
             "caption": caption, "width": width, "height": height, "bucket": f"{width}x{height}",
             "aesthetic": scores.get("aesthetic"), "punsafe": scores.get("punsafe"), "sha256": sha256, "label": label,
         }  # fmt: skip
@@ -199,16 +199,28 @@ class ShardCurator:
             return crop_as_adm(image, width)
         return fit_to_size(image, width, height, self.settings.linear_light)
 
-    def _encode(self, image: Image.Image) -> bytes:
-        return encode_image(image, self.settings.encoding.format, self.settings.encoding.quality)
-
     def _references(self, sample: Sample, width: int, height: int) -> list[bytes]:
         """Return the encoded reference images, resized as the image. Raises Rejected if one cannot be decoded."""
+        encoding = self.settings.encoding
         try:
-            images = [decode_image(data) for data in sample.references]
+            images = [(data, decode_image(data)) for data in sample.references]
         except BadImage as error:
             raise Rejected(explain_reference(str(error))) from None
-        return [self._encode(self._fit(image, width, height)) for image in images]
+        return [stored_image(data, image, self._fit(image, width, height), encoding) for data, image in images]
+
+
+def stored_image(data: bytes, image: Image.Image, fitted: Image.Image, encoding: Encoding) -> bytes:
+    """Return the file to store: the source's own if it has the same pixels, else the encoded image.
+
+    Args:
+        data: The source's file.
+        image: Its image.
+        fitted: The same image, resized and cropped.
+        encoding: The encoding.
+    """
+    if encoding.keeps_sources and image.size == fitted.size and is_plain(data):
+        return data
+    return encode_image(fitted, encoding.format, encoding.quality, encoding.effort)
 
 
 def best_bucket(width: int, height: int, buckets: list[tuple[int, int]]) -> tuple[int, int]:

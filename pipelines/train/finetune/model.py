@@ -6,10 +6,11 @@ import torch
 from diffusers.utils.logging import disable_progress_bar
 
 from asymflow.adapters import load_adapter
-from asymflow.adapters.released import CLASSES
+from asymflow.adapters.released import model_classes
 from asymflow.models.adapted import AdaptedModel
 from asymflow.models.latent import load_transformer
 from asymflow.subspace import Subspace
+from pipelines.sample.adapter_files import adapter_files
 from pipelines.train.devices import precision
 from pipelines.train.finetune.config import FinetuneSettings
 
@@ -19,7 +20,7 @@ disable_progress_bar()  # of model loading
 def adapt(settings: FinetuneSettings, transformer: Any, subspace: Subspace) -> AdaptedModel:
     """Return the model of `settings.model` around a latent transformer, with its adapters, the same on every worker."""
     torch.manual_seed(settings.seed)
-    build: Any = CLASSES[settings.model]
+    build: Any = model_classes()[settings.model]
     model: AdaptedModel = build.from_latent(transformer, subspace, **settings.head_sizes)
     if settings.lora:
         model.add_lora(settings.lora.rank, settings.lora.alpha, settings.lora.dropout)
@@ -33,8 +34,6 @@ def build_model(settings: FinetuneSettings, subspace: Subspace, device: torch.de
     transformer = load_transformer(settings.base, dtype)
     model = adapt(settings, transformer, subspace)
     if settings.start_from:
-        from pipelines.sample.sampler import adapter_files  # loads the pipelines, which other trainings do not need
-
         with adapter_files(settings.start_from) as folder:
             load_adapter(model, folder or "")
     model.set_precision(dtype)

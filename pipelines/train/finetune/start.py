@@ -84,7 +84,7 @@ def _empty_model(settings: FinetuneSettings, subspace: Subspace) -> "AdaptedMode
 @contextmanager
 def _open_start(settings: FinetuneSettings) -> Iterator[Path]:
     """Yield the local folder of `start_from`; an error about its content becomes a ConfigError."""
-    from pipelines.sample.sampler import adapter_files
+    from pipelines.sample.adapter_files import adapter_files
 
     try:
         with adapter_files(settings.start_from) as folder:

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from asymflow.models.latent import family_of
 from asymflow.oklab import OklabSpace
 from pipelines.core import storage
 from pipelines.core.artifacts import Artifact

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pipelines.data.images import BadImage, crop_as_adm, decode_image, encode_png, fit_to_size, to_array
+from pipelines.data.images import (
+    BadImage,
+    crop_as_adm,
+    decode_image,
+    encode_image,
+    encode_png,
+    fit_to_size,
+    is_plain,
+    to_array,
+)
 
 
 def encoded(image, kind="PNG", **options):
@@ -254,3 +263,74 @@ def test_the_square_of_adm(width, height):
     left, top = (resized.width - 64) // 2, (resized.height - 64) // 2
     expected = np.asarray(resized, int)[top : top + 64, left : left + 64]
     assert abs(np.asarray(found, int) - expected).max() <= 4  # roundings of halves, each time
+
+
+def smooth(mode="RGB", size=(32, 32)):
+    """Smooth, so that each format takes less than half of the raw bytes."""
+    ramp = np.add.outer(np.arange(size[1]), np.arange(size[0])).astype(np.uint8)
+    return Image.fromarray(np.stack([ramp, ramp // 2, 255 - ramp], -1)).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {})]
+)
+def test_a_plain_file_has_the_pixels_that_any_reader_sees(kind, options):
+    data = encoded(smooth(), kind, dpi=(72, 72), **options)
+    assert is_plain(data)
+    assert (to_array(Image.open(io.BytesIO(data))) == to_array(decode_image(data))).all()
+
+
+def oriented():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {"exif": oriented()}),
+        ("PNG", {"exif": oriented()}),
+        ("WEBP", {"exif": oriented()}),
+        ("JPEG", {"icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()}),
+        ("JPEG", {"comment": b"by whom"}),
+        ("PNG", {"transparency": (0, 0, 255)}),
+        ("PNG", {"compress_level": 0}),  # larger than a lossless copy
+        ("GIF", {}),
+        ("BMP", {}),
+    ],
+)
+def test_files_that_readers_would_have_to_convert_are_not_plain(kind, options):
+    assert not is_plain(encoded(smooth(), kind, **options))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+def test_only_rgb_is_plain(mode):
+    image = Image.new(mode, (32, 32))
+    assert not is_plain(encoded(image, "JPEG" if mode == "CMYK" else "PNG"))
+
+
+def test_an_animation_and_metadata_after_the_pixels_are_not_plain():
+    frames = [smooth(), smooth().rotate(90)]
+    assert not is_plain(encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
+    plain = encoded(smooth(), "PNG")
+    text = b"tEXtAuthor\0name"
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    assert is_plain(plain) and not is_plain(plain[:-12] + chunk + plain[-12:])
+
+
+def test_sixteen_bit_color_is_not_plain():
+    header = struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(32 * (1 + 32 * 6)))), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in parts]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    assert decode_image(data).mode == "RGB" and not is_plain(data)
+
+
+@pytest.mark.parametrize("format", ["png", "webp"])
+def test_more_effort_gives_smaller_files_of_the_same_pixels(format):
+    tile = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    image = Image.fromarray(np.tile(tile, (6, 6, 1)))
+    files = [encode_image(image, format, effort=effort) for effort in (0, 9)]
+    assert len(files[0]) > len(files[1])
+    assert all((to_array(decode_image(data)) == to_array(image)).all() for data in files)

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -39,3 +41,12 @@ def test_images_are_written_by_their_keys_and_a_model_is_loaded_once(tmp_path):
     assert subject.loaded == [("latent", "cpu"), ("trained", "cpu")]
     levels = {file.stem: Image.open(file).getpixel((0, 0))[0] for file in tmp_path.glob("*.png")}
     assert levels == {"a": 0, "b": 13, "c": 0, "d": 128}
+
+
+def test_the_driver_samples_and_reports_without_loading_what_only_workers_need():
+    """diffusers and peft took more than four seconds of processor time of each evaluation, before its first image."""
+    driver = "step generate subject registry show score".split()
+    imports = "; ".join(f"import pipelines.evaluate.{name}" for name in driver)
+    found = f"import sys; {imports}; print(sorted({{'diffusers', 'peft', 'transformers'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

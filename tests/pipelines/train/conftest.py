@@ -76,11 +76,11 @@ def make(tiny_transformer):
 
     engines = []
 
-    def make(optimizer: str = "adam", zero_stage: int = 0, clip: float = 200.0, accumulation: int = 1):
+    def make(optimizer="adam", zero_stage=0, clip=200.0, accumulation=1, loss=None):
         settings = FinetuneSettings.model_validate(
             {
                 **{name: "x" for name in ("curated", "encoded", "basis", "base")},
-                "loss": {"kind": "flow_matching"},
+                "loss": loss or {"kind": "flow_matching"},
                 "optim": {"optimizer": optimizer, "clip": clip},
                 "resources": {"zero_stage": zero_stage},
             }

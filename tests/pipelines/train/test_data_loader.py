@@ -1,4 +1,5 @@
 import gc
+import threading
 import time
 from itertools import islice
 from pathlib import Path
@@ -11,6 +12,7 @@ from training_files import BATCH, GROUP, STEPS, assert_background_ends, backgrou
 
 from pipelines.data.curate.shard import SCHEMA
 from pipelines.data.images import encode_png
+from pipelines.train.finetune.batches import Batch
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3])
@@ -23,6 +25,20 @@ def test_the_background_ends_with_the_iterator(training_files, taken, end):
     del batches
     gc.collect()
     assert_background_ends()
+
+
+def test_batches_are_pinned_in_the_background(training_files, monkeypatch):
+    threads = []
+
+    def pin(batch):
+        threads.append(threading.current_thread())
+        return "pinned"
+
+    monkeypatch.setattr(Batch, "pin_memory", pin)
+    batches = loader(training_files).from_step(0, 2, pinned=True)
+    assert next(batches) == ["pinned"] * (BATCH // 2)
+    batches.close()
+    assert threads and threading.main_thread() not in threads
 
 
 def test_the_next_step_is_made_while_one_is_trained_on(training_files):

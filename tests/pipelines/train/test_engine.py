@@ -10,7 +10,15 @@ import torch
 from engines import assert_equal, batch, copies, poisoned, train
 
 from asymflow.ema import PowerEMA
-from pipelines.train.engine import gradient_norm, set_clip, set_learning_rates, was_skipped
+from pipelines.train import engine as engine_module
+from pipelines.train.engine import (
+    backward_and_step,
+    gradient_norm,
+    make_optimizer,
+    set_clip,
+    set_learning_rates,
+    was_skipped,
+)
 from pipelines.train.finetune.config import Optim
 from pipelines.train.finetune.task import parameter_groups
 from pipelines.train.state import copy_to_cpu
@@ -135,3 +143,75 @@ def test_the_released_schedule_is_whole_for_the_first_time_at_step_101(make):
     assert limits == [math.inf, 200.0]
     average = PowerEMA(model.trainable(), gamma=7.0, start_step=101)
     assert [average.decay_at(step) for step in (100, 101, 102)] == pytest.approx([0, 0, 0.5**8])
+
+
+def parameters_after(make_one, gradients):
+    """Return parameters after a step with each of the gradients."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((5, 3), (7,))]
+    optimizer = make_one([{"params": parameters, "lr": 1e-2}])
+    for gradient in gradients:
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator) * gradient
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
+
+
+OPTIM = Optim(clip=None, weight_decay=0.1)
+
+
+def plain_adam(groups):
+    return torch.optim.AdamW(groups, betas=OPTIM.betas, weight_decay=OPTIM.weight_decay, foreach=False)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_the_optimizer_on_a_processor_equals_plain_adam_bit_by_bit(stage):
+    ours = parameters_after(lambda groups: make_optimizer(groups, OPTIM, stage), [1, 3, 0.1])
+    for mine, theirs in zip(ours, parameters_after(plain_adam, [1, 3, 0.1]), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_fused_optimizer_of_gpus_equals_it_up_to_rounding_and_skips_steps_by_itself():
+    def fused(groups):
+        return make_optimizer(groups, OPTIM, 0, fused=True)
+
+    for mine, theirs in zip(parameters_after(fused, [1, 3]), parameters_after(plain_adam, [1, 3]), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+    for value in (math.nan, math.inf):
+        for mine, theirs in zip(parameters_after(fused, [1, value]), parameters_after(fused, [1]), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def values_read(run) -> int:
+    """Return how often the host reads a value of a tensor, for which it would wait for a GPU."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    reads = [event for event in profile.events() if event.name in ("aten::_local_scalar_dense", "aten::nonzero")]
+    return sum("aten::_fused_adamw_" not in parents(event) for event in reads)  # the processor's kernel counts steps
+
+
+def parents(event) -> list[str]:
+    """Return the names of the operations that an operation is part of."""
+    found = []
+    while event.cpu_parent is not None:
+        event = event.cpu_parent
+        found.append(event.name)
+    return found
+
+
+@pytest.mark.parametrize("loss", [{"kind": "flow_matching"}, {"perceptual": None}], ids=["plain", "variance reduced"])
+def test_a_step_with_the_fused_optimizer_reads_no_value_from_the_device(make, monkeypatch, loss):
+    def run(engine, state):
+        average = PowerEMA(state.values(), start_step=1)
+        return lambda: (backward_and_step(engine, [batch(2), batch(3)]), average.update(2, state.values()))
+
+    on_processor, inner, *_, state = make(accumulation=2, loss=loss)
+    train(on_processor, inner, [[batch(0), batch(1)]])
+    assert values_read(run(on_processor, state)) > 0  # whether the gradient is finite, before the update
+    monkeypatch.setattr(engine_module, "make_optimizer", lambda *a, **_: make_optimizer(*a, fused=True))
+    engine, inner, *_, state = make(accumulation=2, loss=loss)
+    train(engine, inner, [[batch(0), batch(1)]])
+    assert values_read(run(engine, state)) == 0
+    assert not was_skipped(engine)
+    train(engine, inner, [[batch(0), poisoned(math.nan)]])
+    assert was_skipped(engine)

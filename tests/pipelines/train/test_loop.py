@@ -42,7 +42,7 @@ class Batches:
     def __init__(self, poisoned=(), pause=0.0):
         self.poisoned, self.pause, self.times = poisoned, pause, []
 
-    def from_step(self, step, micro_batch):
+    def from_step(self, step, micro_batch, pinned):
         while True:
             step += 1
             self.times.append(time.monotonic())

@@ -30,6 +30,15 @@ def test_a_subclass_goes_to_a_device_whole():
     assert there.key_sums.dtype == torch.float64
 
 
+def test_all_tensors_of_a_subclass_are_pinned(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)  # pinning itself needs a GPU
+    batch = batch_of(Labelled, labels=torch.tensor([0, 3]))
+    pinned = batch.pin_memory()
+    assert isinstance(pinned, Labelled) and pinned.keys == batch.keys
+    for name, tensor in vars(batch).items():
+        assert name == "keys" or torch.equal(getattr(pinned, name), tensor + 1)
+
+
 def test_tokens_are_the_subclasses():
     with pytest.raises(NotImplementedError):
         _ = batch_of(Batch).tokens

@@ -73,11 +73,43 @@ def test_encodings(tmp_path, format):
     colours = Image.fromarray(np.stack([grey, grey.T, 255 - grey], -1))
     buffer = io.BytesIO()
     colours.save(buffer, "PNG")
-    settings = CurateSettings(source="data", encoding=Encoding(format=format, quality=90))
+    settings = CurateSettings(source="data", encoding=Encoding(format=format, quality=90, keep_unchanged=False))
     row, _ = curate(ShardCurator(settings, str(tmp_path)), buffer.getvalue())
     assert Image.open(io.BytesIO(row["image"])).format == format.upper()
     error = np.abs(np.asarray(decode_image(row["image"])).astype(int) - np.asarray(colours)).max()
     assert 0 < error < 12 if format == "jpeg" else error == 0
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"encoding": {"format": "webp"}}, {"crop": "adm"}, {"linear_light": True}],
+    ids=["png", "webp", "adm", "linear light"],
+)
+def test_a_file_whose_pixels_do_not_change_is_stored_as_it_is(tmp_path, kind, settings):
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(buffer, kind)
+    kept = ShardCurator(CurateSettings.model_validate({"source": "data", **settings}), str(tmp_path))
+    row, index = curate(kept, buffer.getvalue())
+    assert row["image"] == buffer.getvalue()
+    encoding = {**settings.get("encoding", {}), "keep_unchanged": False}
+    again = ShardCurator(CurateSettings.model_validate({"source": "data", **settings, "encoding": encoding}), "")
+    copy, same_index = curate(again, buffer.getvalue())
+    assert copy["image"] != row["image"] and index == same_index
+    assert (np.asarray(decode_image(copy["image"])) == np.asarray(decode_image(row["image"]))).all()
+
+
+def test_a_file_is_not_stored_as_it_is_if_resized_turned_or_converted_to_jpeg(tmp_path):
+    def stored(size=(64, 64), format="png", **options):
+        buffer = io.BytesIO()
+        Image.linear_gradient("L").resize(size).convert("RGB").save(buffer, "JPEG", **options)
+        settings = CurateSettings(source="data", encoding=Encoding(format=format))
+        return curate(ShardCurator(settings, str(tmp_path)), buffer.getvalue())[0]["image"], buffer.getvalue()
+
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    for image, data in (stored((65, 64)), stored((128, 128)), stored(exif=exif), stored(format="jpeg", quality=30)):
+        assert image != data and decode_image(image).size == (64, 64)
 
 
 @pytest.mark.parametrize("extension", IMAGE_EXTENSIONS)
