@@ -42,12 +42,21 @@ def check(settings: SampleSettings) -> None:
     if side := read_patch_size(settings.base):
         settings.check_size(side)
     check_safety(settings.safety)
-    if settings.hires.upscale > 1 and settings.adapter:
-        from asymflow.models.latent import family_of
+    if settings.hires.upscale > 1:
+        check_hires(settings)
 
-        if not family_of(settings.base).pixel_pipeline:
-            given = f"hires.upscale={settings.hires.upscale:g}, base={settings.base!r}"
-            raise ConfigError(f"{given}: this family is sampled in one stage only; leave out hires")
+
+def check_hires(settings: SampleSettings) -> None:
+    """Check that a model can be sampled in two stages. Raises ConfigError."""
+    from asymflow.models.latent import family_of
+
+    given = f"hires.upscale={settings.hires.upscale:g}"
+    if models_of(settings) == ("latent",):
+        raise ConfigError(
+            f"{given}: the latent model is sampled in one stage only; give an adapter, or leave out hires"
+        )
+    if settings.adapter and not family_of(settings.base).pixel_pipeline:
+        raise ConfigError(f"{given}, base={settings.base!r}: this family is sampled in one stage only; leave out hires")
 
 
 def check_model(base: str, adapter: str, latent: bool) -> None:

@@ -79,6 +79,8 @@ def test_a_family_without_the_pipeline_is_sampled_in_one_stage(monkeypatch):
     with pytest.raises(ConfigError, match="hires.upscale=2, base=.* is sampled in one stage only; leave out hires"):
         check(settings())
     check(settings(hires={}))
+    with pytest.raises(ConfigError, match="hires.upscale=2: the latent model is sampled in one stage only"):
+        check(settings(adapter="", latent=True))
 
 
 def test_settings():
