@@ -48,12 +48,13 @@ def load_gguf(cls: Any, path: Path, dtype: "torch.dtype", full: Iterable[str]) -
     Raises:
         ValueError: If the package `gguf` is missing, or the file cannot be read.
     """
-    from diffusers import GGUFQuantizationConfig
+    from diffusers import GGUFQuantizationConfig  # with torch: geometries are read without it
+    from torch import nn
 
     quantization = GGUFQuantizationConfig(compute_dtype=dtype)
     quantization.modules_to_not_convert = list(full)
     try:
-        return cls.from_single_file(
+        transformer = cls.from_single_file(
             str(path),
             config=str(path.parent),
             quantization_config=quantization,
@@ -65,3 +66,8 @@ def load_gguf(cls: Any, path: Path, dtype: "torch.dtype", full: Iterable[str]) -
     except (OSError, LookupError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} cannot be read: {reason}") from None
+    for module in transformer.modules():
+        for name, value in list(module.named_parameters(recurse=False)):
+            if not isinstance(value, nn.Parameter):  # diffusers leaves dequantized weights as plain tensors
+                setattr(module, name, nn.Parameter(value, requires_grad=False))
+    return transformer

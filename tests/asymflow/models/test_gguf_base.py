@@ -60,8 +60,8 @@ def test_a_pipeline_of_a_gguf_base_and_an_adapter(tmp_path):
     pipeline = AsymFlux2KleinPipeline.from_pretrained(tmp_path / "base", adapter=ADAPTER, merge=False)
     full, _ = load_merged(rounded(load_transformer(BASE, torch.float32)), ADAPTER)
     expected = velocity(full)
-    # the text input of the file is quantized too, and the trained layers are the adapter's
-    assert (velocity(pipeline.transformer) - expected).abs().max() < 2e-5 * expected.abs().max()
+    # diffusers multiplies integers and scales in float16
+    assert (velocity(pipeline.transformer) - expected).abs().max() < 1e-3 * expected.abs().max()
     with pytest.raises(ValueError, match="it is quantized, and an adapter is merged into full weights: attach it"):
         AsymFlux2KleinPipeline.from_pretrained(tmp_path / "base", adapter=ADAPTER)
 
