@@ -78,7 +78,7 @@ def main() -> None:
     statistics = FrechetStatistics(expected.shape[1]).update(expected)
     columns = {"real": real}
     print(f"{options.images} images, {options.steps} steps")
-    print(f"{'':<28}{'Fréchet':>9}{'spectra':>9}{'to its own':>12}{'s/image':>9}")
+    print(f"{'':<28}{'Fréchet':>9}{'spectra':>9}{'pairs':>12}{'s/image':>9}")
     for name, strength in WAYS.items():
         started = time.perf_counter()
         found = sample(pipeline, captions, strength, num_inference_steps=options.steps)

@@ -33,7 +33,7 @@ class AsymFlux2KleinHiresPipeline(PixelPipeline):
         height: int | None = None,
         width: int | None = None,
         upscale: float = 2.0,
-        strength: float = 0.6,
+        strength: float = 0.3,
         **arguments: Any,
     ) -> Flux2PipelineOutput | tuple:
         """Sample images. With strength 0, they are upscaled images of AsymFlux2KleinPipeline with the same seeds.

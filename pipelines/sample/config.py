@@ -33,7 +33,7 @@ class Hires(Settings):
 
     upscale: float = Field(1.0, ge=1, allow_inf_nan=False)
     """Ratio of the sizes of result and first stage; 1: one stage"""
-    strength: float = Field(0.6, ge=0, le=1)
+    strength: float = Field(0.3, ge=0, le=1)
     """Fraction of the steps, the last ones, that the second stage runs"""
 
 
