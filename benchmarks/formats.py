@@ -82,7 +82,8 @@ def main() -> None:
         print(f"{name:<12}{size / 1e6:>8.2f}{error:>16.2%}{decibel:>7.1f}{distance(made, images):>20.4f}", flush=True)
 
     half, nf4 = copy.deepcopy(model), copy.deepcopy(model)
-    half.to(torch.bfloat16).to(torch.float32)
+    for parameter in half.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16).float()
     quantize_nf4(nf4)
     with tempfile.TemporaryDirectory() as folder:
         row("bf16", half, 2 * sum(p.numel() for p in model.parameters()))

@@ -182,10 +182,10 @@ def test_a_gguf_base_is_trained_on_and_keeps_its_weights(make_worker, base, tmp_
     settings = settings_of(str(tmp_path), "adam", stage, base_quantization=None)
     check(settings)
     worker = make_worker(settings)
-    before, frozen = worker.copies()["trainable"], worker.frozen()
+    before, frozen = copy_to_cpu(worker.state.values()), worker.frozen()
     assert {p.dtype for p in frozen.values()} == {torch.float32, torch.uint8}
     assert all(torch.isfinite(torch.tensor(worker.train(range(2)))))
     assert all(torch.equal(value.data, frozen[name].data) for name, value in worker.frozen().items())
-    assert not any(torch.equal(value, before[name]) for name, value in worker.copies()["trainable"].items())
+    assert not any(torch.equal(value, before[name]) for name, value in copy_to_cpu(worker.state.values()).items())
     save_adapter(worker.model, tmp_path / "adapter")
     load_merged(load_transformer(base, torch.float32), tmp_path / "adapter")
