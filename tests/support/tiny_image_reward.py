@@ -12,6 +12,7 @@ ARCHITECTURE = {
     "text": {
         "hidden_size": WIDTH, "encoder_hidden_size": VISION_WIDTH, "intermediate_size": 32, "num_hidden_layers": 2,
         "num_attention_heads": 2, "max_position_embeddings": 48, "vocab_size": len(WORDS),
+        "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3,
     },
 }  # fmt: skip
 
