@@ -14,7 +14,6 @@ from pipelines.core import storage
 from pipelines.core.artifacts import Artifact
 from pipelines.core.config import ConfigError, validate
 from pipelines.core.config_files import merge, read_config_file
-from pipelines.core.errors import StepFailed
 from pipelines.core.step import find_inputs, run_step
 from pipelines.evaluate.config import EvaluateSettings
 from pipelines.evaluate.step import STEP as EVALUATE
@@ -105,7 +104,7 @@ def run_peers(settings: PeersSettings) -> tuple[str, str, list[Row]]:
         for (label, seed), (training, artifact) in trained.items():
             adapters = export_checkpoints(artifact, root)
             at = dict(zip(adapters, training_minutes(artifact, settings.run, list(adapters)), strict=True))
-            points = {STEPS: training.optim.steps, SECONDS: step_within(label, at, totals)}
+            points = {STEPS: training.optim.steps, SECONDS: step_within(at, totals)}
             for equal, step in points.items():
                 if step is not None:
                     place = {"method": label, "seed": seed, "equal": equal, "step": step, "minutes": at[step]}
@@ -120,31 +119,20 @@ def run_peers(settings: PeersSettings) -> tuple[str, str, list[Row]]:
     return folder, tracker.run_id, rows
 
 
-def step_within(label: str, at: Mapping[int, float | None], totals: Sequence[float | None]) -> int | None:
+def step_within(at: Mapping[int, float | None], totals: Sequence[float | None]) -> int | None:
     """Return the last step of a training within the time of the fastest one.
 
     Args:
-        label: name of the method, for the error message.
         at: {step of a kept checkpoint or of the end: minutes of training up to it}.
         totals: minutes of all whole trainings.
 
     Returns:
-        The step; None if the time of a training is unknown.
-
-    Raises:
-        StepFailed: the first checkpoint is later.
+        The step; None if the first checkpoint is later, or the time of a training is unknown.
     """
     known = [total for total in totals if total is not None]
-    if len(known) < len(totals) or None in at.values():
+    if len(known) < len(totals):
         return None
-    limit = min(known)
-    steps = [step for step, minutes in at.items() if minutes is not None and minutes <= limit]
-    if not steps:
-        raise StepFailed(
-            f"methods.{label}: no checkpoint within {limit:.3g} minutes, the time of the fastest training; lower "
-            "checkpoints.every and checkpoints.keep_every"
-        )
-    return max(steps)
+    return max((step for step, minutes in at.items() if minutes is not None and minutes <= min(known)), default=None)
 
 
 def peers_table(rows: Sequence[Row], metrics: Sequence[str]) -> list[Sequence[str]]:
@@ -159,8 +147,11 @@ def peers_table(rows: Sequence[Row], metrics: Sequence[str]) -> list[Sequence[st
     for metric in metrics:
         for equal in (STEPS, SECONDS):
             found = {m: [row for row in rows if (row["method"], row["equal"]) == (m, equal)] for m in methods}
-            values = {m: {row["seed"]: row["metrics"][metric] for row in own} for m, own in found.items() if own}
+            values = {m: {row["seed"]: row["metrics"][metric] for row in own} for m, own in found.items()}
             for method, by_seed in values.items():
+                if not by_seed:  # the first checkpoint is later than the end of the fastest training
+                    lines.append((metric, equal, method, "-", "-", "no checkpoint in time", ""))
+                    continue
                 steps = sorted({row["step"] for row in found[method]})
                 known = [row["minutes"] for row in found[method] if row["minutes"] is not None]
                 against = difference(by_seed, values[methods[0]]) if method != methods[0] else None

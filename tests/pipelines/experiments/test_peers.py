@@ -5,7 +5,6 @@ import yaml
 
 from pipelines.core import storage
 from pipelines.core.config import ConfigError, validate
-from pipelines.core.errors import StepFailed
 from pipelines.core.text_table import format_table
 from pipelines.experiments.config import PeersSettings
 from pipelines.experiments.peers import BASE, check, peers_table, run_peers, step_within, training_of
@@ -13,12 +12,11 @@ from pipelines.experiments.peers import BASE, check, peers_table, run_peers, ste
 
 def test_time_is_that_of_the_fastest_training():
     at = {10: 1.0, 20: 2.0, 30: 3.0}
-    assert step_within("a", at, [3.0, 2.5, 4.0]) == 20
-    assert step_within("a", at, [3.0, 3.0]) == 30
-    assert step_within("a", at, [3.0, None]) is None
-    assert step_within("a", {10: None}, [3.0, 2.0]) is None
-    with pytest.raises(StepFailed, match="methods.a: no checkpoint within 0.5 minutes.*lower checkpoints.every"):
-        step_within("a", at, [3.0, 0.5])
+    assert step_within(at, [3.0, 2.5, 4.0]) == 20
+    assert step_within(at, [3.0, 3.0]) == 30
+    assert step_within(at, [3.0, None]) is None
+    assert step_within({10: None}, [3.0, 2.0]) is None
+    assert step_within(at, [3.0, 0.5]) is None
 
 
 def test_the_table_has_intervals_over_seeds_and_differences_of_equal_seeds():
@@ -36,7 +34,8 @@ def test_the_table_has_intervals_over_seeds_and_differences_of_equal_seeds():
     assert table[5] == ("d", "", "base", "0", "0", "4", "") and len(table) == 6
     single = peers_table([row for row in rows if row["seed"] in (0, None)], ["d"])
     assert single[2][5:] == ("1.5", "0.5") and "10 to" not in format_table(single)
-    assert len(peers_table([row for row in rows if row["equal"] != "seconds"], ["d"])) == 4
+    without = peers_table([row for row in rows if row["equal"] != "seconds"], ["d"])
+    assert without[3] == ("d", "seconds", "one", "-", "-", "no checkpoint in time", "") and len(without) == 6
 
 
 @pytest.fixture
@@ -76,12 +75,9 @@ def settings(tiny_workflow, tiny_base, tmp_path):
 @pytest.mark.slow
 def test_methods_are_trained_and_evaluated_at_equal_steps_and_time(settings):
     folder, _, rows = run_peers(settings())
-    assert [(r["method"], r["equal"]) for r in rows] == [
-        ("asymflow", "steps"), ("asymflow", "seconds"), ("l2p", "steps"), ("l2p", "seconds"), (BASE, None)
-    ]  # fmt: skip
-    by_steps, by_seconds = rows[0:4:2], rows[1:4:2]
-    assert [r["step"] for r in by_steps] == [4, 4]
-    assert max(r["step"] for r in by_seconds) == 4 and min(r["step"] for r in by_seconds) >= 1
+    by_steps, by_seconds = ([r for r in rows if r["equal"] == equal] for equal in ("steps", "seconds"))
+    assert [(r["method"], r["step"]) for r in by_steps] == [("asymflow", 4), ("l2p", 4)] and rows[-1]["method"] == BASE
+    assert max(r["step"] for r in by_seconds) == 4  # of the fastest; the other may have no checkpoint as early
     assert max(r["minutes"] for r in by_seconds) <= min(r["minutes"] for r in by_steps)
     assert all(r["metrics"]["sliced_wasserstein"] > 0 for r in rows)
     assert by_steps[0]["metrics"] != by_steps[1]["metrics"]
