@@ -140,7 +140,8 @@ def compare_basis(folder: Path, size: int, images: int, rounds: int) -> None:
     found = interleaved(parts, rounds, piece.rows)
     print(f"\n(f) {piece.rows} images of {size}x{size}, 256 patches each, one thread, medians of {rounds} rounds")
     for name, ms in found.items():
-        print(f"{name:42}{ms:>8.2f} ms per image{found['(a) decode'] / ms:>8.2f} of (a)")
+        ratio = "" if name.startswith(" ") else f"{found['(a) decode'] / ms:>8.2f} of (a)"
+        print(f"{name:42}{ms:>8.2f} ms per image{ratio}")
 
 
 def main() -> None:
