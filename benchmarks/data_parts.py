@@ -127,7 +127,8 @@ def compare_basis(folder: Path, size: int, images: int, rounds: int) -> None:
     chosen = [worker.choose(batch, latents) for batch, latents in batches]
     normalised = [(worker.normalised(tokens), latents, weight) for tokens, latents, weight in chosen]
     sums = PatchMoments(768, LATENT, torch.float32)
-    X, Z = torch.randn(2048, 768), torch.randn(2048, LATENT)
+    X = normalised[0][0].reshape(-1, 768)
+    Z = torch.randn(len(X), LATENT)
     parts: dict[str, Callable[[], Any]] = {
         "(a) decode": lambda: decoder()(piece.to_json()),
         "(c) one pass": lambda: worker(piece.to_json()),

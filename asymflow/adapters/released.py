@@ -204,9 +204,11 @@ def adapter_config(
 
 
 def _config_of(model: "AdaptedModel") -> dict[str, Any]:
+    from asymflow.models.ddt import DdtFlux2
+
     kind = kind_of_model(model)
     subspace, base = _subspace_of(model), model.transformer.config
-    if kind == "ddt":
+    if isinstance(model, DdtFlux2):
         head_width = sum(model.head.positions.axes_dim)
         heads = model.head.embed.out_features // head_width
         head = {"blocks": len(model.head.blocks), "heads": heads, "head_width": head_width}

@@ -62,7 +62,7 @@ def make_optimizer(groups: list[dict[str, Any]], optim: Optim, zero_stage: int, 
             recorded CPU results depend.
     """
     options: dict[str, Any] = {"betas": optim.betas, "weight_decay": optim.weight_decay}
-    kernels = {"fused": True} if fused else {"foreach": True}
+    kernels: dict[str, Any] = {"fused": True} if fused else {"foreach": True}
     if zero_stage:
         return AdamW(groups, **options, **kernels)
     optimizer: Any
