@@ -127,7 +127,8 @@ def compare_basis(folder: Path, size: int, images: int, rounds: int) -> None:
     chosen = [worker.choose(batch, latents) for batch, latents in batches]
     normalised = [(worker.normalised(tokens), latents, weight) for tokens, latents, weight in chosen]
     sums = PatchMoments(768, LATENT, torch.float32)
-    X, Z = torch.randn(2048, 768), torch.randn(2048, LATENT)
+    X = normalised[0][0].reshape(-1, 768)
+    Z = torch.randn(len(X), LATENT)
     parts: dict[str, Callable[[], Any]] = {
         "(a) decode": lambda: decoder()(piece.to_json()),
         "(c) one pass": lambda: worker(piece.to_json()),
@@ -140,7 +141,8 @@ def compare_basis(folder: Path, size: int, images: int, rounds: int) -> None:
     found = interleaved(parts, rounds, piece.rows)
     print(f"\n(f) {piece.rows} images of {size}x{size}, 256 patches each, one thread, medians of {rounds} rounds")
     for name, ms in found.items():
-        print(f"{name:42}{ms:>8.2f} ms per image{found['(a) decode'] / ms:>8.2f} of (a)")
+        ratio = "" if name.startswith(" ") else f"{found['(a) decode'] / ms:>8.2f} of (a)"
+        print(f"{name:42}{ms:>8.2f} ms per image{ratio}")
 
 
 def main() -> None:

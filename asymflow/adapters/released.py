@@ -37,7 +37,11 @@ _SHOWN = 8
 
 
 def model_classes() -> dict[Kind, type["AdaptedModel"]]:
-    """Return the class of each kind of model."""
+    """Return the class of each kind of model.
+
+    Returns:
+        Classes by kind.
+    """
     from asymflow.models.ddt import DdtFlux2
     from asymflow.models.l2p import L2pModel
     from asymflow.models.lifted import LatentModel, PixelModel

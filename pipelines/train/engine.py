@@ -58,19 +58,17 @@ def make_optimizer(groups: list[dict[str, Any]], optim: Optim, zero_stage: int, 
         groups: parameter groups.
         optim: settings.
         zero_stage: ZeRO stage.
-        fused: update all values in one kernel, for GPUs; else tensor by tensor, in the order of operations on which
-            recorded CPU results depend.
+        fused: update all values in few kernels, for GPUs; the results differ by rounding.
     """
     options: dict[str, Any] = {"betas": optim.betas, "weight_decay": optim.weight_decay}
-    kernels = {"fused": True} if fused else {"foreach": True}
     if zero_stage:
-        return AdamW(groups, **options, **kernels)
+        return AdamW(groups, fused=fused, **options)
     optimizer: Any
     if optim.optimizer == "adam8bit":
         kind = type("UnshardedAdam8bit", (Unsharded, import_bitsandbytes().optim.AdamW8bit), {})
         optimizer = kind(groups, **options)
     else:
-        optimizer = UnshardedAdam(groups, **options, **kernels)
+        optimizer = UnshardedAdam(groups, fused=fused, **options)
     optimizer.clip_grad = max_gradient_norm(optim)  # the name that ZeRO's optimizers use
     return optimizer
 
