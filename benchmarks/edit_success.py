@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -88,7 +89,7 @@ def make_tasks(stems: list[str], left_out: int, seed: int, count: int) -> list[T
     """Return random edits of some emoji, without the first `left_out` pairs of grounds of each."""
     everything = [Task(stem, *pair) for stem in stems for pair in ground_pairs(stem, seed)[left_out:]]
     some = random.Random(seed).sample(everything, len(everything))
-    return [task for task in some if all(mask.sum() >= 20 for mask in task.masks())][:count]
+    return list(islice((task for task in some if all(mask.sum() >= 20 for mask in task.masks())), count))
 
 
 def load_edit(base: str, adapter: str, subspace: Subspace, empty: Tensor, options: argparse.Namespace) -> Edit:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.viz.image_grid import grid_of, join_horizontally, side_by_side, thumbnail, to_pil_images
+from pipelines.viz.image_grid import grid_of, join_horizontally, join_vertically, side_by_side, thumbnail, to_pil_images
 
 
 def solid(color, size=(4, 2)):
@@ -51,3 +51,10 @@ def test_joined_images_are_on_white():
     joined = join_horizontally(solid("red", (2, 1)), solid("blue", (3, 4)))
     assert joined.size == (5, 4)
     assert [joined.getpixel(p) for p in ((1, 0), (1, 3), (4, 3))] == [(255, 0, 0), (255,) * 3, (0, 0, 255)]
+
+
+def test_images_are_joined_downwards_on_white():
+    joined = join_vertically([solid("red", (4, 2)), solid("lime", (6, 3))])
+    assert joined.size == (6, 5)
+    places = {(0, 0): (255, 0, 0), (5, 0): (255, 255, 255), (0, 2): (0, 255, 0), (5, 4): (0, 255, 0)}
+    assert {place: joined.getpixel(place) for place in places} == places
