@@ -52,7 +52,8 @@ def modelled_seconds(settings: WorkflowSettings, graph: Mapping[str, Node]) -> d
     """Return the seconds of each step of the 9B workflow on the resources that it declares."""
     rates = {work.name: work for work in STEPS}
     planned = plan(fill_all(settings)["finetune"])
-    assert planned.seconds_per_step is not None and planned.device.tflops is not None
+    assert planned.seconds_per_step is not None
+    assert planned.device.tflops is not None
     forward = planned.flops.student.forward * 2  # conditional and unconditional
     seconds_per_sample = SAMPLING_STEPS * forward / (1e12 * planned.device.tflops * UTILIZATION)
     found = {name: count * seconds_per_sample / graph[name].demand["GPU"] for name, count in SAMPLES.items()}

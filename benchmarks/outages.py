@@ -147,7 +147,8 @@ def train_through(outage: Outage, config: Path, folder: Path, seconds: float, ur
             rows.append([outage.name, name, *measure(seen, begin, end, usual), ""])
         message = [line for line in log.read_text().splitlines() if line.startswith("error: ")][-1]
         stopped, good = re.search(r"stopped at step (\d+)", message), re.search(r"of step (\d+)(?!.*of step)", message)
-        assert stopped and good, message
+        assert stopped, message
+        assert good, message
         rows.append([outage.name, f"SIGTERM: exit {status} after {took:.0f} s", "", "", "", "",
                      f"stopped at {stopped[1]}, good {good[1]}"])  # fmt: skip
         before = len(seen)

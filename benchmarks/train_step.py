@@ -128,7 +128,8 @@ def compare_times(batch: int, steps: int, checkpointing: bool) -> None:
     peaks: dict[str, float] = {}
     for _ in range(steps):
         for name, process in processes.items():
-            assert process.stdin and process.stdout
+            assert process.stdin
+            assert process.stdout
             process.stdin.write("step\n")
             process.stdin.flush()
             elapsed, peaks[name] = json.loads(process.stdout.readline())

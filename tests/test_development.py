@@ -87,12 +87,14 @@ def test_a_metric_is_added_as_shown(monkeypatch):
     halves[1, :, 4:] = torch.tensor([0, 255, 0], dtype=torch.uint8).view(3, 1, 1)
     # red and green by halves: red - green is 255 or -255, yellow - blue 127.5 everywhere
     wanted = [0.0, pytest.approx(255 + 0.3 * 127.5)]
-    assert metric.colorfulness(gray).tolist() == [0, 0] and metric.colorfulness(halves).tolist() == wanted
+    assert metric.colorfulness(gray).tolist() == [0, 0]
+    assert metric.colorfulness(halves).tolist() == wanted
 
     monkeypatch.setitem(sys.modules, "asymflow.metrics.colorfulness", metric)
     shown = run_shown("pipelines/evaluate/scorers.py", **{k: v for k, v in vars(scorers).items() if k != "__name__"})
     score, protocol = shown.ColorfulnessScorer().load("cpu")
-    assert [row["score"] for row in score(halves, [])] == wanted and protocol["metric"]
+    assert [row["score"] for row in score(halves, [])] == wanted
+    assert protocol["metric"]
 
 
 def test_a_base_model_is_added_as_shown(monkeypatch, tmp_path):
@@ -109,9 +111,11 @@ def test_a_base_model_is_added_as_shown(monkeypatch, tmp_path):
     assert images.encode(torch.zeros(1, 3, 32, 48)).shape == (1, 96, 8)
     text = found.load_text_encoder(str(tmp_path), "cpu", torch.float32, 16)
     short, long = text.encode(["sun", "a sun over a hill, " * 9])
-    assert short.shape[1] == long.shape[1] == text.width and len(short) < len(long) == 16
+    assert short.shape[1] == long.shape[1] == text.width
+    assert len(short) < len(long) == 16
     padded = found.load_text_encoder(str(tmp_path), "cpu", torch.float32, 16, "max_length").encode(["sun"])[0]
-    assert padded.shape == long.shape and torch.allclose(padded[: len(short)], short, atol=1e-5)
+    assert padded.shape == long.shape
+    assert torch.allclose(padded[: len(short)], short, atol=1e-5)
 
 
 @pytest.mark.parametrize("title", sorted(title for title in SHOWN if title.startswith("asymflow/")))
@@ -136,7 +140,8 @@ def test_citation_is_of_this_version():
 def test_pre_commit_runs_the_pinned_tools():
     """Tools of the environment, so that a commit is checked by the versions that CI checks it by."""
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
-    assert repository["repo"] == "local" and all(hook["language"] == "system" for hook in repository["hooks"])
+    assert repository["repo"] == "local"
+    assert all(hook["language"] == "system" for hook in repository["hooks"])
     assert [hook["id"] for hook in repository["hooks"]] == ["ruff-check", "ruff-format", "pydoclint", "mypy"]
 
 

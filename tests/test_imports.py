@@ -47,7 +47,8 @@ def test_broken_contracts_are_found(tmp_path):
             out.write(f"\n\n{line}\n")
     (tmp_path / "pipelines/new_module.py").write_text("")
     done = lint(tmp_path)
-    assert done.returncode == 1 and "0 kept, 6 broken" in done.stdout
+    assert done.returncode == 1
+    assert "0 kept, 6 broken" in done.stdout
     for found in (
         "asymflow.patches -> pipelines.core.config",
         "asymflow.oklab -> mlflow",
@@ -90,7 +91,8 @@ def test_finding_cached_artifacts_loads_no_model_library():
         "print([m for m in ('diffusers', 'transformers', 'peft', 'deepspeed') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and done.stdout == "[]\n", done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "[]\n", done.stdout + done.stderr
 
 
 # job -> step -> task -> loss -> equation: each file names the next one

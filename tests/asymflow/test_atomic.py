@@ -11,7 +11,8 @@ def test_a_file_appears_complete_and_nothing_is_left_of_a_failure(tmp_path):
     with pytest.raises(RuntimeError), atomic_file(path) as partial:
         partial.write_text("ne")
         raise RuntimeError
-    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
@@ -24,4 +25,5 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["old"]
     with atomic_folder(folder) as partial:
         (partial / "new").write_text("")
-    assert [path.name for path in folder.iterdir()] == ["new"] and list(tmp_path.iterdir()) == [folder]
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [folder]

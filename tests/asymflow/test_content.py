@@ -40,11 +40,14 @@ def test_a_file_is_read_once_by_all_processes(tmp_path, cache):
         (tmp_path / "model" / name).mkdir(parents=True)
         (tmp_path / "model" / name / "weights").write_bytes(name.encode() * LARGE)
     first = content_of(tmp_path / "model")
-    assert len(cache) == 2 and content_of(tmp_path / "model") == first and len(cache) == 2
+    assert len(cache) == 2
+    assert content_of(tmp_path / "model") == first
+    assert len(cache) == 2
     with sqlite3.connect(cache_file()) as stored:  # where another process finds them
         assert stored.execute("SELECT count(*) FROM files").fetchone() == (2,)
     (tmp_path / "model/a/weights").write_bytes(b"c" * LARGE)
-    assert content_of(tmp_path / "model") != first and cache[2:] == ["weights"]
+    assert content_of(tmp_path / "model") != first
+    assert cache[2:] == ["weights"]
 
 
 @pytest.mark.parametrize("harm", ["deleted", "damaged", "read-only", "of another kind"])
@@ -64,7 +67,8 @@ def test_the_cache_can_be_lost_without_harm(tmp_path, cache, harm):
         file.unlink()
         with sqlite3.connect(file) as stored:
             stored.execute("CREATE TABLE files (other TEXT)")
-    assert sha256_of(tmp_path / "weights") == first and cache == ["weights", "weights"]
+    assert sha256_of(tmp_path / "weights") == first
+    assert cache == ["weights", "weights"]
 
 
 def test_a_file_that_changed_just_now_is_not_kept(tmp_path, monkeypatch):

@@ -54,7 +54,8 @@ def test_swap_and_back_is_exact():
         assert torch.equal(layer.weight, ema.average["weight"].bfloat16())
         raise RuntimeError("stop")
     for name, parameter in layer.named_parameters():
-        assert torch.equal(parameter, before[name]) and parameter.requires_grad
+        assert torch.equal(parameter, before[name])
+        assert parameter.requires_grad
     assert addresses == [p.data_ptr() for p in layer.parameters()]
 
 

@@ -57,7 +57,8 @@ def test_guidance_is_evaluated_only_in_its_interval():
     sigmas = [torch.full((2,), value) for value in (1.0, 0.88, 0.5, 0.1, 0.05)]
     within = guided(conditional, unconditional, Guidance(3.0, orthogonal=False, interval=(0.1, 0.88)))
     values = [float(within(x_t, sigma).mean()) for sigma in sigmas]
-    assert values == [1, 3, 3, 3, 1] and asked == [0.88, 0.5, 0.1]
+    assert values == [1, 3, 3, 3, 1]
+    assert asked == [0.88, 0.5, 0.1]
     asked.clear()
     for scale, times in [(1.0, 0), (2.0, 5)]:
         always = guided(conditional, unconditional, Guidance(scale))

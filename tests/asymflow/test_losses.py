@@ -78,7 +78,9 @@ def test_lambda_is_optimal(granularity):
     d = 0.5 * d_low + 0.2 * double(2, 4, 12)  # inside (0, 1), so that the clamp is idle
     lam = vr_lambda(d, d_low, granularity)
     groups = 1 if granularity == "patch" else 3
-    assert lam.shape == (2, 4, groups) and (0 < lam).all() and (lam < 1).all()
+    assert lam.shape == (2, 4, groups)
+    assert (0 < lam).all()
+    assert (lam < 1).all()
 
     def residual(weights):
         return (d.unflatten(-1, (groups, -1)) - weights.unsqueeze(-1) * d_low.unflatten(-1, (groups, -1))).square()
@@ -123,7 +125,8 @@ def test_vr_loss_gradient_flows_to_the_student_alone():
     loss.backward()
     x_0, x_0_hat, x_0_low, x_0_low_hat = tensors
     assert not lam.requires_grad
-    assert x_0_low.grad is None and x_0_low_hat.grad is None
+    assert x_0_low.grad is None
+    assert x_0_low_hat.grad is None
     # The gradient of a fixed target: -2 residual / sigma^2 / count, with the floor on sigma.
     weights = ((1 - omega(sigma)).view(-1, 1, 1) * lam) * (x_0_low - x_0_low_hat).detach()
     residual = (x_0 - x_0_hat).detach() - weights
@@ -138,7 +141,8 @@ def test_vr_loss_without_teacher_residual_is_flow_matching():
     velocities = (x / sigma.view(-1, 1, 1) for x in (x_0, x_0_hat))
     assert torch.allclose(loss, flow_matching_loss(*velocities))
     each, _ = vr_loss(x_0, x_0_hat, low, low, sigma, reduction="none")
-    assert each.shape == (3,) and torch.allclose(each.mean(), loss)
+    assert each.shape == (3,)
+    assert torch.allclose(each.mean(), loss)
 
 
 def gaussian_toy():

@@ -61,7 +61,9 @@ def test_bad_input_is_refused_and_leaves_the_sums_alone():
     for arguments, words in cases:
         with pytest.raises(ValueError, match=words):
             moments.update(*arguments)
-    assert moments.count == 0 and not moments.pixel_gram.any() and not moments.cross_gram.any()
+    assert moments.count == 0
+    assert not moments.pixel_gram.any()
+    assert not moments.cross_gram.any()
     with pytest.raises(ValueError, match="cannot merge"):
         moments.merge(PatchMoments(6))
     with pytest.raises(ValueError, match="given"):
@@ -83,7 +85,8 @@ def test_float32_products_keep_float64_sums():
         fast.update(pixels, latents)
     for name in ("pixel_gram", "cross_gram", "pixel_sum", "latent_sum", "latent_norm_sq"):
         a, b = getattr(exact, name), getattr(fast, name)
-        assert b.dtype == torch.float64 and (a - b).norm() < 1e-6 * a.norm(), name
+        assert b.dtype == torch.float64, name
+        assert (a - b).norm() < 1e-6 * a.norm(), name
 
 
 @pytest.mark.parametrize("patch_dim", [1, 3, 12, 768])
@@ -127,7 +130,8 @@ def test_color_statistics_of_the_same_patches():
     channels.update(images)
     found = patches.channels()
     assert found.count == channels.count
-    assert torch.allclose(found.mean, channels.mean) and torch.allclose(found.std, channels.std)
+    assert torch.allclose(found.mean, channels.mean)
+    assert torch.allclose(found.std, channels.std)
 
 
 def test_histogram_counts_every_pixel_once():
@@ -138,7 +142,8 @@ def test_histogram_counts_every_pixel_once():
     histogram.merge(other.counts)
     assert histogram.counts.sum(1).tolist() == [3 * 81] * 2
     inside = ((images[:, 1] >= 0.5) & (images[:, 1] < 0.75)).sum()
-    assert histogram.counts[1, 2] == inside and histogram.counts[1, 0] == (images[:, 1] < 0.25).sum()
+    assert histogram.counts[1, 2] == inside
+    assert histogram.counts[1, 0] == (images[:, 1] < 0.25).sum()
 
 
 def test_overflow_is_named():

@@ -34,7 +34,8 @@ def test_round_trip(std):
     images[0, :, 0, 0] = -1
     images[0, :, 0, 1] = 1
     encoded = space.encode(images)
-    assert encoded.dtype == torch.float64 and encoded.shape == images.shape
+    assert encoded.dtype == torch.float64
+    assert encoded.shape == images.shape
     assert torch.allclose(space.decode(encoded), images, atol=1e-10)
 
 
@@ -43,7 +44,8 @@ def test_gamut_clamp():
     clamped = RELEASED.clamp_to_gamut(wild)
     assert torch.allclose(clamped, RELEASED.encode(RELEASED.decode(wild)), atol=1e-9)
     shown = RELEASED.decode(clamped, clamp=False)
-    assert shown.min() > -1 - 1e-6 and shown.max() < 1 + 1e-6
+    assert shown.min() > -1 - 1e-6
+    assert shown.max() < 1 + 1e-6
     assert torch.allclose(RELEASED.clamp_to_gamut(clamped), clamped, atol=1e-5)
     inside = RELEASED.encode(torch.rand(1, 3, 8, 8, dtype=torch.float64) * 1.8 - 0.9)
     assert torch.allclose(RELEASED.clamp_to_gamut(inside), inside, atol=1e-10)
@@ -80,7 +82,8 @@ def test_space_is_plain_and_checked():
 def test_lightness_is_continuous_at_black():
     greys = (torch.linspace(0, 6e-8, 200, dtype=torch.float64) - 1).expand(3, 1, 200)
     steps = srgb_to_oklab(greys)[0, 0].diff()
-    assert (steps > 0).all() and steps.max() < 1e-4
+    assert (steps > 0).all()
+    assert steps.max() < 1e-4
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 5, 3, 4, 16), (1, 3, 100, 1)])
@@ -95,7 +98,8 @@ def test_encode8_equals_encode(shape):
 
 def test_bytes_of_every_gray():
     greys = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
-    assert srgb8_to_oklab(greys)[0, 0, 0] == 0 and srgb8_to_oklab(greys)[0, 0, 255] == pytest.approx(1, abs=1e-6)
+    assert srgb8_to_oklab(greys)[0, 0, 0] == 0
+    assert srgb8_to_oklab(greys)[0, 0, 255] == pytest.approx(1, abs=1e-6)
     with pytest.raises(ValueError, match="expected uint8"):
         srgb8_to_oklab(greys.float())
 

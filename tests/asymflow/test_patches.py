@@ -13,7 +13,8 @@ def seed():
 def test_round_trip(layout):
     images = torch.randn(2, 3, 12, 8, dtype=torch.float64)
     tokens = patchify(images, 4, layout)
-    assert tokens.shape == (2, 6, 48) and tokens.dtype == torch.float64
+    assert tokens.shape == (2, 6, 48)
+    assert tokens.dtype == torch.float64
     assert torch.equal(unpatchify(tokens, 12, 8, 4, layout=layout), images)
 
 

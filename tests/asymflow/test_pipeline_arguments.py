@@ -110,7 +110,8 @@ def test_a_file_without_a_color_space_has_the_given_or_the_released_one():
 
 def test_texts_or_their_embeddings_are_taken_but_not_both():
     embeddings = torch.zeros(2, 5, 4)
-    assert choose_texts("a", None, "prompt", 4) == ["a"] and choose_texts(("a", "b"), None, "prompt", 4) == ["a", "b"]
+    assert choose_texts("a", None, "prompt", 4) == ["a"]
+    assert choose_texts(("a", "b"), None, "prompt", 4) == ["a", "b"]
     assert [tuple(e.shape) for e in choose_texts(None, embeddings, "prompt", 4)] == [(5, 4), (5, 4)]
     for both in (("a", embeddings), (None, None)):
         with pytest.raises(ValueError, match="^prompt: give either prompt or prompt_embeds"):

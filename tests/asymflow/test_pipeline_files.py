@@ -48,7 +48,8 @@ def test_components_alone_sample_as_the_pipeline_does(pipe):
     again = AsymFlux2KleinPipeline(**pipe.components)
     again.set_progress_bar_config(disable=True)
     assert (again.defaults, again.space) == (pipe.defaults, pipe.space)
-    assert again.defaults.height == 64 and again.defaults.text_padding == "none"  # the toy's, not the released model's
+    assert again.defaults.height == 64
+    assert again.defaults.text_padding == "none"
     own = AsymFlux2KleinPipeline(**pipe.components, shift=9.0, height=32)
     assert (own.defaults.shift, own.defaults.height, own.defaults.width) == (9.0, 32, 64)
     assert AsymFlux2KleinPipeline(**pipe.components).defaults == pipe.defaults  # the other's choice is its own
@@ -123,7 +124,8 @@ def test_an_unmerged_adapter_gives_the_same_image_also_under_a_style(pipe, tmp_p
 def test_half_precision_keeps_the_basis(tmp_path, pipe):
     pipe.save_pretrained(tmp_path)
     half = AsymFlux2KleinPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert half.transformer.dtype == torch.bfloat16 and half.text_encoder.dtype == torch.bfloat16
+    assert half.transformer.dtype == torch.bfloat16
+    assert half.text_encoder.dtype == torch.bfloat16
     assert torch.equal(half.transformer.proj_buffer, pipe.transformer.proj_buffer)
     assert torch.equal(half.transformer.to(torch.float16).proj_buffer, pipe.transformer.proj_buffer)
     assert half.transformer.scale_buffer.dtype == torch.float32
@@ -166,7 +168,8 @@ def test_an_adapter_of_another_base_names_the_difference(tmp_path):
 
 def test_the_adapter_of_the_toy_is_of_the_released_form():
     tensors = load_file(ADAPTER / "diffusion_pytorch_model.safetensors")
-    assert tensors["x_embedder.weight"].dtype == torch.float16 and tensors["proj_buffer"].dtype == torch.bfloat16
+    assert tensors["x_embedder.weight"].dtype == torch.float16
+    assert tensors["proj_buffer"].dtype == torch.bfloat16
     assert {name.split(".lora_")[0] for name in tensors if ".lora_" in name} == {
         *(f"transformer_blocks.0.{ff}.linear_{end}" for ff in ("ff", "ff_context") for end in ("in", "out")),
         *(f"single_transformer_blocks.{i}.attn.to_out" for i in range(4)),

@@ -19,7 +19,9 @@ def gaussian_velocity(mu, std):
     """Exact velocity for data N(mu, std^2); its flow takes noise to mu + std noise."""
 
     def velocity(x_t, sigma):
-        assert sigma.shape == (x_t.shape[0],) and sigma.dtype == x_t.dtype and (sigma > 0).all()
+        assert sigma.shape == (x_t.shape[0],)
+        assert sigma.dtype == x_t.dtype
+        assert (sigma > 0).all()
         sigma = expand_sigma(sigma, x_t)
         variance = (1 - sigma) ** 2 * std**2 + sigma**2
         x_0_hat = mu + (1 - sigma) * std**2 / variance * (x_t - (1 - sigma) * mu)
@@ -73,9 +75,11 @@ def test_steps_are_counted(sampler):
 
     x_0 = sampler(velocity, noise, 4, callback=lambda step, x_t: seen.append((step, x_t)))
     assert [step for step, _ in seen] == [0, 1, 2, 3]
-    assert torch.equal(seen[-1][1], x_0) and not torch.equal(seen[0][1], seen[1][1])
+    assert torch.equal(seen[-1][1], x_0)
+    assert not torch.equal(seen[0][1], seen[1][1])
     assert len(evaluations) == (7 if sampler is heun else 4)
-    assert evaluations[0] == 1 and min(evaluations) > 0
+    assert evaluations[0] == 1
+    assert min(evaluations) > 0
     with pytest.raises(ValueError, match="steps is 0"):
         sampler(velocity, noise, 0)
 
@@ -105,7 +109,8 @@ def test_given_noise_levels_replace_those_of_steps_and_shift(sampler):
     velocity = gaussian_velocity(torch.tensor(0.7), 0.5)
     plain = sampler(velocity, noise, 6, 3.0)
     assert torch.equal(sampler(velocity, noise, 1, sigmas=sigmas), plain)
-    assert sigmas[0] == 1 and sigmas[-1] == 0  # they are not written to
+    assert sigmas[0] == 1
+    assert sigmas[-1] == 0
     passed = []
     sampler(velocity, noise, 6, 3.0, callback=lambda step, x_t: passed.append(x_t) and None)
     if sampler in (euler, heun):  # the others use the steps before
@@ -134,7 +139,8 @@ def test_noise_depends_on_seed_and_index_alone():
     assert all(torch.equal(drawn[key], again[key]) for key in drawn)
     assert len({tuple(noise.flatten().tolist()) for noise in drawn.values()}) == 12
     many = torch.stack([noise_for(7, index, (16,)) for index in range(500)])
-    assert abs(float(many.mean())) < 0.05 and float(many.std()) == pytest.approx(1, abs=0.03)
+    assert abs(float(many.mean())) < 0.05
+    assert float(many.std()) == pytest.approx(1, abs=0.03)
 
 
 def test_importing_the_core_is_cheap():

@@ -12,9 +12,11 @@ EMPTY = torch.zeros(1, 2)
 
 def test_noise_of_a_sample_is_the_same_in_any_batch():
     both = pixel_noise(7, [3, 5], 4, 6)
-    assert both.shape == (2, 3, 4, 6) and torch.equal(both[1:], pixel_noise(7, [5], 4, 6))
+    assert both.shape == (2, 3, 4, 6)
+    assert torch.equal(both[1:], pixel_noise(7, [5], 4, 6))
     tokens = latent_noise(7, [3, 5], GRID, WIDTH)
-    assert tokens.shape == (2, 6, WIDTH) and torch.equal(tokens[0], noise_for(7, 3, (6, WIDTH)))
+    assert tokens.shape == (2, 6, WIDTH)
+    assert torch.equal(tokens[0], noise_for(7, 3, (6, WIDTH)))
 
 
 def test_each_prompt_meets_the_empty_one_padded_and_masked():
@@ -47,4 +49,5 @@ def test_a_latent_model_computes_in_its_own_type_and_returns_float32(tiny_transf
     with torch.no_grad():
         u = latent_velocity(transformer, GRID)(z_t, sigma, text, mask)
         expected = run_transformer(transformer, z_t.bfloat16(), sigma, text.bfloat16(), GRID, mask)
-    assert u.dtype == torch.float32 and torch.equal(u, expected.float())
+    assert u.dtype == torch.float32
+    assert torch.equal(u, expected.float())

@@ -55,7 +55,8 @@ def test_sampling_shift():
     assert sampling_shift(1024 * 1024) == 17
     assert sampling_shift(2048 * 2048) == 34
     assert sampling_shift(1536 * 1536) == pytest.approx(25.5)
-    assert sampling_shift(256 * 256) == 17 and sampling_shift(4096 * 4096) == 34
+    assert sampling_shift(256 * 256) == 17
+    assert sampling_shift(4096 * 4096) == 34
     reference = load_file(ORACLES / "unipc_dynamic.safetensors")
     assert sampling_shift(960 * 1280) == pytest.approx(float(reference["shift"]), rel=1e-6)
     assert sampling_shift(2048 * 2048, base=3.0, law="constant") == 3
@@ -110,8 +111,10 @@ def test_sampling_sigmas_match_reference_values(name):
 def test_sample_sigma():
     drawn = sample_sigma(20000, shift=17.0, mean=-0.4, std=0.8, generator=torch.Generator().manual_seed(1))
     again = sample_sigma(20000, shift=17.0, mean=-0.4, std=0.8, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(drawn, again) and drawn.shape == (20000,)
-    assert 0 < drawn.min() and drawn.max() < 1
+    assert torch.equal(drawn, again)
+    assert drawn.shape == (20000,)
+    assert 0 < drawn.min()
+    assert drawn.max() < 1
     # A shift adds its logarithm to the logit.
     logit = torch.logit(drawn.double())
     assert float(logit.mean()) == pytest.approx(-0.4 + 2.8332, abs=0.03)

@@ -15,7 +15,8 @@ def test_the_denoised_sample_is_transformed():
     x_t = torch.lerp(x_0, noise, 0.3)
 
     def velocity(x_t, sigma):
-        assert sigma.shape == (2,) and sigma.dtype == x_t.dtype
+        assert sigma.shape == (2,)
+        assert sigma.dtype == x_t.dtype
         return noise - x_0
 
     assert torch.allclose(denoise(velocity, x_t, sigma, None), x_0, atol=1e-6)
@@ -25,5 +26,6 @@ def test_the_denoised_sample_is_transformed():
 def test_a_callback_may_replace_the_sample():
     x_t, seen = torch.zeros(1), []
     assert after_step(None, 0, x_t) is x_t
-    assert after_step(lambda step, x: seen.append(step), 5, x_t) is x_t and seen == [5]
+    assert after_step(lambda step, x: seen.append(step), 5, x_t) is x_t
+    assert seen == [5]
     assert after_step(lambda step, x: x + 1, 0, x_t).item() == 1

@@ -41,7 +41,8 @@ def orthonormal(rows, columns):
 def test_pca_matches_reference_values():
     gram, rank = reference_moments().pixel_gram, int(REFERENCE["pca_rank"])
     A = pca_basis(gram, rank)
-    assert A.shape == (48, rank) and A.dtype == torch.float64
+    assert A.shape == (48, rank)
+    assert A.dtype == torch.float64
     assert torch.allclose(A @ A.T, REFERENCE["pca_projector"], atol=1e-9)
     largest = REFERENCE["eigenvalues"].flip(0)
     assert torch.allclose((A.T @ gram @ A).diagonal(), largest[:rank], rtol=1e-9)
@@ -128,7 +129,8 @@ def test_save_and_load(tmp_path):
     subspace.save(path)
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing temporary stays
     loaded = Subspace.load(path)
-    assert torch.equal(loaded.A, A) and loaded.s == pytest.approx(0.83)
+    assert torch.equal(loaded.A, A)
+    assert loaded.s == pytest.approx(0.83)
     assert (loaded.layout, loaded.space) == ("channel_first", RELEASED)
     assert loaded.provenance == {"method": "procrustes", "images": 1000}
     assert (loaded.patch_dim, loaded.rank) == (48, 6)
@@ -193,7 +195,8 @@ def test_same_subspace_is_the_same_bytes(tmp_path):
 def test_random_subspaces_are_orthonormal_and_even():
     A = random_basis(48, 6, seed=1)
     torch.testing.assert_close(A.T @ A, torch.eye(6, dtype=torch.float64))
-    assert torch.equal(A, random_basis(48, 6, seed=1)) and not torch.allclose(A, random_basis(48, 6, seed=2))
+    assert torch.equal(A, random_basis(48, 6, seed=1))
+    assert not torch.allclose(A, random_basis(48, 6, seed=2))
     mean = sum(project(torch.eye(48, dtype=torch.float64), random_basis(48, 6, seed=s)) for s in range(400)) / 400
     assert (mean - torch.eye(48) * 6 / 48).abs().max() < 0.05  # no direction is preferred
     assert random_basis(48, 0).shape == (48, 0)
@@ -212,7 +215,9 @@ def test_a_subspace_of_srgb_keeps_its_space_and_is_not_taken_for_oklab(tmp_path)
 def test_captured_by_rank_is_that_of_each_pca():
     gram = reference_moments().pixel_gram
     captured = captured_by_rank(gram)
-    assert captured.shape == (49,) and captured[0] == 0 and captured[-1] == 1
+    assert captured.shape == (49,)
+    assert captured[0] == 0
+    assert captured[-1] == 1
     for rank in (1, 5, 20, 48):
         assert float(captured[rank]) == pytest.approx(captured_energy(pca_basis(gram, rank), gram), rel=1e-9)
 

@@ -12,7 +12,8 @@ METADATA = {f"key {i}": "ü" * i for i in reversed(range(20))}
 def test_tensors_and_metadata_are_read_back(tmp_path):
     write_tensors(tmp_path / "new" / "file.safetensors", TENSORS, METADATA)
     with safe_open(tmp_path / "new" / "file.safetensors", "pt") as file:
-        assert file.metadata() == METADATA and set(file.keys()) == set(TENSORS)
+        assert file.metadata() == METADATA
+        assert set(file.keys()) == set(TENSORS)
         assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in TENSORS.items())
 
 
@@ -28,5 +29,6 @@ def test_metadata_are_sorted_and_the_header_keeps_its_size(tmp_path):
     file.write_bytes(len(header).to_bytes(8, "little") + header + b"data")
     sort_metadata(file)
     content = file.read_bytes()
-    assert content[:8] == len(header).to_bytes(8, "little") and content[8 + len(header) :] == b"data"
+    assert content[:8] == len(header).to_bytes(8, "little")
+    assert content[8 + len(header) :] == b"data"
     assert list(json.loads(content[8 : 8 + len(header)])["__metadata__"]) == ["a", "b"]

@@ -26,7 +26,8 @@ def test_active_only_where_operators_are_missing():
     script += "try: torch.ops.load_library(so)\n    except OSError: pass\nprint(hasattr(torch.ops.torchvision, 'nms'))"
     loads = run(script) == "True"
     applied = run("import asymflow; from asymflow import torchvision_shim as r; print(r.apply(), r._library)")
-    assert applied.startswith(str(not loads)) and applied.endswith("None") == loads
+    assert applied.startswith(str(not loads))
+    assert applied.endswith("None") == loads
 
 
 def test_nothing_is_declared_where_operators_load(tmp_path, monkeypatch):
@@ -35,10 +36,12 @@ def test_nothing_is_declared_where_operators_load(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
     spec = importlib.util.spec_from_file_location("torchvision", tmp_path / "__init__.py")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    assert torchvision_shim.apply() is False and torchvision_shim._library is None
+    assert torchvision_shim.apply() is False
+    assert torchvision_shim._library is None
 
 
 def test_nothing_is_declared_without_torchvision(monkeypatch):
     monkeypatch.setattr(torchvision_shim, "_library", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert torchvision_shim.apply() is False and torchvision_shim._library is None
+    assert torchvision_shim.apply() is False
+    assert torchvision_shim._library is None

@@ -28,7 +28,8 @@ def test_mean_and_variance_of_known_vectors():
     spread = benchmark.Spread()
     for _ in range(4000):
         spread.add(mean + std * torch.randn(3, generator=generator))
-    assert spread.trace == pytest.approx(1 + 4 + 0.25, rel=0.05) and len(spread.traces) == 1000
+    assert spread.trace == pytest.approx(1 + 4 + 0.25, rel=0.05)
+    assert len(spread.traces) == 1000
     assert spread.mean_square == pytest.approx(25, rel=0.02)
     noise = benchmark.Spread()
     for _ in range(400):
@@ -66,14 +67,18 @@ def test_without_a_teacher_that_helps_nothing_is_reduced(made, monkeypatch):
 
     base, adapter, curated = made
     samples = benchmark.read_samples(base, artifacts.load_artifact(curated, "curate"), 2)
-    assert samples.images.shape == (2, 3, 80, 96) and samples.z_0.shape == (2, 20 * 24, 8)
+    assert samples.images.shape == (2, 3, 80, 96)
+    assert samples.z_0.shape == (2, 20 * 24, 8)
     model = benchmark.lift(base, adapter)
     found = benchmark.measure(model, samples, 0.3, 8, kappa=0.3)
-    assert 0 < found.low <= found.ratio <= found.high and 0 < found.lam <= 1
+    assert 0 < found.low <= found.ratio <= found.high
+    assert 0 < found.lam <= 1
     real = losses.vr_lambda
     monkeypatch.setattr(losses, "vr_lambda", lambda d, d_low, granularity: 0 * real(d, d_low, granularity))
     found = benchmark.measure(model, samples, 0.3, 8, kappa=0.3)
-    assert found.ratio == pytest.approx(1, rel=1e-4) and found.bias < 1e-2 and found.lam == 0
+    assert found.ratio == pytest.approx(1, rel=1e-4)
+    assert found.bias < 1e-2
+    assert found.lam == 0
     assert found.signal_plain == pytest.approx(found.signal_reduced, rel=1e-3)
 
 
@@ -86,7 +91,8 @@ def test_the_command_writes_a_figure_and_a_table(made, tmp_path, monkeypatch, ca
     text = capsys.readouterr().out
     rows = [line.split() for line in text.splitlines() if line.startswith(("lift", "trained"))]
     assert [row[:2] for row in rows] == [[m, s] for m in ("lift", "trained") for s in ("0.2", "0.7")]
-    assert all(math.isfinite(float(row[2])) for row in rows) and out.stat().st_size > 5000
+    assert all(math.isfinite(float(row[2])) for row in rows)
+    assert out.stat().st_size > 5000
     assert out.with_suffix(".txt").read_text() == text
     monkeypatch.setattr(sys, "argv", [*command, "0.2", "--draws", "6"])
     with pytest.raises(SystemExit):

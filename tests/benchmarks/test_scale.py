@@ -11,7 +11,8 @@ PAGE = (Path(__file__).parents[2] / "docs/scale.md").read_text()
 
 def test_published_figures_stand_beside_those_of_the_model():
     header, finetune, scratch, memory = benchmark.published_rows()
-    assert finetune[1:3] == ("1,100", "803") and scratch[1:3] == ("1,750", "775")
+    assert finetune[1:3] == ("1,100", "803")
+    assert scratch[1:3] == ("1,750", "775")
     assert float(memory[2]) < 13  # below the least that a trainer states for its whole process
     for row in (finetune, scratch, memory):
         assert f"| {' | '.join(row)} |" in PAGE

@@ -35,7 +35,8 @@ def test_one_worker_without_overhead_takes_count_times_cost():
     assert schedule(40, 1, 2.5, PERFECT) == 100
     time = step_time(WORK, 1000, PERFECT)
     assert (time.start, time.workers, time.store) == (0, 500, 0)
-    assert time.driver == 1 and time.total == 501
+    assert time.driver == 1
+    assert time.total == 501
 
 
 def test_workers_divide_the_time_until_there_is_one_per_task():
@@ -48,7 +49,8 @@ def test_the_serial_part_of_the_driver_is_the_limit():
     """Amdahl: with any number of nodes the speed-up stays below total over serial time."""
     slow = step_time(WORK, 10_000, PERFECT)
     fast = step_time(replace(WORK, items_per_task=1), 10_000, replace(PERFECT, nodes=10_000))
-    assert fast.total == pytest.approx(10 + 0.5) and slow.total / fast.total < slow.total / slow.driver
+    assert fast.total == pytest.approx(10 + 0.5)
+    assert slow.total / fast.total < slow.total / slow.driver
 
 
 def test_the_dispatch_is_the_limit_of_small_tasks():
@@ -76,17 +78,20 @@ def test_stragglers_and_losses_cost_what_is_expected():
 def test_the_pipeline_takes_its_longest_branch():
     times, path = pipeline_time(1e6, Cluster(4))
     data = times["curate"].total + times["caption"].total + times["encode"].total
-    assert path == pytest.approx(data) and set(times) == {work.name for work in STEPS}
+    assert path == pytest.approx(data)
+    assert set(times) == {work.name for work in STEPS}
     assert path < sum(time.total for time in times.values())
 
 
 def test_the_finetune_is_that_of_the_plan_without_overheads():
     planned = plan(finetune_settings(BASE, 1, 0, False, 1))
     one = finetune_time(planned.settings, SURE)
-    assert one.compute == pytest.approx(planned.seconds_per_step) and one.exchange == 0
+    assert one.compute == pytest.approx(planned.seconds_per_step)
+    assert one.exchange == 0
     assert one.hours == pytest.approx(15_000 * planned.seconds_per_step / 3600)
     checkpointed = finetune_time(finetune_settings(BASE, 1, 0, True, 1), SURE)
-    assert checkpointed.compute / one.compute == pytest.approx(4 / 3, abs=0.03) and checkpointed.gib < one.gib
+    assert checkpointed.compute / one.compute == pytest.approx(4 / 3, abs=0.03)
+    assert checkpointed.gib < one.gib
 
 
 def test_gpu_hours_without_overheads_do_not_depend_on_the_number_of_gpus():
@@ -120,6 +125,7 @@ def test_losses_cost_half_a_checkpoint_interval_and_a_restart():
 
 def test_only_what_fits_is_chosen():
     found = choices("Qwen-Image", Accelerators(32))
-    assert found and all(one.gib <= 73.6 for one in found)
+    assert found
+    assert all(one.gib <= 73.6 for one in found)
     assert [one.hours for one in found] == sorted(one.hours for one in found)
     assert not choices("Qwen-Image", Accelerators(8, gib=16.0))

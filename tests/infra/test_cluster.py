@@ -136,10 +136,12 @@ def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_images):
         jobs.listen(head)
         head.kill()
     stood, _ = newest_checkpoint(runs)
-    assert stopped < stood < STEPS and not storage.exists(f"{folder}/manifest.json")
+    assert stopped < stood < STEPS
+    assert not storage.exists(f"{folder}/manifest.json")
     with ray_head(site.environment) as head:
         finetuned = jobs.submit(head, "finetune", "toy_klein", *settings)
-        assert finetuned == folder and f"resuming from step {stood}" in jobs.said[-1]
+        assert finetuned == folder
+        assert f"resuming from step {stood}" in jobs.said[-1]
         sampling = ("prompts.count=4", "images_per_prompt=1", "sampling.steps=2", "models=[trained, lifted]")
         evaluated = jobs.submit(
             head, "evaluate", "evaluate_toy", "adapter=", f"finetuned={finetuned}", f"curated={curated}",
@@ -158,7 +160,8 @@ def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_images):
     assert [metric.step for metric in history] == list(range(1, STEPS + 1))
     scores = load_artifact(evaluated, "evaluate").manifest["metrics"]
     shown = {name: value for name, value in runs["evaluate"].data.metrics.items() if name.count("/") == 3}
-    assert scores and shown == pytest.approx({f"eval/demo/{name}": value for name, value in scores.items()})
+    assert scores
+    assert shown == pytest.approx({f"eval/demo/{name}": value for name, value in scores.items()})
     assert runs["finetune"].data.tags[RAY_JOB].startswith("first, second, raysubmit_")
     assert chain(client, runs["evaluate"].data.tags["mlflow.note.content"]) == {"finetune", "encode", "basis", "curate"}
     assert_no_secret(site, jobs)

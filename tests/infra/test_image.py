@@ -43,9 +43,12 @@ def test_it_runs_as_nobody_in_particular(steps):
 
 def test_versions_are_the_tested_ones(steps):
     installs = [value for value in values(steps, "RUN") if "pip install" in value]
-    assert "--constraint constraints.txt" in installs[0] and "--no-deps" in installs[1] and len(installs) == 2
+    assert "--constraint constraints.txt" in installs[0]
+    assert "--no-deps" in installs[1]
+    assert len(installs) == 2
     extras = re.search(r"EXTRAS=(\S+)", "\n".join(values(steps, "ARG")))[1].split(",")
-    assert "cluster" in extras and set(extras) <= set(PROJECT["optional-dependencies"])
+    assert "cluster" in extras
+    assert set(extras) <= set(PROJECT["optional-dependencies"])
 
 
 def test_code_is_copied_after_the_dependencies(steps):
@@ -64,7 +67,8 @@ def test_code_is_copied_after_the_dependencies(steps):
 
 def test_nothing_secret_goes_in(steps):
     settings = [value for name in ("ARG", "ENV", "LABEL") for value in values(steps, name)]
-    assert settings and not [value for value in settings if TELLING.search(value)]
+    assert settings
+    assert not [value for value in settings if TELLING.search(value)]
     assert not [value for value in values(steps, "RUN") if "://" in value]  # nothing from elsewhere than the indices
 
 
@@ -81,7 +85,8 @@ def test_docker_context_contains_copied_files_only(steps):
 
 def test_health_check(steps):
     (check,) = values(steps, "HEALTHCHECK")
-    assert "CMD ray health-check" in check and "--interval=" in check
+    assert "CMD ray health-check" in check
+    assert "--interval=" in check
     assert json.loads(values(steps, "ENTRYPOINT")[0]) == ["tini", "--"]
 
 
@@ -97,10 +102,15 @@ def test_the_script_builds_both(tmp_path):
     for call, variant in ((cuda, "cuda"), (cpu, "cpu")):
         words = call.strip("\t").split("\t")
         image = f"registry.example/asymflow:{PROJECT['version']}-{variant}"
-        assert words[0] == "build" and words[-1] == "." and "--push" in words
-        assert words[words.index("--tag") + 1] == image and f"IMAGE={image}" in words
+        assert words[0] == "build"
+        assert words[-1] == "."
+        assert "--push" in words
+        assert words[words.index("--tag") + 1] == image
+        assert f"IMAGE={image}" in words
         assert any(re.fullmatch(r"COMMIT=[0-9a-f]{40}(-changed)?", word) for word in words)
-    assert "BASE=ubuntu:24.04" in cpu and "WHEELS=https://wheels.example/cpu" in cpu and "BASE=" not in cuda
+    assert "BASE=ubuntu:24.04" in cpu
+    assert "WHEELS=https://wheels.example/cpu" in cpu
+    assert "BASE=" not in cuda
 
 
 def test_compose_is_the_same_stack():
@@ -109,7 +119,8 @@ def test_compose_is_the_same_stack():
     services = compose["services"]
     assert {"head", "mlflow", "postgres", "minio"} <= set(services)
     for name, service in services.items():
-        assert re.search(r":\S*\d", service["image"]) and "latest" not in service["image"], name
+        assert re.search(r":\S*\d", service["image"]), name
+        assert "latest" not in service["image"], name
         assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", [])), name
         for key, value in (service.get("environment") or {}).items():
             if TELLING.search(key) and value:

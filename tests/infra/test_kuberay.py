@@ -54,7 +54,8 @@ def test_files_are_known_to_kubernetes(path):
 @pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
 def test_builds_are_known_to_kubernetes(folder):
     manifests = build(folder)
-    assert manifests and [problem for manifest in manifests for problem in problems(manifest)] == []
+    assert manifests
+    assert [problem for manifest in manifests for problem in problems(manifest)] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -86,17 +87,21 @@ def test_pods_are_confined_and_sized():
         for name, pod in pods(manifest):
             where = f"{place}: {manifest['kind']} {name}"
             security = pod["securityContext"]
-            assert security["runAsNonRoot"] and security["runAsUser"] >= 100, where
+            assert security["runAsNonRoot"], where
+            assert security["runAsUser"] >= 100, where
             assert security["seccompProfile"] == {"type": "RuntimeDefault"}, where
             for container in pod["containers"] + pod.get("initContainers", []):
                 own = container["securityContext"]
-                assert own["allowPrivilegeEscalation"] is False and own["capabilities"] == {"drop": ["ALL"]}, where
+                assert own["allowPrivilegeEscalation"] is False, where
+                assert own["capabilities"] == {"drop": ["ALL"]}, where
                 assert {"cpu", "memory"} <= set(container["resources"]["requests"]), where
                 assert "memory" in container["resources"]["limits"], where
             if name in ("data", "encoders", "trainers"):
-                assert pod["automountServiceAccountToken"] is False and pod["serviceAccountName"] == "asymflow-worker"
+                assert pod["automountServiceAccountToken"] is False
+                assert pod["serviceAccountName"] == "asymflow-worker"
                 shm = next(volume for volume in pod["volumes"] if volume["name"] == "shm")
-                assert shm["emptyDir"]["medium"] == "Memory" and shm["emptyDir"]["sizeLimit"], where
+                assert shm["emptyDir"]["medium"] == "Memory", where
+                assert shm["emptyDir"]["sizeLimit"], where
                 mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
                 assert mounts["shm"] == "/dev/shm", where
 
@@ -144,7 +149,8 @@ def test_overlays_have_the_gpus_that_they_are_named_after():
     for folder, count in {"cpu": 0, "gpu-1": 1, "gpu-8": 8, "gpu-32": 32}.items():
         groups = {group["groupName"]: group for group in clusters()[folder]["workerGroupSpecs"]}
         assert sum(gpus(group) * group["maxReplicas"] for name, group in groups.items() if name == "trainers") == count
-        assert "data" in groups and gpus(groups["data"]) == 0
+        assert "data" in groups
+        assert gpus(groups["data"]) == 0
         assert all(group["minReplicas"] == 0 for group in groups.values())
         assert ("encoders" in groups) == (count > 1)
         for name in set(groups) - {"data"}:
@@ -168,7 +174,8 @@ def test_pods_that_train_have_time_for_a_checkpoint():
 
 def test_clusters_are_closed_and_grow_by_themselves():
     for folder, spec in clusters().items():
-        assert spec["authOptions"] == {"mode": "token"} and spec["rayVersion"] == "2.60.0"
+        assert spec["authOptions"] == {"mode": "token"}
+        assert spec["rayVersion"] == "2.60.0"
         assert spec["enableInTreeAutoscaling"] == ("kueue" not in folder)
         assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
@@ -185,7 +192,8 @@ def test_a_finetune_with_a_cluster_of_its_own():
     (job,) = [manifest for manifest in manifests if manifest["kind"] == "RayJob"]
     assert "RayCluster" not in {manifest["kind"] for manifest in manifests}
     assert job["spec"]["rayClusterSpec"] == clusters()["gpu-8"]
-    assert job["spec"]["backoffLimit"] > 0 and job["spec"]["shutdownAfterJobFinishes"]
+    assert job["spec"]["backoffLimit"] > 0
+    assert job["spec"]["shutdownAfterJobFinishes"]
 
 
 def test_jobs_on_a_shared_cluster_leave_it_alone():
@@ -196,7 +204,8 @@ def test_jobs_on_a_shared_cluster_leave_it_alone():
             if "clusterSelector" in spec:
                 assert spec["clusterSelector"] == {"ray.io/cluster": "asymflow"}
                 kept = {"clusterSelector", "entrypoint", "submissionMode"}
-                assert set(spec) == kept and spec["submissionMode"] == "HTTPMode", name_of(path)
+                assert set(spec) == kept, name_of(path)
+                assert spec["submissionMode"] == "HTTPMode", name_of(path)
 
 
 def test_nightly_runs_do_not_overlap():
@@ -219,7 +228,8 @@ def calls_of(entrypoint: str, tmp_path: Path) -> list[list[str]]:
     noted.touch()
     recorder = f'python() {{ for a in "$@"; do printf "%s\\t" "$a"; done >> {noted}; echo >> {noted}; }}\n'
     done = subprocess.run(["sh", "-c", recorder + entrypoint], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", done.stderr
     return [line.strip("\t").split("\t") for line in noted.read_text().splitlines()]
 
 
@@ -231,7 +241,8 @@ def test_entry_points_run(path, tmp_path, monkeypatch, capsys):
         calls = calls_of(spec["entrypoint"], tmp_path)
         assert calls
         for script, *arguments in calls:
-            assert (ROOT / script).is_file() and script.startswith("jobs/")
+            assert (ROOT / script).is_file()
+            assert script.startswith("jobs/")
             monkeypatch.setattr(sys, "argv", [script, *arguments, "--dry-run"])
             capsys.readouterr()
             runpy.run_path(str(ROOT / script), run_name="__main__")

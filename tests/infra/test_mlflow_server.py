@@ -89,7 +89,8 @@ def test_runs_written_by_ray_workers_are_read_back(server, account, s3, local_ra
         local_ray.get([train.remote(tracker.uri, tracker.run_id, rank) for rank in (1, 2)])
     client = MlflowClient(url)
     found = client.get_run(tracker.run_id)
-    assert found.info.status == "FINISHED" and found.data.metrics == {"train/loss_1": 1 / 3, "train/loss_2": 1 / 3}
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics == {"train/loss_1": 1 / 3, "train/loss_2": 1 / 3}
     assert [m.value for m in client.get_metric_history(tracker.run_id, "train/loss_1")] == [1, 1 / 2, 1 / 3]
     pictures = [file.path for file in client.list_artifacts(tracker.run_id, "images")]
     assert len(pictures) >= 2
@@ -106,7 +107,8 @@ def test_unknown_accounts_and_hosts_are_refused(server):
     url, _ = server
     experiments = f"{url}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
     assert ask(f"{url}/health") == 200
-    assert ask(experiments) == 401 and ask(experiments, "wrong") == 401
+    assert ask(experiments) == 401
+    assert ask(experiments, "wrong") == 401
     assert ask(experiments, PASSWORDS["admin"]) == 200
     port = url.rsplit(":", 1)[1]
     assert ask(experiments, PASSWORDS["admin"], host="mlflow:5000") == 200
@@ -121,7 +123,8 @@ def test_make_mlflow_answers_its_own_names_and_pages_alone(tmp_path, monkeypatch
     recipe = (ROOT / "Makefile").read_text().partition("\nmlflow: ")[2].partition("bin/mlflow server")[2]
     arguments = recipe.partition("\n\n")[0].replace("\\\n", " ").replace("$(PORT)", "PORT").split()
     with serve_mlflow(tmp_path, arguments) as url:
-        assert ask(f"{url}/health") == 200 and ask(url) == 200
+        assert ask(f"{url}/health") == 200
+        assert ask(url) == 200
         for host in ("elsewhere.example", f"elsewhere.example:{url.rsplit(':', 1)[1]}", "192.168.0.7"):
             assert ask(url, host=host) == 403, host
         create = f"{url}/api/2.0/mlflow/experiments/create"

@@ -96,7 +96,8 @@ def test_every_job_runs_and_prints_its_artifact(jobs, tiny_workflow, tmp_path):
             made = json.loads(line)["artifact"]
             assert (made is None) == ("--dry-run" in arguments)
             assert made is None or load_artifact(made).id
-    assert (tmp_path / "exported/adapter/config.json").exists() and (tmp_path / "report.html").exists()
+    assert (tmp_path / "exported/adapter/config.json").exists()
+    assert (tmp_path / "report.html").exists()
     stood = json.loads(logs["workflow"].splitlines()[-1])
     assert stood["artifact"] == tiny_workflow[2]["evaluate"].artifact.uri
 

@@ -124,7 +124,9 @@ def test_a_job_is_created_and_waited_for(kubernetes, run, capsys):
     (created,) = kubernetes.server.created
     assert created["spec"] == manifest()["spec"]
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "created nightly-0" and "nightly-0: Running" in said and said[-1] == "nightly-0: SUCCEEDED"
+    assert said[0] == "created nightly-0"
+    assert "nightly-0: Running" in said
+    assert said[-1] == "nightly-0: SUCCEEDED"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ STEPS = ("curate", "caption", "color_stats", "basis", "encode", "finetune", "pre
 @pytest.mark.parametrize("name", JOBS)
 def test_help(job, name):
     status, out, err = job(name, "--help")
-    assert status == 0 and "usage: " in out and err == ""
+    assert status == 0
+    assert "usage: " in out
+    assert err == ""
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -35,7 +37,8 @@ def test_no_arguments(job, name):
 @pytest.mark.parametrize("name", [*STEPS, "workflow", "rank_sweep"])
 def test_missing_file(job, name, tmp_path):
     status, out, err = job(name, tmp_path / "absent.yaml")
-    assert status == 2 and "artifact" not in out
+    assert status == 2
+    assert "artifact" not in out
     assert err == f"error: config file '{tmp_path}/absent.yaml' does not exist\n"
 
 
@@ -45,7 +48,9 @@ def test_missing_inputs_are_refused(job, config, tmp_path, name):
     if name != "color_stats":
         tree |= {"color_stats": str(tmp_path / "absent"), "base": str(tmp_path)}
     status, _, err = job(name, config(tree))
-    assert status == 2 and err.startswith("error: ") and err.count("\n") == 1
+    assert status == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -68,19 +73,24 @@ def test_a_dry_run_prints_settings_and_starts_nothing(job, monkeypatch, capsys, 
     runpy.run_path(str(ROOT / f"jobs/{name}.py"), run_name="__main__")
     *shown, last = capsys.readouterr().out.splitlines()
     made = json.loads(last)
-    assert made["artifact"] is None and made["mlflow_run"] is None
+    assert made["artifact"] is None
+    assert made["mlflow_run"] is None
     if name in ("finetune", "pretrain"):
         assert made["metrics"]["memory_gib"] > 0
     else:
         settings = yaml.safe_load("\n".join(shown))
-        assert settings["run"]["storage"] and made["metrics"] == {}
+        assert settings["run"]["storage"]
+        assert made["metrics"] == {}
         assert name != "curate" or settings["rows_per_file"] == 7
 
 
 @pytest.mark.parametrize("name", ["curate", "workflow", "sweep"])
 def test_a_dry_run_refuses_bad_settings(job, config, name):
     status, out, err = job(name, config({"nonsense": 1}), "--dry-run")
-    assert status == 2 and out == "" and err.startswith("error: ") and "nonsense=1: unknown key" in err
+    assert status == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert "nonsense=1: unknown key" in err
     section = {"curate": {"source": "x", "buckets": "wide"}, "base": "x"}
     if name == "workflow":
         assert job(name, config(section), "--dry-run")[2].startswith("error: curate.buckets")

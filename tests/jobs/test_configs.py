@@ -45,7 +45,9 @@ def test_finetune_of_the_released_space_fits_its_basis():
     from asymflow.oklab import RELEASED
 
     basis, pixels = load("basis/laion"), load("finetune/klein_9b").pixels
-    assert basis.space == "released" and basis.patch_size == pixels.patch_size and basis.layout == pixels.layout
+    assert basis.space == "released"
+    assert basis.patch_size == pixels.patch_size
+    assert basis.layout == pixels.layout
     assert (tuple(pixels.mean), pixels.std) == (RELEASED.mean, RELEASED.std)
 
 
@@ -70,7 +72,8 @@ KLEIN = sorted(ROOT.glob("finetune/klein_9b*.yaml"))
 def test_klein_trains_as_the_released_weights_were_trained(path):
     """5 L_VR + 1 L_P, clipped at 200 and averaged from step 101 on; visible padding, no captions dropped."""
     settings = load(f"finetune/{path.stem}")
-    assert settings.loss.loss_scale == 5.0 and settings.loss.caption_dropout == 0.0
+    assert settings.loss.loss_scale == 5.0
+    assert settings.loss.caption_dropout == 0.0
     if settings.loss.perceptual and settings.loss.kind == "variance_reduced":
         assert settings.loss.loss_scale * settings.loss.perceptual.weight == pytest.approx(1.0)
     assert (settings.optim.clip, settings.optim.clip_from, settings.ema.start_step) == (200.0, 101, 101)
@@ -99,13 +102,16 @@ def test_a_step_and_its_settings_have_one_name():
     jobs = {path.stem for path in (ROOT.parent).glob("*.py")}
     assert {path.parent.name for path in CONFIGS} <= set(SETTINGS) == jobs
     for name, step in STEPS.items():
-        assert SETTINGS[name] is step.settings and name == step.name and step.inputs == step.settings.inputs
+        assert SETTINGS[name] is step.settings
+        assert name == step.name
+        assert step.inputs == step.settings.inputs
     assert tuple(STEPS) == WORKFLOW
 
 
 def test_an_old_name_names_the_new_path():
     moved = yaml.safe_load((ROOT / MOVED).read_text())
-    assert len(moved) == 42 and all((ROOT / new).is_file() for new in moved.values())
+    assert len(moved) == 42
+    assert all((ROOT / new).is_file() for new in moved.values())
     for old, new in moved.items():
         with pytest.raises(ConfigError) as caught:
             load_config(SETTINGS[new.split("/")[0]], str(ROOT / old), [])

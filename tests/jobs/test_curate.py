@@ -27,8 +27,11 @@ ROOT = Path(__file__).parents[2]
 def test_bad_settings(job, config, tmp_path, make_shards, make_images, tree, overrides, parts):
     base = {"source": str(make_shards(make_images(3))), "run": {"storage": str(tmp_path / "runs")}}
     status, out, err = job("curate", config({**base, **tree}), *overrides)
-    assert status == 2 and out == ""
-    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+    assert status == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
     for part in parts:
         assert part in err
 
@@ -40,7 +43,8 @@ def test_whole_process_at_the_command_line(tmp_path):
     command = [sys.executable, "jobs/curate.py", str(path), f"run.storage={tmp_path / 'runs'}"]
     environment = {**os.environ, "RAY_TMPDIR": str(tmp_path / "ray")}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 2
+    assert done.stdout == ""
     assert done.stderr == (
         "error: filter={}: unknown key; allowed here: buckets, captions, columns, crop, encoding, filters, "
         "held_out_every, horizontal_flips, labels, linear_light, near_duplicate_bits, resources, rows_per_file, run, "
@@ -57,6 +61,8 @@ def test_last_line_is_the_artifact(local_ray, monkeypatch, capsys, config, tmp_p
     for _ in range(2):  # made, then found
         runpy.run_path(str(ROOT / "jobs/curate.py"), run_name="__main__")
         lines.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
-    assert lines[0] == lines[1] and set(lines[0]) == {"artifact", "mlflow_run", "metrics"}
-    assert (Path(lines[0]["artifact"]) / "manifest.json").exists() and len(lines[0]["mlflow_run"]) == 32
+    assert lines[0] == lines[1]
+    assert set(lines[0]) == {"artifact", "mlflow_run", "metrics"}
+    assert (Path(lines[0]["artifact"]) / "manifest.json").exists()
+    assert len(lines[0]["mlflow_run"]) == 32
     assert lines[0]["metrics"]["kept_train"] + lines[0]["metrics"]["kept_held_out"] == 40

@@ -38,12 +38,14 @@ def test_whole_process_at_the_command_line(monkeypatch):
         url = process.stdout.readline().split(" ")[0]
         assert url.startswith("http://127.0.0.1:")
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url) as answer:
-            assert answer.status == 200 and b"AsymFlow" in answer.read()
+            assert answer.status == 200
+            assert b"AsymFlow" in answer.read()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 0 and "Traceback" not in err
+    assert process.returncode == 0
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
@@ -63,8 +65,11 @@ def test_whole_process_at_the_command_line(monkeypatch):
 def test_bad_arguments(run, monkeypatch, arguments, message):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     status, out, err = run(*arguments)
-    assert status == 2 and out == ""
-    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert status == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
 
 
 def test_without_gradio(run, monkeypatch):
@@ -76,7 +81,8 @@ def test_a_port_that_is_taken(run):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         status, _, err = run(f"port={port}")
-    assert status == 2 and err.startswith(f"error: host='127.0.0.1', port={port}: cannot listen")
+    assert status == 2
+    assert err.startswith(f"error: host='127.0.0.1', port={port}: cannot listen")
 
 
 @pytest.fixture

@@ -55,9 +55,13 @@ def test_a_missing_path_is_a_one_line_error_before_ray(
         }
     started = time.monotonic()
     ended, out, err = job(job_name, config(tree))
-    assert (ended, out) == (status, "") and err.startswith("error: ") and err.count("\n") == 1
-    assert all(part in err for part in parts) and time.monotonic() - started < 30
-    assert not list(tmp_path.rglob("*.partial")) and preflight._QUICK
+    assert (ended, out) == (status, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert all(part in err for part in parts)
+    assert time.monotonic() - started < 30
+    assert not list(tmp_path.rglob("*.partial"))
+    assert preflight._QUICK
 
 
 @pytest.mark.slow
@@ -76,7 +80,8 @@ def test_of_two_identical_jobs_one_waits_for_the_other(tmp_path, make_shards, ma
     def wait(process, condition):
         deadline = time.monotonic() + 200
         while not condition():
-            assert process.poll() is None and time.monotonic() < deadline, list(tmp_path.glob("*.err"))
+            assert process.poll() is None, list(tmp_path.glob("*.err"))
+            assert time.monotonic() < deadline, list(tmp_path.glob("*.err"))
             time.sleep(0.02)
 
     def holder():
@@ -89,7 +94,9 @@ def test_of_two_identical_jobs_one_waits_for_the_other(tmp_path, make_shards, ma
         told = (tmp_path / f"{name}.err").read_text()
         (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
         assert line == "error: ended by SIGTERM; run the same command again to resume"
-        assert "Traceback" not in told and "SIGABRT" not in told and "*** SIGTERM" not in told
+        assert "Traceback" not in told
+        assert "SIGABRT" not in told
+        assert "*** SIGTERM" not in told
         assert (tmp_path / f"{name}.out").read_text() == ""
 
     first = start("first")

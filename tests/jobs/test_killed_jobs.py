@@ -24,7 +24,8 @@ def run_until(config, condition):
         job = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stdout=log, stderr=log)
     deadline = time.monotonic() + 240
     while not condition():
-        assert job.poll() is None and time.monotonic() < deadline, config.with_suffix(".log").read_text()[-3000:]
+        assert job.poll() is None, config.with_suffix(".log").read_text()[-3000:]
+        assert time.monotonic() < deadline, config.with_suffix(".log").read_text()[-3000:]
         time.sleep(0.02)
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
@@ -52,7 +53,8 @@ def test_workflow_killed_in_every_step(tiny_workflow, tmp_path):
         (folder,) = (root / step).iterdir()
         whole = outcomes[step].artifact
         manifest = yaml.safe_load((folder / "manifest.json").read_text())
-        assert manifest["id"] == whole.id and manifest["files"] == whole.manifest["files"]
+        assert manifest["id"] == whole.id
+        assert manifest["files"] == whole.manifest["files"]
     (curated,) = (root / "curate").iterdir()
     rows = [k for split in ("train", "held_out") for f in (curated / split).iterdir() for k in keys(f)]
     assert Counter(rows) == Counter(k for f in Path(settings.curate["source"]).glob("*.parquet") for k in keys(f))

@@ -62,7 +62,9 @@ def test_help_loads_nothing_heavy():
     answers = run_jobs([[job, ["--help"]] for job in JOBS])
     assert [job for job, *_ in answers] == JOBS
     for job, status, out, err, loaded in answers:
-        assert status == 0 and "usage: " in out and err == "", job
+        assert status == 0, job
+        assert "usage: " in out, job
+        assert err == "", job
         assert not set(HEAVY) & set(loaded), job
 
 
@@ -70,14 +72,19 @@ def test_a_bad_setting_loads_nothing_heavy(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("{}")
     for job, status, out, err, loaded in run_jobs([[job, [str(config), *bad]] for job, bad in BAD.items()]):
-        assert status == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, job
+        assert status == 2, job
+        assert out == "", job
+        assert err.startswith("error: "), job
+        assert err.count("\n") == 1, job
         assert not set(HEAVY) & set(loaded), job
 
 
 def test_the_plan_of_a_workflow_loads_nothing_heavy():
     calls = [["workflow", [f"jobs/configs/workflow/{name}.yaml", "--dry-run"]] for name in ("demo", "klein_9b")]
     for _, status, _, err, loaded in run_jobs(calls):
-        assert status is None and err == "" and not set(HEAVY) & set(loaded)
+        assert status is None
+        assert err == ""
+        assert not set(HEAVY) & set(loaded)
 
 
 def test_the_plan_of_a_training_loads_nothing_heavy():
@@ -85,7 +92,9 @@ def test_the_plan_of_a_training_loads_nothing_heavy():
     configs = {"finetune": "finetune/toy_klein", "pretrain": "pretrain/toy_jit_r8"}
     calls = [[job, [f"jobs/configs/{config}.yaml", "--dry-run"]] for job, config in configs.items()]
     for job, status, out, err, loaded in run_jobs(calls):
-        assert status is None and err == "" and json.loads(out.splitlines()[-1])["metrics"]["memory_gib"] > 0, job
+        assert status is None, job
+        assert err == "", job
+        assert json.loads(out.splitlines()[-1])["metrics"]["memory_gib"] > 0, job
         assert not set(HEAVY) & set(loaded), job
 
 

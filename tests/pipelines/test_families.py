@@ -127,7 +127,8 @@ def test_geometry_read_from_a_folder_agrees_with_its_parts(made):
     assert made.backbone.token_width(transformer.config) == width == made.subspace.rank
     assert transformer.get_submodule(made.backbone.first).in_features == width
     assert transformer.get_submodule(made.backbone.text_input).in_features == text.width
-    assert all(made.backbone.trained) and len(set(made.backbone.trained)) == 3
+    assert all(made.backbone.trained)
+    assert len(set(made.backbone.trained)) == 3
 
 
 def test_an_embedding_depends_on_its_own_caption_alone(made):
@@ -135,7 +136,8 @@ def test_an_embedding_depends_on_its_own_caption_alone(made):
     together = encoder.encode([*CAPTIONS, ""])
     for caption, embedding in zip([*CAPTIONS, ""], together, strict=True):
         (alone,) = encoder.encode([caption])
-        assert embedding.shape == alone.shape == (len(alone), encoder.width) and len(alone) > 0
+        assert embedding.shape == alone.shape == (len(alone), encoder.width)
+        assert len(alone) > 0
         torch.testing.assert_close(embedding, alone, rtol=1e-3, atol=1e-4)
     assert len(together[0]) < len(encoder.encode([4 * CAPTIONS[1]])[0])
     short = made.family.load_text_encoder(made.folder, "cpu", torch.float32, made.tiny.cut).encode(CAPTIONS[1:])[0]
@@ -177,7 +179,8 @@ def test_images_are_encoded_as_decoding_undoes_it(made):
     with torch.no_grad():
         expected = made.tiny.reconstruct(vae, images)
     decoded = encoder.decode(tokens, made.grid)
-    assert decoded.shape == images.shape and decoded.dtype == torch.float32
+    assert decoded.shape == images.shape
+    assert decoded.dtype == torch.float32
     torch.testing.assert_close(decoded, expected.clamp(-1, 1), rtol=0, atol=2e-5)
 
 
@@ -334,7 +337,8 @@ def test_l2p_in_half_precision_with_checkpointing_keeps_float32_weights(made):
     model.set_precision(torch.bfloat16)
     u = model(x_t, sigma, text, mask)
     u.square().mean().backward()
-    assert u.dtype == torch.float32 and model.dtype == torch.bfloat16
+    assert u.dtype == torch.float32
+    assert model.dtype == torch.bfloat16
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.trainable().values())
     assert (u - whole).norm() < 0.1 * whole.norm()
 
@@ -347,7 +351,8 @@ def test_an_l2p_model_is_saved_loaded_and_sampled_from(made, layout, tmp_path):
     x_t, sigma, text, mask = inputs(made)
     save_adapter(model, tmp_path, SamplingDefaults(HEIGHT, WIDTH, 2, 2.0, 3.0, made.tiny.padding))
     tensors, config = read_adapter(tmp_path)
-    assert kind_of(config) == "l2p" and config["head"] == {"blocks": 1, "channels": 4}
+    assert kind_of(config) == "l2p"
+    assert config["head"] == {"blocks": 1, "channels": 4}
     again = restore(transformer_of(made), tmp_path)
     with torch.no_grad():
         assert_close(again(x_t, sigma, text, mask), model(x_t, sigma, text, mask), 5e-3)  # stored in float16
@@ -400,7 +405,8 @@ def test_in_half_precision_trained_values_stay_float32(made):
     model.set_precision(torch.bfloat16)
     u = model(x_t, sigma, text, mask)
     u.square().mean().backward()
-    assert u.dtype == torch.float32 and model.dtype == torch.bfloat16
+    assert u.dtype == torch.float32
+    assert model.dtype == torch.bfloat16
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.trainable().values())
     assert (u - whole).norm() < 0.1 * whole.norm()
 
@@ -458,7 +464,8 @@ def test_an_adapter_is_saved_and_loaded(made, layout, tmp_path):
     model, (x_t, sigma, text, mask) = trained(made, layout=layout), inputs(made)
     save_adapter(model, tmp_path)
     tensors, config = read_adapter(tmp_path)
-    assert kind_of(config) == "asymflow" and config["_class_name"] == made.backbone.adapter_classes["asymflow"]
+    assert kind_of(config) == "asymflow"
+    assert config["_class_name"] == made.backbone.adapter_classes["asymflow"]
     assert json.loads((tmp_path / "config.json").read_text()) == config
     assert all(not name.startswith("transformer.") for name in tensors)
     again = restore(transformer_of(made), tmp_path)
@@ -467,7 +474,8 @@ def test_an_adapter_is_saved_and_loaded(made, layout, tmp_path):
         assert_close(again(x_t, sigma, text, mask), expected, 5e-3)  # stored in float16
     save_adapter(again, tmp_path / "again")
     same = {name: torch.equal(tensor, tensors[name]) for name, tensor in read_adapter(tmp_path / "again")[0].items()}
-    assert same.keys() == tensors.keys() and all(same.values())
+    assert same.keys() == tensors.keys()
+    assert all(same.values())
     latent = LatentModel.from_latent(transformer_of(made), made.subspace).eval()
     latent.add_lora(LORA)
     save_adapter(latent, tmp_path / "latent")
@@ -479,11 +487,14 @@ def test_images_are_sampled_end_to_end(made, tmp_path):
     defaults = SamplingDefaults(HEIGHT, WIDTH, 2, 2.0, 3.0, made.tiny.padding)
     save_adapter(trained(made), tmp_path, defaults)
     both = open_sampler(made.folder, str(tmp_path))
-    assert both.patch_size == made.subspace.patch_size and both.defaults == defaults
+    assert both.patch_size == made.subspace.patch_size
+    assert both.defaults == defaults
     drawing = SamplingParameters(height=HEIGHT, width=WIDTH, steps=2, guidance=2.0, shift=3.0)
     images = {name: getattr(both, name)(CAPTIONS, [3, 4], drawing) for name in ("pixel", "latent")}
     for name, found in images.items():
-        assert found.shape == (2, 3, HEIGHT, WIDTH) and torch.isfinite(found).all() and found.abs().max() <= 1, name
+        assert found.shape == (2, 3, HEIGHT, WIDTH), name
+        assert torch.isfinite(found).all(), name
+        assert found.abs().max() <= 1, name
     alone = {
         model: load_sampler(model, made.folder, tmp_path, made.subspace, defaults, "cpu")
         for model in ("trained", "lifted", "latent")
@@ -567,7 +578,8 @@ def test_blocks_keep_as_many_values_as_estimated(made, lora):
 def test_published_models_have_the_shapes_of_the_class(made):
     for name in made.tiny.published:
         model = published_model(f"/models/{name}")
-        assert model == published_model(name) and model.config["_class_name"] == made.backbone.transformer
+        assert model == published_model(name)
+        assert model.config["_class_name"] == made.backbone.transformer
         config = copy.deepcopy(dict(model.config))
         with torch.device("meta"):
             transformer = made.backbone.prepare(getattr(diffusers, config.pop("_class_name"))(**config))

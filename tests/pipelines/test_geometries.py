@@ -53,7 +53,8 @@ def made(request, tmp_path_factory) -> Made:
     z_0 = load_image_encoder(base, "cpu").encode(images)
     moments = PatchMoments(3 * patch_size**2, width)
     moments.update(patchify(RELEASED.encode(images), patch_size), z_0)
-    assert moments.cross_gram is not None and moments.latent_norm_sq is not None
+    assert moments.cross_gram is not None
+    assert moments.latent_norm_sq is not None
     A = procrustes_basis(moments.cross_gram)
     s = fit_scale(A, moments.pixel_gram, moments.latent_norm_sq)
     return Made(base, patch_size, width, images, z_0, Subspace(A.float(), s, "channel_first", RELEASED, {}))
@@ -94,7 +95,8 @@ def test_images_become_tokens_and_images_again_as_in_the_stock_pipeline(made):
     packed = stock._pack_latents(latents)
     torch.testing.assert_close(made.z_0[:2], packed, rtol=0, atol=1e-5)
     decoded = encoder.decode(made.z_0[:2], grid)
-    assert decoded.shape == (2, 3, 64, 96) and decoded.abs().max() <= 1
+    assert decoded.shape == (2, 3, 64, 96)
+    assert decoded.abs().max() <= 1
     mean, std = stock.vae.bn.running_mean, (stock.vae.bn.running_var + stock.vae.config.batch_norm_eps).sqrt()
     unpacked = stock._unpatchify_latents((packed * std + mean).mT.unflatten(2, grid))
     with torch.no_grad():
@@ -143,7 +145,8 @@ def test_lifted_trained_and_latent_models_are_sampled(made, tmp_path):
     parameters = SamplingParameters(**size, steps=2, guidance=2.0, shift=3.0)
     for sample in (sampler.pixel, sampler.latent):
         images = sample(CAPTIONS, [3, 4], parameters)
-        assert images.shape == (2, 3, 64, 96) and torch.isfinite(images).all()
+        assert images.shape == (2, 3, 64, 96)
+        assert torch.isfinite(images).all()
     with pytest.raises(ValueError, match=f"is not a multiple of {made.patch_size}"):
         sampler.pipeline("picture 1", height=made.patch_size + 1, width=96)
     untrained = AsymFlux2KleinPipeline.from_pretrained(made.base, subspace=made.subspace)

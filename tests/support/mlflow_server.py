@@ -57,7 +57,8 @@ def serve_manifest(folder: Path, database: Database, environment: Mapping[str, s
     generators = yaml.safe_load((INFRA / "kustomization.yaml").read_text())["configMapGenerator"]
     site = next(generator["literals"] for generator in generators if generator["name"] == "mlflow-site")
     accounts = (INFRA / "basic_auth.ini").read_text()
-    assert given["MLFLOW_BACKEND_STORE_URI"] == _DATABASE and _DATABASE in accounts
+    assert given["MLFLOW_BACKEND_STORE_URI"] == _DATABASE
+    assert _DATABASE in accounts
     (folder / "basic_auth.ini").write_text(accounts.replace(_DATABASE, database.uri))
     own = {"MLFLOW_BACKEND_STORE_URI": database.uri, "MLFLOW_AUTH_CONFIG_PATH": str(folder / "basic_auth.ini")}
     site_settings = dict(literal.split("=", 1) for literal in site)

@@ -21,8 +21,10 @@ def test_an_attached_adapter_gives_the_velocity_of_the_merged_one(tmp_path, tiny
     expected, found = velocities(model, attached)
     _, merged = velocities(model, load_merged(tiny_transformer(96), tmp_path)[0])
     largest = expected.abs().max()
-    assert (found - expected).abs().max() < 2e-5 * largest and (found - merged).abs().max() < 2e-5 * largest
-    assert subspace.layout == "channel_first" and torch.equal(attached.proj_buffer, subspace.A)
+    assert (found - expected).abs().max() < 2e-5 * largest
+    assert (found - merged).abs().max() < 2e-5 * largest
+    assert subspace.layout == "channel_first"
+    assert torch.equal(attached.proj_buffer, subspace.A)
     left = {name.replace(".base_layer", ""): value for name, value in attached.state_dict().items()}
     changed = ("x_embedder.weight", "norm_out.linear.weight", "proj_out.weight")
     assert all(torch.equal(left[name], value) for name, value in before.items() if name not in changed)
@@ -34,7 +36,8 @@ def test_lora_stays_lora_and_can_be_switched_off(tiny_transformer):
     attached = attach(tiny_transformer(96), tensors, model.subspace)
     own = dict(attached.named_parameters())
     layers = {name.rpartition(".lora_")[0] for name in tensors if ".lora_" in name}
-    assert layers and all(
+    assert layers
+    assert all(
         torch.equal(own[f"{layer}.lora_{half}.{ATTACHED}.weight"], tensors[f"{layer}.lora_{half}.weight"].float())
         for layer in layers
         for half in "AB"
@@ -53,7 +56,8 @@ def test_a_half_precision_base_keeps_its_type_and_the_basis_in_float32(tiny_tran
     model = trained(tiny_transformer(96))
     tensors = to_released(model.trainable(), model.subspace)
     attached = attach(tiny_transformer(96).bfloat16(), tensors, model.subspace)
-    assert attached.dtype == torch.bfloat16 and attached.proj_buffer.dtype == torch.float32
+    assert attached.dtype == torch.bfloat16
+    assert attached.proj_buffer.dtype == torch.float32
     kinds = {parameter.dtype for parameter in attached.parameters()}
     assert kinds == {torch.bfloat16}
     expected, found = velocities(model, attached)
@@ -69,7 +73,8 @@ def test_a_base_stored_in_eight_bits_has_the_adapter_beside_it(tiny_transformer)
     rounded.load_state_dict(stored)
     attached = attach(base, tensors, model.subspace)
     weight = attached.transformer_blocks[0].attn.to_q.weight
-    assert weight.dtype == torch.float8_e4m3fn and attached.dtype == torch.float32
+    assert weight.dtype == torch.float8_e4m3fn
+    assert attached.dtype == torch.float32
     expected, found = velocities(model, merge(rounded, tensors, model.subspace)), velocities(model, attached)
     assert (found[1] - expected[1]).abs().max() < 2e-5 * expected[1].abs().max()
 
@@ -88,7 +93,8 @@ def test_a_base_in_nf4_has_the_adapter_beside_it(tiny_transformer, by_diffusers)
     tensors = to_released(model.trainable(), model.subspace)
     attached = attach(base, tensors, model.subspace)
     block = attached.single_transformer_blocks[0].attn
-    assert block.to_qkv_mlp_proj.weight.dtype == torch.uint8 and attached.dtype == torch.float32
+    assert block.to_qkv_mlp_proj.weight.dtype == torch.uint8
+    assert attached.dtype == torch.float32
     assert type(block.to_out).__name__ == ("Linear4bit" if by_diffusers else "Linear")
     exact, _ = velocities(model, attached)
     model.quantize_base()

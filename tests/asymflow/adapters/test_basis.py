@@ -26,8 +26,10 @@ def test_rounded_buffers_become_orthonormal_again():
     found = from_buffers(**{"A": subspace.A.bfloat16(), "s": torch.tensor(2.4).bfloat16()})
     A = found.A.double()
     assert (A.T @ A - torch.eye(128)).abs().max() < 1e-6
-    assert (found.A - subspace.A).abs().max() < 5e-4 and found.s == pytest.approx(2.4, rel=4e-3)
-    assert found.space == RELEASED and found.layout == "channel_first"
+    assert (found.A - subspace.A).abs().max() < 5e-4
+    assert found.s == pytest.approx(2.4, rel=4e-3)
+    assert found.space == RELEASED
+    assert found.layout == "channel_first"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,8 @@ def test_the_released_pth_comes_back(tmp_path, layout):
         "proj_mat_p16": ([768, 128], torch.float32), "scale_p16": ([], torch.float32),
     }  # fmt: skip
     again = load_pth(tmp_path / "s.pth")
-    assert again.layout == "channel_first" and again.s == pytest.approx(2.4)
+    assert again.layout == "channel_first"
+    assert again.s == pytest.approx(2.4)
     assert torch.equal(again.A, in_layout(subspace, "channel_first").A)
     images = torch.randn(1, 3, 32, 32)
     assert torch.allclose(patchify(images, 16) @ again.A, patchify(images, 16, layout) @ subspace.A, atol=1e-5)
@@ -98,7 +101,8 @@ def test_subspace_beside_the_adapter_is_found_and_compared(tmp_path):
         find_subspace(tmp_path, tensors)
     last.save(tmp_path / "subspace.safetensors")
     found = find_subspace(tmp_path, tensors)
-    assert found.space == space and found.layout == "channel_first"
+    assert found.space == space
+    assert found.layout == "channel_first"
     with pytest.raises(ValueError, match="not the one that the adapter"):
         find_subspace(tmp_path, buffers(last))  # packed the other way
     with pytest.raises(ValueError, match="lacks proj_buffer and scale_buffer"):

@@ -13,8 +13,11 @@ TENSORS = {
 def test_comfyui_differs_in_one_name_and_one_order():
     found = to_comfyui(TENSORS)
     assert found["norm_out.linear.weight"].tolist() == [[4, 5], [6, 7], [0, 1], [2, 3]]
-    assert "time_text_embed.timestep_embedder.linear_1.lora_A.weight" in found and len(found) == len(TENSORS)
+    assert "time_text_embed.timestep_embedder.linear_1.lora_A.weight" in found
+    assert len(found) == len(TENSORS)
     same = [name for name in TENSORS if name in found and name != "norm_out.linear.weight"]
-    assert len(same) == 2 and all(found[name] is TENSORS[name] for name in same)
+    assert len(same) == 2
+    assert all(found[name] is TENSORS[name] for name in same)
     back = from_comfyui(found)
-    assert list(back) == list(TENSORS) and all(torch.equal(back[name], TENSORS[name]) for name in TENSORS)
+    assert list(back) == list(TENSORS)
+    assert all(torch.equal(back[name], TENSORS[name]) for name in TENSORS)

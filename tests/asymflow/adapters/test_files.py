@@ -35,7 +35,8 @@ def test_both_formats_round_trip(tmp_path):
     write_comfyui(tmp_path / "comfyui", TENSORS, CONFIGURATION, SUBSPACE, DEFAULTS)
     for format in ("released", "comfyui"):
         tensors, config = read_adapter(tmp_path / format)
-        assert config == CONFIGURATION and tensors.keys() == TENSORS.keys()
+        assert config == CONFIGURATION
+        assert tensors.keys() == TENSORS.keys()
         assert all(torch.equal(t, TENSORS[n]) and t.dtype == TENSORS[n].dtype for n, t in tensors.items())
         assert read_defaults(tmp_path / format) == DEFAULTS
     assert json.loads((tmp_path / "released" / CONFIG).read_text()) == CONFIGURATION  # and no key more
@@ -48,7 +49,8 @@ def test_defaults_without_metadata_are_the_released_models(tmp_path):
     write_adapter(tmp_path, TENSORS, CONFIGURATION, SUBSPACE)
     found = read_defaults(tmp_path)
     assert found == SamplingDefaults(1024, 1024, 32, 4.0, 17.0, "max_length")
-    assert found.shift_at(1024, 1024) == 17 and found.shift_at(2048, 2048) == 34
+    assert found.shift_at(1024, 1024) == 17
+    assert found.shift_at(2048, 2048) == 34
     save_file(TENSORS, tmp_path / WEIGHTS, {"asymflow": json.dumps({"shift": 5.0, "of a newer version": 1})})
     assert read_defaults(tmp_path).shift == 5.0
 

@@ -11,13 +11,18 @@ def test_folders_are_used_in_place_and_repositories_are_fetched(tmp_path, monkey
         return str(tmp_path / "fetched")
 
     monkeypatch.setattr(hub, "snapshot_download", fetch)
-    assert hub.local_folder(tmp_path) == tmp_path and not asked
+    assert hub.local_folder(tmp_path) == tmp_path
+    assert not asked
     options = {"token": "t", "cache_dir": "c", "dtype": "float32", "text_encoder": None}
     assert hub.local_folder("owner/name", "abc", options) == tmp_path / "fetched"
     ((repository, given),) = asked
-    assert repository == "owner/name" and given == {
-        "revision": "abc", "token": "t", "cache_dir": "c", "allow_patterns": ["*.json", "*.safetensors", "*.pth"],
-    }  # fmt: skip
+    assert repository == "owner/name"
+    assert given == {
+        "revision": "abc",
+        "token": "t",
+        "cache_dir": "c",
+        "allow_patterns": ["*.json", "*.safetensors", "*.pth"],
+    }
 
 
 @pytest.mark.parametrize("path", ["./absent", "/absent/folder", "absent", "a/b/c", "~/x", "models/absent", "/x"])

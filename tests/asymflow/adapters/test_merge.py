@@ -30,7 +30,8 @@ def test_the_merged_model_is_the_trained_one(tmp_path, tiny_transformer, layout,
     model = trained(tiny_transformer(96), layout=layout, rank=rank, alpha=alpha)
     save_adapter(model, tmp_path)
     merged, subspace = load_merged(tiny_transformer(96), tmp_path)
-    assert subspace.layout == "channel_first" and not any("lora" in name for name in merged.state_dict())
+    assert subspace.layout == "channel_first"
+    assert not any("lora" in name for name in merged.state_dict())
     expected, found = velocities(model, merged)
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
 
@@ -55,7 +56,9 @@ def test_merged_model_is_saved_and_loaded_by_diffusers(tmp_path, tiny_transforme
     merged.save_pretrained(tmp_path / "model")
     again = AsymFlux2Transformer2DModel.from_pretrained(tmp_path / "model")
     assert own_settings(again) == own_settings(merged)
-    assert again.config.in_channels == 3 and again.config.patch_size == 16 and again.config.base_rank == 128
+    assert again.config.in_channels == 3
+    assert again.config.patch_size == 16
+    assert again.config.base_rank == 128
     assert all(torch.equal(again.state_dict()[name], value) for name, value in merged.state_dict().items())
 
 
@@ -65,14 +68,16 @@ def test_an_adapter_of_the_released_names_and_the_9b_shapes_maps_one_to_one():
         tensors = {name: torch.empty(shape, dtype=torch.float16) for name, shape in released_shapes().items()}
     subspace = make_subspace()
     found = expected_shapes(dict(base.named_parameters()), tensors, subspace)
-    assert found == {name: torch.Size(shape) for name, shape in released_shapes().items()} and len(found) == 121
+    assert found == {name: torch.Size(shape) for name, shape in released_shapes().items()}
+    assert len(found) == 121
     with torch.device("meta"):
         whole = AsymFlux2Transformer2DModel(oklab_mean=list(RELEASED.mean), oklab_std=RELEASED.std)
     merged = merge(base, tensors, subspace)
     assert own_settings(merged) == own_settings(whole)
     assert {n: t.shape for n, t in merged.state_dict().items()} == {n: t.shape for n, t in whole.state_dict().items()}
     reached = {name.split(".lora_")[0] + ".weight" for name in tensors if ".lora_" in name}
-    assert reached <= whole.state_dict().keys() and len(reached) == 58
+    assert reached <= whole.state_dict().keys()
+    assert len(reached) == 58
 
 
 @pytest.mark.parametrize(
@@ -119,7 +124,8 @@ def test_merging_in_half_precision_rounds_once(tiny_transformer):
     exact = merge(tiny_transformer(96), tensors, model.subspace).state_dict()
     half = merge(tiny_transformer(96).bfloat16(), tensors, model.subspace).state_dict()
     name = "single_transformer_blocks.0.attn.to_out.weight"
-    assert half[name].dtype == torch.bfloat16 and half["proj_buffer"].dtype == torch.float32
+    assert half[name].dtype == torch.bfloat16
+    assert half["proj_buffer"].dtype == torch.float32
     assert (half[name].float() - exact[name]).abs().max() < 2**-7 * exact[name].abs().max()
 
 

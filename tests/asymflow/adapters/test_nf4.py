@@ -32,7 +32,8 @@ def test_diffusers_reads_the_folder(tmp_path, pair, monkeypatch):
     monkeypatch.setattr("diffusers.quantizers.bitsandbytes.utils.bnb", import_bitsandbytes(), raising=False)
     found = AsymFlux2Transformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.float32, device_map={"": "cpu"})
     assert {name for name, module in found.named_modules() if isinstance(module, linear4bit)} == layers
-    assert found.dtype == torch.float32 and torch.equal(found.proj_buffer, merged.proj_buffer)
+    assert found.dtype == torch.float32
+    assert torch.equal(found.proj_buffer, merged.proj_buffer)
     assert found.config.sampling == merged.config.sampling
     stored = found.state_dict()
     assert all(torch.equal(stored[name], value) for name, value in quantized.state_dict().items())

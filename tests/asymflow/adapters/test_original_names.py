@@ -12,7 +12,8 @@ from asymflow.models.pixel import AsymFlux2Transformer2DModel
 def test_diffusers_converts_the_names_back(tiny_transformer):
     state = AsymFlux2Transformer2DModel.from_latent(tiny_transformer(96), make_subspace()).state_dict()
     original = to_original(state)
-    assert original["img_in.weight"].shape[1] == 768 and "double_blocks.0.img_attn.qkv.weight" in original
+    assert original["img_in.weight"].shape[1] == 768
+    assert "double_blocks.0.img_attn.qkv.weight" in original
     assert not any(name.startswith(("transformer_blocks", "single_transformer_blocks")) for name in original)
     back = convert_flux2_transformer_checkpoint_to_diffusers(dict(original))
     assert back.keys() == state.keys()

@@ -61,7 +61,8 @@ def klein():
 
 def test_names_shapes_and_types_are_the_released_files(klein):
     tensors = to_released(klein.trainable(), klein.subspace)
-    assert len(tensors) == 121 and sum(t.numel() for t in tensors.values()) == 353_533_953
+    assert len(tensors) == 121
+    assert sum(t.numel() for t in tensors.values()) == 353_533_953
     assert len({released_name(name) for name in klein.trainable()}) == len(klein.trainable()) == 119
     types = {"proj_buffer": torch.bfloat16, "scale_buffer": torch.bfloat16}
     expected = {name: (shape, types.get(name, torch.float16)) for name, shape in released_shapes().items()}
@@ -120,11 +121,14 @@ def test_files_hold_the_subspace_twice(make, tmp_path):
     save_adapter(model, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([WEIGHTS, CONFIG, SUBSPACE])
     tensors, subspace = load_file(tmp_path / WEIGHTS), Subspace.load(tmp_path / SUBSPACE)
-    assert torch.equal(tensors["proj_buffer"], model.A.bfloat16()) and torch.equal(subspace.A, model.A)
-    assert tensors["scale_buffer"].shape == () and tensors["scale_buffer"] == torch.tensor(2.4).bfloat16()
+    assert torch.equal(tensors["proj_buffer"], model.A.bfloat16())
+    assert torch.equal(subspace.A, model.A)
+    assert tensors["scale_buffer"].shape == ()
+    assert tensors["scale_buffer"] == torch.tensor(2.4).bfloat16()
     before = model.A.clone()
     load_adapter(model, tmp_path)
-    assert model.A.dtype == torch.float32 and torch.equal(model.A, before)
+    assert model.A.dtype == torch.float32
+    assert torch.equal(model.A, before)
 
 
 def test_loaded_model_gives_the_same_velocity(make, tmp_path):

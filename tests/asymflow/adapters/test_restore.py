@@ -49,7 +49,8 @@ def test_a_model_of_any_kind_comes_back_from_its_folder(make, tiny_transformer, 
     model = make(cls, head, lora)
     save_adapter(model, tmp_path)
     again = restore(tiny_transformer(96), tmp_path, make_subspace() if cls is LatentFlux2 else None)
-    assert type(again) is cls and not again.training
+    assert type(again) is cls
+    assert not again.training
     torch.testing.assert_close(answer(again), answer(model), rtol=1e-5, atol=1e-5)
 
 
@@ -86,7 +87,8 @@ def test_a_folder_without_a_subspace_beside_it_comes_back(make, tiny_transformer
     model = make(cls, head)
     as_released(model, tmp_path, dtype)
     again = restore(tiny_transformer(96), tmp_path)
-    assert (again.A - model.A).abs().max() < 5e-4 and again.s == pytest.approx(model.s, rel=4e-3)
+    assert (again.A - model.A).abs().max() < 5e-4
+    assert again.s == pytest.approx(model.s, rel=4e-3)
     assert (answer(again) - answer(model)).norm() < 0.02 * answer(model).norm()
     load_adapter(again, tmp_path)  # and once more, on the basis that was made of it
     load_adapter(model, tmp_path)  # and on the exact one

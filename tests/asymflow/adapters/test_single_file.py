@@ -40,7 +40,8 @@ def test_a_gguf_file_is_read_by_another_reader_tensor_by_tensor(tmp_path, merged
             kind = torch.float32 if tensor.name in ("proj_buffer", "scale_buffer") else torch.float16
             assert torch.equal(found, weight.to(kind).float()), tensor.name
             continue
-        assert tensor.tensor_type.name == type.upper() and tensor.name not in KEPT
+        assert tensor.tensor_type.name == type.upper()
+        assert tensor.name not in KEPT
         blocks, error = weight.reshape(-1, 32), (found - weight).abs().reshape(-1, 32)
         scale = blocks.amax(1) - blocks.amin(1) if type.endswith("1") else blocks.abs().amax(1)
         # the scales are float16, and the value opposite to the largest of a block of type _0 may be cut by one step
@@ -51,8 +52,10 @@ def test_a_gguf_file_is_read_by_another_reader_tensor_by_tensor(tmp_path, merged
 @pytest.mark.parametrize(("type", "largest"), [("q8_0", 0.01), ("q5_0", 0.06), ("q4_1", 0.12)])
 def test_diffusers_loads_a_gguf_file(tmp_path, merged, type, largest):
     model = load_single_file(write_gguf(merged, tmp_path, type), torch.float32)
-    assert isinstance(model.transformer_blocks[0].attn.to_q, GGUFLinear) and model.dtype == torch.float32
-    assert torch.equal(model.proj_buffer, merged.proj_buffer) and torch.equal(model.scale_buffer, merged.scale_buffer)
+    assert isinstance(model.transformer_blocks[0].attn.to_q, GGUFLinear)
+    assert model.dtype == torch.float32
+    assert torch.equal(model.proj_buffer, merged.proj_buffer)
+    assert torch.equal(model.scale_buffer, merged.scale_buffer)
     assert model.config.sampling == merged.config.sampling
     assert 1e-4 < relative_error(model, merged) < largest
 
@@ -68,9 +71,12 @@ def test_a_float8_file_has_the_layout_that_comfyui_reads(tmp_path, merged):
             kind = torch.float32 if name in ("proj_buffer", "scale_buffer") else torch.bfloat16
             assert torch.equal(found.pop(name), weight.to(kind)), name
             continue
-        assert layers[layer] == {"format": "float8_e4m3fn"} and name not in KEPT
+        assert layers[layer] == {"format": "float8_e4m3fn"}
+        assert name not in KEPT
         stored, scale = found.pop(name), found.pop(f"{layer}.weight_scale")
-        assert stored.dtype == torch.float8_e4m3fn and scale.dtype == torch.float32 and scale.shape == ()
+        assert stored.dtype == torch.float8_e4m3fn
+        assert scale.dtype == torch.float32
+        assert scale.shape == ()
         assert float(scale) == pytest.approx(float(weight.abs().max()) / FP8_MAX)
         # 3 bits of mantissa, and steps of 2^-9 near zero
         step = (weight.abs() * 2**-3).clamp_min(2**-9 * float(scale))
@@ -80,12 +86,14 @@ def test_a_float8_file_has_the_layout_that_comfyui_reads(tmp_path, merged):
 
 def test_diffusers_loads_a_float8_file_and_samples_from_it(tmp_path, merged):
     model = load_single_file(write_fp8(merged, tmp_path), torch.float32)
-    assert isinstance(model.transformer_blocks[0].attn.to_q, BFLFP8RLinear) and model.dtype == torch.float32
+    assert isinstance(model.transformer_blocks[0].attn.to_q, BFLFP8RLinear)
+    assert model.dtype == torch.float32
     assert 1e-4 < relative_error(model, merged) < 0.04
     pipeline = AsymFlux2KleinPipeline.from_pretrained(BASE, transformer=model)
     exact = AsymFlux2KleinPipeline.from_pretrained(BASE, adapter=ADAPTER)
     difference = (samples(pipeline) - samples(exact)).abs().mean()
-    assert pipeline.defaults == exact.defaults and 0 < difference < 0.1
+    assert pipeline.defaults == exact.defaults
+    assert 0 < difference < 0.1
     with pytest.raises(ValueError, match="a pixel model already: leave out adapter"):
         AsymFlux2KleinPipeline.from_pretrained(BASE, transformer=model, adapter=ADAPTER)
 

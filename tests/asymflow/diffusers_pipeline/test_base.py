@@ -43,14 +43,17 @@ def test_from_pipe_shares_the_modules_and_the_defaults(toy, kind):
     made = AsymFlux2KleinPipeline(**toy.components, shift=9.0)
     for source in KINDS:
         found = kind.from_pipe(source.from_pipe(made))
-        assert type(found) is kind and shares(found, toy)
-        assert (found.defaults, found.space) == (made.defaults, made.space) and found.defaults.shift == 9.0
+        assert type(found) is kind
+        assert shares(found, toy)
+        assert (found.defaults, found.space) == (made.defaults, made.space)
+        assert found.defaults.shift == 9.0
 
 
 def test_from_pipe_does_not_convert_half_precision():
     half = AsymFlux2KleinPipeline.from_pretrained(BASE, adapter=ADAPTER, text_encoder=None, dtype=torch.bfloat16)
     found = AsymFlux2KleinInpaintPipeline.from_pipe(half)
-    assert found.transformer is half.transformer and found.transformer.dtype == torch.bfloat16
+    assert found.transformer is half.transformer
+    assert found.transformer.dtype == torch.bfloat16
 
 
 def test_from_pipe_of_a_latent_pipeline_is_refused():
@@ -63,13 +66,16 @@ def test_auto_pipelines_find_the_pipelines(toy, tmp_path):
     toy.save_pretrained(tmp_path)
     for auto, kind in zip(AUTO, KINDS, strict=False):
         found = auto.from_pipe(AsymFlux2KleinInpaintPipeline.from_pipe(toy))
-        assert type(found) is kind and shares(found, toy)
+        assert type(found) is kind
+        assert shares(found, toy)
         loaded = auto.from_pretrained(tmp_path)
-        assert type(loaded) is kind and loaded.defaults == toy.defaults
+        assert type(loaded) is kind
+        assert loaded.defaults == toy.defaults
 
 
 def test_folders_of_one_pipeline_are_loaded_by_the_others(toy, tmp_path):
     AsymFlux2KleinInpaintPipeline.from_pipe(toy).save_pretrained(tmp_path)
     assert AsymFlux2KleinPipeline.from_pretrained(tmp_path).defaults == toy.defaults
     made = AsymFlux2KleinImg2ImgPipeline.from_pretrained(BASE, adapter=ADAPTER, text_encoder=None, tokenizer=None)
-    assert type(made) is AsymFlux2KleinImg2ImgPipeline and made.defaults == toy.defaults
+    assert type(made) is AsymFlux2KleinImg2ImgPipeline
+    assert made.defaults == toy.defaults

@@ -51,7 +51,10 @@ def test_a_size_that_cannot_be_sampled_is_named(height, width, message):
 
 def test_the_region_holds_what_any_mask_marks_with_its_padding():
     left, top, right, bottom = masked_region([dotted((4, 10, 8, 12)), dotted((12, 10, 14, 14))], 2, None, None)
-    assert left <= 2 and top <= 8 and right >= 16 and bottom >= 16
+    assert left <= 2
+    assert top <= 8
+    assert right >= 16
+    assert bottom >= 16
     assert (right - left) / (bottom - top) == pytest.approx(40 / 30, abs=0.15)
     assert masked_region([dotted((4, 10, 8, 14))], 0, 64, 64) == (4, 10, 8, 14)
 

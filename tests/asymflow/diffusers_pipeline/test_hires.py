@@ -35,7 +35,8 @@ def test_the_stages_are_text_to_image_and_image_to_image(hires, toy, embedded):
         **options, image=toy.image_processor.numpy_to_pil(image)[0], strength=0.5, generator=generator
     ).images
     found = hires(generator=seeded(5), strength=0.5).images
-    assert found.shape == (1, 3, 64, 48) and largest_difference(found, upscaled) > 0.02
+    assert found.shape == (1, 3, 64, 48)
+    assert largest_difference(found, upscaled) > 0.02
     assert (found - expected).abs().mean() < 2e-3  # there the image between the stages has 8 bits
 
 
@@ -70,7 +71,8 @@ def test_an_interrupted_first_stage_ends_the_call(hires):
         pipeline._interrupt = True
         return {}
 
-    assert hires(callback_on_step_end=stop).images.shape == (1, 3, 64, 48) and steps == [0]
+    assert hires(callback_on_step_end=stop).images.shape == (1, 3, 64, 48)
+    assert steps == [0]
 
 
 def test_sizes(hires):

@@ -10,7 +10,8 @@ from toy_pipeline import PROMPTS, largest_difference, noise, seeded
 def test_strength_0_returns_the_image(change, photograph):
     for image in (photograph, photograph.convert("L"), photograph.convert("P"), photograph.convert("RGBA")):
         (found,) = change(image=image, strength=0.0).images
-        assert found.size == image.size and found.tobytes() == image.convert(found.mode).tobytes()
+        assert found.size == image.size
+        assert found.tobytes() == image.convert(found.mode).tobytes()
     clear = Image.merge("RGBA", (*photograph.split(), photograph.getchannel("R")))
     assert change(image=clear, strength=0.0).images[0].tobytes() == clear.tobytes()
     values = change(image=photograph, strength=0.0, output_type="np").images[0]
@@ -53,7 +54,8 @@ def test_size_prompts_and_references(change, photograph, toy):
     options = {"prompt_embeds": text, "output_type": "pt", "num_images_per_prompt": 2, "latents": noise(4, 24, 36)}
     found = change(image=images, **options).images
     alone = change(image=images[1], **{**options, "prompt_embeds": text[1:], "latents": noise(4, 24, 36)[2:]}).images
-    assert found.shape == (4, 3, 22, 33) and largest_difference(found[2:], alone) < 1e-4
+    assert found.shape == (4, 3, 22, 33)
+    assert largest_difference(found[2:], alone) < 1e-4
     plain = change(image=photograph, latents=noise(1, 24, 36), output_type="pt").images
     other = Image.new("RGB", (64, 80), "green")
     with_reference = change(image=photograph, latents=noise(1, 24, 36), output_type="pt", image_reference=other).images
@@ -63,7 +65,8 @@ def test_size_prompts_and_references(change, photograph, toy):
 def test_a_transparent_image_keeps_its_transparency(change, photograph):
     clear = Image.merge("RGBA", (*photograph.split(), photograph.getchannel("R")))
     found = change(image=clear).images[0]
-    assert found.mode == "RGBA" and found.getchannel("A").tobytes() == clear.getchannel("A").tobytes()
+    assert found.mode == "RGBA"
+    assert found.getchannel("A").tobytes() == clear.getchannel("A").tobytes()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ def palette(transparent):
 )  # fmt: skip
 def test_gray_palette_and_transparent_images_keep_their_colors(image, mode):
     (found,) = read_images(image)
-    assert found.mode == mode and found.tobytes() == image.convert(mode).tobytes()
+    assert found.mode == mode
+    assert found.tobytes() == image.convert(mode).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,8 @@ def test_what_cannot_be_edited_is_named(images, message):
 
 def test_masks_are_gray_and_of_the_images_size():
     (mask,) = read_masks(GRAY.convert("RGB"), (6, 5))
-    assert mask.mode == "L" and mask.tobytes() == GRAY.tobytes()
+    assert mask.mode == "L"
+    assert mask.tobytes() == GRAY.tobytes()
     with pytest.raises(ValueError, match="^mask_image is 6x5, but image is 5x6; give a mask of its size"):
         read_masks(GRAY, (5, 6))
     with pytest.raises(ValueError, match="^mask_image is missing"):
@@ -90,9 +92,12 @@ def test_an_expanded_canvas_repeats_the_border_and_masks_what_was_added():
     image, mask = expand_canvas(GRAY.convert("RGB"), left=2, bottom=3)
     assert image.size == mask.size == (8, 8)
     assert image.crop((2, 0, 8, 5)).tobytes() == GRAY.convert("RGB").tobytes()
-    assert image.getpixel((0, 2)) == image.getpixel((2, 2)) and image.getpixel((5, 7)) == image.getpixel((5, 4))
+    assert image.getpixel((0, 2)) == image.getpixel((2, 2))
+    assert image.getpixel((5, 7)) == image.getpixel((5, 4))
     weight = np.asarray(mask)
-    assert (weight[:5, 2:] == 0).all() and (weight[5:] == 255).all() and (weight[:, :2] == 255).all()
+    assert (weight[:5, 2:] == 0).all()
+    assert (weight[5:] == 255).all()
+    assert (weight[:, :2] == 255).all()
 
 
 def test_a_soft_edge_rises_to_the_side_that_was_extended():

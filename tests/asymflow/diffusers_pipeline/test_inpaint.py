@@ -35,7 +35,8 @@ def test_pixels_outside_of_50_random_masks_are_the_images(inpaint):
         written = io.BytesIO()
         inpaint(image=image, mask_image=mask, **options).images[0].save(written, "PNG")
         found = Image.open(written)
-        assert found.size == image.size and found.mode == ("RGBA" if image.has_transparency_data else "RGB"), case
+        assert found.size == image.size, case
+        assert found.mode == ("RGBA" if image.has_transparency_data else "RGB"), case
         differs = (np.asarray(found) != np.asarray(image.convert(found.mode))).any(axis=-1)
         assert not differs[np.asarray(mask) == 0].any(), (case, image.mode, image.size, options)
         sampled += differs.sum() / max((np.asarray(mask) > 0).sum(), 1)
@@ -144,7 +145,8 @@ def test_several_images_and_masks_give_what_each_gives_alone(inpaint, toy, photo
         alone = inpaint(**given, latents=start[i : i + 1], **options).images
         assert abs(alone[0] - together[i]).max() <= 1.01 / 255
     values = inpaint(image=photograph, mask_image=masks[0], **{**options, "output_type": "pt"}).images
-    assert values.shape == (1, 3, 22, 33) and (values * 255 - (values * 255).round()).abs().max() < 1e-3
+    assert values.shape == (1, 3, 22, 33)
+    assert (values * 255 - (values * 255).round()).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(

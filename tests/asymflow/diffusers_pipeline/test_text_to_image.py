@@ -33,7 +33,8 @@ SHIFT = 3.55  # of the shipped adapter
 
 def test_defaults_of_the_shipped_toy_give_an_image_of_it(pipe):
     image = pipe(PROMPTS[0], generator=seeded()).images[0]
-    assert isinstance(image, Image.Image) and image.size == (64, 64)
+    assert isinstance(image, Image.Image)
+    assert image.size == (64, 64)
     corners = np.asarray(image)[[0, 0, -1, -1], [0, -1, 0, -1]]
     assert corners.mean() > 200  # on white
     assert np.asarray(image)[16:48, 16:48].std() > 40  # with something on it
@@ -116,7 +117,9 @@ def test_a_scheduler_names_the_solver(pipe, scheduler, sampler):
 def test_aspect_ratios(pipe, height, width):
     start = noise(height=height, width=width)
     images = samples(pipe, height=height, width=width, latents=start)
-    assert images.shape == (1, 3, height, width) and 0 <= float(images.min()) and float(images.max()) <= 1
+    assert images.shape == (1, 3, height, width)
+    assert 0 <= float(images.min())
+    assert float(images.max()) <= 1
     turned = samples(pipe, height=width, width=height, latents=start.mT)
     assert largest_difference(images, turned.mT) > 0.05  # rows and columns are not mixed up
 
@@ -164,7 +167,8 @@ def test_options_of_the_guidance_change_samples(pipe):
 def test_the_orthogonal_part_is_the_models_by_default(pipe):
     """That of the toy's adapter is 0, that of a file without one is 1, as of the released model."""
     parts = dict(pipe.components)
-    assert pipe.defaults.orthogonal_guidance == 0 and SamplingDefaults().orthogonal_guidance == 1
+    assert pipe.defaults.orthogonal_guidance == 0
+    assert SamplingDefaults().orthogonal_guidance == 1
     orthogonal = AsymFlux2KleinPipeline(**parts, orthogonal_guidance=1.0)
     assert largest_difference(samples(orthogonal), samples(pipe, orthogonal_guidance=1.0)) == 0
     assert largest_difference(samples(pipe), samples(pipe, orthogonal_guidance=False)) == 0
@@ -187,7 +191,8 @@ def test_callbacks_read_change_and_stop_sampling(pipe):
     names = ["latents", "prompt_embeds"]
     plain = samples(pipe, callback_on_step_end=watch, callback_on_step_end_tensor_inputs=names)
     assert [(step, kept) for step, _, kept in seen] == [(step, names) for step in range(3)]
-    assert seen[0][1] == 1000 and seen[0][1] > seen[1][1] > seen[2][1] > 0
+    assert seen[0][1] == 1000
+    assert seen[0][1] > seen[1][1] > seen[2][1] > 0
 
     def grey(pipeline, step, timestep, tensors):
         return {"latents": torch.zeros_like(tensors["latents"])} if step == 2 else {}
@@ -200,7 +205,8 @@ def test_callbacks_read_change_and_stop_sampling(pipe):
         return {}
 
     ended = samples(pipe, callback_on_step_end=stop)
-    assert ended.shape == plain.shape and largest_difference(ended, plain) > 0.05
+    assert ended.shape == plain.shape
+    assert largest_difference(ended, plain) > 0.05
     assert largest_difference(samples(pipe), plain) == 0  # and the next call is whole again
 
 
@@ -221,7 +227,8 @@ def test_reference_images_change_the_sample(pipe):
     plain = samples(pipe)
     with_one = samples(pipe, image=picture.resize((64, 64)), height=64, width=64)
     with_two = samples(pipe, image=[picture.resize((64, 64)), picture.resize((64, 80))], height=64, width=64)
-    assert largest_difference(with_one, plain) > 1e-3 and largest_difference(with_two, with_one) > 1e-3
+    assert largest_difference(with_one, plain) > 1e-3
+    assert largest_difference(with_two, with_one) > 1e-3
     followed = samples(pipe, image=picture.resize((90, 70)), latents=None, generator=seeded())
     assert followed.shape[-2:] == (68, 88)  # its own size, cut to whole patches
     with pytest.raises(ValueError, match="too small"):
@@ -235,7 +242,8 @@ def test_padding_is_visible_to_models_trained_with_it(pipe):
     padded = AsymFlux2KleinPipeline(**pipe.components, text_padding="max_length", height=64, width=64)
     assert largest_difference(padded.encode_prompt(PROMPTS[0])[0], expected[0]) < 1e-5
     alone = pipe.encode_prompt(PROMPTS[0])[0]
-    assert len(expected[0]) == 512 and len(alone) < 512
+    assert len(expected[0]) == 512
+    assert len(alone) < 512
     assert largest_difference(alone, expected[0, : len(alone)]) < 1e-4
 
 
@@ -257,7 +265,8 @@ def test_style_loras_are_added_on_top(pipe, tmp_path):
         half = samples(pipe)
     finally:
         pipe.unload_lora_weights()
-    assert largest_difference(styled, plain) > 0.05 and largest_difference(styled, half) > 0.01
+    assert largest_difference(styled, plain) > 0.05
+    assert largest_difference(styled, half) > 0.01
     assert largest_difference(samples(pipe), plain) == 0  # the adapter itself cannot be taken off
 
 

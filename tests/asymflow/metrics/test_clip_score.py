@@ -34,7 +34,9 @@ def test_the_score_is_the_cosine_of_the_models_own_features(metric):
     with torch.no_grad():
         expected = F.cosine_similarity(model.encode_image(metric.pixels(images)), model.encode_text(tokenizer(prompts)))
     torch.testing.assert_close(scores, expected)
-    assert scores.dtype == torch.float32 and scores.shape == (3,) and scores.abs().max() <= 1
+    assert scores.dtype == torch.float32
+    assert scores.shape == (3,)
+    assert scores.abs().max() <= 1
 
 
 def test_an_image_is_scored_alone(metric):
@@ -64,7 +66,8 @@ def test_images_of_the_models_size_are_not_resized(metric):
 
 
 def test_protocol_names_the_model(metric, weights):
-    assert metric.protocol["activation"] == "quickgelu" and metric.protocol["model"].startswith("local:")
+    assert metric.protocol["activation"] == "quickgelu"
+    assert metric.protocol["model"].startswith("local:")
     same = ClipScore.load(str(weights), architecture=NAME)  # the file itself
     assert same.protocol == metric.protocol
     plain = ClipScore(load_open_clip(str(weights), "CLIP", NAME, quick_gelu=False))

@@ -94,7 +94,8 @@ def test_a_class_is_read_once_in_three_sentences_a_color():
     classifier = ColorClassifier(plain, plain.tokenize, "plain")
     for name in ("cup", "cup", "tv remote", "cup"):
         classifier(*painted("red"), BOX, name)
-    assert len(plain.texts) == 2 and [len(texts) for texts in plain.texts] == [30, 30]
+    assert len(plain.texts) == 2
+    assert [len(texts) for texts in plain.texts] == [30, 30]
     assert plain.texts[1][3:6] == [
         "a photo of a orange tv remote", "a photo of a orange-colored tv remote", "a photo of a orange object",
     ]  # fmt: skip
@@ -130,7 +131,8 @@ def test_the_real_classes_name_the_likeliest(classifier):
 def test_protocol_names_the_model(classifier, folder):
     protocol = classifier.protocol
     assert json.loads(json.dumps(protocol)) == protocol
-    assert protocol["model"].startswith("asymflow-tiny-clip local:") and protocol["background"] == "#999999"
+    assert protocol["model"].startswith("asymflow-tiny-clip local:")
+    assert protocol["background"] == "#999999"
     assert ColorClassifier.load(folder, architecture="asymflow-tiny-clip").protocol == protocol
 
 

@@ -98,8 +98,10 @@ def write(folder, rows, columns=COLUMNS):
 def test_the_file(tmp_path):
     items = parse_questions(*write(tmp_path, ROWS))
     assert list(items) == ["b9", "a1"]
-    assert items["b9"].text == "a red cat, and a dog" and items["a1"].text == 'the "sea"\nat night'
-    assert items["b9"].parents == {1: [0], 2: [1], 3: [0]} and items["a1"].parents == {1: [0], 2: [1, 3], 3: [0]}
+    assert items["b9"].text == "a red cat, and a dog"
+    assert items["a1"].text == 'the "sea"\nat night'
+    assert items["b9"].parents == {1: [0], 2: [1], 3: [0]}
+    assert items["a1"].parents == {1: [0], 2: [1, 3], 3: [0]}
     assert items["b9"].questions[2] == "Is it red?"
     assert items["a1"].categories == {1: "global", 2: "relation", 3: "entity"}
 
@@ -108,7 +110,8 @@ def test_official_scoring_drops_the_first_row(tmp_path):
     assert list(parse_questions(*write(tmp_path, ROWS), official=True)) == ["a1"]
     free = [ROWS[0], ROWS[2], *ROWS[3:]]
     items = parse_questions(*write(tmp_path, free), official=True)
-    assert items["b9"].parents == {3: [0]} and len(items["a1"].parents) == 3
+    assert items["b9"].parents == {3: [0]}
+    assert len(items["a1"].parents) == 3
     assert list(parse_questions(*write(tmp_path, [ROWS[0], *ROWS[3:]]), official=True)) == ["a1"]
 
 

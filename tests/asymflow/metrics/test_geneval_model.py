@@ -16,7 +16,8 @@ def found(name, x, score=0.95, width=20):
 
 def brightest(image, mask, box, name):
     """Stands in for CLIP: an object's colour by its pixels' largest channel."""
-    assert mask[int(box[1]), int(box[0])] and mask.sum() == (box[2] - box[0]) * (box[3] - box[1])
+    assert mask[int(box[1]), int(box[0])]
+    assert mask.sum() == (box[2] - box[0]) * (box[3] - box[1])
     return ("red", "green", "blue")[int(image[:, mask].float().mean(1).argmax())]
 
 
@@ -55,7 +56,8 @@ CAT, DOG = found("cat", 10), found("dog", 90, score=0.6)
 )  # fmt: skip
 def test_tasks(tag, include, exclude, correct):
     [result] = geneval([CAT, DOG])(IMAGES, [{"tag": tag, "include": include, "exclude": exclude}])
-    assert result["correct"] is correct and bool(result["reasons"]) is not correct
+    assert result["correct"] is correct
+    assert bool(result["reasons"]) is not correct
     assert result["objects"]["cat"] == [list(CAT.box)]
     assert ("dog" in result["objects"]) is (tag != "counting")
     assert json.loads(json.dumps(result)) == result
@@ -73,7 +75,8 @@ def test_each_image_has_its_own_objects_colors_and_metadata():
 
 def test_the_protocol_names_both_models():
     protocol = geneval().protocol
-    assert protocol["metric"] == "geneval-hf" and protocol["threshold"] == 0.3
+    assert protocol["metric"] == "geneval-hf"
+    assert protocol["threshold"] == 0.3
     assert (protocol["detector"]["metric"], protocol["colors"]["metric"]) == ("mask2former", "geneval_colors")
     assert json.loads(json.dumps(protocol)) == protocol
 

@@ -23,12 +23,15 @@ def measure(edited, color=PINK):
 
 def test_a_perfect_edit():
     found = measure(image(PINK, edge=(200, 0, 0)))  # blended pixels do not count
-    assert found == GroundEdit(0.0, 0.0) and found.is_success
+    assert found == GroundEdit(0.0, 0.0)
+    assert found.is_success
 
 
 def test_the_source_itself_keeps_the_object_and_not_the_color():
     found = measure(image(WHITE))
-    assert found.object_error == 0 and found.color_distance > 0.1 and not found.is_success
+    assert found.object_error == 0
+    assert found.color_distance > 0.1
+    assert not found.is_success
 
 
 def test_black_and_white_are_one_apart():
@@ -37,17 +40,22 @@ def test_black_and_white_are_one_apart():
 
 def test_the_object_error_is_the_root_mean_square_in_levels():
     found = measure(image(PINK, object=(43, 116, 200)))
-    assert found.object_error == pytest.approx((25 / 3) ** 0.5) and found.is_success
+    assert found.object_error == pytest.approx((25 / 3) ** 0.5)
+    assert found.is_success
     other = measure(image(PINK, object=(255, 0, 0)))
-    assert other.color_distance == 0 and other.object_error > OBJECT_LIMIT and not other.is_success
+    assert other.color_distance == 0
+    assert other.object_error > OBJECT_LIMIT
+    assert not other.is_success
 
 
 def test_half_of_the_ground_in_the_old_color_is_no_success():
     edited = image(PINK)
     edited[:, :8] = image(WHITE)[:, :8]
     whole, half = measure(image(WHITE)), measure(edited)
-    assert half.color_distance == pytest.approx(whole.color_distance / 2**0.5) and half.object_error == 0
-    assert half.color_distance > COLOR_LIMIT and not half.is_success
+    assert half.color_distance == pytest.approx(whole.color_distance / 2**0.5)
+    assert half.object_error == 0
+    assert half.color_distance > COLOR_LIMIT
+    assert not half.is_success
 
 
 def test_what_does_not_fit_is_refused():

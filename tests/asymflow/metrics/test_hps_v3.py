@@ -151,7 +151,8 @@ def test_images_are_resized_bicubically(scorer):
     image[..., 112:] = 150
     values = scorer.inputs(image, ["a fox"])["pixel_values"].view(1024, 3, -1)[:, 0]
     levels = (values * PICTURES["image_std"][0] + PICTURES["image_mean"][0]) * 255
-    assert abs(levels.min() - 43) < 1.1 and abs(levels.max() - 157) < 1.1
+    assert abs(levels.min() - 43) < 1.1
+    assert abs(levels.max() - 157) < 1.1
 
 
 def test_the_text_is_the_template_in_the_chat_format(scorer):
@@ -166,7 +167,9 @@ def test_the_text_is_the_template_in_the_chat_format(scorer):
 def test_the_score_is_the_heads_first_output_at_the_token_with_plain_positions(scorer):
     images = pictures(3)
     scores, others = scorer(images, PROMPTS), []
-    assert scores.dtype == torch.float32 and scores.shape == (3,) and scores.std() > 1e-2
+    assert scores.dtype == torch.float32
+    assert scores.shape == (3,)
+    assert scores.std() > 1e-2
     for image, prompt, score in zip(images, PROMPTS, scores, strict=True):
         inputs = scorer.inputs(image[None], [prompt])
         length = inputs["input_ids"].shape[1]
@@ -210,11 +213,13 @@ def test_frequencies_are_rounded_as_the_reference_does(scorer, base, parts):
     torch.testing.assert_close(exact.model.language_model.rotary_emb.inv_freq, inverse)
     for rotary in (scorer.model.language_model.rotary_emb, scorer.model.visual.rotary_pos_emb):
         bits = rotary.inv_freq.view(torch.int32)
-        assert rotary.inv_freq.dtype == torch.float32 and not (bits & 0xFFFF).any()
+        assert rotary.inv_freq.dtype == torch.float32
+        assert not (bits & 0xFFFF).any()
         torch.testing.assert_close(rotary.inv_freq, rotary.original_inv_freq, rtol=2**-8, atol=0)
         assert not rotary.inv_freq.equal(rotary.original_inv_freq)
     assert (exact(pictures(1), ["a fox"]) - scorer(pictures(1), ["a fox"])).abs() > 1e-4
-    assert exact.protocol["frequencies"] == "float32" and scorer.protocol["frequencies"] == "bfloat16"
+    assert exact.protocol["frequencies"] == "float32"
+    assert scorer.protocol["frequencies"] == "bfloat16"
 
 
 @pytest.mark.parametrize("newer", [False, True])

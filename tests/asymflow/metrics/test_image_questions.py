@@ -31,12 +31,14 @@ def test_the_probabilities_of_a_set_of_first_tokens_sum_to_one(judge):
     texts = [tokenizer.decode(i) for i in range(len(tokenizer))]
     first = {judge.first_token(text): text for text in texts if text and "\ufffd" not in text}
     found, words = judge.answer_probabilities(images(1), ["Is it?"], [list(first.values())])
-    assert 0.2 < found[0] <= 1 + 1e-6 and len(words) == 1
+    assert 0.2 < found[0] <= 1 + 1e-6
+    assert len(words) == 1
 
 
 def test_answers_that_share_a_first_token_count_as_often_as_they_occur(judge):
     once, twice = (judge.answer_probabilities(images(1), ["Is it?"], [[*["Yes"] * n]])[0][0] for n in (1, 2))
-    assert 0 < once and twice == pytest.approx(2 * once)
+    assert 0 < once
+    assert twice == pytest.approx(2 * once)
 
 
 def test_replies_do_not_depend_on_the_batch(judge):
@@ -48,8 +50,10 @@ def test_replies_do_not_depend_on_the_batch(judge):
         alone = judge.answer_probabilities(many[i : i + 1], questions[i : i + 1], answers[i : i + 1])
         assert (alone[0][0], alone[1]) == (pytest.approx(found[i], rel=1e-4), [words[i]])
         assert judge.write(many[i : i + 1], questions[i : i + 1], 6) == [texts[i]]
-    assert len(set(found)) == 10 and len(set(texts)) > 1
-    assert judge.answer_probabilities(many[:0], [], []) == ([], []) and judge.write(many[:0], [], 6) == []
+    assert len(set(found)) == 10
+    assert len(set(texts)) > 1
+    assert judge.answer_probabilities(many[:0], [], []) == ([], [])
+    assert judge.write(many[:0], [], 6) == []
 
 
 def test_the_first_word_of_the_text_is_the_most_probable_token(judge):
@@ -60,7 +64,8 @@ def test_the_first_word_of_the_text_is_the_most_probable_token(judge):
 
 def test_protocol_names_the_model(judge):
     assert json.loads(json.dumps(judge.protocol)) == judge.protocol
-    assert judge.protocol["model"].startswith("local:") and judge.protocol["class"] == type(judge.model).__name__
+    assert judge.protocol["model"].startswith("local:")
+    assert judge.protocol["class"] == type(judge.model).__name__
 
 
 @pytest.mark.parametrize(

@@ -47,16 +47,19 @@ def test_bicubic_is_pillows_with_antialiasing(side):
         resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((299, 299), Image.Resampling.BICUBIC)
         difference = np.asarray(resized).astype(int) - mine.permute(1, 2, 0).numpy()
         # as it rounds there
-        assert abs(difference).max() <= 1 and abs(difference.mean()) < 0.02
+        assert abs(difference).max() <= 1
+        assert abs(difference.mean()) < 0.02
     lower = prepare(images, "bicubic", "truncate")
-    assert ((found - lower) <= 1).all() and (found.double() - lower.double()).mean() == pytest.approx(0.5, abs=0.06)
+    assert ((found - lower) <= 1).all()
+    assert (found.double() - lower.double()).mean() == pytest.approx(0.5, abs=0.06)
 
 
 def test_a_crop_is_the_middle():
     images = torch.zeros(1, 3, 1024, 302, dtype=torch.uint8)
     images[:, :, 362:661, 1:300] = 9
     cropped = prepare(images, "centre_crop", "round")
-    assert cropped.shape == (1, 3, 299, 299) and (cropped == 9).all()
+    assert cropped.shape == (1, 3, 299, 299)
+    assert (cropped == 9).all()
 
 
 def test_images_of_the_right_size_are_not_resized():
@@ -91,6 +94,7 @@ def test_invalid_arguments_are_refused(call, named):
 def test_other_shapes_are_squashed_as_the_papers_evaluation_does():
     ramp = torch.arange(200, dtype=torch.uint8).view(1, 1, 1, 200).expand(2, 3, 640, 200)
     found = prepare(ramp, "bicubic", "truncate_half_up").double()
-    assert found.shape == (2, 3, 299, 299) and torch.equal(found[..., :1, :].expand_as(found), found)
+    assert found.shape == (2, 3, 299, 299)
+    assert torch.equal(found[..., :1, :].expand_as(found), found)
     expected = (torch.arange(299, dtype=torch.float64) + 0.5) * 200 / 299 - 0.5  # where a pixel's centre lies
     assert (found[0, 0, 0, 5:-5] - expected[5:-5]).abs().max() < 0.51  # and half a level of rounding

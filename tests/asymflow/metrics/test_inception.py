@@ -63,7 +63,9 @@ def pictures(side, count=2, seed=0):
 
 
 def close(found, expected, rel=1e-5):
-    assert found.dtype == torch.float32 and found.device.type == "cpu" and found.shape == expected.shape
+    assert found.dtype == torch.float32
+    assert found.device.type == "cpu"
+    assert found.shape == expected.shape
     return (found - expected).norm() < rel * expected.norm() and expected.std() > 0.01 * expected.abs().mean()
 
 
@@ -71,8 +73,12 @@ def close(found, expected, rel=1e-5):
 def test_equals_torch_fidelity(inception, reference, side):
     images = pictures(side)
     found, (pool, logits, spatial) = inception.features(images), reference(images)
-    assert pool.shape == (2, 2048) and logits.shape == (2, 1008) and spatial.shape == (2, 2023)
-    assert close(found.pool, pool) and close(found.logits, logits) and close(found.spatial, spatial)
+    assert pool.shape == (2, 2048)
+    assert logits.shape == (2, 1008)
+    assert spatial.shape == (2, 2023)
+    assert close(found.pool, pool)
+    assert close(found.logits, logits)
+    assert close(found.spatial, spatial)
 
 
 def test_an_image_is_resized_by_the_rule_before_the_network(weights, reference):

@@ -46,7 +46,9 @@ def test_the_classes_are_cocos_with_three_names_of_genevals():
     assert [CLASSES.index(name) for name in ("person", "cat", "computer mouse", "tv remote", "computer keyboard")] == [
         0, 15, 64, 65, 66,
     ]  # fmt: skip
-    assert CLASSES[79] == "toothbrush" and CLASSES[42] == "fork" and not {"mouse", "remote", "keyboard"} & set(CLASSES)
+    assert CLASSES[79] == "toothbrush"
+    assert CLASSES[42] == "fork"
+    assert not {"mouse", "remote", "keyboard"} & set(CLASSES)
 
 
 def test_scores_and_boxes():
@@ -57,7 +59,8 @@ def test_scores_and_boxes():
     assert [(one.class_index, one.class_name) for one in found] == [(DOG, "dog"), (CAT, "cat"), (DOG, "dog")]
     assert [one.box[:4] for one in found] == [(0, 0, 12, 8), (2, 1, 5, 4), (2, 1, 5, 4)]
     assert [one.box[4] for one in found] == pytest.approx([p * sigmoid(2) for p in (0.9, 0.7, 0.2)], abs=1e-6)
-    assert torch.equal(found[1].mask, logits[0] > 0) and found[1].mask.dtype == torch.bool
+    assert torch.equal(found[1].mask, logits[0] > 0)
+    assert found[1].mask.dtype == torch.bool
 
 
 def test_the_mean_is_over_the_mask_alone():
@@ -82,7 +85,8 @@ def test_at_most_a_hundred_of_all_queries_and_classes():
     found = find_detections(classes(*rows), masks((0, 0, 1, 1), (3, 3, 4, 4)), (8, 12), (8, 12), (8, 12))
     assert len(found) == 100
     assert [one.class_index for one in found] == [*range(79, -1, -1), *range(79, 59, -1)]
-    assert {one.box[0] for one in found[:80]} == {3.0} and {one.box[0] for one in found[80:]} == {0.0}
+    assert {one.box[0] for one in found[:80]} == {3.0}
+    assert {one.box[0] for one in found[80:]} == {0.0}
 
 
 def test_masks_follow_the_padded_input_then_the_image():
@@ -91,7 +95,8 @@ def test_masks_follow_the_padded_input_then_the_image():
     ramp = (x - 8).expand(1, 8, 16)
     [found] = find_detections(classes({CAT: 0.9}), ramp, (32, 64), (32, 48), (64, 96), min_score=0.1)
     assert found.box[:4] == (64, 0, 96, 64)
-    assert found.mask.shape == (64, 96) and found.mask.sum() == 64 * 32
+    assert found.mask.shape == (64, 96)
+    assert found.mask.sum() == 64 * 32
     down = ramp.transpose(1, 2)
     [found] = find_detections(classes({CAT: 0.9}), -down, (64, 32), (48, 32), (96, 64), min_score=0.1)
     assert found.box[:4] == (0, 0, 64, 64)
@@ -112,9 +117,8 @@ def test_the_least_score_is_a_filter_and_nothing_else():
     logits = torch.randn(20, 81, generator=generator) * 4
     fields = torch.randn(20, 4, 6, generator=generator)
     everything = find_detections(logits, fields, (16, 24), (16, 20), (30, 40))
-    assert len(everything) == 100 and [one.box[4] for one in everything] == sorted(
-        (one.box[4] for one in everything), reverse=True
-    )
+    assert len(everything) == 100
+    assert [one.box[4] for one in everything] == sorted((one.box[4] for one in everything), reverse=True)
     for min_score in (0.1, 0.3, 0.5, 1.0):
         kept = find_detections(logits, fields, (16, 24), (16, 20), (30, 40), min_score=min_score)
         assert [key(one) for one in kept] == [key(one) for one in everything if one.box[4] > min_score]
@@ -169,7 +173,9 @@ def test_an_image_is_resized_in_proportion_and_padded(detector):
     [found] = detector(pictures(1))
     hook.remove()
     [pixels] = seen
-    assert pixels.shape == (1, 3, 64, 96) and not pixels[..., 48:, :].any() and not pixels[..., 72:].any()
+    assert pixels.shape == (1, 3, 64, 96)
+    assert not pixels[..., 48:, :].any()
+    assert not pixels[..., 72:].any()
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     resized = F.interpolate(pictures(1).float(), size=(48, 72), mode="bilinear", antialias=True)
     expected = (resized / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
@@ -189,7 +195,8 @@ def test_an_image_is_resized_in_proportion_and_padded(detector):
     assert len(best) > 5
     assert [one.box[4] for one in found] == pytest.approx(best, abs=1e-6)
     (query, index), score = max(scores.items(), key=lambda item: item[1])
-    assert found[0].class_index == index and torch.equal(found[0].mask, fields[query] > 0)
+    assert found[0].class_index == index
+    assert torch.equal(found[0].mask, fields[query] > 0)
     rows, columns = torch.where(fields[query] > 0)
     assert found[0].box[:4] == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
 
@@ -209,8 +216,10 @@ def test_detections_do_not_depend_on_the_batch(detector):
 def test_protocol_has_every_setting_that_changes_detections(detector, folder):
     protocol = detector.protocol
     assert json.loads(json.dumps(protocol)) == protocol
-    assert protocol["model"].startswith("local:") and protocol["precision"] == "float32"
-    assert protocol["padding"] == "to multiples of 32" and "'shortest_edge': 48" in protocol["resize"]
+    assert protocol["model"].startswith("local:")
+    assert protocol["precision"] == "float32"
+    assert protocol["padding"] == "to multiples of 32"
+    assert "'shortest_edge': 48" in protocol["resize"]
     assert Mask2FormerDetector.load(folder).protocol == {**protocol, "least": 0.3}
 
 

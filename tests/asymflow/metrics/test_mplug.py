@@ -53,7 +53,8 @@ def test_protocol_names_the_model(modelscope, tmp_path):
     (tmp_path / "weights").write_bytes(b"1")
     first = Mplug.load(str(tmp_path)).protocol["model"]
     (tmp_path / "weights").write_bytes(b"2")
-    assert first.startswith("local:") and Mplug.load(str(tmp_path)).protocol["model"] != first
+    assert first.startswith("local:")
+    assert Mplug.load(str(tmp_path)).protocol["model"] != first
     assert modelscope[-1][1] == {"model": str(tmp_path), "device": "cpu"}
 
 

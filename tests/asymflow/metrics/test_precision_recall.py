@@ -30,12 +30,14 @@ def test_mode_collapse_has_precision_without_recall():
     reference = (cloud(400, 4).view(4, 100, 4) + centres[:, None]).flatten(0, 1)
     collapsed = cloud(100, 4, seed=1, scale=0.5) + centres[0]
     precision, recall = precision_recall(collapsed, reference)
-    assert precision > 0.9 and recall < 0.3
+    assert precision > 0.9
+    assert recall < 0.3
     assert precision_recall(reference, collapsed) == (recall, precision)
     # and the other way round: everything is there, among as much that is not
     strewn = torch.cat([reference + 0.1 * cloud(400, 4, seed=2), cloud(400, 4, seed=3, shift=-500.0)])
     precision, recall = precision_recall(strewn, reference)
-    assert precision < 0.55 and recall > 0.9
+    assert precision < 0.55
+    assert recall > 0.9
 
 
 def test_on_a_line_in_closed_form():

@@ -33,7 +33,8 @@ def statistics(x):
 def test_distances_to_a_reference_file_are_those_to_its_features(tmp_path):
     path = write(tmp_path, **entries())
     reference = load_reference(path)
-    assert reference.images is None and reference.spatial is not None
+    assert reference.images is None
+    assert reference.spatial is not None
     for part, width in ((reference.pool, 12), (reference.spatial, 5)):
         assert part.count == IMAGENET_TRAIN
         expected = frechet_distance(statistics(X[:, :width]), statistics(Y[:, :width]))

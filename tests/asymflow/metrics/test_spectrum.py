@@ -14,7 +14,8 @@ def noise_images(seed, size=(32, 48), count=8):
 def test_wave_lies_at_its_frequency():
     wave = torch.sin(2 * math.pi * 8 / 64 * torch.arange(64)).view(1, 1, 1, 64).expand(1, 3, 64, 64)
     spectrum = radial_spectrum(wave)
-    assert spectrum.shape == (33,) and spectrum.dtype == torch.float64
+    assert spectrum.shape == (33,)
+    assert spectrum.dtype == torch.float64
     assert int(spectrum.argmax()) == 8
     assert spectrum[20:].max() < 1e-6 * spectrum[8]  # the window stops leakage
 

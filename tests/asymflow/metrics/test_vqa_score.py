@@ -83,7 +83,8 @@ def levels(values):
 def test_normalization_constants_are_clips():
     from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-    assert tuple(OPENAI_CLIP_MEAN) == MEAN and tuple(OPENAI_CLIP_STD) == STD
+    assert tuple(OPENAI_CLIP_MEAN) == MEAN
+    assert tuple(OPENAI_CLIP_STD) == STD
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,8 @@ def test_an_image_is_resized_whole_and_bicubically():
     middle = (torch.arange(28) * 8 + 3.5).expand(3, 28, 28)  # of the eight columns that each was made from
     found = levels(preprocess(ramp, 28))
     torch.testing.assert_close(found[..., 2:-2], middle[..., 2:-2], atol=0.501, rtol=0)
-    assert not preprocess(ramp, 28).requires_grad and preprocess(ramp, 28).dtype == torch.float32
+    assert not preprocess(ramp, 28).requires_grad
+    assert preprocess(ramp, 28).dtype == torch.float32
 
 
 def test_preprocessing_is_that_of_clips_image_processor():
@@ -188,7 +190,9 @@ def test_the_score_is_t5s_loss_on_the_answer_and_its_end(scorer, parts):
     scores = scorer(images, PROMPTS)
     expected = torch.stack([by_hand(parts, image, prompt) for image, prompt in zip(images, PROMPTS, strict=True)])
     torch.testing.assert_close(scores, expected, atol=1e-6, rtol=1e-5)
-    assert scores.dtype == torch.float32 and (scores > 0).all() and (scores < 1).all()
+    assert scores.dtype == torch.float32
+    assert (scores > 0).all()
+    assert (scores < 1).all()
     other_prompts, other_pictures = scorer(images, PROMPTS[::-1]), scorer(images.flip(0), PROMPTS)
     for others in (other_prompts, other_pictures):
         assert ((others - scores).abs()[[0, 2]] / scores[[0, 2]]).min() > 1e-3
@@ -228,7 +232,8 @@ def test_a_score_does_not_depend_on_the_batch(scorer):
 def test_prompts_may_contain_template_fields(scorer):
     """`<image>` and `{question}` in a prompt are words like any others."""
     scores = scorer(pictures(1).expand(3, -1, -1, -1), ["an <image> {}", "{question}", "a fox"])
-    assert scores.isfinite().all() and len(set(scores.tolist())) == 3
+    assert scores.isfinite().all()
+    assert len(set(scores.tolist())) == 3
 
 
 def checkpoint(parts, tower=True, copies=True):
@@ -305,7 +310,8 @@ def test_folders_are_loaded(tmp_path, parts, scorer, folders, how, tower):
     assert not torch.equal(loaded.language.lm_head.weight, loaded.language.shared.weight)
     assert loaded.language.config.scale_decoder_outputs is False
     identity = loaded.protocol["model"]
-    assert identity.count("local:") == (2 if tower else 3) and ("its own" in identity) == tower
+    assert identity.count("local:") == (2 if tower else 3)
+    assert ("its own" in identity) == tower
     assert loaded.protocol | {"model": "tiny"} == scorer.protocol
 
 

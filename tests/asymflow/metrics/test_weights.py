@@ -12,7 +12,8 @@ def test_identity_of_a_local_model_is_its_content(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(b"x" * 1000)
     a, b = (find(str(tmp_path / name), "a model") for name in ("a", "b"))
-    assert a.path == tmp_path / "a" and a.identity == b.identity
+    assert a.path == tmp_path / "a"
+    assert a.identity == b.identity
     (tmp_path / "b" / "model.safetensors").write_bytes(b"x" * 999 + b"y")
     assert find(str(tmp_path / "b"), "a model").identity != a.identity
 
@@ -20,7 +21,8 @@ def test_identity_of_a_local_model_is_its_content(tmp_path):
 def test_one_file_is_found_in_its_folder_or_by_its_own_path(tmp_path):
     (tmp_path / "head.pt").write_bytes(b"1")
     a, b = find(str(tmp_path), "a head", "head.pt"), find(str(tmp_path / "head.pt"), "a head", "head.pt")
-    assert a == b and a.path == tmp_path / "head.pt"
+    assert a == b
+    assert a.path == tmp_path / "head.pt"
 
 
 @pytest.mark.parametrize(
@@ -44,9 +46,11 @@ def test_identity_of_a_repository_is_its_commit(monkeypatch, tmp_path):
 
     monkeypatch.setattr(weights, "snapshot_download", fetch)
     assert find("some/model", "a model", revision="v1").identity == "some/model@abc123"
-    assert find("some/model@v1", "a model").identity == "some/model@abc123" and asked[1][:2] == asked[0][:2]
+    assert find("some/model@v1", "a model").identity == "some/model@abc123"
+    assert asked[1][:2] == asked[0][:2]
     repository, revision, patterns = asked[0]
-    assert (repository, revision) == ("some/model", "v1") and not any("bin" in p or "pt" in p for p in patterns)
+    assert (repository, revision) == ("some/model", "v1")
+    assert not any("bin" in p or "pt" in p for p in patterns)
 
 
 def test_an_unreachable_hub_is_a_one_line_error(monkeypatch):

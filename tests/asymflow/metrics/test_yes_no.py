@@ -103,15 +103,18 @@ def test_questions_are_not_padded(model, monkeypatch):
     masks, answer = [], model._answer
     monkeypatch.setattr(model, "_answer", lambda inputs: masks.append(inputs["attention_mask"]) or answer(inputs))
     model(pictures(12), [QUESTIONS[i % 4] for i in range(12)])
-    assert sum(len(mask) for mask in masks) == 12 and len(masks) == 4
+    assert sum(len(mask) for mask in masks) == 12
+    assert len(masks) == 4
     assert all(mask.all() for mask in masks)
 
 
 def test_protocol_names_the_model(model, folders):
     assert json.loads(json.dumps(model.protocol)) == model.protocol
-    assert model.protocol["model"].startswith("local:") and model.protocol["precision"] == "float32"
+    assert model.protocol["model"].startswith("local:")
+    assert model.protocol["precision"] == "float32"
     others = {load_yes_no(folder).protocol["model"] for folder in folders.values()}
-    assert len(others) == 3 and model.protocol["model"] in others
+    assert len(others) == 3
+    assert model.protocol["model"] in others
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,8 @@ def test_teacher_is_the_latent_model_exactly(make, tiny_transformer):
             run_transformer(transformer, z_t, sigma, text, GRID),
             run_transformer(tiny_transformer(8), z_t, sigma, text, GRID),
         )
-    assert torch.equal(velocity(model), before) and before.requires_grad
+    assert torch.equal(velocity(model), before)
+    assert before.requires_grad
 
 
 def test_teacher_prediction_is_eq_51(make, tiny_transformer):
@@ -148,7 +149,8 @@ def test_masters_are_float32_around_a_bf16_base(make):
     kept = model.trainable()
     assert all(kept[name].dtype == torch.float32 and torch.equal(kept[name], p) for name, p in trained.items())
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
-    assert model.A.dtype == torch.float32 and model.dtype == torch.bfloat16
+    assert model.A.dtype == torch.float32
+    assert model.dtype == torch.bfloat16
     u = velocity(model)
     assert u.dtype == torch.float32
     # rounding is 2^-8 of a number; the recovery divides by sigma

@@ -68,7 +68,8 @@ def test_vllm_gets_the_same_request(vllm, captioner_folder):
     processor = load_processor(captioner_folder)
     prompt = chat_prompt(processor, QUESTION)
     assert prompts == [{"prompt": prompt, "multi_modal_data": {"image": image}} for image in images]
-    assert vars(sampling) == {"temperature": 0.0, "repetition_penalty": 1.05, "max_tokens": 20} and not use_tqdm
+    assert vars(sampling) == {"temperature": 0.0, "repetition_penalty": 1.05, "max_tokens": 20}
+    assert not use_tqdm
     length = len(processor(text=[prompt], images=[picture(0, 140, 280)])["input_ids"][0]) + 20
     assert captioner.engine.options == {
         "model": captioner_folder,

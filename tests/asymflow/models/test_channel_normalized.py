@@ -39,7 +39,8 @@ def test_tokens_are_packed_normalized_channels(encoder):
     images = torch.rand(2, 3, 4, 6)
     mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (MEAN, STD))
     tokens = encoder.encode(images)
-    assert tokens.dtype == torch.float64 and tokens.shape == (2, 6, encoder.token_width)
+    assert tokens.dtype == torch.float64
+    assert tokens.shape == (2, 6, encoder.token_width)
     torch.testing.assert_close(tokens, pack_latents((images.double() - mean) / std))
 
 

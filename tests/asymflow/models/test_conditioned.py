@@ -44,7 +44,8 @@ def stock_ids(height, width):
 @pytest.mark.parametrize(("size", "expected"), [((70, 90), (88, 68)), ((2048, 1024), (724, 1448))])
 def test_references_are_cut_to_whole_patches_and_a_megapixel(size, expected):
     (prepared,) = prepare_references(Image.linear_gradient("L").convert("RGB").resize(size), PATCH)
-    assert prepared.shape == (1, 3, *expected) and expected[0] * expected[1] <= MAX_REFERENCE_PIXELS
+    assert prepared.shape == (1, 3, *expected)
+    assert expected[0] * expected[1] <= MAX_REFERENCE_PIXELS
     assert -1 <= float(prepared.min()) < -0.9 < 0.9 < float(prepared.max()) <= 1
 
 

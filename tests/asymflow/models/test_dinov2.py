@@ -13,7 +13,8 @@ def test_features_are_those_of_the_resized_image_one_a_patch(dinov2):
     coarse = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))  # smooth, so that nothing overshoots
     pixels = (torch.nn.functional.interpolate(coarse, 32, mode="bilinear") * 255).round().to(torch.uint8)
     found = encoder(pixels.float() / 127.5 - 1, (2, 2))
-    assert found.shape == (2, 4, 20) and encoder.width == 20
+    assert found.shape == (2, 4, 20)
+    assert encoder.width == 20
     processor = BitImageProcessor(
         size={"height": 28, "width": 28}, do_center_crop=False, image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225],
@@ -43,7 +44,8 @@ def test_overshoot_of_the_resize_is_clamped(dinov2):
     tokens_of(Looking(), images, (2, 2))
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     pixels = seen[0] * std + mean
-    assert float(pixels.min()) == pytest.approx(0, abs=1e-6) and float(pixels.max()) == pytest.approx(1, abs=1e-6)
+    assert float(pixels.min()) == pytest.approx(0, abs=1e-6)
+    assert float(pixels.max()) == pytest.approx(1, abs=1e-6)
 
 
 def test_a_missing_encoder_names_the_remedy(tmp_path):

@@ -18,7 +18,8 @@ def test_changed_modules_give_the_reference_velocity(reference):
     model = lifted(reference)
     tuned = {k.removeprefix("tuned."): v for k, v in reference.items() if k.startswith("tuned.")}
     missing, unexpected = model.transformer.load_state_dict(tuned, strict=False)
-    assert len(tuned) == 3 and not unexpected
+    assert len(tuned) == 3
+    assert not unexpected
     with torch.no_grad():
         assert_close(model(*arguments(reference)), reference["u_tuned"])
 
@@ -84,7 +85,8 @@ def test_teacher_stays_the_latent_model_while_the_student_trains(reference):
     expected = model.s * (z_tau - tau[:, None, None] * u_z) @ model.A.T
     assert_close(x_0_low_hat, expected)
     after = model(x_t, sigma, text)  # and looking at the teacher leaves the student as it was
-    assert torch.equal(before, after) and after.requires_grad
+    assert torch.equal(before, after)
+    assert after.requires_grad
 
 
 def test_teacher_in_latent_space_equals_the_lifted_model_on_the_low_rank_sample(reference):

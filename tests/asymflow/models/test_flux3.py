@@ -21,7 +21,8 @@ def test_without_the_modules_of_reference_images_the_output_is_the_same():
         expected = run(transformer, tokens, sigma, text, (2, 3))
         prepared = prepare(prepare(transformer))
         assert torch.equal(run(prepared, tokens, sigma, text, (2, 3)), expected)
-    assert prepared is transformer and not any("image_cond" in name for name in transformer.state_dict())
+    assert prepared is transformer
+    assert not any("image_cond" in name for name in transformer.state_dict())
 
 
 def test_a_distilled_transformer_is_refused():

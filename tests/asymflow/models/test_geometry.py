@@ -92,7 +92,8 @@ def test_flops_are_those_that_torch_counts(kind, checkpointing):
 
 def test_without_adapters_the_backward_pass_is_cheaper():
     plain, adapted = (count_flops(network(KLEIN_9B, 768, rank), 4096, 512) for rank in (0, 256))
-    assert plain.forward < adapted.forward and plain.backward < adapted.backward
+    assert plain.forward < adapted.forward
+    assert plain.backward < adapted.backward
     assert 0.98 < plain.backward / plain.forward < 1.2  # activation gradients; attention's is twice its forward pass
 
 

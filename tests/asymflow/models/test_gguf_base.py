@@ -31,7 +31,8 @@ def test_the_blocks_stay_quantized_and_the_trained_layers_are_full(folder):
     transformer = load_transformer(folder, torch.float32)
     linears = {name: module for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)}
     quantized = {name for name, module in linears.items() if isinstance(module, GGUFLinear)}
-    assert not quantized & FULL and {name for name in linears if "transformer_blocks" in name} <= quantized
+    assert not quantized & FULL
+    assert {name for name in linears if "transformer_blocks" in name} <= quantized
     assert all(type(transformer.get_submodule(name).weight) is torch.nn.Parameter for name in FULL)
 
 
@@ -39,7 +40,8 @@ def test_an_adapter_is_attached_with_another_lora_on_top(folder, tiny_transforme
     model = trained(tiny_transformer(96, head_width=32))
     tensors = to_released(model.trainable(), model.subspace)
     attached = attach(load_transformer(folder, torch.float32), tensors, model.subspace)
-    assert isinstance(attached.transformer_blocks[0].attn.to_q, GGUFLinear) and attached.dtype == torch.float32
+    assert isinstance(attached.transformer_blocks[0].attn.to_q, GGUFLinear)
+    assert attached.dtype == torch.float32
     full = merge(rounded(tiny_transformer(96, head_width=32)), tensors, model.subspace)
     (_, expected), (_, found) = velocities(model, full), velocities(model, attached)
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
@@ -68,7 +70,8 @@ def test_a_pipeline_of_a_gguf_base_and_an_adapter(tmp_path):
 
 def test_files_that_do_not_fit_are_refused(folder, tmp_path):
     file = find_gguf(folder)
-    assert file == folder / "transformer" / "base.gguf" and find_gguf(BASE) is None
+    assert file == folder / "transformer" / "base.gguf"
+    assert find_gguf(BASE) is None
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(ValueError, match="base.gguf cannot be read"):
         load_transformer(folder, torch.float32)

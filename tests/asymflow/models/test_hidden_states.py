@@ -30,7 +30,8 @@ def test_embeddings_are_the_chosen_hidden_states_side_by_side(model):
     encoder = HiddenStates(model, tokenize, (1, -2), max_tokens=64)
     (found,) = encoder.encode(["a red sun"])
     states = model(**tokenize(["a red sun"], 64, True), output_hidden_states=True).hidden_states
-    assert encoder.width == 2 * WIDTH and found.shape == (9, 2 * WIDTH)
+    assert encoder.width == 2 * WIDTH
+    assert found.shape == (9, 2 * WIDTH)
     torch.testing.assert_close(found, torch.cat([states[1][0], states[-2][0]], dim=-1))
 
 

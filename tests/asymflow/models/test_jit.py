@@ -124,8 +124,10 @@ def test_every_token_depends_on_position_class_and_time():
     tokens = torch.randn(1, 1, D, dtype=torch.float64).expand(3, 6, D)
     t, labels = torch.tensor([0.2, 0.2, 0.7]).double(), torch.tensor([1, 2, 1])
     answer, _ = network(tokens, t, labels, GRID)
-    assert not torch.allclose(answer[0, 0], answer[0, 1]) and not torch.allclose(answer[0, 0], answer[0, 3])
-    assert not torch.allclose(answer[0], answer[1]) and not torch.allclose(answer[0], answer[2])
+    assert not torch.allclose(answer[0, 0], answer[0, 1])
+    assert not torch.allclose(answer[0, 0], answer[0, 3])
+    assert not torch.allclose(answer[0], answer[1])
+    assert not torch.allclose(answer[0], answer[2])
 
 
 def test_class_tokens_come_in_at_their_block_and_leave_before_the_output():
@@ -138,9 +140,11 @@ def test_class_tokens_come_in_at_their_block_and_leave_before_the_output():
         torch.zeros(1, 6, D).double(), torch.zeros(1).double(), torch.zeros(1).long(), GRID, features_after=2
     )
     assert [tokens for tokens, _ in seen] == [6, 9, 9, 9]
-    assert answer.shape == (1, 6, D) and features.shape == (1, 6, config.width)
+    assert answer.shape == (1, 6, D)
+    assert features.shape == (1, 6, config.width)
     cos, sin = seen[-1][1]
-    assert (cos[:3] == 1).all() and not sin[:3].any()  # they are not turned
+    assert (cos[:3] == 1).all()
+    assert not sin[:3].any()
     no_context = JiTConfig(24, 2, 2, 20, context_from=0, context_tokens=0, patch_size=4)
     without = PixelJiT(no_context, subspace(torch.eye(D, 0)))
     assert without(torch.zeros(1, 3, 8, 12), torch.ones(1), torch.zeros(1).long()).shape == (1, 3, 8, 12)
@@ -163,7 +167,8 @@ def test_attention_in_float32_is_a_setting(float32, monkeypatch):
     model = PixelJiT(config, subspace(torch.eye(D, 0)))
     model.set_precision(torch.bfloat16)
     u = model(torch.randn(1, 3, 8, 8), torch.tensor([0.5]), torch.tensor([3]))
-    assert types == [torch.float32 if float32 else torch.bfloat16] and u.dtype == torch.float32
+    assert types == [torch.float32 if float32 else torch.bfloat16]
+    assert u.dtype == torch.float32
 
 
 def test_checkpointing_changes_no_gradient():
@@ -185,7 +190,8 @@ def test_a_basis_that_does_not_fit_is_refused(unfit):
 
 def test_images_are_in_the_space_of_the_basis():
     model = PixelJiT(TINY, subspace(torch.eye(D, 2), space=RELEASED))
-    assert model.subspace.space is RELEASED and model.patch_size == 4
+    assert model.subspace.space is RELEASED
+    assert model.patch_size == 4
 
 
 def test_projector_reads_its_blocks_output_and_is_trained():
@@ -194,7 +200,8 @@ def test_projector_reads_its_blocks_output_and_is_trained():
     model = model.double()
     x_0, noise, sigma, labels = batch()
     _, features = model.predict(patchify(x_0, 4, "channel_last"), sigma, labels, GRID)
-    assert features.shape == (3, 6, 10) and sum(isinstance(m, torch.nn.Linear) for m in model.projector) == 3
+    assert features.shape == (3, 6, 10)
+    assert sum(isinstance(m, torch.nn.Linear) for m in model.projector) == 3
     features.sum().backward()
     touched = {name.split(".")[2] for name, p in model.named_parameters() if "blocks" in name and p.grad is not None}
     assert touched == {"0", "1"}
@@ -226,7 +233,8 @@ def test_in_bfloat16_the_class_tokens_keep_all_tokens_in_float32():
     hooks = [b.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype)) for b in model.network.blocks]
     hooks.append(model.network.output.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype)))
     error["float32"] = float((answer() - exact).square().mean())
-    assert config.context_from == 1 and seen == [torch.bfloat16] + [torch.float32] * config.depth
+    assert config.context_from == 1
+    assert seen == [torch.bfloat16] + [torch.float32] * config.depth
     for hook in hooks:
         hook.remove()
     entered = model.network.blocks[config.context_from]
@@ -244,4 +252,5 @@ def test_in_bfloat16_the_projector_of_repa_computes_in_float32():
         layer.register_forward_hook(lambda module, args, out: seen.append((args[0].dtype, out.dtype)))
     sigma, labels = torch.tensor([0.3, 0.9]), torch.tensor([0, 5])
     _, features = model.predict(torch.randn(2, 6, D), sigma, labels, GRID)
-    assert features.dtype == torch.float32 and set(seen) == {(torch.float32, torch.float32)}
+    assert features.dtype == torch.float32
+    assert set(seen) == {(torch.float32, torch.float32)}

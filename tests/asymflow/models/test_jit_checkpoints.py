@@ -29,10 +29,14 @@ def test_a_file_is_read_with_its_constants_and_its_basis(tmp_path, kind, dtype):
     fixed = positions(TINY.width, (rows, rows), torch.device("cpu"))[None]
     constants = {"feat_rope.base_rope.freqs_cos": torch.ones(9, 8), "x_embedder.pos_embed": fixed}
     found = read_published(file_of(tmp_path, kind, dtype=dtype, **constants), context_from=TINY.context_from)
-    assert found.kind == kind and found.config == TINY and found.side == SIDE and found.noise_scale == 1
+    assert found.kind == kind
+    assert found.config == TINY
+    assert found.side == SIDE
+    assert found.noise_scale == 1
     rounded = {key: value.to(dtype).double() for key, value in random_tensors(TINY, kind).items()}
     if kind == "asymflow":
-        assert found.subspace.rank == 5 and found.subspace.space == SrgbSpace()
+        assert found.subspace.rank == 5
+        assert found.subspace.space == SrgbSpace()
         assert float((found.subspace.A - rounded[BASIS]).abs().max()) < 5e-3
         rounded[BASIS] = found.subspace.A.double()
     else:

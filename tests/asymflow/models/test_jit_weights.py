@@ -88,7 +88,8 @@ def test_other_shapes_are_converted_too(changes, kind):
     config = replace(TINY, **changes)
     tensors = random_tensors(config, kind)
     found = infer_config(tensors, config.context_from)
-    assert replace(found, mlp_ratio=config.mlp_ratio) == config and found.hidden == config.hidden
+    assert replace(found, mlp_ratio=config.mlp_ratio) == config
+    assert found.hidden == config.hidden
     x_t, sigma, labels = batch()
     with torch.no_grad():
         u = pixel_model(tensors, found, kind)(x_t, sigma, labels)

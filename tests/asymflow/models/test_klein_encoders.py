@@ -28,7 +28,8 @@ def test_images_become_one_token_a_square_and_images_again(images_encoder, tiny_
     assert tokens.shape == (2, (32 // side) * (48 // side), images_encoder.token_width)
     assert torch.equal(tokens, encode_images(images_encoder.autoencoder, images))
     decoded = images_encoder.decode(tokens, (2, 3))
-    assert decoded.shape == images.shape and decoded.abs().max() <= 1
+    assert decoded.shape == images.shape
+    assert decoded.abs().max() <= 1
     assert torch.equal(decoded, decode_latents(images_encoder.autoencoder, tokens, (2, 3)))
 
 
@@ -36,7 +37,8 @@ def test_half_precision_comes_near(tiny_base, images_encoder):
     half = family_of(tiny_base).load_image_encoder(str(tiny_base), "cpu", torch.bfloat16)
     images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     tokens, expected = half.encode(images), images_encoder.encode(images)
-    assert tokens.dtype == torch.bfloat16 and half.decode(tokens, (2, 2)).dtype == torch.float32
+    assert tokens.dtype == torch.bfloat16
+    assert half.decode(tokens, (2, 2)).dtype == torch.float32
     assert (tokens.float() - expected).norm() < 0.1 * expected.norm()
 
 

@@ -40,7 +40,8 @@ def test_layers_of_the_outer_blocks_are_trained_and_others_are_not():
         "single_transformer_blocks.23.attn",
     )
     frozen = ("transformer_blocks.2.attn.to_q", "transformer_blocks.10.attn.to_q", "single_transformer_blocks.2.attn")
-    assert all(map(pattern.fullmatch, trained)) and not any(map(pattern.fullmatch, frozen))
+    assert all(map(pattern.fullmatch, trained))
+    assert not any(map(pattern.fullmatch, frozen))
     network = shallow_network(FLUX2, KLEIN_9B, 16, 2, 64)
     names = {layer.name for layer in network.linears if layer.trained}
     assert {name.split(".")[0] for name in names} == {

@@ -15,7 +15,8 @@ from asymflow.subspace import Subspace
 
 def test_the_subspace_stays_float32_when_the_model_is_cast(reference):
     model = lifted(reference).to(torch.bfloat16)
-    assert model.A.dtype == torch.float32 and torch.equal(model.A, reference["A"].float())
+    assert model.A.dtype == torch.float32
+    assert torch.equal(model.A, reference["A"].float())
     assert model.transformer.x_embedder.weight.dtype == torch.bfloat16
 
 

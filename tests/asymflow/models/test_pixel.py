@@ -32,8 +32,10 @@ def test_velocities_are_the_released_models(reference, name):
 
 def test_output_is_a_diffusers_one_and_float32_whatever_the_networks_type(reference):
     model = make(reference).to(torch.bfloat16)
-    assert model.dtype == torch.bfloat16 and model.proj_buffer.dtype == torch.float32
+    assert model.dtype == torch.bfloat16
+    assert model.proj_buffer.dtype == torch.float32
     tokens, text = torch.randn(1, 4, 768), torch.randn(1, 3, 16)
     positions = torch.zeros(4, 4, dtype=torch.long)
     out = model(tokens, text, torch.tensor([0.5]), positions, torch.zeros(3, 4, dtype=torch.long))
-    assert out.sample.shape == (1, 4, 768) and out.sample.dtype == torch.float32
+    assert out.sample.shape == (1, 4, 768)
+    assert out.sample.dtype == torch.float32

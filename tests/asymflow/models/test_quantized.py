@@ -161,7 +161,8 @@ def test_in_half_precision_trained_values_and_gradients_stay_float32(tiny_transf
     model.quantize_base(scheme=scheme)
     u = model(*inputs())
     u.square().mean().backward()
-    assert u.dtype == torch.float32 and model.dtype == torch.bfloat16
+    assert u.dtype == torch.float32
+    assert model.dtype == torch.bfloat16
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.trainable().values())
     types = {p.dtype for p in model.transformer.parameters() if not p.requires_grad}
     assert types == {torch.bfloat16, STORED[scheme]}

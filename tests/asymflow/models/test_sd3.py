@@ -32,7 +32,8 @@ def test_the_first_token_of_a_caption_is_its_pooled_embedding(transformer):
 
 def test_preparing_twice_changes_nothing_more(transformer):
     first = prepare(transformer).pos_embed
-    assert prepare(transformer) is transformer and transformer.pos_embed is first
+    assert prepare(transformer) is transformer
+    assert transformer.pos_embed is first
 
 
 def test_tokens_fill_the_grid():
@@ -52,7 +53,8 @@ def test_lora_adapts_the_outputs_of_both_attentions_and_the_feed_forwards(config
 
 def test_blocks_with_a_second_attention_keep_more():
     joint, dual = block_memory(MEDIUM, lora=False, dropout=False)
-    assert (joint.blocks, dual.blocks) == (11, 13) and dual.kept == joint.kept + 6 * joint.width
+    assert (joint.blocks, dual.blocks) == (11, 13)
+    assert dual.kept == joint.kept + 6 * joint.width
     assert block_memory(LARGE, lora=False, dropout=False)[1] == BlockMemory(0, "both", 2432, 0)
 
 

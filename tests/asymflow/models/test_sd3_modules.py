@@ -46,8 +46,10 @@ def test_an_embedding_is_a_pooled_one_then_clips_then_t5s(folder, padding):
     (embedding,) = encoder.encode(["red sun"])
     clip, t5 = (77, 120 - 78) if padding == "max_length" else (8, 9)  # CLIP has two ends, T5 two spaces and one end
     assert embedding.shape == (1 + clip + t5, 40)
-    assert embedding[0].abs().min(0).values == 0 and (embedding[: 1 + clip, 32:] == 0).all()
-    assert (embedding[1 : 1 + clip, :32] != 0).all() and (embedding[1 + clip :] != 0).all()
+    assert embedding[0].abs().min(0).values == 0
+    assert (embedding[: 1 + clip, 32:] == 0).all()
+    assert (embedding[1 : 1 + clip, :32] != 0).all()
+    assert (embedding[1 + clip :] != 0).all()
 
 
 def test_without_padding_clips_tokens_are_the_same_and_t5_reads_the_caption_alone(folder):

@@ -47,7 +47,8 @@ def test_manifest_lists_inputs_and_files(tmp_path):
         "bytes": 5,
     }
     assert (artifact.id, artifact.step) == ("abc", "example")
-    assert artifact.manifest["inputs"] == {"curated": "123"} and artifact.manifest["metrics"] == {"rows": 3}
+    assert artifact.manifest["inputs"] == {"curated": "123"}
+    assert artifact.manifest["metrics"] == {"rows": 3}
     assert artifact.manifest["config"]["rank"] == 128
     assert set(artifact.manifest["versions"]) == set(artifacts.VERSIONED)
     json.loads((tmp_path / "manifest.json").read_text())

@@ -41,7 +41,8 @@ def test_the_last_line_is_the_artifact_and_a_summary_stands_above(config, capsys
         main(CountSettings, lambda: job, "Count.", arguments=[config, "to=4"])
         out, err = capsys.readouterr()
         *_, summary, empty, last = out.splitlines()
-        assert (summary, empty) == (f"reused: {reused}", "") and json.loads(last)["metrics"] == {"count": 5}
+        assert (summary, empty) == (f"reused: {reused}", "")
+        assert json.loads(last)["metrics"] == {"count": 5}
         assert ("count: up to date, nothing to do: " in err) == reused
     assert concluded == [5, 5]
 
@@ -65,7 +66,8 @@ def test_help_shows_usage_settings_and_note(config, capsys, arguments, status):
     out = capsys.readouterr().out
     assert ended.value.code == status
     assert out.startswith("usage: python jobs/count.py A CONFIG.yaml [--dry-run] [dotted.key=value ...]\n\nCount.\n")
-    assert "  to = 3  # Last number\n" in out and out.endswith("\nCounted from 0.\n")
+    assert "  to = 3  # Last number\n" in out
+    assert out.endswith("\nCounted from 0.\n")
 
 
 def test_without_a_file_all_settings_default(config):

@@ -52,7 +52,8 @@ def refuse(load):
 def test_file_then_overrides(load):
     settings = load("source: data\nsteps: 3\noptim: {lr: 0.1}", "optim.lr=5e-5", "run.experiment=mine")
     assert (settings.source, settings.steps, settings.optim.lr) == ("data", 3, 5e-5)
-    assert settings.optim.kind == "adam" and settings.run.experiment == "mine"
+    assert settings.optim.kind == "adam"
+    assert settings.run.experiment == "mine"
 
 
 def test_override_creates_missing_sections(load):
@@ -144,7 +145,8 @@ def test_settings_that_are_validated_later_have_their_types_already(load):
 )
 def test_overrides_that_would_lose_something_are_refused(refuse, overrides, named):
     message = refuse("source: data", *overrides)
-    assert re.search(named, message) and len(message) < 300
+    assert re.search(named, message)
+    assert len(message) < 300
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,8 @@ def test_overrides_that_would_lose_something_are_refused(refuse, overrides, name
 )
 def test_files_that_would_lose_something_are_refused(refuse, text, named):
     message = refuse(text)
-    assert re.search(named, message) and len(message) < 300
+    assert re.search(named, message)
+    assert len(message) < 300
 
 
 def test_numbers_and_dates_in_a_file_keep_their_types(load):
@@ -169,7 +172,8 @@ def test_numbers_and_dates_in_a_file_keep_their_types(load):
 
 def test_every_mistake_is_named_at_once(refuse):
     message = refuse("source: data\nsteps: many\noptim: {rate: 1}")
-    assert "steps='many'" in message and "optim.rate=1" in message
+    assert "steps='many'" in message
+    assert "optim.rate=1" in message
 
 
 def test_file_that_is_missing_or_no_text(tmp_path):

@@ -15,7 +15,8 @@ from pipelines.sample.config import SampleSettings
     ],
 )  # fmt: skip
 def test_addresses_without_a_secret(uri):
-    assert not has_secret(uri) and hide_secrets(f"cannot reach {uri}.") == f"cannot reach {uri}."
+    assert not has_secret(uri)
+    assert hide_secrets(f"cannot reach {uri}.") == f"cannot reach {uri}."
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,8 @@ def test_addresses_without_a_secret(uri):
     ["http://s3cr@host", "s3://s3cr@bucket/x", "hf://s3cr@datasets/a/b", "https://host/?token=s3cr", "http://a:s3cr@["],
 )
 def test_a_secret_is_in_no_setting_and_no_message(uri):
-    assert has_secret(uri) and "s3cr" not in hide_secrets(f"no route to {uri!r} (3 tries)")
+    assert has_secret(uri)
+    assert "s3cr" not in hide_secrets(f"no route to {uri!r} (3 tries)")
     for settings, tree in (
         (RunSettings, {"tracking_uri": uri}),
         (RunSettings, {"ray_address": uri}),
@@ -42,6 +44,9 @@ def test_the_home_folder_in_any_path(monkeypatch):
         "safety": {"classifier": "~/nsfw"}, "run": {"storage": "~/runs", "tracking_uri": "http://a"},
     }  # fmt: skip
     settings = validate(SampleSettings, tree)
-    assert settings.base == "/home/me/klein" and settings.adapter == "/home/me/adapter"
-    assert settings.safety.classifier == "/home/me/nsfw" and settings.run.storage == "/home/me/runs"
-    assert settings.prompts == ["~/not a path"] and settings.negative_prompt == "~/nor this"
+    assert settings.base == "/home/me/klein"
+    assert settings.adapter == "/home/me/adapter"
+    assert settings.safety.classifier == "/home/me/nsfw"
+    assert settings.run.storage == "/home/me/runs"
+    assert settings.prompts == ["~/not a path"]
+    assert settings.negative_prompt == "~/nor this"

@@ -13,7 +13,8 @@ def test_variables_are_restored(monkeypatch):
     with pytest.raises(ValueError), environment({"ASYMFLOW_KEPT": "now", "ASYMFLOW_NEW": "now"}):
         assert os.environ["ASYMFLOW_KEPT"] == os.environ["ASYMFLOW_NEW"] == "now"
         raise ValueError
-    assert os.environ["ASYMFLOW_KEPT"] == "before" and "ASYMFLOW_NEW" not in os.environ
+    assert os.environ["ASYMFLOW_KEPT"] == "before"
+    assert "ASYMFLOW_NEW" not in os.environ
 
 
 def test_a_second_thread_does_not_restore_what_the_first_one_set(monkeypatch):
@@ -27,5 +28,8 @@ def test_a_second_thread_does_not_restore_what_the_first_one_set(monkeypatch):
 
     with environment({"ASYMFLOW_NEW": "first"}):
         waiting = run_in_thread(second, "second")
-        assert entering.wait(60) and os.environ["ASYMFLOW_NEW"] == "first" and not waiting.done()
-    assert waiting.result(60) == "second" and "ASYMFLOW_NEW" not in os.environ
+        assert entering.wait(60)
+        assert os.environ["ASYMFLOW_NEW"] == "first"
+        assert not waiting.done()
+    assert waiting.result(60) == "second"
+    assert "ASYMFLOW_NEW" not in os.environ

@@ -10,4 +10,5 @@ from pipelines.core.job_process import job_process
 def test_each_error_ends_a_job_in_one_line_with_its_status(error, status, capsys):
     with pytest.raises(SystemExit) as ended, job_process():
         raise error("x=1: too small;\n  allowed: 2")
-    assert ended.value.code == status and capsys.readouterr().err == "error: x=1: too small; allowed: 2\n"
+    assert ended.value.code == status
+    assert capsys.readouterr().err == "error: x=1: too small; allowed: 2\n"

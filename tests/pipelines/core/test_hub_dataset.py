@@ -55,7 +55,9 @@ def test_lists_and_finds_files(hub):
     ]
     assert storage.list_files(f"{root}/data/", ".tar") == [SHARD, f"{root}/data/more/00001.tar"]
     assert storage.list_files(f"{root}/absent") == []
-    assert storage.exists(SHARD) and storage.exists(f"{root}/data") and storage.exists(root)
+    assert storage.exists(SHARD)
+    assert storage.exists(f"{root}/data")
+    assert storage.exists(root)
     assert not storage.exists(f"{root}/data/00000.parquet")
     for missing in (f"{root}/data/absent.tar", f"{root}/data"):
         with pytest.raises(FileNotFoundError):
@@ -72,7 +74,8 @@ def test_a_broken_range_is_requested_again(hub, data, fault):
 
 def test_seeks(hub, data):
     with storage.open_file(SHARD) as file:
-        assert file.seek(0, io.SEEK_END) == len(data) and file.read(1) == b""
+        assert file.seek(0, io.SEEK_END) == len(data)
+        assert file.read(1) == b""
         for place in (150_000, 3, 16_384, 199_990):
             file.seek(place)
             assert file.read(100) == data[place : place + 100]
@@ -82,9 +85,11 @@ def test_listings_are_retried_and_requested_once(hub):
     pinned = hub_dataset.pin("hf://datasets/owner/crawl")
     fault = hub.server.slow_down("GET /api/datasets/owner/crawl/tree", every=2)
     for _ in range(3):
-        assert storage.exists(f"{pinned}/data/00000.tar") and not storage.exists(f"{pinned}/data/00000.parquet")
+        assert storage.exists(f"{pinned}/data/00000.tar")
+        assert not storage.exists(f"{pinned}/data/00000.parquet")
         assert len(storage.list_files(pinned, ".tar")) == 2
-    assert fault.struck and hub.server.count("GET /api/datasets/owner/crawl/tree") == 3 + fault.struck
+    assert fault.struck
+    assert hub.server.count("GET /api/datasets/owner/crawl/tree") == 3 + fault.struck
 
 
 def test_wrong_bytes_are_noticed_by_their_sha256(hub, data):
@@ -125,9 +130,12 @@ def test_a_lasting_outage_ends_with_the_uri_and_no_secret(hub, monkeypatch, capl
     fault = hub.server.slow_down("GET /signed/")
     with pytest.raises(StorageError, match=f"^{SHARD}: .*503") as raised:
         storage.read_bytes(SHARD)
-    assert fault.struck == 5 and not hub.leaked
+    assert fault.struck == 5
+    assert not hub.leaked
     told = str(raised.value) + caplog.text + "".join(capfd.readouterr())
-    assert "503" in caplog.text and TOKEN not in told and SIGNATURE not in told
+    assert "503" in caplog.text
+    assert TOKEN not in told
+    assert SIGNATURE not in told
 
 
 def test_the_token_comes_from_the_environment(hub, data, monkeypatch):
@@ -138,7 +146,8 @@ def test_the_token_comes_from_the_environment(hub, data, monkeypatch):
     ):
         pin_repositories(STEP, settings)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert storage.read_bytes(SHARD) == data and not hub.leaked
+    assert storage.read_bytes(SHARD) == data
+    assert not hub.leaked
     assert TOKEN not in str(pin_repositories(STEP, settings))
 
 

@@ -30,7 +30,8 @@ from pipelines.core.storage import StorageError
 def test_expected_errors_are_one_line(capsys, error, status, line):
     with pytest.raises(SystemExit) as ended, job_process():
         raise error
-    assert ended.value.code == status and capsys.readouterr().err == line
+    assert ended.value.code == status
+    assert capsys.readouterr().err == line
 
 
 def test_a_fault_of_the_program_keeps_its_traceback():
@@ -80,7 +81,8 @@ def test_sigterm_is_one_line_and_143(capfd):
 def test_sigterm_while_ray_starts(capfd):
     """Ray has a handler of its own then."""
     status, told = end_of(lambda: sys.exit(15), capfd)
-    assert status == 143 and told.startswith("error: ended by SIGTERM; ")
+    assert status == 143
+    assert told.startswith("error: ended by SIGTERM; ")
 
 
 def test_sigterm_in_a_destructor(capfd):
@@ -98,12 +100,15 @@ def test_sigterm_in_a_destructor(capfd):
 
     started = time.monotonic()
     told = "error: ended by SIGTERM; run the same command again to resume\n"
-    assert end_of(work, capfd) == (143, told) and time.monotonic() - started < 10
+    assert end_of(work, capfd) == (143, told)
+    assert time.monotonic() - started < 10
 
 
 def test_ctrl_c_is_one_line_and_130(capfd):
     status, told = end_of(lambda: kill_self(signal.SIGINT), capfd)
-    assert status == 130 and told.startswith("error: ended by SIGINT; ") and told.count("\n") == 1
+    assert status == 130
+    assert told.startswith("error: ended by SIGINT; ")
+    assert told.count("\n") == 1
 
 
 def test_a_job_that_swallows_the_interrupt(capfd):
@@ -124,7 +129,8 @@ def test_a_clean_up_that_never_ends(capfd, monkeypatch):
             time.sleep(30)
 
     status, told = end_of(work, capfd)
-    assert status == 143 and told.startswith("error: still busy 0 s after the signal; ")
+    assert status == 143
+    assert told.startswith("error: still busy 0 s after the signal; ")
 
 
 def test_errors_that_need_no_traceback():

@@ -46,7 +46,8 @@ def test_it_waits_for_workers_to_go(ray, worker):
 
 def test_waiting_ends_at_the_deadline(ray, worker, capsys):
     assert not leave(1)
-    assert f"still training: {WORKER}" in capsys.readouterr().err and worker.poll() is None
+    assert f"still training: {WORKER}" in capsys.readouterr().err
+    assert worker.poll() is None
 
 
 def test_a_head_that_hangs_is_an_error_in_time(ray, tmp_path):

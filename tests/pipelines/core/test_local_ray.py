@@ -42,7 +42,8 @@ def listening(local_ray):
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     ]
-    assert any(name.startswith("gcs_server") for name, _, _ in ports) and any("Worker" in name for name, _, _ in ports)
+    assert any(name.startswith("gcs_server") for name, _, _ in ports)
+    assert any("Worker" in name for name, _, _ in ports)
     return ports
 
 
@@ -100,6 +101,7 @@ def test_the_token_is_in_the_environment_alone(local_ray, listening):
     assert not [p.pid for p in psutil.Process().children(recursive=True) if token in " ".join(p.cmdline())]
     session = Path(local_ray._private.worker._global_node.get_session_dir_path())
     files = [path for path in session.rglob("*") if path.is_file()]
-    assert files and not [path for path in files if token.encode() in path.read_bytes()]
+    assert files
+    assert not [path for path in files if token.encode() in path.read_bytes()]
     written = Path.home() / ".ray" / "auth_token"
     assert not written.exists() or written.stat().st_mtime < psutil.Process().create_time()

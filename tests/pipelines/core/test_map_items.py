@@ -70,16 +70,20 @@ def test_failure_costs_its_item_alone_and_is_done_again(run, capfd):
         run(items)
     message = str(stopped.value)
     assert message.startswith("step: 5 of 11 items failed (fails 0: ValueError: bad picture in fails 0; fails 1: ")
-    assert message.count("ValueError") == 3 and "; and 2 more); run again to process only the missing items" in message
-    assert "\n" not in message and run.calls() == Counter(items)
+    assert message.count("ValueError") == 3
+    assert "; and 2 more); run again to process only the missing items" in message
+    assert "\n" not in message
+    assert run.calls() == Counter(items)
     run.mend()
     assert run(items) == [{"item": item, "length": len(item)} for item in items]
     assert {item: count for item, count in run.calls().items() if count > 1} == {f"fails {i}": 2 for i in range(5)}
     before = run.calls()
-    assert len(run(items)) == 11 and run.calls() == before
+    assert len(run(items)) == 11
+    assert run.calls() == before
     time.sleep(1)  # Ray forwards what workers log
     log = "".join(capfd.readouterr())
-    assert "item fails 0 failed" in log and "Traceback" in log
+    assert "item fails 0 failed" in log
+    assert "Traceback" in log
     assert "(MapWorker(Map(step)) pid=" in log
 
 
@@ -152,7 +156,8 @@ def test_stages_are_apart(run, capfd, monkeypatch):
     before = run.calls()
     for stage in ("", "read", "write"):
         assert run({"b": "", "a": ""}, stage=stage)[1]["item"] == f"{stage} a"
-    assert run.calls() == before and before.total() == 6
+    assert run.calls() == before
+    assert before.total() == 6
 
 
 @pytest.mark.ray
@@ -160,7 +165,8 @@ def test_odd_names(run):
     names = ["a.b", "a.c", "a", "a/b", "a%2Fb", ".hidden", "..", "x.partial", "train/00000-64x64", "é ü+#?"]
     items = {name: f"item {i}" for i, name in enumerate(names)}
     assert [s["item"] for s in run(items)] == list(items.values())
-    assert len(run(items)) == len(names) and set(run.calls().values()) == {1}
+    assert len(run(items)) == len(names)
+    assert set(run.calls().values()) == {1}
 
 
 def test_odd_names_on_s3(s3):
@@ -194,4 +200,5 @@ def test_failed_items_are_a_one_line_error(local_ray, tmp_path, monkeypatch, cap
         main(StepSettings, lambda: Step("odd", StepSettings, build), "")
     assert stopped.value.code == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and lines[0].startswith("error: odd: 1 of 2 items failed (fails: ValueError: bad picture in")
+    assert len(lines) == 1
+    assert lines[0].startswith("error: odd: 1 of 2 items failed (fails: ValueError: bad picture in")

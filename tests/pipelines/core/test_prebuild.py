@@ -22,17 +22,21 @@ def test_lock_of_a_killed_build_is_removed(tmp_path, lock):
         "assert baton.try_acquire(); print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(lock)], stdout=subprocess.PIPE, text=True) as builder:
-        assert builder.stdout is not None and builder.stdout.readline() == "held\n"
-        assert prebuild.remove_stale_locks(tmp_path) == [] and lock.exists()
+        assert builder.stdout is not None
+        assert builder.stdout.readline() == "held\n"
+        assert prebuild.remove_stale_locks(tmp_path) == []
+        assert lock.exists()
         builder.kill()
-    assert prebuild.remove_stale_locks(tmp_path) == [lock] and not lock.exists()
+    assert prebuild.remove_stale_locks(tmp_path) == [lock]
+    assert not lock.exists()
 
 
 def test_other_files_of_that_name_stay(tmp_path):
     other = tmp_path / "someones" / "lock"
     other.parent.mkdir()
     other.touch()
-    assert prebuild.remove_stale_locks(tmp_path) == [] and other.exists()
+    assert prebuild.remove_stale_locks(tmp_path) == []
+    assert other.exists()
     assert prebuild.remove_stale_locks(tmp_path / "absent") == []
 
 

@@ -73,14 +73,17 @@ def test_a_failing_loop_shows_its_own_error(capsys):
 
 def test_a_pipe_gets_lines_and_a_terminal_bars():
     done = subprocess.run([sys.executable, "-c", LOOPS], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and done.stdout == "" and done.stderr == "read: shard 1 of 1000\n"
+    assert done.returncode == 0
+    assert done.stdout == ""
+    assert done.stderr == "read: shard 1 of 1000\n"
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     assert subprocess.run([sys.executable, "-c", LOOPS], stderr=theirs, timeout=60).returncode == 0
     os.close(theirs)
     shown = os.read(ours, 1 << 16).decode()
     os.close(ours)
-    assert "\r" in shown and len(re.findall(r"(read|write): 100%\|", shown)) >= 2
+    assert "\r" in shown
+    assert len(re.findall(r"(read|write): 100%\|", shown)) >= 2
 
 
 @pytest.mark.slow

@@ -26,13 +26,17 @@ def be_job(monkeypatch, name):
 
 
 def test_origin_has_the_code_the_image_and_the_jobs(monkeypatch):
-    assert submission_id() == "" and "ray_job" not in origin()
-    assert len(origin()["code"]) == 17 and origin()["code"] == origin()["code"]
+    assert submission_id() == ""
+    assert "ray_job" not in origin()
+    assert len(origin()["code"]) == 17
+    assert origin()["code"] == origin()["code"]
     be_job(monkeypatch, "raysubmit_1")
     monkeypatch.setenv("MLFLOW_RUN_CONTEXT", '{"image": "asymflow:1-cuda", "mlflow.source.git.commit": "abc"}')
     tags = origin()
-    assert tags["ray_job"] == "raysubmit_1" and tags["mlflow.source.type"] == "JOB"
-    assert tags["image"] == "asymflow:1-cuda" and tags["mlflow.source.git.commit"] == "abc"
+    assert tags["ray_job"] == "raysubmit_1"
+    assert tags["mlflow.source.type"] == "JOB"
+    assert tags["image"] == "asymflow:1-cuda"
+    assert tags["mlflow.source.git.commit"] == "abc"
     assert origin("raysubmit_0")["ray_job"] == "raysubmit_0, raysubmit_1"
     assert origin("raysubmit_0, raysubmit_1")["ray_job"] == "raysubmit_0, raysubmit_1"
 
@@ -51,7 +55,8 @@ def test_a_page_links_to_its_inputs(run, tmp_path):
     elsewhere = Artifact(str(tmp_path / "basis/9876543210"), {"id": "9876543210", "step": "basis"})
     with open_run(run, "curate") as first:
         write_run(curated.uri, first.run_id)
-    assert read_run(curated.uri) == first.run_id and read_run(elsewhere.uri) == ""
+    assert read_run(curated.uri) == first.run_id
+    assert read_run(elsewhere.uri) == ""
     write_run(elsewhere.uri, "0" * 32)  # of another server
     with open_run(run, "encode") as second:
         page = describe(

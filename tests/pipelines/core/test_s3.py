@@ -49,7 +49,9 @@ def test_seeks(stored, data):
     uri, fault = stored
     generator = random.Random(1)
     with storage.open_file(uri) as file:
-        assert file.seekable() and file.seek(0, io.SEEK_END) == len(data) and file.read(1) == b""
+        assert file.seekable()
+        assert file.seek(0, io.SEEK_END) == len(data)
+        assert file.read(1) == b""
         for _ in range(30):
             place, size = generator.randrange(len(data)), generator.randrange(MIB)
             file.seek(place)
@@ -117,9 +119,12 @@ def test_list_exists_and_delete(faulty_s3, fault):
     fault = server.slow_down(every=2) if fault == "503" else server.cut(150, "(GET|POST)", every=2)
     for _ in range(4):
         assert storage.list_files(folder, ".tar") == uris
-        assert storage.exists(uris[3]) and storage.exists(folder) and not storage.exists(f"{uris[3]}.gz")
+        assert storage.exists(uris[3])
+        assert storage.exists(folder)
+        assert not storage.exists(f"{uris[3]}.gz")
     storage.delete_folder(folder)
-    assert storage.list_files(folder) == [] and fault.struck > 4
+    assert storage.list_files(folder) == []
+    assert fault.struck > 4
 
 
 def puts(tmp_path):
@@ -212,7 +217,8 @@ def test_denied_raises_at_once(faulty_s3, operation, caplog):
     server.deny()
     with pytest.raises(OSError, match=f"{folder}: .*(AccessDenied|403)"):
         OPERATIONS[operation](folder)
-    assert server.count() == 1 and not caplog.records
+    assert server.count() == 1
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -223,9 +229,11 @@ def test_lasting_503_raises_after_the_last_attempt(faulty_s3, operation, caplog)
         OPERATIONS[operation](folder)
     assert server.count() == 4
     lines = [record.getMessage() for record in caplog.records if record.name == "pipelines.core.s3"]
-    assert len(lines) == 3 and all(folder in line and "\n" not in line for line in lines)
+    assert len(lines) == 3
+    assert all(folder in line and "\n" not in line for line in lines)
     for text in [*lines, str(e.value)]:
-        assert "test-secret-key" not in text and "test-key-id" not in text
+        assert "test-secret-key" not in text
+        assert "test-key-id" not in text
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -249,7 +257,8 @@ def test_clients_follow_the_environment(faulty_s3, monkeypatch):
         server.clear()
         storage.write_bytes(storage.join(folder, "x"), b"data")
         assert storage.read_bytes(storage.join(folder, "x")) == b"data"
-        assert other.count() >= 3 and not server.count()
+        assert other.count() >= 3
+        assert not server.count()
 
 
 def test_local_errors_are_not_retried(tmp_path, monkeypatch):

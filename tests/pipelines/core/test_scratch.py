@@ -36,7 +36,8 @@ def hold():
 
 def test_a_folder_is_empty_and_removed_in_the_end(tmp_path):
     with pytest.raises(ZeroDivisionError), scratch_folder() as folder:
-        assert list(folder.iterdir()) == [] and tmp_path in folder.parents
+        assert list(folder.iterdir()) == []
+        assert tmp_path in folder.parents
         (folder / "file").write_text("x")
         raise ZeroDivisionError
     assert not folder.parent.exists()
@@ -59,9 +60,11 @@ def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_living_one_stay
         killed.wait()
         assert os.path.exists(left)
         with scratch_folder() as folder:
-            assert not os.path.exists(left) and os.path.exists(f"{kept}/files/rows")
+            assert not os.path.exists(left)
+            assert os.path.exists(f"{kept}/files/rows")
             assert str(folder.parent) not in (left, kept)
     finally:
         killed.kill()
         living.communicate("\n", timeout=60)
-    assert living.returncode == 0 and not os.path.exists(kept)
+    assert living.returncode == 0
+    assert not os.path.exists(kept)

@@ -60,12 +60,15 @@ def test_types_bounds_and_defaults_are_in_words(key, allowed, default):
 
 
 def test_a_section_that_is_null_is_listed_with_its_settings():
-    assert {"extra", "extra.lr", "optim.lr"} <= FOUND.keys() and "optim" not in FOUND
+    assert {"extra", "extra.lr", "optim.lr"} <= FOUND.keys()
+    assert "optim" not in FOUND
 
 
 def test_words_and_sections_of_an_annotation():
-    assert allowed_words(int | Literal["all"] | None) == ["all"] and allowed_words(str) == []
-    assert section_models(list[Inner] | None) == [Inner] and section_models(dict[str, float]) == []
+    assert allowed_words(int | Literal["all"] | None) == ["all"]
+    assert allowed_words(str) == []
+    assert section_models(list[Inner] | None) == [Inner]
+    assert section_models(dict[str, float]) == []
 
 
 @pytest.mark.parametrize(

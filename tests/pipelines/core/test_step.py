@@ -46,7 +46,8 @@ def test_concurrent_runs_build_once(step, tmp_path, request, place, caplog):
         job.start()
     for job in jobs:
         job.join(60)
-    assert len(built) == 1 and sorted(outcome.reused for outcome in outcomes) == [False, True]
+    assert len(built) == 1
+    assert sorted(outcome.reused for outcome in outcomes) == [False, True]
     assert outcomes[0].artifact.manifest == outcomes[1].artifact.manifest
     assert list(outcomes[0].artifact.manifest["files"]) == ["numbers"]
     assert caplog.text.count(": waiting until it ends") == 1

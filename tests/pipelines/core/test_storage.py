@@ -16,7 +16,8 @@ def test_bytes_round_trip(root):
     assert not storage.exists(uri)
     storage.write_bytes(uri, b"one")
     storage.write_bytes(uri, b"second")
-    assert storage.exists(uri) and storage.exists(root)
+    assert storage.exists(uri)
+    assert storage.exists(root)
     assert storage.read_bytes(uri) == b"second"
 
 
@@ -32,7 +33,8 @@ def test_files_round_trip(root, tmp_path):
     local = tmp_path / "local"
     local.write_bytes(b"other")
     storage.put_file(local, uri)
-    assert storage.read_bytes(uri) == b"other" and local.exists()
+    assert storage.read_bytes(uri) == b"other"
+    assert local.exists()
 
 
 def test_list_is_sorted_and_leaves_out_hidden_and_unfinished(root):
@@ -66,7 +68,8 @@ def test_failed_write_leaves_nothing(root):
 
     with pytest.raises(RuntimeError, match="full disk"):
         storage.write_file(uri, write)
-    assert not storage.exists(uri) and storage.list_files(root) == []
+    assert not storage.exists(uri)
+    assert storage.list_files(root) == []
 
 
 @pytest.mark.parametrize("put", ["write_bytes", "put_file"])
@@ -95,7 +98,8 @@ def test_reader_never_sees_half_a_file(tmp_path, put):
         data = storage.read_bytes(uri)
         seen.append(len(data) == size and len(set(data[:: size // 64])) == 1 and data[0] == data[-1])
     writer.join()
-    assert seen and all(seen)
+    assert seen
+    assert all(seen)
 
 
 def test_absolute(tmp_path, monkeypatch):

@@ -20,7 +20,8 @@ def test_messages_of_a_thread_have_its_label():
     def messages():
         record = logging.LogRecord("name", logging.WARNING, "", 1, "%d of %d", (1, 2), None)
         assert add_label(record)
-        assert with_label("encode text: 3") == "encode text: 3" and with_label("encode") == "encode"
+        assert with_label("encode text: 3") == "encode text: 3"
+        assert with_label("encode") == "encode"
         return [with_label("sample: 1"), with_label("encode: 2"), record.getMessage(), threading.current_thread().name]
 
     labelled = run_in_thread(messages, "encode", "encode").result()

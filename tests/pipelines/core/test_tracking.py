@@ -31,7 +31,8 @@ def test_store_is_named_absolutely(tmp_path, monkeypatch):
     assert tracking_uri(RunSettings(storage="runs/x")) == f"sqlite:///{tmp_path}/runs/x/mlflow.db"
     assert tracking_uri(RunSettings(tracking_uri="sqlite:///a/b.db")) == f"sqlite:///{tmp_path}/a/b.db"
     assert tracking_uri(RunSettings(tracking_uri=f"sqlite:///{tmp_path}/c.db")) == f"sqlite:///{tmp_path}/c.db"
-    assert (tmp_path / "runs/x").is_dir() and (tmp_path / "a").is_dir()
+    assert (tmp_path / "runs/x").is_dir()
+    assert (tmp_path / "a").is_dir()
 
 
 def test_server_comes_from_settings_then_environment(monkeypatch):
@@ -70,14 +71,18 @@ def test_run_holds_settings_numbers_images_and_lineage(run, tmp_path):
         tracker.log_table("rejected", {"reason": ["too small"], "rows": [3]})
         tracker.set_tag("artifact", "somewhere")
     found = tracker.client.get_run(tracker.run_id)
-    assert found.info.status == "FINISHED" and found.info.run_name == "basis"
-    assert found.data.params["rank"] == "128" and found.data.params["optim.lr"] == "0.0001"
-    assert found.data.metrics == {"loss": 1.0, "scale": 2.4} and found.data.tags["artifact"] == "somewhere"
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "basis"
+    assert found.data.params["rank"] == "128"
+    assert found.data.params["optim.lr"] == "0.0001"
+    assert found.data.metrics == {"loss": 1.0, "scale": 2.4}
+    assert found.data.tags["artifact"] == "somewhere"
     (dataset,) = [entry.dataset for entry in found.inputs.dataset_inputs]
     assert (dataset.name, dataset.digest) == ("curate", "0123")
     assert json.loads(dataset.source)["uri"] == source.uri
     names = [file.path for folder in ("", "pictures") for file in tracker.client.list_artifacts(tracker.run_id, folder)]
-    assert "pictures/tiles.png" in names and "rejected.json" in names
+    assert "pictures/tiles.png" in names
+    assert "rejected.json" in names
     assert found.info.artifact_uri.startswith(run.storage)
 
 
@@ -111,12 +116,15 @@ def test_failed_run_is_resumed(run):
     assert client.get_run(first.run_id).info.status == "FAILED"
     with open_run(run, "finetune", first.run_id) as second:
         assert client.get_run(first.run_id).info.status == "RUNNING"
-        assert second.last_step("loss") == 4 and second.last_step("absent") == -1
+        assert second.last_step("loss") == 4
+        assert second.last_step("absent") == -1
         second.log_params({"steps": 20, "more": 1})
         second.log_metrics({"loss": 1.0}, step=5)
     found = client.get_run(first.run_id)
-    assert second == first and found.info.status == "FINISHED"
-    assert found.data.params == {"steps": "10", "more": "1"} and found.data.metrics["loss"] == 1.0
+    assert second == first
+    assert found.info.status == "FINISHED"
+    assert found.data.params == {"steps": "10", "more": "1"}
+    assert found.data.metrics["loss"] == 1.0
     assert [m.step for m in client.get_metric_history(first.run_id, "loss")] == [4, 5]
 
 
@@ -170,7 +178,8 @@ def test_jobs_that_come_at_once_make_one_database(tmp_path):
     )
     jobs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     made = {job.communicate(timeout=120)[0].strip() for job in jobs}
-    assert [job.returncode for job in jobs] == [0, 0, 0] and len(made) == 3
+    assert [job.returncode for job in jobs] == [0, 0, 0]
+    assert len(made) == 3
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.get_experiment_by_name("asymflow").experiment_id
     assert {run.info.run_id for run in client.search_runs([experiment])} == made

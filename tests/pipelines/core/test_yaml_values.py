@@ -45,7 +45,8 @@ class Outer(BaseModel):
 )
 def test_a_value_is_read_by_the_type_of_its_setting(text, annotation, value):
     found = parse_value(text, annotation)
-    assert found == value and type(found) is type(value)
+    assert found == value
+    assert type(found) is type(value)
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,13 @@ def test_rows_are_the_curated_ones_in_order(artifact, curated):
         after = pq.read_table(artifact.file(f"{name}.parquet"))
         assert after.schema == caption.SCHEMA
         rows = after.to_pydict()
-        assert rows["key"] == before["key"] and rows["original"] == before["caption"]
+        assert rows["key"] == before["key"]
+        assert rows["original"] == before["caption"]
         for text, original, source, tokens, finished in zip(*list(rows.values())[1:], strict=True):
-            assert 0 <= tokens <= 12 and (finished or tokens == 12)
-            assert source == ("original" if text == original else "model") and text == " ".join(text.split())
+            assert 0 <= tokens <= 12
+            assert finished or tokens == 12
+            assert source == ("original" if text == original else "model")
+            assert text == " ".join(text.split())
     assert len({row["caption"] for row in rows_of(artifact.file("train/a-64x64.parquet"))}) > ROWS / 2
 
 
@@ -100,10 +103,12 @@ def test_images_and_a_table_of_them_are_logged(artifact):
     run_id = json.loads(storage.read_bytes(artifact.file(".run.json")))["mlflow_run"]
     client = mlflow.tracking.MlflowClient(f"sqlite:///{storage_root}/mlflow.db")
     sheet = Image.open(client.download_artifacts(run_id, "pictures/captions.png", str(storage_root)))
-    assert sheet.height > ROWS * 256 and sheet.width > 256
+    assert sheet.height > ROWS * 256
+    assert sheet.width > 256
     table = json.loads(Path(client.download_artifacts(run_id, "captions.json", str(storage_root))).read_text())
     first = rows_of(artifact.file("train/a-64x64.parquet"))
-    assert table["columns"] == caption.SCHEMA.names and table["data"] == [list(row.values()) for row in first]
+    assert table["columns"] == caption.SCHEMA.names
+    assert table["data"] == [list(row.values()) for row in first]
 
 
 @pytest.mark.ray
@@ -112,7 +117,8 @@ def test_one_worker_and_a_relative_folder_and_a_batch_of_one_make_the_same(
 ):
     monkeypatch.chdir(Path(model).parent)
     again = run_step(STEP, settings_of(curated, "qwen", tmp_path, workers=1, batch_pixels=1)).artifact
-    assert again.id == artifact.id and again.manifest["files"] == artifact.manifest["files"]
+    assert again.id == artifact.id
+    assert again.manifest["files"] == artifact.manifest["files"]
 
 
 def test_settings_of_captions_are_hashed(curated, model, tmp_path):
@@ -120,7 +126,8 @@ def test_settings_of_captions_are_hashed(curated, model, tmp_path):
         return identify(STEP, settings_of(curated, model, tmp_path, **changes), {"curated": curated})
 
     ids = [identity(), identity(prompt="Why?"), identity(max_pixels=56 * 56), identity(backend="vllm")]
-    assert len(set(ids)) == 4 and identity(workers=5, batch_pixels=1) == ids[0]
+    assert len(set(ids)) == 4
+    assert identity(workers=5, batch_pixels=1) == ids[0]
 
 
 class Killed(BaseException):
@@ -157,7 +164,8 @@ def test_a_killed_worker_resumes_after_its_last_part(worker, curated, tmp_path):
     shard = curated.file("train/a-64x64.parquet")
     whole = worker("whole")
     summary = whole(shard)
-    assert whole.captioner.batches == [4, 4, 2] and summary["pictures"] == ROWS
+    assert whole.captioner.batches == [4, 4, 2]
+    assert summary["pictures"] == ROWS
     for limit, rest in ((0, [3, 3, 3, 1]), (4, [3, 3]), (8, [2])):
         with pytest.raises(Killed):
             worker(f"out{limit}", limit)(shard)
@@ -175,7 +183,8 @@ def test_a_finished_file_is_not_captioned_again(worker, curated):
     shard = curated.file("train/a-64x64.parquet")
     summary = worker()(shard)
     again = worker()
-    assert again(shard) == summary and again.captioner.batches == []
+    assert again(shard) == summary
+    assert again.captioner.batches == []
 
 
 def test_a_part_of_other_keys_is_not_taken(worker, curated, tmp_path):
@@ -325,7 +334,8 @@ def test_vllm_must_be_installed_and_have_whole_gpus(curated, model, tmp_path, mo
 def test_the_contact_sheet_grows_with_its_captions():
     rows = [{"original": "fox", "caption": "word " * n} for n in (10, 1000)]
     short, long = (caption.caption_sheet([Image.new("RGB", (64, 32))], [row]) for row in rows)
-    assert short.size == (short.width, 128 + 2 * 12) and long.height > 1000 * 5 / 90 * 10
+    assert short.size == (short.width, 128 + 2 * 12)
+    assert long.height > 1000 * 5 / 90 * 10
     assert np.asarray(long)[-40:].min() < 128  # the last line is there
 
 
@@ -338,4 +348,5 @@ def test_edits_keep_their_instructions(model, tmp_path):
     counts = ShardCaptioner(settings, str(out))(str(file))
     assert counts == {"pictures": 6, "tokens": 0, "cut": 0, "kept_original": 6}
     written, before = pq.read_table(out / "train/32x32+1-00000.parquet"), pq.read_table(file)
-    assert written["key"] == before["key"] and written["caption"] == written["original"] == before["caption"]
+    assert written["key"] == before["key"]
+    assert written["caption"] == written["original"] == before["caption"]

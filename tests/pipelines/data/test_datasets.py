@@ -41,7 +41,8 @@ def test_rows_come_back_a_group_at_a_time(files):
     file = files[2]
     groups = list(read_images(file))
     assert [len(rows.keys) for rows in groups] == [64, 6] == [len(rows.images) for rows in groups]
-    assert groups[0].images.shape == (64, 3, 16, 16) and -1 <= groups[0].images.min() < groups[0].images.max() <= 1
+    assert groups[0].images.shape == (64, 3, 16, 16)
+    assert -1 <= groups[0].images.min() < groups[0].images.max() <= 1
     assert pq.read_schema(file) == SCHEMA
 
 
@@ -69,7 +70,8 @@ def test_batches_keep_to_their_limits_and_to_the_row_groups(files, limit, sizes)
 
 def test_a_piece_is_written_and_read():
     piece = Piece("s3://bucket/train/a-16x16.parquet", range(2, 5), 150)
-    assert Piece.from_json(piece.to_json()) == piece and piece.name == "train-a-16x16-2"
+    assert Piece.from_json(piece.to_json()) == piece
+    assert piece.name == "train-a-16x16-2"
 
 
 def test_decoded_pixels_are_in_both_ranges():

@@ -51,7 +51,8 @@ def test_stored_tensors_start_no_actor(tiny_base, tmp_path):
     stored, pool = encode_artifact(tmp_path, "stored", "stored"), ModelWorkers(workers=2)
     with text_actors(stored, str(tiny_base), pool, 1) as embedders, latent_actors(stored, "", pool, 1) as encoders:
         assert embedders == encoders == []
-    assert are_latents_stored(stored) and not are_latents_stored(encode_artifact(tmp_path))
+    assert are_latents_stored(stored)
+    assert not are_latents_stored(encode_artifact(tmp_path))
 
 
 @pytest.mark.parametrize("source", [StoredText(), StoredLatents()])
@@ -76,11 +77,14 @@ def test_images_are_encoded_in_batches_of_so_many_pixels(tiny_base, monkeypatch)
     monkeypatch.setattr(source.encoder, "encode", lambda images: sizes.append(len(images)) or encode(images))
     images = [encode_png(Image.new("RGB", (32, 32), (40 * i, 0, 90))) for i in range(5)]
     made = torch.stack(list(source.request(images)()))
-    assert sizes == [2, 2, 1] and made.dtype == torch.bfloat16
+    assert sizes == [2, 2, 1]
+    assert made.dtype == torch.bfloat16
     torch.testing.assert_close(made.float(), encode(decode_batch(images)), rtol=2**-7, atol=1e-3)
 
 
 def test_artifacts_of_older_versions_have_stored_latents_and_no_padding(tmp_path):
     old = Artifact(str(tmp_path), {"config": {"text": "stored", "max_text_tokens": 77}})
-    assert is_stored(old) and are_latents_stored(old)
-    assert text_padding(old) == "none" and text_length(old) == (77, "none")
+    assert is_stored(old)
+    assert are_latents_stored(old)
+    assert text_padding(old) == "none"
+    assert text_length(old) == (77, "none")

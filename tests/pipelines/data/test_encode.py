@@ -145,7 +145,8 @@ def test_metrics_equal_the_files(encoded):
 @pytest.mark.ray
 def test_number_of_workers_changes_no_bit(encoded, curated, tiny_base, tmp_path):
     alone = run_step(STEP, settings_for(curated, tiny_base, tmp_path, workers=1)).artifact
-    assert alone.id == encoded.id and alone.manifest["files"] == encoded.manifest["files"]
+    assert alone.id == encoded.id
+    assert alone.manifest["files"] == encoded.manifest["files"]
 
 
 @pytest.mark.ray
@@ -156,7 +157,8 @@ def test_on_the_fly_only_captions_are_stored(on_the_fly, encoded):
         latents = f"latents/{name}.parquet"
         assert on_the_fly.manifest["files"][latents] == encoded.manifest["files"][latents]
     assert torch.equal(load_unconditional(on_the_fly), load_unconditional(encoded))
-    assert "text_tokens_mean" not in on_the_fly.manifest["metrics"] and on_the_fly.id != encoded.id
+    assert "text_tokens_mean" not in on_the_fly.manifest["metrics"]
+    assert on_the_fly.id != encoded.id
 
 
 @pytest.mark.ray
@@ -169,7 +171,8 @@ def test_with_both_on_the_fly_there_are_captions_alone(on_the_fly, curated, tiny
         assert bare.manifest["files"][text] == on_the_fly.manifest["files"][text]
     assert bare.manifest["metrics"].keys() == {"pictures", "text_bytes_per_picture"}
     assert bare.manifest["metrics"]["pictures"] == ROWS * len(FILES)
-    assert not are_latents_stored(bare) and are_latents_stored(on_the_fly)
+    assert not are_latents_stored(bare)
+    assert are_latents_stored(on_the_fly)
     settings = BasisSettings(curated=curated.uri, encoded=bare.uri, run=RunSettings(storage=str(tmp_path)))
     with pytest.raises(ConfigError, match="encoded: it stores no latents.*remove it and set `base`"):
         run_step(basis.STEP, settings)
@@ -267,7 +270,9 @@ def test_resources_are_not_hashed(curated, tiny_base, tmp_path):
     a, b = (settings_for(curated, tiny_base, tmp_path, workers=n) for n in (1, 2))
     others = [a.model_copy(update={kind: "on_the_fly"}) for kind in ("text", "latents")]
     kept = [artifacts.hashed_settings(s) for s in (a, b, *others)]
-    assert kept[0] == kept[1] and kept[0] not in kept[2:] and kept[2] != kept[3]
+    assert kept[0] == kept[1]
+    assert kept[0] not in kept[2:]
+    assert kept[2] != kept[3]
 
 
 def test_padded_text_is_stored_whole_and_so_is_that_of_no_caption(curated, tiny_base, tmp_path):

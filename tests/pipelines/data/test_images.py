@@ -40,7 +40,8 @@ def halves():
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
 def test_image_formats(kind):
     pixels = decoded(Image.new("RGB", (8, 8), (200, 100, 50)), kind)
-    assert pixels.shape == (8, 8, 3) and abs(pixels - np.array([200.0, 100, 50])).max() < 12
+    assert pixels.shape == (8, 8, 3)
+    assert abs(pixels - np.array([200.0, 100, 50])).max() < 12
 
 
 def test_exif_orientation_is_applied():
@@ -48,7 +49,8 @@ def test_exif_orientation_is_applied():
     exif[0x0112] = 6  # to be turned a quarter clockwise
     pixels = decoded(halves(), "JPEG", exif=exif, quality=95, subsampling=0)
     assert pixels.shape == (16, 8, 3)
-    assert pixels[0, 4, 0] > 200 > 60 > pixels[0, 4, 2] and pixels[-1, 4, 2] > 200 > 60 > pixels[-1, 4, 0]
+    assert pixels[0, 4, 0] > 200 > 60 > pixels[0, 4, 2]
+    assert pixels[-1, 4, 2] > 200 > 60 > pixels[-1, 4, 0]
 
 
 def test_invalid_exif_is_ignored():
@@ -57,27 +59,31 @@ def test_invalid_exif_is_ignored():
 
 def test_cmyk():
     pixels = decoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95)
-    assert (pixels[..., 0] > 240).all() and (pixels[..., 1:] < 15).all()
+    assert (pixels[..., 0] > 240).all()
+    assert (pixels[..., 1:] < 15).all()
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P"])
 def test_grayscale_and_palette(mode):
     pixels = decoded(Image.new("L", (8, 8), 255).convert(mode))
-    assert (pixels == 255).all() and pixels.shape == (8, 8, 3)
+    assert (pixels == 255).all()
+    assert pixels.shape == (8, 8, 3)
 
 
 def test_sixteen_bit_grayscale_is_scaled():
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     pixels = decoded(Image.fromarray(ramp))
     assert (pixels[..., 0].ravel() == np.arange(256)).all()
-    assert (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all()
+    assert (pixels[..., 0] == pixels[..., 1]).all()
+    assert (pixels[..., 0] == pixels[..., 2]).all()
 
 
 def test_transparent_becomes_white():
     image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     image.paste((0, 0, 0, 128), (0, 0, 4, 8))
     pixels = decoded(image)
-    assert (pixels[:, 4:] == 255).all() and (pixels[:, :4] == 127).all()
+    assert (pixels[:, 4:] == 255).all()
+    assert (pixels[:, :4] == 127).all()
     assert (decoded(Image.new("LA", (8, 8), (0, 0))) == 255).all()
     palette = Image.new("P", (8, 8), 0)
     palette.putpalette([10, 20, 30])
@@ -102,7 +108,8 @@ def test_color_profile_is_applied():
     half_seen = Image.new("RGBA", (8, 8), (128, 128, 128, 255))
     half_seen.paste((0, 0, 0, 0), (0, 0, 4, 8))
     pixels = decoded(half_seen, icc_profile=profile)
-    assert (pixels[:, :4] == 255).all() and abs(pixels[:, 4:] - 188.0).max() <= 2
+    assert (pixels[:, :4] == 255).all()
+    assert abs(pixels[:, 4:] - 188.0).max() <= 2
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -237,7 +244,8 @@ def test_transparent_color_of_every_depth_becomes_white(depth, kind, row, transp
 def test_fit_covers_then_crops_the_centre():
     fitted = to_array(fit_to_size(halves(), 8, 8))
     assert fitted.shape == (8, 8, 3)
-    assert (fitted[:, :2] == [255, 0, 0]).all() and (fitted[:, -2:] == [0, 0, 255]).all()
+    assert (fitted[:, :2] == [255, 0, 0]).all()
+    assert (fitted[:, -2:] == [0, 0, 255]).all()
     assert fit_to_size(Image.new("RGB", (30, 70)), 32, 16).size == (32, 16)
 
 
@@ -316,7 +324,8 @@ def test_an_animation_and_metadata_after_the_pixels_are_not_plain():
     plain = encoded(smooth(), "PNG")
     text = b"tEXtAuthor\0name"
     chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
-    assert is_plain(plain) and not is_plain(plain[:-12] + chunk + plain[-12:])
+    assert is_plain(plain)
+    assert not is_plain(plain[:-12] + chunk + plain[-12:])
 
 
 def test_sixteen_bit_color_is_not_plain():
@@ -324,7 +333,8 @@ def test_sixteen_bit_color_is_not_plain():
     parts = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(32 * (1 + 32 * 6)))), (b"IEND", b"")]
     chunks = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in parts]
     data = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-    assert decode_image(data).mode == "RGB" and not is_plain(data)
+    assert decode_image(data).mode == "RGB"
+    assert not is_plain(data)
 
 
 @pytest.mark.parametrize("format", ["png", "webp"])

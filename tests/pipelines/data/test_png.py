@@ -75,4 +75,5 @@ def test_pixels_of_a_real_file_survive():
     noise, buffer = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8), io.BytesIO()
     Image.fromarray(noise).save(buffer, "PNG", dpi=(72, 72))
     data, _ = without_metadata(buffer.getvalue())
-    assert (np.asarray(Image.open(io.BytesIO(data))) == noise).all() and len(data) < len(buffer.getvalue())
+    assert (np.asarray(Image.open(io.BytesIO(data))) == noise).all()
+    assert len(data) < len(buffer.getvalue())

@@ -43,7 +43,8 @@ def test_tensors_come_back_rounded_and_without_a_copy(tensors):
     half = tensors.bfloat16()
     array = to_tensor_array(half)
     back = from_tensor_array(array)
-    assert torch.equal(back, half) and back.data_ptr() == half.data_ptr()
+    assert torch.equal(back, half)
+    assert back.data_ptr() == half.data_ptr()
     assert torch.equal(from_tensor_array(to_tensor_array(tensors)), half)
     assert torch.equal(from_tensor_array(array.slice(2, 3)), half[2:5])
     assert torch.equal(from_tensor_array(array.slice(1).slice(2, 2)), half[3:5])
@@ -87,12 +88,14 @@ def test_any_reader_of_parquet_gets_shapes_and_numbers(tensors, ragged, tmp_path
     assert read.schema.equals(schema)
     assert read.schema.field("latents").metadata == read.schema.field("text").metadata == {b"dtype": b"bfloat16"}
     latents = read["latents"].combine_chunks().to_numpy_ndarray()
-    assert latents.shape == (4, 4, 8) and torch.equal(numbers(latents), tensors[:4].bfloat16().float())
+    assert latents.shape == (4, 4, 8)
+    assert torch.equal(numbers(latents), tensors[:4].bfloat16().float())
     for row, expected in zip(read["text"].to_pylist(), ragged, strict=True):
         assert torch.equal(numbers(np.array(row)), expected.bfloat16().float())
     assert rows_by_group(str(tmp_path / "x.parquet")) == [3, 1]
     last = read_group(str(tmp_path / "x.parquet"), 1, ["text", "key"])
-    assert last["key"] == ["d"] and equal(last["text"], [ragged[3].bfloat16()])
+    assert last["key"] == ["d"]
+    assert equal(last["text"], [ragged[3].bfloat16()])
 
 
 def test_files_are_smaller_than_the_numbers(tmp_path):

@@ -27,7 +27,8 @@ def test_the_noise_of_the_network_is_named_where_it_is_not_the_usual_one(tmp_pat
     assert "noise_scale" not in read_class_model(artifact, None).parts
     artifact, _ = write_pretrained(tmp_path, network={**NETWORK, "noise_scale": 2.0})
     subject = read_class_model(artifact, None)
-    assert subject.parts["noise_scale"] == "2.0" and subject.defaults.shift == 2.0
+    assert subject.parts["noise_scale"] == "2.0"
+    assert subject.defaults.shift == 2.0
     assert subject.identity("trained") == {"model": "trained", **subject.parts}
 
 
@@ -38,7 +39,8 @@ def test_a_checkpoint_is_named_by_its_own_average(tmp_path):
         read_class_model(artifact, 3)
     write_checkpoint(folder, {"average": {name: 0 * value for name, value in average.items()}}, {"step": 3}, "a")
     early, end = read_class_model(artifact, 3), read_class_model(artifact, 9)
-    assert early.step == 3 and early.parts["average"] != end.parts["average"] == "average.safetensors"
+    assert early.step == 3
+    assert early.parts["average"] != end.parts["average"] == "average.safetensors"
     assert end.step is None
     with pytest.raises(ConfigError, match=r"pretrained_step=4: no such checkpoint; there are \[3\]"):
         read_class_model(artifact, 4)
@@ -48,4 +50,5 @@ def test_a_sampler_is_of_the_average(tmp_path):
     artifact, _ = write_pretrained(tmp_path)
     sample = read_class_model(artifact, None).sampler("trained", "cpu")
     images = sample(["0", "3"], [1, 1], SamplingParameters(32, 32, 1, 1.0, 1.0, solver="euler"))
-    assert images.shape == (2, 3, 32, 32) and not torch.equal(images[0], images[1])
+    assert images.shape == (2, 3, 32, 32)
+    assert not torch.equal(images[0], images[1])

@@ -54,16 +54,15 @@ def test_images_that_cannot_be_read(tmp_path):
 
 
 def test_batches():
-    assert in_batches([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]] and in_batches([], 3) == []
+    assert in_batches([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
+    assert in_batches([], 3) == []
 
 
 def test_real_images_are_stored_once_and_completed(tmp_path):
     images = [encode_png(Image.new("RGB", (4, 4), (40 * i, 0, 0))) for i in range(3)]
     found = store_images(iter(images), {"source": "x"}, 3, str(tmp_path))
-    assert (
-        list(found.files) == ["000000", "000001", "000002"]
-        and len(keys_in(str(Path(found.files["000000"]).parent))) == 3
-    )
+    assert list(found.files) == ["000000", "000001", "000002"]
+    assert len(keys_in(str(Path(found.files["000000"]).parent))) == 3
     never = (pytest.fail("an image was read") for _ in range(3))
     assert store_images(never, {"source": "x"}, 3, str(tmp_path)) == found
     Path(found.files["000001"]).unlink()

@@ -27,8 +27,10 @@ def test_a_row_holds_the_answers_to_the_questions_of_its_prompt(scorers, images)
 
 def test_the_protocol_holds_template_answer_tokens_and_model(scorers):
     _, protocol = GenEval2Scorer(**scorers["geneval2"]).load("cpu")
-    assert protocol["metric"] == "judge" and protocol["question"] == "{question} Answer in one word."
-    assert protocol["model"].startswith("local:") and protocol["class"] == "Qwen3VLForConditionalGeneration"
+    assert protocol["metric"] == "judge"
+    assert protocol["question"] == "{question} Answer in one word."
+    assert protocol["model"].startswith("local:")
+    assert protocol["class"] == "Qwen3VLForConditionalGeneration"
     assert {"Yes", " Yes", "two", " Two", "10", " 10"} <= protocol["tokens"].keys()
     assert len(protocol["tokens"]) == 4 + 10 * 6
 
@@ -47,10 +49,12 @@ def test_a_reply_is_the_text_behind_the_template(scorers, images, tmp_path):
     scorer = LongTextScorer(**scorers["long_text"])
     score, protocol = scorer.load("cpu")
     replies = [row["reply"] for row in score(images, [Prompt("0", "a", data={}), Prompt("1", "b", data={})])]
-    assert len(set(replies)) == 2 and protocol["reply"] == "greedy, at most 8 tokens"
+    assert len(set(replies)) == 2
+    assert protocol["reply"] == "greedy, at most 8 tokens"
     (tmp_path / "other.txt").write_text("Read it.")
     other = scorer.model_copy(update={"template": str(tmp_path / "other.txt")})
-    assert other.identity() != scorer.identity() and other.load("cpu")[1]["question"] != protocol["question"]
+    assert other.identity() != scorer.identity()
+    assert other.load("cpu")[1]["question"] != protocol["question"]
 
 
 def test_test_points_are_asked_with_their_definitions(scorers, images):

@@ -18,7 +18,8 @@ from pipelines.evaluate.suites import SUITES
 def test_a_working_installation_passes(suite, capsys):
     assert known_answers.run_self_test([suite]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == len(EXPECTED[suite]) + 1 and out[-1] == "all passed"
+    assert len(out) == len(EXPECTED[suite]) + 1
+    assert out[-1] == "all passed"
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,8 @@ def test_a_broken_rule_is_found(suite, broken, monkeypatch, capsys):
 
 def test_a_number_that_is_missing_or_new_is_found(monkeypatch, capsys):
     monkeypatch.setitem(EXPECTED, "demo", {**EXPECTED["demo"], "fid": 1.0})
-    assert known_answers.run_self_test(["demo"]) == 1 and "FAIL  demo  fid  nan, not 1" in capsys.readouterr().out
+    assert known_answers.run_self_test(["demo"]) == 1
+    assert "FAIL  demo  fid  nan, not 1" in capsys.readouterr().out
     monkeypatch.setitem(EXPECTED, "demo", {"spectrum": EXPECTED["demo"]["spectrum"]})
     assert known_answers.run_self_test(["demo"]) == 1
 

@@ -30,14 +30,16 @@ def test_own_questions_by_hand():
 def test_long_texts_by_hand():
     # "open" and "closed" of three words, none of two; one of two characters, four of four
     english, chinese = EXPECTED["longtext_en"], EXPECTED["longtext_zh"]
-    assert english["text_score"] == pytest.approx(100 * 2 / 5) and english["text_score/sign"] == pytest.approx(200 / 3)
+    assert english["text_score"] == pytest.approx(100 * 2 / 5)
+    assert english["text_score/sign"] == pytest.approx(200 / 3)
     assert chinese["text_score"] == pytest.approx(100 * 5 / 6)
 
 
 def test_unigenbench_by_hand():
     # the first prompt meets both points; the second has three, but a list of two scores
     known = EXPECTED["unigenbench"]
-    assert known["unigenbench"] == pytest.approx(100 * 2 / 5) and known["unreadable_replies"] == 50
+    assert known["unigenbench"] == pytest.approx(100 * 2 / 5)
+    assert known["unreadable_replies"] == 50
     assert known["unigenbench/Attribute"] == pytest.approx(100 / 3)
     assert known["unigenbench_points/Attribute - Color"] == 50
 

@@ -49,7 +49,8 @@ def test_by_category_the_overall_value_is_the_mean_of_the_categories():
     overall, animals, things = Mean("m", "given", by_category=True).rows(SCORED)
     assert (animals["category"], animals["value"], animals["prompts"]) == ("animals", 4.0, 2)
     assert (things["category"], things["value"], things["prompts"]) == ("things", 15.0, 1)
-    assert overall["value"] == 9.5 and overall["protocol"]["mean"] == "of categories"
+    assert overall["value"] == 9.5
+    assert overall["protocol"]["mean"] == "of categories"
 
 
 def test_another_column_and_scale_are_taken():
@@ -105,5 +106,6 @@ def test_images_are_read_once_in_their_order(tmp_path):
     for level, file in zip((0, 255), files.values(), strict=True):
         Image.new("RGB", (4, 2), (level,) * 3).save(file)
     images = ScoredImages(ImageSet("made", files, {}), {})
-    assert images.tensor.shape == (2, 3, 2, 4) and images.tensor[:, 0, 0, 0].tolist() == [-1, 1]
+    assert images.tensor.shape == (2, 3, 2, 4)
+    assert images.tensor[:, 0, 0, 0].tolist() == [-1, 1]
     assert images.tensor is images.tensor

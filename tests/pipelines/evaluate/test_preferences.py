@@ -11,4 +11,5 @@ def test_each_image_has_a_score_and_the_protocol_names_the_models(name, scorers)
     score, protocol = getattr(Scorers.model_validate(scorers), name).load("cpu")
     rows = score(images, [Prompt(str(i), text) for i, text in enumerate(("a cat", "two dogs", "cat a"))])
     assert len({row["score"] for row in rows}) == 3
-    assert protocol["metric"] == name and protocol["model"].count("local:") == 2
+    assert protocol["metric"] == name
+    assert protocol["model"].count("local:") == 2

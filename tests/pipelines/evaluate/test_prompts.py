@@ -84,7 +84,8 @@ def test_hpsv3_has_twelve_categories(tmp_path):
         rows = [{"caption": f"{i} {j}", "category": "x", "image_file": "y"} for j in range(2)]
         (tmp_path / f"benchmark_Kind{i:02}.json").write_text(json.dumps(rows))
     prompts = read_hpsv3(str(tmp_path), "")
-    assert len(prompts) == 24 and prompts[3] == Prompt("Kind01-0001", "1 1", "Kind01")
+    assert len(prompts) == 24
+    assert prompts[3] == Prompt("Kind01-0001", "1 1", "Kind01")
     (tmp_path / "benchmark_Kind03.json").unlink()
     with pytest.raises(ConfigError, match="has 11 files benchmark_<Category>.json, not 12"):
         read_hpsv3(str(tmp_path), "")
@@ -105,7 +106,8 @@ def test_dpg_questions_are_serialized_as_json(tmp_path):
     rows = "a,a cat,,1,0,entity,whole,t,Is there a cat?", "a,a cat,,2,1,other,c,t,One?"
     path = write(tmp_path / "q.csv", HEADER, *rows)
     (prompt,) = read_dpg(path, "")
-    assert prompt.text == "a cat" and prompt.data["parents"] == {"1": [0], "2": [1]}
+    assert prompt.text == "a cat"
+    assert prompt.data["parents"] == {"1": [0], "2": [1]}
     assert json.loads(json.dumps(prompt.data)) == prompt.data
     with pytest.raises(ConfigError, match="prompts.file=.*b.csv': .*no column"):
         read_dpg(write(tmp_path / "b.csv", "item_id,text"), "")
@@ -113,7 +115,8 @@ def test_dpg_questions_are_serialized_as_json(tmp_path):
 
 def test_classes():
     labels = read_labels("", "")
-    assert len(labels) == 1000 and labels[207].data == {"label": 207}
+    assert len(labels) == 1000
+    assert labels[207].data == {"label": 207}
 
 
 def test_instructions_of_edits_are_no_prompts(tmp_path):
@@ -129,4 +132,5 @@ def test_instructions_of_edits_are_no_prompts(tmp_path):
     held = curated("a", {"train/32x32": 5, "held_out/32x32": 3, "held_out/32x32+1": 4})
     assert len(list(read_held_out(held))) == 3
     few = curated("b", {"train/32x32": 5, "train/32x32+1": 2, "held_out/32x32+1": 4})
-    assert len(list(read_held_out(few))) == 5 and find_test_split(few, edits=True) == "held_out"
+    assert len(list(read_held_out(few))) == 5
+    assert find_test_split(few, edits=True) == "held_out"

@@ -32,7 +32,8 @@ def test_geneval2_questions_have_their_accepted_answers(tmp_path):
         "question": "How many cats are there?", "group": "count",
         "answers": ["two", "Two", "2", " two", " Two", " 2"],
     }  # fmt: skip
-    assert existence["answers"] == list(YES) and existence["group"] == "object"
+    assert existence["answers"] == list(YES)
+    assert existence["group"] == "object"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,8 @@ def write_oneig(root, **change):
 def test_questions_of_three_categories_with_their_parents(tmp_path, encode):
     questions, parents = encode({"1": "Is it?", "2": "Is it red?"}), encode({"1": [0], "2": [1]})
     first, second = read_oneig(write_oneig(tmp_path, question=questions, dependency=parents), "")
-    assert (first.id, first.text, first.category) == ("human-003", "a face", "Portrait") and second.id == "anime-003"
+    assert (first.id, first.text, first.category) == ("human-003", "a face", "Portrait")
+    assert second.id == "anime-003"
     assert first.data["parents"] == {"1": [0], "2": [1]}
     assert [question["question"] for question in first.data["questions"]] == ["Is it?", "Is it red?"]
 

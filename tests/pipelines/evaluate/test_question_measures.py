@@ -47,8 +47,10 @@ def table(measure, resamples=0):
 
 def test_parts_are_pooled_by_category():
     found = table(Pooled("m", "given", probability_by_group))
-    assert list(found) == ["count", "object", "verb"] and Pooled("m", "given", probability_by_group).names == ()
-    assert found["count"]["value"] == pytest.approx(30) and found["verb"]["value"] == pytest.approx(50)
+    assert list(found) == ["count", "object", "verb"]
+    assert Pooled("m", "given", probability_by_group).names == ()
+    assert found["count"]["value"] == pytest.approx(30)
+    assert found["verb"]["value"] == pytest.approx(50)
     assert found["object"]["value"] == pytest.approx(100 * (0.8 + 0.9 + 0.5 + 0.1) / 4)
     assert [row["prompts"] for row in found.values()] == [1, 2, 1]
     assert [row["pictures"] for row in found.values()] == [2, 4, 2]
@@ -58,9 +60,11 @@ def test_parts_are_pooled_by_category():
 def test_an_overall_row_pools_all_parts():
     measure = Pooled("m", "given", probability_by_group, overall=True, scale=1)
     found = table(measure, resamples=200)
-    assert list(found) == ["", "count", "object", "verb"] and measure.names == ("m",)
+    assert list(found) == ["", "count", "object", "verb"]
+    assert measure.names == ("m",)
     assert found[""]["value"] == pytest.approx((0.2 + 0.8 + 0.4 + 0.9 + 0.5 + 0.1 + 1.0 + 0.0) / 8)
-    assert found[""]["prompts"] == 3 and found[""]["low"] < found[""]["value"] < found[""]["high"]
+    assert found[""]["prompts"] == 3
+    assert found[""]["low"] < found[""]["value"] < found[""]["high"]
     assert found["count"]["low"] is None  # of one prompt
 
 

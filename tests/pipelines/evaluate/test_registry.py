@@ -49,7 +49,8 @@ def nightly(tiny_workflow, tmp_path, monkeypatch, capsys, tiny_base):
 def test_every_night(nightly, tiny_workflow, tmp_path):
     settings, _, outcomes = tiny_workflow
     status, line, err = nightly()
-    assert status == 0 and "nothing to do" not in err
+    assert status == 0
+    assert "nothing to do" not in err
     found = json.loads(line)
     client = MlflowClient(tracking_uri(settings.run))
     version = client.get_model_version_by_alias(settings.run.experiment, "newest")
@@ -57,27 +58,34 @@ def test_every_night(nightly, tiny_workflow, tmp_path):
     finetune = outcomes["finetune"]
     assert run.data.tags["registered"] == f"{version.name}/{version.version}"
     assert run.data.tags["adapter_run"] == finetune.mlflow_run
-    assert run.data.tags["adapter_artifact"] == finetune.artifact.uri and run.data.tags["adapter_step"] == "6"
+    assert run.data.tags["adapter_artifact"] == finetune.artifact.uri
+    assert run.data.tags["adapter_step"] == "6"
     assert [model.model_id for model in run.inputs.model_inputs] == [version.tags["model_id"]]
     tags = {k: float(v) for k, v in version.tags.items() if k.startswith("demo/")}
     assert tags == pytest.approx({f"demo/{k}": v for k, v in found["metrics"].items()}, rel=1e-5)
     made = {p: p.stat().st_mtime_ns for p in Path(settings.run.storage, "pictures").rglob("*.png")}
 
     status, again, err = nightly()  # no new version
-    assert status == 0 and json.loads(again) == found and "up to date, nothing to do" in err
+    assert status == 0
+    assert json.loads(again) == found
+    assert "up to date, nothing to do" in err
 
     status, line, err = nightly("floors={trained/high_frequency_power: 99}")
-    assert status == 1 and json.loads(line) == found  # the scores are printed all the same
+    assert status == 1
+    assert json.loads(line) == found
     assert err.splitlines()[-1].startswith("error: demo: trained/high_frequency_power is ")
     status, line, err = nightly("floors={trained/fid: 1}")
-    assert status == 2 and line == "" and "floors.trained/fid: no such score" in err
+    assert status == 2
+    assert line == ""
+    assert "floors.trained/fid: no such score" in err
 
     # The alias moves to another version with the same content: it is evaluated from cached images.
     client.create_model_version(version.name, version.source, version.run_id, dict(version.tags))
     client.set_registered_model_alias(version.name, "newest", str(int(version.version) + 1))
     status, line, err = nightly()
     client.set_registered_model_alias(version.name, "newest", version.version)
-    assert status == 0 and json.loads(line)["artifact"] != found["artifact"]
+    assert status == 0
+    assert json.loads(line)["artifact"] != found["artifact"]
     assert json.loads(line)["metrics"] == found["metrics"]
     assert {p: p.stat().st_mtime_ns for p in made} == made
 
@@ -88,7 +96,8 @@ def test_a_finetunes_artifact_is_linked_to_its_run_and_its_version(tiny_workflow
     client = MlflowClient(tracking_uri(settings.run))
     tags = client.get_run(outcomes["evaluate"].mlflow_run).data.tags
     finetune = outcomes["finetune"]
-    assert tags["adapter_run"] == finetune.mlflow_run and tags["adapter_artifact"] == finetune.artifact.uri
+    assert tags["adapter_run"] == finetune.mlflow_run
+    assert tags["adapter_artifact"] == finetune.artifact.uri
     name, number = tags["registered"].rsplit("/", 1)
     assert client.get_model_version(name, number).run_id == finetune.mlflow_run
 
@@ -99,7 +108,9 @@ def test_a_name_that_is_not_registered(nightly, tiny_workflow):
         with pytest.raises(ConfigError, match=f"registered='{name}': .*give NAME@ALIAS"):
             pin_version(name, settings.run)
     status, line, err = nightly("registered=nobody@newest")
-    assert status == 2 and line == "" and err.count("\n") == 1
+    assert status == 2
+    assert line == ""
+    assert err.count("\n") == 1
 
 
 def test_the_files_are_those_that_were_registered(tiny_workflow):

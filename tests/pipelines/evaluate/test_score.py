@@ -70,11 +70,13 @@ def test_rows_and_features_are_in_the_order_of_the_images_however_they_were_made
     CALLS.clear()
     rest = score({"a": found}, generations, "brightness", part, parts)["a"]
     assert sum(CALLS) == 4  # the others are cached
-    assert rest.rows() == whole.rows() and rest.protocol == {"metric": "brightness", "offset": 0.0}
+    assert rest.rows() == whole.rows()
+    assert rest.protocol == {"metric": "brightness", "offset": 0.0}
     assert [row["asked"] for row in rest.rows()] == [f"prompt {i}" for i in range(7)]
     assert json.loads(rest.rows()[2]["seen"]) == {"size": [3, 4, 6]}
     (a,), (b,) = list(rest.features("corner")), list(whole.features("corner"))
-    assert torch.equal(a, b) and a.dtype == torch.float64
+    assert torch.equal(a, b)
+    assert a.dtype == torch.float64
     assert torch.equal(a[:, 1], torch.arange(7.0, dtype=torch.float64) * 10 / 3)
 
 
@@ -100,7 +102,8 @@ def test_other_settings_are_other_scores_and_another_protocol_is_never_mixed_in(
     generations, found = pictures
     plain = score({"a": found}, generations, "brightness", Brightness(), str(tmp_path))["a"]
     moved = score({"a": found}, generations, "brightness", Brightness(offset=1.0), str(tmp_path))["a"]
-    assert plain.folder != moved.folder and moved.rows()[0]["score"] == plain.rows()[0]["score"] + 1
+    assert plain.folder != moved.folder
+    assert moved.rows()[0]["score"] == plain.rows()[0]["score"] + 1
     same = score({"a": found}, generations, "brightness", Brightness(resources={"batch": 3}), str(tmp_path))["a"]
     assert same.folder == plain.folder  # hardware does not change the identity
     with pytest.raises(ProtocolMismatch, match="have the protocol .*'offset': 0.0.* not .*'offset': 2.0"):

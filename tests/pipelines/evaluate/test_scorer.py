@@ -35,8 +35,10 @@ def scorer(folder, **change):
 
 def test_models_are_identified_by_content_and_workers_do_not_matter(folder):
     identity = scorer(folder).identity()
-    assert identity.keys() == {"model", "base", "shape"} and identity["shape"] == "tall"
-    assert identity["model"].startswith("local:") and identity["model"] != identity["base"]
+    assert identity.keys() == {"model", "base", "shape"}
+    assert identity["shape"] == "tall"
+    assert identity["model"].startswith("local:")
+    assert identity["model"] != identity["base"]
     assert scorer(folder, resources={"batch": 3}).identity() == identity
     (folder / "base" / "weights").write_text("other")
     assert scorer(folder).identity() != identity
@@ -45,7 +47,8 @@ def test_models_are_identified_by_content_and_workers_do_not_matter(folder):
 def test_a_setting_that_names_a_file_is_its_content(folder):
     (folder / "shape.json").write_text("{}")
     found = scorer(folder, shape=str(folder / "shape.json")).identity()["shape"]
-    assert found == content_fingerprint(str(folder / "shape.json")) and found not in ("", str(folder / "shape.json"))
+    assert found == content_fingerprint(str(folder / "shape.json"))
+    assert found not in ("", str(folder / "shape.json"))
     assert content_fingerprint("tall") == content_fingerprint("") == ""
 
 

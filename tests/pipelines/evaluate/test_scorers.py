@@ -14,7 +14,8 @@ from pipelines.evaluate.suites import SUITES
 def test_a_scorer_is_known_by_its_models_and_settings_without_loading_them(name, scorers, tmp_path):
     scorer = getattr(validate(Scorers, scorers), name)
     identity = json.loads(json.dumps(scorer.identity()))
-    assert identity["model"].startswith("local:") and "resources" not in identity
+    assert identity["model"].startswith("local:")
+    assert "resources" not in identity
     other = type(scorer).model_validate({**scorers[name], "resources": {"batch": 3}})
     assert other.identity() == scorer.identity()
     assert type(scorer).model_validate({**scorers[name], "model": str(tmp_path)}) != scorer

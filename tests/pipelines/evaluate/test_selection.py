@@ -41,7 +41,8 @@ def test_models_are_given_or_the_suites(tree, models):
 
 
 def test_images_per_prompt_are_given_or_the_suites():
-    assert repeats_of(settings_of(suite="dpg")) == 4 and repeats_of(settings_of(suite="dpg", images_per_prompt=2)) == 2
+    assert repeats_of(settings_of(suite="dpg")) == 4
+    assert repeats_of(settings_of(suite="dpg", images_per_prompt=2)) == 2
 
 
 def test_measures_go_with_the_scorers_that_they_read():

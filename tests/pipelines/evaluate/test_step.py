@@ -53,25 +53,29 @@ def test_the_demo_suite_from_images_to_mlflow(demo, local_ray):
     folder, storage = Path(outcome.artifact.uri), Path(tree["run"]["storage"])
     metrics = outcome.artifact.manifest["metrics"]
     assert metrics == {f"{row['model']}/{row['metric']}": row["value"] for row in table}
-    assert {row["model"] for row in table} == set(MODELS) and len(table) == 15
+    assert {row["model"] for row in table} == set(MODELS)
+    assert len(table) == 15
     assert all(row["low"] < row["value"] < row["high"] and row["pictures"] == 10 for row in table)
     protocols = json.loads((folder / "protocols.json").read_text())
     assert {row["fingerprint"] for row in table} == protocols["numbers"].keys()
     assert {protocols["pictures"][model]["model"] for model in MODELS} == set(MODELS)
-    assert len(scores) == 30 and {row["index"] for row in scores} == set(range(10))
+    assert len(scores) == 30
+    assert {row["index"] for row in scores} == set(range(10))
     assert len(made_in(storage, (".png",))) == 30 + 5  # three models' and the real ones
     client = MlflowClient(tracking_uri(validate(EvaluateSettings, tree).run))
     record = client.get_run(outcome.mlflow_run)
     assert record.data.metrics == pytest.approx({f"eval/demo/{name}": value for name, value in metrics.items()})
     assert record.info.run_name == f"evaluate demo {outcome.artifact.id[:6]}"
     scorers = {name.split(".")[1] for name in record.data.params if name.startswith("scorers.")}
-    assert scorers == {"spectrum", "efficientnet"} and record.data.params["suite"] == "demo"
+    assert scorers == {"spectrum", "efficientnet"}
+    assert record.data.params["suite"] == "demo"
     logged = {file.path for file in client.list_artifacts(outcome.mlflow_run)}
     assert {"pictures", "scores.parquet", "protocols.json", "table.json"} <= logged
     pictures = {Path(file.path).name for file in client.list_artifacts(outcome.mlflow_run, "pictures")}
     assert pictures == {"samples.png", *(f"{model}_spectrum.png" for model in MODELS)}
     with Image.open(folder / "samples.png") as image_grid:
-        assert image_grid.width > 4 * 256 and image_grid.height > 2 * 256
+        assert image_grid.width > 4 * 256
+        assert image_grid.height > 2 * 256
 
     # More prompts, other intervals: cached images and scores are reused, and only missing ones are made.
     before = made_in(storage)
@@ -79,9 +83,11 @@ def test_the_demo_suite_from_images_to_mlflow(demo, local_ray):
     after = made_in(storage)
     assert {p: t for p, t in after.items() if p in before} == before
     assert len([p for p in after if p not in before and p.suffix == ".png"]) == 3 * 4 + 2  # two real ones
-    assert more.artifact.id != outcome.artifact.id and results(more)[0][0]["low"] is None
+    assert more.artifact.id != outcome.artifact.id
+    assert results(more)[0][0]["low"] is None
     again = run(tree)
-    assert again.reused and made_in(storage) == after
+    assert again.reused
+    assert made_in(storage) == after
 
 
 @pytest.mark.ray
@@ -125,7 +131,8 @@ def test_resuming_after_a_kill_repeats_nothing(demo, local_ray, tmp_path):
         job = start(config)
         deadline = time.monotonic() + 120
         while len([p for p in made_in(storage) if p.suffix == suffix]) < 5:
-            assert job.poll() is None and time.monotonic() < deadline, config.with_suffix(".log").read_text()[-3000:]
+            assert job.poll() is None, config.with_suffix(".log").read_text()[-3000:]
+            assert time.monotonic() < deadline, config.with_suffix(".log").read_text()[-3000:]
             time.sleep(0.02)
         os.killpg(job.pid, signal.SIGKILL)
         job.communicate()
@@ -137,7 +144,8 @@ def test_resuming_after_a_kill_repeats_nothing(demo, local_ray, tmp_path):
     out = job.communicate(timeout=200)[0]
     assert job.returncode == 0, config.with_suffix(".log").read_text()[-3000:]
     final = made_in(storage)
-    assert {p: t for p, t in final.items() if p in known} == known and len(final) > len(known)
+    assert {p: t for p, t in final.items() if p in known} == known
+    assert len(final) > len(known)
     assert len([p for p in final if p.suffix == ".png"]) == 3 * 16 + 8
     assert results(json.loads(out.splitlines()[-1])["artifact"]) == results(whole)
 

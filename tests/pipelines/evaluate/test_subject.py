@@ -35,7 +35,8 @@ def test_the_configuration_belongs_to_the_adapter_alone(names, adapter):
     config = json.loads((adapter / CONFIG).read_text())
     (adapter / CONFIG).write_text(json.dumps({**config, "sigma_min": 0.01}))
     found, before = names(adapter), names(ADAPTER)
-    assert found["trained"] != before["trained"] and found["latent"] == before["latent"]
+    assert found["trained"] != before["trained"]
+    assert found["latent"] == before["latent"]
 
 
 def test_how_prompts_are_padded_belongs_to_every_model(names, adapter):
@@ -43,4 +44,5 @@ def test_how_prompts_are_padded_belongs_to_every_model(names, adapter):
     defaults = read_defaults(adapter)
     write_adapter(adapter, tensors, config, None, replace(defaults, text_padding="max_length"))
     found, before = names(adapter), names(ADAPTER)
-    assert defaults.text_padding == "none" and all(found[model] != before[model] for model in before)
+    assert defaults.text_padding == "none"
+    assert all(found[model] != before[model] for model in before)

@@ -78,9 +78,11 @@ def test_a_finetune_that_starts_from_an_adapter_has_its_basis(workflow):
     continued = workflow.model_copy(update={"finetune": {"start_from": "some/adapter"}})
     graph = build_graph(continued)
     assert list(graph) == ["curate", "encode", "finetune", "evaluate"]
-    assert graph["finetune"].needs == ["curate", "encode"] and graph["evaluate"].needs == ["curate", "finetune"]
+    assert graph["finetune"].needs == ["curate", "encode"]
+    assert graph["evaluate"].needs == ["curate", "finetune"]
     finetune = fill_section("finetune", continued, {"curate": "c", "encode": "e", "basis": "of an earlier run"})
-    assert finetune.basis == "" and finetune.encoded == "e"
+    assert finetune.basis == ""
+    assert finetune.encoded == "e"
 
 
 def test_the_demand_is_what_the_sections_declare(workflow):
@@ -101,7 +103,8 @@ def test_the_demand_is_what_the_sections_declare(workflow):
 def test_mermaid_has_no_arrow_that_follows_from_others(workflow):
     graph = build_graph(workflow.model_copy(update={"evaluations": {"dpg": {"suite": "dpg"}}}))
     lines = mermaid(graph, {"encode": "made, 3 s"}).splitlines()
-    assert lines[0] == "flowchart LR" and '    encode["encode<br/>made, 3 s"]' in lines
+    assert lines[0] == "flowchart LR"
+    assert '    encode["encode<br/>made, 3 s"]' in lines
     assert [line.strip() for line in lines if "-->" in line] == [
         "curate --> color_stats", "color_stats --> basis", "curate --> encode", "encode --> finetune",
         "basis --> finetune", "finetune --> evaluate", "finetune --> evaluations_dpg",
@@ -115,7 +118,8 @@ def test_the_job_prints_the_graph_and_starts_nothing(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["jobs/workflow.py", config, "--graph"])
     runpy.run_path("jobs/workflow.py", run_name="__main__")
     out = capsys.readouterr().out
-    assert "caption   curate                   8 CPU, 8 GPU" in out and "    caption --> encode" in out
+    assert "caption   curate                   8 CPU, 8 GPU" in out
+    assert "    caption --> encode" in out
     assert json.loads(out.splitlines()[-1]) == {"artifact": None, "mlflow_run": None, "metrics": {"steps": 6}}
 
 

@@ -19,7 +19,8 @@ def run(needs, steps, demand=None, capacity=None, finished=()) -> GraphResult[st
     """Run functions by name; a step without one returns its name."""
 
     def prepare(name, outcomes):
-        assert set(needs[name]) <= outcomes.keys() and threading.current_thread() is threading.main_thread()
+        assert set(needs[name]) <= outcomes.keys()
+        assert threading.current_thread() is threading.main_thread()
         return Task(steps.get(name, lambda: name), name if name in finished else None)
 
     return run_graph(needs, prepare, demand or dict.fromkeys(needs, {}), lambda: capacity or {})
@@ -34,7 +35,8 @@ def test_independent_steps_run_at_once():
 
     result = run(DIAMOND, {"b": meet, "c": meet}, dict.fromkeys(DIAMOND, {"CPU": 2}), {"CPU": 4})
     assert result.outcomes == {"a": "a", "b": "met", "c": "met", "d": "d"}
-    assert not result.failed and not result.skipped
+    assert not result.failed
+    assert not result.skipped
     times = result.times
     assert all(times[need][1] <= times[name][0] for name, needs in DIAMOND.items() for need in needs)
 
@@ -55,7 +57,8 @@ def test_steps_that_do_not_fit_together_run_one_after_the_other():
     result = run(
         {name: [] for name in names}, {n: step(n) for n in names}, dict.fromkeys(names, {"CPU": 2}), {"CPU": 3}
     )
-    assert list(result.outcomes) == names and set(most) == {1}
+    assert list(result.outcomes) == names
+    assert set(most) == {1}
     ends = [result.times[name] for name in names]
     assert all(before[1] <= after[0] for before, after in zip(ends, ends[1:], strict=False))
 
@@ -73,7 +76,8 @@ def test_a_failed_branch_does_not_stop_the_others(capsys):
 
     result = run({**DIAMOND, "e": ["c"], "f": ["d"]}, {"b": fail, "c": work})
     assert result.outcomes == {"a": "a", "c": "done", "e": "e"}
-    assert list(result.failed) == ["b"] and result.skipped == {"d": ["b"], "f": ["d"]}
+    assert list(result.failed) == ["b"]
+    assert result.skipped == {"d": ["b"], "f": ["d"]}
 
 
 def test_a_step_that_is_refused_is_a_failure(caplog):
@@ -83,8 +87,10 @@ def test_a_step_that_is_refused_is_a_failure(caplog):
         return Task(lambda: name)
 
     result = run_graph(DIAMOND, prepare, dict.fromkeys(DIAMOND, {}), dict)
-    assert isinstance(result.failed["b"], ValueError) and result.skipped == {"d": ["b"]}
-    assert "Traceback" in caplog.text and "b failed" in caplog.text
+    assert isinstance(result.failed["b"], ValueError)
+    assert result.skipped == {"d": ["b"]}
+    assert "Traceback" in caplog.text
+    assert "b failed" in caplog.text
 
 
 def test_finished_steps_are_not_run_and_start_no_thread():
@@ -92,7 +98,8 @@ def test_finished_steps_are_not_run_and_start_no_thread():
         raise AssertionError("was run")
 
     result = run(DIAMOND, dict.fromkeys(DIAMOND, never), finished=DIAMOND)
-    assert result.outcomes == {name: name for name in DIAMOND} and not result.times
+    assert result.outcomes == {name: name for name in DIAMOND}
+    assert not result.times
 
 
 def test_a_stop_lets_a_training_end_and_starts_nothing_more():
@@ -107,7 +114,8 @@ def test_a_stop_lets_a_training_end_and_starts_nothing_more():
     before = signal.getsignal(signal.SIGTERM)
     result = run(DIAMOND, {"a": train})
     assert str(result.failed["a"]) == "stopped at step 3, as requested"
-    assert result.skipped == {"b": [], "c": [], "d": []} and signal.getsignal(signal.SIGTERM) == before
+    assert result.skipped == {"b": [], "c": [], "d": []}
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 INTERRUPTED = """

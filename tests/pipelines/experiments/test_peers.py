@@ -31,11 +31,14 @@ def test_the_table_has_intervals_over_seeds_and_differences_of_equal_seeds():
     table = peers_table(rows, ["d"])
     assert table[1] == ("d", "steps", "one", "10 to 12", "2", "2 ± 2.5", "")
     assert table[2] == ("d", "steps", "two", "10 to 12", "2", "2.5 ± 2.5", "0.5 ± 0")
-    assert table[5] == ("d", "", "base", "0", "0", "4", "") and len(table) == 6
+    assert table[5] == ("d", "", "base", "0", "0", "4", "")
+    assert len(table) == 6
     single = peers_table([row for row in rows if row["seed"] in (0, None)], ["d"])
-    assert single[2][5:] == ("1.5", "0.5") and "10 to" not in format_table(single)
+    assert single[2][5:] == ("1.5", "0.5")
+    assert "10 to" not in format_table(single)
     without = peers_table([row for row in rows if row["equal"] != "seconds"], ["d"])
-    assert without[3] == ("d", "seconds", "one", "-", "-", "no checkpoint in time", "") and len(without) == 6
+    assert without[3] == ("d", "seconds", "one", "-", "-", "no checkpoint in time", "")
+    assert len(without) == 6
 
 
 @pytest.fixture
@@ -76,7 +79,8 @@ def settings(tiny_workflow, tiny_base, tmp_path):
 def test_methods_are_trained_and_evaluated_at_equal_steps_and_time(settings):
     folder, _, rows = run_peers(settings())
     by_steps, by_seconds = ([r for r in rows if r["equal"] == equal] for equal in ("steps", "seconds"))
-    assert [(r["method"], r["step"]) for r in by_steps] == [("asymflow", 4), ("l2p", 4)] and rows[-1]["method"] == BASE
+    assert [(r["method"], r["step"]) for r in by_steps] == [("asymflow", 4), ("l2p", 4)]
+    assert rows[-1]["method"] == BASE
     assert max(r["step"] for r in by_seconds) == 4  # of the fastest; the other may have no checkpoint as early
     assert max(r["minutes"] for r in by_seconds) <= min(r["minutes"] for r in by_steps)
     assert all(r["metrics"]["sliced_wasserstein"] > 0 for r in rows)

@@ -100,10 +100,12 @@ def test_claims_by_the_loss_are_of_the_ends_alone(rows):
     known = [r for r in rows if (r["kind"], r["rank"]) in losses]
     told = [{**r, "loss": losses[r["kind"], r["rank"]] + r["seed"]} for r in known]
     ends = by_loss([*told, {**rows[1], "loss": None}])
-    assert len(ends) == 9 and {r["figure"] for r in ends} == {"rank"}
+    assert len(ends) == 9
+    assert {r["figure"] for r in ends} == {"rank"}
     found = claims(ends, "loss")
     assert [(c["claim"], c["verdict"]) for c in found][0] == ("r = 8 beats r = 0", "held")
-    assert by_loss([]) == [] and claims([], "loss") == []
+    assert by_loss([]) == []
+    assert claims([], "loss") == []
     assert all("step" not in c["claim"] and "floor" not in c["claim"] for c in found)
     assert claim_table(found, "loss")[1][:2] == ["r = 8 beats r = 0", "-0.1 ± " + f"{found[0]['half_interval']:.2g}"]
 
@@ -118,7 +120,8 @@ def test_claims_need_finished_runs(rows):
 def test_tables_and_figures_show_every_member(rows):
     lines = rank_table(rows)
     assert [line[0] for line in lines[1:]] == ["r=0", "r=2", "r=8", "r=32", "r=768", "r=8 random", "r=8 repa"]
-    assert lines[1][3].startswith("10.33 ± ") and lines[0][3:] == ["frechet", "other"]
+    assert lines[1][3].startswith("10.33 ± ")
+    assert lines[0][3:] == ["frechet", "other"]
     floors = [line[:2] for line in floor_table(rows)[1:]]
     assert floors == [["r=0", "0.04"], ["r=0", "0"], ["r=8", "0.04"], ["r=8", "0"]]
     assert markdown(lines).splitlines()[1] == "| --- | --- | --- | --- | --- |"

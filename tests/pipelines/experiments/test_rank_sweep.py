@@ -92,7 +92,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 def test_a_basis_of_srgb_is_that_of_the_pixels_themselves(family, tiny_workflow):
     found = load_subspace(family[1], "pca")
-    assert found.space == SrgbSpace() and found.layout == "channel_last" and found.rank == 768
+    assert found.space == SrgbSpace()
+    assert found.layout == "channel_last"
+    assert found.rank == 768
     files = tiny_workflow[2]["curate"].artifact.files("train", ".parquet")
     images = torch.cat([rows.images for file in files for rows in read_images(file)]).double()
     patches = patchify(images, 16, "channel_last").flatten(0, 1)
@@ -117,17 +119,20 @@ def test_variants_are_trained_evaluated_and_plotted(family, swept):
     pictures = {file.path for file in client.list_artifacts(run_id, "pictures")}
     assert {"pictures/ranks.png", "pictures/convergence.png"} <= pictures
     claims = {claim["claim"] for claim in json.loads(storage.read_bytes(storage.join(folder, "claims.json")))}
-    assert "r = 8 beats r = 0" in claims and "r = 8 is ahead of r = 0 at step 2" not in claims
+    assert "r = 8 beats r = 0" in claims
+    assert "r = 8 is ahead of r = 0 at step 2" not in claims
 
     trained = load_artifact(rows[1]["pretrained"], "pretrain")
-    assert trained.manifest["config"]["subspace"]["rank"] == 8 and trained.manifest["config"]["seed"] == 3
+    assert trained.manifest["config"]["subspace"]["rank"] == 8
+    assert trained.manifest["config"]["seed"] == 3
     evaluated = load_artifact(rows[1]["evaluated"], "evaluate").manifest["config"]["sampling"]
     assert (evaluated["guidance"], evaluated["guidance_interval"]) == (2.0, [0.1, 0.9])
 
 
 def test_a_finished_sweep_is_cached(family, swept):
     again = run_rank_sweep(family[0])
-    assert again[0] == swept[0] and again[2] == swept[2]
+    assert again[0] == swept[0]
+    assert again[2] == swept[2]
 
 
 def test_the_model_is_the_moving_average_at_the_end_or_at_a_checkpoint(swept):
@@ -146,7 +151,8 @@ def test_images_are_those_of_their_class_and_seed_in_any_batch(swept):
     changes = {"interval": (0.0, 0.9), "orthogonal": False, "clamp": False, "solver": "heun"}
     parameters = SamplingParameters(32, 32, 3, 2.0, 1.0, **changes)
     together = sample(["0", "3", "1"], [5, 6, 7], parameters)
-    assert together.shape == (3, 3, 32, 32) and together.abs().max() <= 1
+    assert together.shape == (3, 3, 32, 32)
+    assert together.abs().max() <= 1
     for i, (label, seed) in enumerate((("0", 5), ("3", 6), ("1", 7))):
         torch.testing.assert_close(sample([label], [seed], parameters)[0], together[i], atol=1e-5, rtol=0)
     assert not torch.equal(sample(["2"], [5], parameters)[0], together[0])

@@ -64,10 +64,14 @@ def two(evaluation):
 
 def test_scores_side_by_side(two):
     columns, whole, parts = compare([read_evaluation("ours", two[0]), read_evaluation("theirs", two[1])])["coco10k"]
-    assert columns == ["ours", "theirs"] and not parts
+    assert columns == ["ours", "theirs"]
+    assert not parts
     hpsv3, fid = whole
-    assert [cell.value for cell in hpsv3.cells] == [12.9, 12.0] and [cell.best for cell in hpsv3.cells] == [True, False]
-    assert hpsv3.comparable and not fid.comparable and not any(cell.best for cell in fid.cells)
+    assert [cell.value for cell in hpsv3.cells] == [12.9, 12.0]
+    assert [cell.best for cell in hpsv3.cells] == [True, False]
+    assert hpsv3.comparable
+    assert not fid.comparable
+    assert not any(cell.best for cell in fid.cells)
     ends = [(cell.left, cell.left + cell.width) for cell in hpsv3.cells]
     assert ends == [pytest.approx((100 * 0.9 / 1.3, 100)), pytest.approx((0, 100 * 0.4 / 1.3))]
 
@@ -79,7 +83,8 @@ def test_small_distances_are_the_best_and_some_numbers_have_no_best(evaluation):
 
     evaluations = [read_evaluation(args[0], evaluation(*args)) for args in (("a", rows(3, 1.0)), ("b", rows(2, 1.4)))]
     fid, power = compare(evaluations)["coco10k"][1]
-    assert [c.best for c in fid.cells] == [False, True] and [c.best for c in power.cells] == [False, False]
+    assert [c.best for c in fid.cells] == [False, True]
+    assert [c.best for c in power.cells] == [False, False]
 
 
 def test_models_categories_and_suites(evaluation):
@@ -93,15 +98,21 @@ def test_models_categories_and_suites(evaluation):
     assert list(suites) == ["geneval", "demo"]
     columns, whole, parts = suites["geneval"]
     assert columns == ["a latent", "a trained"]
-    assert [line.name for line in whole] == ["geneval-hf"] and [line.name for line in parts] == ["geneval-hf / colors"]
+    assert [line.name for line in whole] == ["geneval-hf"]
+    assert [line.name for line in parts] == ["geneval-hf / colors"]
 
 
 def test_the_page_is_self_contained_and_escaped(two):
     page = render([read_evaluation(Path(uri).name, uri) for uri in two])
-    assert "<script" not in page and "&lt;script&gt;alert(1)" in page
-    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)""", page) and "@import" not in page and "url(" not in page
-    assert "not comparable" in page and page.count("data:image/webp;base64,") == 2
-    assert page.count("(quoted)") == 2 and "They were not measured here" in page
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)""", page)
+    assert "@import" not in page
+    assert "url(" not in page
+    assert "not comparable" in page
+    assert page.count("data:image/webp;base64,") == 2
+    assert page.count("(quoted)") == 2
+    assert "They were not measured here" in page
 
 
 def test_quoted_tables_equal_the_paper():
@@ -125,21 +136,28 @@ def test_the_job(two, tmp_path, mlflow_store, monkeypatch, capsys):
     out = str(tmp_path / "page.html")
     own, other = (f"evaluations.{Path(uri).name}={uri}" for uri in two)
     status, printed, err = job(monkeypatch, capsys, f"out={out}", own, other)
-    assert (status, printed, err) == (0, f"{out}\n", "") and Path(out).read_text().startswith("<!doctype html>")
+    assert (status, printed, err) == (0, f"{out}\n", "")
+    assert Path(out).read_text().startswith("<!doctype html>")
     status, printed, err = job(monkeypatch, capsys, f"out={out}", f"evaluations.ours={tmp_path}/absent")
-    assert status == 2 and err.startswith("error: no finished evaluate artifact at ") and err.count("\n") == 1
+    assert status == 2
+    assert err.startswith("error: no finished evaluate artifact at ")
+    assert err.count("\n") == 1
     status, printed, err = job(
         monkeypatch, capsys, f"out={out}", f"evaluations.ours={'0' * 32}", f"tracking_uri={mlflow_store}"
     )
     last = err.splitlines()[-1]  # MLflow reports its new database before
-    assert status == 2 and last.startswith(f"error: {'0' * 32}: Run with id") and "set tracking_uri" in last
+    assert status == 2
+    assert last.startswith(f"error: {'0' * 32}: Run with id")
+    assert "set tracking_uri" in last
     for arguments, message in [
         ([], "out: missing"),
         ([f"out={out}", "evaluations={}"], "evaluations={}: dictionary should have at least 1 item"),
         (["--tracking-uri", mlflow_store], "--tracking-uri: settings are written key=value, like tracking_uri=VALUE"),
     ]:
         status, printed, err = job(monkeypatch, capsys, *arguments)
-        assert status == 2 and err.startswith(f"error: {message}") and err.count("\n") == 1, err
+        assert status == 2, err
+        assert err.startswith(f"error: {message}"), err
+        assert err.count("\n") == 1, err
 
 
 def test_a_run_of_mlflow_is_found(two, tmp_path, mlflow_store, monkeypatch, capsys):
@@ -151,7 +169,8 @@ def test_a_run_of_mlflow_is_found(two, tmp_path, mlflow_store, monkeypatch, caps
     assert job(monkeypatch, capsys, *arguments)[0] == 2
     client.set_tag(run, "artifact", two[0])
     status, *_ = job(monkeypatch, capsys, *arguments)
-    assert status == 0 and "<td>night</td>" in (tmp_path / "o.html").read_text()
+    assert status == 0
+    assert "<td>night</td>" in (tmp_path / "o.html").read_text()
 
 
 def test_it_can_be_read_in_a_browser(two, tmp_path, browser):
@@ -166,7 +185,8 @@ def test_it_can_be_read_in_a_browser(two, tmp_path, browser):
     assert browser.execute_script(loaded)
     texts = "return [...document.querySelectorAll('td.best')].map(cell => cell.textContent.trim())"
     best = browser.execute_script(texts)
-    assert len(best) == 1 and best[0].startswith("12.9")
+    assert len(best) == 1
+    assert best[0].startswith("12.9")
     screenshot = Image.open(io.BytesIO(browser.get_screenshot_as_png()))
     assert len(set(screenshot.convert("RGB").resize((64, 64)).getdata())) > 10
 
@@ -190,5 +210,7 @@ def test_the_steps_of_the_workflow_are_shown_with_their_times(two, tmp_path):
     timeline = read_workflow(str(tmp_path))
     assert [(bar.left, bar.width) for bar in bars_of(timeline)] == [(0, 25), (25, 75), (0, 0)]
     page = render([read_evaluation("ours", two[0])], timeline)
-    assert "The workflow" in page and 'title="&lt;full&gt;">failed' in page and "left: 25.0%; width: 75.0%" in page
+    assert "The workflow" in page
+    assert 'title="&lt;full&gt;">failed' in page
+    assert "left: 25.0%; width: 75.0%" in page
     assert "The workflow" not in render([read_evaluation("ours", two[0])])

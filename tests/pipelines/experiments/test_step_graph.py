@@ -38,8 +38,10 @@ def plan(monkeypatch):
 
 def test_finished_steps_do_not_start_ray(plan):
     started, run = plan
-    assert run("finished 1", "finished 2") == {"finished 1": "finished 1", "finished 2": "finished 2"} and not started
-    assert run("new", "finished") == {"new": "new under parent", "finished": "finished"} and len(started) == 1
+    assert run("finished 1", "finished 2") == {"finished 1": "finished 1", "finished 2": "finished 2"}
+    assert not started
+    assert run("new", "finished") == {"new": "new under parent", "finished": "finished"}
+    assert len(started) == 1
 
 
 def test_all_run_before_a_failure_is_raised(plan):
@@ -56,7 +58,8 @@ def test_an_outcome_is_logged_once(plan):
         return outcome
 
     planned = step_graph.plan_step(None, type("Settings", (), {"name": "finished", "run": None}))
-    assert task_of(planned, "parent", log).finished == "finished" and logged == ["finished"]
+    assert task_of(planned, "parent", log).finished == "finished"
+    assert logged == ["finished"]
 
 
 def test_the_end_names_each_failed_and_each_skipped_step():
@@ -89,7 +92,9 @@ def test_two_steps_share_the_cluster_at_the_same_time(held_out, tmp_path):
     settings = {name: validate(STEP.settings, {**tree, "run": run}) for name, run in runs.items()}
     outcomes = run_independent(STEP, settings, "")
     one, two = (outcomes[name].artifact.manifest for name in settings)
-    assert one["files"] == two["files"] and one["id"] == two["id"] and not outcomes["two"].reused
+    assert one["files"] == two["files"]
+    assert one["id"] == two["id"]
+    assert not outcomes["two"].reused
     clients = {name: MlflowClient(tracking_uri(one.run)) for name, one in settings.items()}
     spans = [clients[name].get_run(outcomes[name].mlflow_run).info for name in settings]
     assert max(span.start_time for span in spans) < min(span.end_time for span in spans)

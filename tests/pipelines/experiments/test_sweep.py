@@ -90,10 +90,13 @@ def test_a_grid_and_a_wider_one_that_finds_its_points(settings, local_ray, tmp_p
     monkeypatch.setattr(sweep, "run_independent", run_independent)
     first = settings(evaluate=evaluation, grid={"pictures": made[:2], "images_per_prompt": [1]})
     parent, points, best = run_sweep(first)
-    assert len(points) == 2 and not any(outcome.reused for outcome in done)
-    assert best.value == min(point.value for point in points) and len({point.value for point in points}) == 2
+    assert len(points) == 2
+    assert not any(outcome.reused for outcome in done)
+    assert best.value == min(point.value for point in points)
+    assert len({point.value for point in points}) == 2
     rows = rows_of(first, points)
-    assert rows[0]["trained/spectrum"] == best.value and "images_per_prompt" in table_of(rows)
+    assert rows[0]["trained/spectrum"] == best.value
+    assert "images_per_prompt" in table_of(rows)
     (folder,) = (tmp_path / "runs" / "sweeps").iterdir()
     assert json.loads((folder / "points.json").read_text()) == rows
     client = MlflowClient(tracking_uri(first.run))
@@ -105,7 +108,8 @@ def test_a_grid_and_a_wider_one_that_finds_its_points(settings, local_ray, tmp_p
 
     done.clear()
     again = run_sweep(first)
-    assert again[0] == parent and all(outcome.reused for outcome in done)
+    assert again[0] == parent
+    assert all(outcome.reused for outcome in done)
     done.clear()
     run_sweep(settings(evaluate=evaluation, grid={"images_per_prompt": [1], "pictures": made[1:]}))
     assert [outcome.reused for outcome in done] == [True, False]
@@ -165,4 +169,5 @@ def test_settings_from_a_file(tmp_path):
     config = tmp_path / "sweep.yaml"
     config.write_text("metric: trained/fid\nevaluate: {suite: coco10k}\ngrid: {sampling.steps: [8, 16]}\n")
     found = load_config(SweepSettings, str(config), ["evaluate.base=models/x"])
-    assert found.grid == {"sampling.steps": [8, 16]} and found.evaluate == {"suite": "coco10k", "base": "models/x"}
+    assert found.grid == {"sampling.steps": [8, 16]}
+    assert found.evaluate == {"suite": "coco10k", "base": "models/x"}

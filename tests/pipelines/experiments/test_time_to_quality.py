@@ -44,7 +44,9 @@ def test_rows_have_steps_and_minutes():
     }
     a, b = rows_of("one", ["a", "b"], found, [1.0, 2.0, 3.5, 4.0])
     assert (a["first"], a["first_minutes"], a["lasting"], a["lasting_minutes"]) == (200, 2.0, 400, 4.0)
-    assert a["trained"] == distances["a"] and a["latent"] == 0.5 and b["first"] is b["first_minutes"] is None
+    assert a["trained"] == distances["a"]
+    assert a["latent"] == 0.5
+    assert b["first"] is b["first_minutes"] is None
     lines = format_table(quality_table([a, b])).splitlines()
     assert lines[1].split() == ["one", "a", "0.5", "0.2", "200", "2", "400", "4"]
     assert lines[2].split() == ["one", "b", "1", "1.5", "-", "-", "-", "-"]
@@ -95,7 +97,9 @@ def test_every_checkpoint_of_a_finetune_is_evaluated(tiny_workflow):
     folder, _, rows = run_time_to_quality(validate(TimeToQualitySettings, tree))
     assert [row["metric"] for row in rows] == ["sliced_wasserstein", "spectrum"]
     for row in rows:
-        assert row["steps"] == [3, 6] and len(set(row["trained"])) == 2 and row["latent"] > 0
+        assert row["steps"] == [3, 6]
+        assert len(set(row["trained"])) == 2
+        assert row["latent"] > 0
         assert 0 < row["minutes"][0] < row["minutes"][1]
     assert json.loads((Path(folder) / "rows.json").read_text()) == rows
     again = run_time_to_quality(validate(TimeToQualitySettings, tree))

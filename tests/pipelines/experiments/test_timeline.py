@@ -34,7 +34,8 @@ def test_how_each_step_ended():
         "basis": ("failed", 110.0, 5.0),
         "finetune": ("skipped", None, 0.0),
     }
-    assert entries["basis"].reason == "no room" and entries["finetune"].needs == ["encode", "basis"]
+    assert entries["basis"].reason == "no room"
+    assert entries["finetune"].needs == ["encode", "basis"]
 
 
 def test_cached_steps_keep_the_times_at_which_this_workflow_made_them():
@@ -61,7 +62,8 @@ def test_the_timeline_is_stored_and_shown_in_mlflow(tmp_path):
         ]
         (page,) = [f.path for f in tracker.client.list_artifacts(tracker.run_id) if f.path == "workflow.md"]
         text = open(tracker.client.download_artifacts(tracker.run_id, page, str(tmp_path))).read()
-        assert 'encode["encode<br/>made, 30 s"]' in text and "curate --> basis" in text
+        assert 'encode["encode<br/>made, 30 s"]' in text
+        assert "curate --> basis" in text
 
 
 def test_the_figure_has_a_bar_per_step():

@@ -22,13 +22,15 @@ def test_every_step_made_an_artifact_under_one_parent_run(tiny_workflow):
     client = MlflowClient(tracking_uri(settings.run))
     for outcome in outcomes.values():
         run = client.get_run(outcome.mlflow_run)
-        assert run.data.tags[PARENT] == parent and run.info.status == "FINISHED"
+        assert run.data.tags[PARENT] == parent
+        assert run.info.status == "FINISHED"
         made_from = {i.dataset.digest for i in run.inputs.dataset_inputs if i.dataset.name in STEPS}
         assert made_from == set(outcome.artifact.manifest["inputs"].values())
         assert run.info.run_name.startswith(run.data.tags["step"])
         assert run.info.run_name.endswith(outcome.artifact.id[:6])
     (shards,) = client.get_run(outcomes["curate"].mlflow_run).inputs.dataset_inputs
-    assert shards.dataset.name == "source" and json.loads(shards.dataset.source)["uri"] == settings.curate["source"]
+    assert shards.dataset.name == "source"
+    assert json.loads(shards.dataset.source)["uri"] == settings.curate["source"]
     finetune = outcomes["finetune"].mlflow_run
     assert [m.step for m in client.get_metric_history(finetune, "train/lambda")] == [1, 2, 3, 4, 5, 6]
     assert client.get_metric_history(finetune, "train/speed/images_per_second")[-1].value > 0
@@ -38,16 +40,17 @@ def test_every_step_made_an_artifact_under_one_parent_run(tiny_workflow):
     sections = {name.rpartition("/")[0] for name in client.get_run(finetune).data.metrics}
     assert sections == {"train", "train/by_sigma", "train/end", "train/speed"}
     version = client.get_model_version_by_alias(settings.run.experiment, "newest")
-    assert version.run_id == finetune and version.tags["step"] == "6"
+    assert version.run_id == finetune
+    assert version.tags["step"] == "6"
 
 
 def test_a_second_run_is_cached_and_keeps_the_parent(tiny_workflow):
     settings, parent, outcomes = tiny_workflow
     again, second = run_workflow(settings)
-    assert again == parent and all(o.reused for o in second.values())
-    assert "cached" in table(second) and {o.artifact.id for o in second.values()} == {
-        o.artifact.id for o in outcomes.values()
-    }
+    assert again == parent
+    assert all(o.reused for o in second.values())
+    assert "cached" in table(second)
+    assert {o.artifact.id for o in second.values()} == {o.artifact.id for o in outcomes.values()}
 
 
 def test_the_image_and_the_distances_are_there(tiny_workflow):
@@ -79,7 +82,8 @@ def test_a_failed_branch_leaves_the_others_and_is_named(tiny_workflow):
     states = {entry.name: entry.state for entry in timeline}
     assert states == {**dict.fromkeys([*outcomes, "evaluations.same"], "cached"), "evaluations.large": "failed"}
     (found,) = [entry for entry in timeline if entry.name == "evaluations.same"]
-    assert found.run == outcomes["evaluate"].mlflow_run and found.needs == ["curate", "basis", "finetune"]
+    assert found.run == outcomes["evaluate"].mlflow_run
+    assert found.needs == ["curate", "basis", "finetune"]
 
 
 def test_the_times_of_the_first_run_are_kept(tiny_workflow):
@@ -87,7 +91,8 @@ def test_the_times_of_the_first_run_are_kept(tiny_workflow):
     run_workflow(settings)
     folder = MlflowClient(tracking_uri(settings.run)).get_run(parent).data.tags["artifact"]
     timeline = read_timeline(folder)
-    assert [entry.name for entry in timeline] == list(outcomes) and {entry.state for entry in timeline} == {"cached"}
+    assert [entry.name for entry in timeline] == list(outcomes)
+    assert {entry.state for entry in timeline} == {"cached"}
     ends = {entry.name: entry.started + entry.seconds for entry in timeline}
     assert all(ends[need] <= entry.started for entry in timeline for need in entry.needs)
 

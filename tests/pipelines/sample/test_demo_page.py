@@ -144,7 +144,8 @@ def test_text_to_image_by_both_models_from_the_same_noise(page, browser, sampler
     )
     for model, image in zip(MODELS, shown, strict=True):
         (expected,) = to_pil_images(getattr(sampler, model)([PROMPT], [7], parameters))
-        assert image.format == "PNG" and image.size == (80, 48)
+        assert image.format == "PNG"
+        assert image.size == (80, 48)
         difference = ImageChops.difference(image.convert("RGB"), expected)
         assert max(high for _, high in difference.getextrema()) <= 1  # rounding: the page's weights lie elsewhere
         assert {"model": model, "seed": 7, "prompt": PROMPT}.items() <= metadata(browser, "text", model).items()
@@ -183,7 +184,8 @@ def test_each_step_shows_the_denoised_image(page, browser):
     request_latent(browser, "text")  # no longer
     generate(browser, "text", models=["pixel"], prompt=PROMPT, steps=8)
     seen = browser.execute_script("return [...window.seen]")
-    assert len(seen) >= 2 and all(one.startswith("Denoised image after step ") for one in seen)
+    assert len(seen) >= 2
+    assert all(one.startswith("Denoised image after step ") for one in seen)
     assert not browser.execute_script("return document.querySelectorAll('#text-preview img').length")
 
 
@@ -195,7 +197,9 @@ def test_image_to_image(page, browser, photograph, tmp_path):
     shown = generate(browser, "image", strength=0.5)
     assert [image.size for image in shown] == [(60, 40)] * 2
     before, after = compared(browser, "image")
-    assert not differs(before, Image.open(photograph)) and not differs(after, shown[1]) and differs(before, after)
+    assert not differs(before, Image.open(photograph))
+    assert not differs(after, shown[1])
+    assert differs(before, after)
     row = metadata(browser, "image", "pixel")
     assert (row["tab"], row["strength"], row["width"], row["height"]) == ("image", 0.5, 60, 40)
 
@@ -212,13 +216,15 @@ def test_inpainting_keeps_all_pixels_outside_of_what_is_painted(page, browser, p
     WebDriverWait(browser, WAIT).until(presence_of_element_located(undo))
     request_latent(browser, "inpaint")
     latent, pixel = generate(browser, "inpaint", strength=1)
-    assert pixel.format == "PNG" and pixel.size == (60, 40)
+    assert pixel.format == "PNG"
+    assert pixel.size == (60, 40)
     before, after = (np.asarray(image, int) for image in compared(browser, "inpaint"))
     assert (before == np.asarray(Image.open(photograph), int)).all()
     changed = np.abs(after - before).max(axis=-1) > 0
     rows, columns = changed.any(axis=1).nonzero()[0], changed.any(axis=0).nonzero()[0]
     assert 0 < changed.mean() < 0.4  # the stroke is at the center, and nothing else differs by a single bit
-    assert 10 < columns.min() < 30 < columns.max() < 50 and 5 < rows.min() < 20 < rows.max() < 35
+    assert 10 < columns.min() < 30 < columns.max() < 50
+    assert 5 < rows.min() < 20 < rows.max() < 35
     assert differs(latent, pixel)
     again = generate(browser, "inpaint", seed=5)[1]  # the mask is kept
     assert differs(again, pixel)
@@ -232,10 +238,12 @@ def test_edit_with_references(page, browser, photograph, tmp_path):
     upload(browser, "references", "references", photograph, other)
     (found,) = generate(browser, "references", models=["pixel"], width=48, height=32)
     before, after = compared(browser, "references")
-    assert found.size == before.size == (48, 32) and not differs(found, after)
+    assert found.size == before.size == (48, 32)
+    assert not differs(found, after)
     request_latent(browser, "references")
     latent, pixel = generate(browser, "references", seed=0)
-    assert latent.size == (48, 32) and not differs(pixel, found)
+    assert latent.size == (48, 32)
+    assert not differs(pixel, found)
 
 
 def test_a_file_that_is_no_image_is_an_error_message(page, browser, photograph, tmp_path):
@@ -259,7 +267,8 @@ def status_of(url, data=None, **headers):
 def test_requests_from_other_sites_are_refused(page):
     """At the real server: another Host, another site, an upload that is too long, calls past the queue."""
     join = f"{page.url}gradio_api/queue/join"
-    assert status_of(page.url) == 200 and status_of(page.url, Host="evil.example") == 421
+    assert status_of(page.url) == 200
+    assert status_of(page.url, Host="evil.example") == 421
     assert status_of(join, b"{}", Origin="http://evil.example") == 403
     assert status_of(f"{page.url}gradio_api/upload", b"x" * 1000, Origin="http://evil.example") == 403
     assert status_of(f"{page.url}gradio_api/upload", b"x", Content_Length=str(1 << 30)) == 413

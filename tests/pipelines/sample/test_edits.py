@@ -52,7 +52,8 @@ def test_every_part_of_an_edit_and_every_parameter_counts(sampler, photograph, m
     edit = Edit(photograph, mask(), (Image.new("RGB", (20, 30), "green"),), strength=1.0)
     parameters = replace(PARAMETERS, steps=3)
     plain = sample(PROMPTS[0], 3, parameters, edit, lambda *step: told.append(step))
-    assert [step for step, _ in told] == [0, 1, 2] and plain.size == SIZE
+    assert [step for step, _ in told] == [0, 1, 2]
+    assert plain.size == SIZE
     assert all((x_0 is None) == (model == "latent") for _, x_0 in told)
     assert sample(PROMPTS[0], 3, parameters, edit).tobytes() == plain.tobytes()
     others = [

@@ -30,11 +30,13 @@ def test_the_painted_layer_is_read_once_or_from_its_file(tmp_path):
     editor = mask_editor(gradio)
     assert editor.accept_blobs in editor.server_fns or "accept_blobs" in editor.get_config()["server_fns"]
     editor.accept_blobs(blob("a", b"painted"))
-    assert editor.preprocess(payload("a")) == b"painted" and editor.preprocess(payload("a")) is None
+    assert editor.preprocess(payload("a")) == b"painted"
+    assert editor.preprocess(payload("a")) is None
     path = tmp_path / "layer.png"
     path.write_bytes(b"again")
     assert editor.preprocess(payload(layers=[path])) == b"again"
-    assert editor.preprocess(payload()) is None and editor.preprocess(None) is None
+    assert editor.preprocess(payload()) is None
+    assert editor.preprocess(None) is None
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,8 @@ def test_the_painted_layer_is_read_once_or_from_its_file(tmp_path):
 def test_other_images_are_not_kept(sent):
     editor = mask_editor(gradio)
     editor.accept_blobs(sent)
-    assert not editor.preprocess(payload("a")) and not editor.blob_storage
+    assert not editor.preprocess(payload("a"))
+    assert not editor.blob_storage
 
 
 def test_the_oldest_layers_are_dropped():
@@ -58,4 +61,5 @@ def test_the_oldest_layers_are_dropped():
     for number in range(1000):
         editor.accept_blobs(blob(str(number)))
     kept = [number for number in range(1000) if editor.preprocess(payload(str(number)))]
-    assert 0 < len(kept) <= 64 and kept[-1] == 999
+    assert 0 < len(kept) <= 64
+    assert kept[-1] == 999

@@ -31,7 +31,8 @@ def test_a_merged_model_has_no_latent_one_beside_it(tmp_path):
         assert not {f"{tab.name}-latent", f"{tab.name}-beside"} & names
     request = read_form(sampler, TABS[0], {"prompt": "a fox", "seed": 0, "steps": 2})
     result = demo_sampler.sample(request, lambda event: None)
-    assert list(result.files) == ["pixel"] and result.metadata["flagged"] == {"pixel": False}
+    assert list(result.files) == ["pixel"]
+    assert result.metadata["flagged"] == {"pixel": False}
     assert result.compared is None
 
 

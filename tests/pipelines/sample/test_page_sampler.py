@@ -53,9 +53,11 @@ def test_steps_previews_and_files(sampler, request_of, tmp_path, tab, steps):
     previews = [one.preview for one in done]
     assert previews[: steps + 2] == [None] * (steps + 2)
     assert all(one.startswith("data:image/webp;base64,") for one in previews[steps + 2 :])
-    assert list(result.files) == list(MODELS) and set(result.metadata["seconds"]) == set(MODELS)
+    assert list(result.files) == list(MODELS)
+    assert set(result.metadata["seconds"]) == set(MODELS)
     before, after = (Image.open(path) for path in result.compared)
-    assert result.compared[1] == result.files["pixel"] and before.size == after.size
+    assert result.compared[1] == result.files["pixel"]
+    assert before.size == after.size
     if tab == "text":
         assert before.tobytes() == Image.open(result.files["latent"]).tobytes()
     source = "compositeWithTrainedAlgorithmicMedia" if tab == "image" else "/trainedAlgorithmicMedia"
@@ -71,9 +73,11 @@ def test_flagged_images_and_previews_are_black(sampler, request_of, tmp_path):
 
     done = []
     result = demo_sampler(sampler, tmp_path, flag_all).sample(request_of("image"), done.append)
-    assert result.metadata["flagged"] == {"latent": True, "pixel": True} and len(seen) == 3
+    assert result.metadata["flagged"] == {"latent": True, "pixel": True}
+    assert len(seen) == 3
     for path in result.files.values():
-        assert Image.open(path).getextrema() == ((0, 0),) * 3 and read_metadata(path.read_bytes())["flagged"]
+        assert Image.open(path).getextrema() == ((0, 0),) * 3
+        assert read_metadata(path.read_bytes())["flagged"]
     (preview,) = {one.preview for one in done} - {None}
     with urlopen_data(preview) as image:
         assert image.convert("L").getextrema() == (0, 0)

@@ -32,14 +32,18 @@ def test_a_form_without_images(sampler):
     request = read(sampler, "text", steps=3, width=48, height=32, latent=True)
     parameters = request.parameters
     assert (parameters.steps, parameters.width, parameters.height) == (3, 48, 32)
-    assert request.settings.prompts == [PROMPT] and request.settings.seeds == [3] and request.settings.latent
-    assert request.edit.image is None and request.edit.strength == 1
+    assert request.settings.prompts == [PROMPT]
+    assert request.settings.seeds == [3]
+    assert request.settings.latent
+    assert request.edit.image is None
+    assert request.edit.strength == 1
 
 
 def test_an_image_larger_than_the_models_size_is_sampled_at_that_size(sampler, photograph):
     request = read(sampler, "image", image=photograph, strength=0.5, width=16_000, height=16_000)
     assert (request.parameters.height, request.parameters.width) == (44, 92)  # about 64 x 64 pixels
-    assert request.edit.image.size == (200, 100) and request.edit.strength == 0.5
+    assert request.edit.image.size == (200, 100)
+    assert request.edit.strength == 0.5
 
 
 def test_references_are_scaled_down_to_the_models_size(sampler, photograph):

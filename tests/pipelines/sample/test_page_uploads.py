@@ -74,7 +74,8 @@ def test_photographs_are_turned_upright():
 def test_bad_files(file, message):
     with pytest.raises(ConfigError, match=message) as error:
         read_upload(file, "image")
-    assert "\n" not in str(error.value) and "/tmp" not in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "/tmp" not in str(error.value)
 
 
 def test_a_file_that_is_too_long_is_not_opened(monkeypatch):
@@ -94,7 +95,8 @@ def test_masks_are_hard_and_of_the_images_size():
     mask = read_mask(layer((128, 96, 256, 192)), (40, 30))
     expected = np.zeros((30, 40), np.uint8)
     expected[7:15, 10:20] = 255
-    assert mask.mode == "L" and set(mask.tobytes()) == {0, 255}
+    assert mask.mode == "L"
+    assert set(mask.tobytes()) == {0, 255}
     assert (np.asarray(mask) != expected).sum() <= 10  # a row at half a pixel
     assert mask.getbbox() in [(10, 7, 20, 15), (10, 8, 20, 15)]
 
@@ -118,7 +120,8 @@ def test_references(tmp_path):
     path.write_bytes(encoded(IMAGE))
     (same,) = read_references([(str(path), None)], 1200)
     (small,) = read_references([(str(path), "a caption")], 300)
-    assert same.tobytes() == IMAGE.tobytes() and small.size == (20, 15)
+    assert same.tobytes() == IMAGE.tobytes()
+    assert small.size == (20, 15)
     for files in (None, [], [(str(path), None)] * (MAX_REFERENCES + 1)):
         with pytest.raises(ConfigError, match=f"references: {len(files or [])} images; give 1 to {MAX_REFERENCES}"):
             read_references(files, 300)
@@ -143,8 +146,11 @@ def test_old_files_are_removed_and_a_full_folder_takes_no_more(tmp_path):
     for path in (old, new):
         path.write_bytes(b"x" * 1000)
     store = PageStore(tmp_path, max_bytes=page_uploads.MAX_BYTES + 10_000 + tmp_path.stat().st_size)
-    assert store.has_room() and old.exists()
+    assert store.has_room()
+    assert old.exists()
     os.utime(old, (1, 1))
-    assert store.has_room() and not old.exists() and new.exists()
+    assert store.has_room()
+    assert not old.exists()
+    assert new.exists()
     new.write_bytes(b"x" * 20_000)
     assert not store.has_room()

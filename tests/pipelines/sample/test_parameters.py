@@ -34,8 +34,10 @@ def test_defaults_are_the_models():
 def test_the_orthogonal_part_is_the_models_unless_given(given, default, expected):
     """Whole numbers are stored as true and false, so that protocols of earlier evaluations stay equal."""
     found = settings(orthogonal=given).resolve(SamplingDefaults(orthogonal_guidance=default)).orthogonal
-    assert found == expected and type(found) is type(expected)
+    assert found == expected
+    assert type(found) is type(expected)
 
 
 def test_true_and_false_are_still_valid_settings():
-    assert settings(orthogonal=True).orthogonal == 1 and settings(orthogonal=False).orthogonal == 0
+    assert settings(orthogonal=True).orthogonal == 1
+    assert settings(orthogonal=False).orthogonal == 0

@@ -40,7 +40,8 @@ def test_an_image_depends_on_its_prompt_and_seed_alone(toy):
     sample = HiresSampler(toy, Hires(upscale=2, strength=0.5), "sqrt")
     together = sample(PROMPTS[:2], [4, 5], PARAMETERS)
     alone = sample(PROMPTS[1:2], [5], PARAMETERS)
-    assert together.shape == (2, 3, 64, 48) and (together[1] - alone[0]).abs().max() < 1e-3
+    assert together.shape == (2, 3, 64, 48)
+    assert (together[1] - alone[0]).abs().max() < 1e-3
     upscaled = HiresSampler(toy, Hires(upscale=2, strength=0.0), "sqrt")(PROMPTS[:1], [4], PARAMETERS)
     assert (upscaled[0] - together[0]).abs().max() > 0.05
 
@@ -85,7 +86,8 @@ def test_a_family_without_the_pipeline_is_sampled_in_one_stage(monkeypatch):
 
 def test_settings():
     one = artifacts.hashed_settings(settings(hires={"upscale": 1}, height=None))
-    assert "hires" not in one and "shift_law" not in one  # artifacts of one stage keep their IDs
+    assert "hires" not in one
+    assert "shift_law" not in one
     assert artifacts.hashed_settings(settings())["hires"]["upscale"] == 2
     with pytest.raises(ConfigError, match="hires: give height and width"):
         settings(height=None)

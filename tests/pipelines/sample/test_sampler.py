@@ -44,7 +44,8 @@ def test_samples_do_not_depend_on_the_batch(load):
 def test_the_lifted_model_is_the_latent_one_in_its_subspace(load, subspace):
     """Before training nothing is outside of the subspace: samples are combinations of the basis."""
     images = load("lifted", adapter=None)(PROMPTS, SEEDS, PARAMETERS)
-    assert images.shape == (2, 3, 32, 48) and images.abs().max() <= 1 + 1e-6
+    assert images.shape == (2, 3, 32, 48)
+    assert images.abs().max() <= 1 + 1e-6
     trained = load("trained", adapter=ADAPTER)(PROMPTS, SEEDS, PARAMETERS)
     assert (images - trained).abs().max() > 0.1
 
@@ -57,7 +58,8 @@ def test_finetuned_baselines(load, subspace, tmp_path, cls):
     save_adapter(model, tmp_path)
     sample = load("trained", adapter=tmp_path)
     together = sample(PROMPTS, SEEDS, PARAMETERS)
-    assert together.shape == (2, 3, 32, 48) and torch.isfinite(together).all()
+    assert together.shape == (2, 3, 32, 48)
+    assert torch.isfinite(together).all()
     for i in range(2):
         alone = sample(PROMPTS[i : i + 1], SEEDS[i : i + 1], PARAMETERS)
         torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-4)
@@ -95,7 +97,8 @@ def sampler():
 def test_an_image_depends_on_its_prompt_and_seed_alone(sampler, model):
     sample = getattr(sampler, model)
     together = sample([*PROMPTS, PROMPTS[0]], [0, 1, 1], PARAMETERS)
-    assert together.shape == (3, 3, 32, 48) and together.abs().max() <= 1.001
+    assert together.shape == (3, 3, 32, 48)
+    assert together.abs().max() <= 1.001
     for i, (prompt, seed) in enumerate([(PROMPTS[0], 0), (PROMPTS[1], 1), (PROMPTS[0], 1)]):
         assert (sample([prompt], [seed], PARAMETERS)[0] - together[i]).abs().max() < 1e-3
     assert (together[0] - together[2]).abs().max() > 0.1
@@ -137,7 +140,8 @@ def test_adapters_from_a_store_and_merged_pipelines(sampler, s3, tmp_path):
     storage.put_folder(Path(ADAPTER), f"{s3}/adapter")
     stored = PipelineSampler(BASE, f"{s3}/adapter")
     assert (stored.pixel(PROMPTS, [0, 1], PARAMETERS) - expected).abs().max() < 1e-4
-    assert stored.adapter_sha256 == sampler.adapter_sha256 and len(stored.adapter_sha256) == 64
+    assert stored.adapter_sha256 == sampler.adapter_sha256
+    assert len(stored.adapter_sha256) == 64
     merged = PipelineSampler(convert(f"{s3}/adapter", "merged", str(tmp_path), BASE, "float32"))
     assert (merged.pixel(PROMPTS, [0, 1], PARAMETERS) - expected).abs().max() < 1e-4
     assert merged.adapter_sha256 == ""

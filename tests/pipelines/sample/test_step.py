@@ -55,15 +55,18 @@ def test_images_have_metadata_and_a_killed_run_resumes(local_ray, sampler, tmp_p
     for row in rows:
         png = storage.read_bytes(f"{folder}/{row['file']}")
         assert read_metadata(png) == row
-        assert row["prompt"] == PROMPTS[int(row["file"].split("/")[1][:5])] and row["steps"] == 2
-        assert row["adapter_sha256"] == sampler.adapter_sha256 and row["shift"] == 3.55
+        assert row["prompt"] == PROMPTS[int(row["file"].split("/")[1][:5])]
+        assert row["steps"] == 2
+        assert row["adapter_sha256"] == sampler.adapter_sha256
+        assert row["shift"] == 3.55
         parameters = SamplingParameters(64, 64, steps=2, guidance=2.0, shift=3.55, orthogonal=False)
         expected = getattr(sampler, row["model"])([row["prompt"]], [row["seed"]], parameters)[0]
         assert np.abs(pixels(png) - (expected + 1).mul(127.5).permute(1, 2, 0).numpy()).max() < 1.1
     captions = [json.loads(line) for line in storage.read_bytes(f"{folder}/latent/metadata.jsonl").splitlines()]
     assert captions == [{"file_name": f"{i:05}-{s}.png", "caption": PROMPTS[i]} for i in (0, 1) for s in (0, 5)]
     image_grid = Image.open(io.BytesIO(storage.read_bytes(f"{folder}/samples.png")))
-    assert image_grid.width > 4 * 256 and image_grid.height > 2 * 256
+    assert image_grid.width > 4 * 256
+    assert image_grid.height > 2 * 256
 
     assert run_step(STEP, settings(tmp_path)).reused
     # killed before the second item was recorded
@@ -71,7 +74,8 @@ def test_images_have_metadata_and_a_killed_run_resumes(local_ray, sampler, tmp_p
         Path(folder, name).unlink()
     kept = {name: Path(folder, name).stat().st_mtime_ns for name in names if "00001-5" not in name}
     again = run_step(STEP, settings(tmp_path))
-    assert again.artifact.uri == folder and not again.reused
+    assert again.artifact.uri == folder
+    assert not again.reused
     assert {name: Path(folder, name).stat().st_mtime_ns for name in kept} == kept
     assert json.loads(storage.read_bytes(f"{folder}/samples.json")) == rows
     assert read_metadata(storage.read_bytes(f"{folder}/pixel/00001-5.png"))["seed"] == 5
@@ -84,7 +88,8 @@ def test_images_of_the_base_alone_are_a_source_of_the_curate_step(local_ray, tmp
     outcome = run_step(STEP, settings(tmp_path, **alone))
     assert outcome.artifact.manifest["metrics"] == {"pictures": 4, "flagged": 0}
     rows = json.loads(storage.read_bytes(outcome.artifact.file("samples.json")))
-    assert {row["model"] for row in rows} == {"latent"} and rows[0]["adapter_sha256"] == ""
+    assert {row["model"] for row in rows} == {"latent"}
+    assert rows[0]["adapter_sha256"] == ""
     curated = run_step(CURATE, validate(CurateSettings, {
         "run": {"storage": str(tmp_path), "experiment": "sample"}, "source": outcome.artifact.file("latent"),
         "buckets": [[32, 32]], "near_duplicate_bits": None,
@@ -105,7 +110,9 @@ def test_flagged_images_are_black_in_files_and_counted(monkeypatch, tmp_path):
     rows = sampler("[0, 2]")["rows"]
     assert [row["flagged"] for row in rows] == [True, False]
     png = storage.read_bytes(f"{tmp_path}/pixel/00000-0.png")
-    assert pixels(png).max() == 0 and read_metadata(png)["flagged"] and "xmp" not in Image.open(io.BytesIO(png)).info
+    assert pixels(png).max() == 0
+    assert read_metadata(png)["flagged"]
+    assert "xmp" not in Image.open(io.BytesIO(png)).info
 
 
 @pytest.mark.parametrize(

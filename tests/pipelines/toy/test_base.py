@@ -19,7 +19,8 @@ def toy() -> Flux2KleinPipeline:
 def test_it_is_a_stock_pipeline_and_ships_with_its_adapter_in_at_most_32_megabytes(toy):
     files = [f for folder in (FOLDER, FOLDER.with_name("toy_asymflow")) for f in folder.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= 32_000_000
-    assert read_token_geometry(FOLDER) == (4, 8) and toy.transformer.config.in_channels == 8
+    assert read_token_geometry(FOLDER) == (4, 8)
+    assert toy.transformer.config.in_channels == 8
     text = encode_captions(toy.text_encoder, toy.tokenizer, ["a photo of a red flower, close view", ""])
     arguments = dict(height=64, width=64, num_inference_steps=2, output_type="np")
     images = toy(prompt_embeds=text[0][None], negative_prompt_embeds=text[1][None], **arguments).images
@@ -35,4 +36,5 @@ def test_latents_are_whitened_and_embeddings_do_not_depend_on_padding(toy):
         alone = encode_captions(toy.text_encoder, toy.tokenizer, [caption])[0]
         assert torch.allclose(embedding, alone, atol=1e-4)
     padded, mask = pad_embeddings(together)
-    assert mask.sum(1).tolist() == [len(e) for e in together] and not padded[~mask].any()
+    assert mask.sum(1).tolist() == [len(e) for e in together]
+    assert not padded[~mask].any()

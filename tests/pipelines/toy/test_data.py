@@ -47,7 +47,8 @@ def test_every_emoji_lies_on_every_ground_and_its_captions_name_it():
     assert sorted(grounds) == sorted(BACKGROUNDS)
     for picture, ground in zip(pictures, grounds, strict=True):
         image = Image.open(io.BytesIO(picture.image))
-        assert image.format == "JPEG" and image.size == (128, 128)
+        assert image.format == "JPEG"
+        assert image.size == (128, 128)
         wanted = bytes.fromhex(BACKGROUNDS[ground].removeprefix("#"))
         assert max(abs(a - b) for a, b in zip(image.getpixel((1, 1)), wanted, strict=True)) < 8
 
@@ -55,7 +56,8 @@ def test_every_emoji_lies_on_every_ground_and_its_captions_name_it():
 def test_an_edit_has_one_emoji_on_two_grounds():
     pairs = _emoji_edits("1F431", 5, 0)
     for pair, (before, asked) in zip(pairs, ground_pairs("1F431", 0), strict=False):
-        assert pair.caption == f"on {asked}" and before != asked
+        assert pair.caption == f"on {asked}"
+        assert before != asked
         assert (pair.source, pair.image) == tuple(render_emoji("1F431", ground) for ground in (before, asked))
     assert len({(pair.source, pair.image) for pair in pairs}) == 5
     every = ground_pairs("1F431", 0)
@@ -68,9 +70,11 @@ def test_photographs_are_cropped(name):
     pictures = _photo_images(name, 6, 0)
     assert len({p.image for p in pictures}) == 6
     for picture in pictures:
-        assert picture.caption.startswith(f"a photo of {PHOTOGRAPHS[name]}, ") and picture.caption.endswith(" view")
+        assert picture.caption.startswith(f"a photo of {PHOTOGRAPHS[name]}, ")
+        assert picture.caption.endswith(" view")
         width, height = Image.open(io.BytesIO(picture.image)).size
-        assert width == height and 64 <= width <= 160
+        assert width == height
+        assert 64 <= width <= 160
 
 
 def test_same_seed_same_images():
@@ -82,7 +86,8 @@ def test_each_faulty_row_has_its_own_fault():
     """What each is rejected for is held by test_curate; here, that none is given twice."""
     pictures = _faulty_images()
     assert len({p.caption for p in pictures}) == len(pictures) == 13
-    assert sum(p.image is None for p in pictures) == 1 and sum(p.aesthetic != p.aesthetic for p in pictures) == 1
+    assert sum(p.image is None for p in pictures) == 1
+    assert sum(p.aesthetic != p.aesthetic for p in pictures) == 1
 
 
 @pytest.fixture
@@ -131,7 +136,8 @@ def test_folder_is_written_atomically(tmp_path, make_images):
     with pytest.raises(RuntimeError, match="killed"):
         write_img2dataset(break_off(), folder)
     assert not folder.exists()
-    assert write_img2dataset(iter(make_images(3)), folder) == 3 and [p.name for p in tmp_path.iterdir()] == ["demo"]
+    assert write_img2dataset(iter(make_images(3)), folder) == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["demo"]
     (folder / "stale.tar").touch()
     write_img2dataset(iter(make_images(3)), folder)
     assert not (folder / "stale.tar").exists()
@@ -149,14 +155,17 @@ def test_data_set_depends_on_the_seed_alone(tmp_path):
     script += "data.write_img2dataset(data.demo_images(6, 0, 2), Path(sys.argv[1], 'pairs'), 100)\n"
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, timeout=300)
     a, b, c = ({p.name: p.read_bytes() for p in (tmp_path / folder).iterdir()} for folder in "abc")
-    assert a == b and a.keys() == c.keys() and a["00000.tar"] != c["00000.tar"]
+    assert a == b
+    assert a.keys() == c.keys()
+    assert a["00000.tar"] != c["00000.tar"]
     rows = [row for file in sorted((tmp_path / "a").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
     assert len(rows) == 3 * len(BACKGROUNDS) + 6 + 13 + 1
     with tarfile.open(tmp_path / "pairs/00000.tar") as tar:
         names = tar.getnames()
     captions = {row["key"]: row["caption"] for row in pq.read_table(tmp_path / "pairs/00000.parquet").to_pylist()}
     pairs = {key for key in captions if f"{key}.source.jpg" in names}
-    assert len(captions) == len(rows) + 3 * 2 + 1 and len(pairs) == 3 * 2 + 1
+    assert len(captions) == len(rows) + 3 * 2 + 1
+    assert len(pairs) == 3 * 2 + 1
     assert sorted(captions[key] for key in captions.keys() - pairs) == sorted(row["caption"] for row in rows)
     hashes = Counter(row["sha256"] for row in rows if row["caption"].startswith(("an emoji", "a photo")))
     assert sorted(hashes.values()) == [1] * (3 * len(BACKGROUNDS) + 6 - 1) + [2]

@@ -24,7 +24,8 @@ def test_shipped_encoder_separates_content_better_than_position():
     cats = ["1F431", "1F63A", "1F638", "1F63C"]  # "cat face" in all their names
     clocks = ["1F550", "1F551", "1F552", "1F553"]
     tokens = features(to_unit(torch.cat([drawn(cats, "green"), drawn(clocks, "green")])), GRID)
-    assert tokens.shape == (8, 16, 128) and features.width == 128
+    assert tokens.shape == (8, 16, 128)
+    assert features.width == 128
     mean = F.normalize(tokens.mean(1) - tokens.mean((0, 1)), dim=-1)
     alike = mean @ mean.T
     same = alike[:4, :4].sum() + alike[4:, 4:].sum() - 8
@@ -41,5 +42,6 @@ def test_training_resumes_and_writes_a_transformers_model(tmp_path):
     assert again["cross_entropy"] < first["cross_entropy"] < 0.7
     assert make_encoder(images, captions, work, out, 80) == again  # nothing was left to train
     tokens = DinoFeatures(str(out))(to_unit(images), GRID)
-    assert tokens.shape == (2, 16, 128) and tokens.isfinite().all()
+    assert tokens.shape == (2, 16, 128)
+    assert tokens.isfinite().all()
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".partial")] == []

@@ -33,4 +33,5 @@ def test_stop_requests_and_checkpoints_are_exchanged(local_ray, channel):
     channel.request_stop()
     assert local_ray.get(working, timeout=30) is False
     channel.clear()
-    assert channel.progress() is None and not channel.is_stop_requested()
+    assert channel.progress() is None
+    assert not channel.is_stop_requested()

@@ -33,7 +33,9 @@ def test_checkpoints_round_trip(folder):
     assert load_newest(folder) is None
     write(folder, 5, 10)
     checkpoint, tensors = load_newest(folder)
-    assert checkpoint.step == 10 and checkpoint.state["seed"] == 7 and checkpoint.state["attempt"] == "one"
+    assert checkpoint.step == 10
+    assert checkpoint.state["seed"] == 7
+    assert checkpoint.state["attempt"] == "one"
     assert tensors.keys() == {"trainable", "average"}
     for kind, expected in tensors_of(10).items():
         assert all(torch.equal(tensors[kind][name], tensor) for name, tensor in expected.items())
@@ -107,5 +109,6 @@ def test_the_state_is_json_with_sizes_and_checksums(folder):
     write(folder, 5)
     (checkpoint,) = list_checkpoints(folder)
     state = json.loads(storage.read_bytes(storage.join(checkpoint.uri, "state.json")))
-    assert state["step"] == 5 and state["files"].keys() == {"trainable.safetensors", "average.safetensors"}
+    assert state["step"] == 5
+    assert state["files"].keys() == {"trainable.safetensors", "average.safetensors"}
     assert all(len(f["sha256"]) == 64 and f["bytes"] > 0 for f in state["files"].values())

@@ -54,8 +54,10 @@ def test_a_checkpoint_holds_copies_of_the_values_and_is_reported(start, tmp_path
     checkpointer = start()
     submit(checkpointer, 3)
     checkpoint, tensors = load_newest(folder_of(str(tmp_path)), ["trainable"])
-    assert checkpoint.step == 3 and tensors["trainable"]["w"].tolist() == [3, 3]
-    assert checkpointer.channel.good == [3] and checkpointer.end() == {"good": 3, "reason": ""}
+    assert checkpoint.step == 3
+    assert tensors["trainable"]["w"].tolist() == [3, 3]
+    assert checkpointer.channel.good == [3]
+    assert checkpointer.end() == {"good": 3, "reason": ""}
     assert read_unsent(str(tmp_path)) == [MetricsRow(4, 1000, {"train/loss": 0.5})]
 
 
@@ -71,7 +73,8 @@ def test_the_next_attempt_continues_the_history(start, tmp_path):
     checkpoint, _ = load_newest(folder_of(str(tmp_path)), [])
     again = start()
     metrics_log = again.resume(checkpoint.state)
-    assert vars(metrics_log) == vars(metrics_log_of(3)) and again.end()["good"] == 3
+    assert vars(metrics_log) == vars(metrics_log_of(3))
+    assert again.end()["good"] == 3
 
 
 def test_an_older_attempt_writes_no_more(start, tmp_path, caplog):
@@ -81,4 +84,5 @@ def test_an_older_attempt_writes_no_more(start, tmp_path, caplog):
     older.submit({"trainable": {"w": torch.zeros(2)}}, {"step": 4}, metrics_log_of(4))
     older.uploader.wait(20)
     assert [checkpoint.step for checkpoint in list_checkpoints(folder_of(str(tmp_path)))] == [3]
-    assert older.end()["good"] == 3 and "a newer attempt of this run has taken over" in older.end()["reason"]
+    assert older.end()["good"] == 3
+    assert "a newer attempt of this run has taken over" in older.end()["reason"]

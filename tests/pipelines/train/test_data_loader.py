@@ -19,7 +19,8 @@ from pipelines.train.finetune.batches import Batch
 @pytest.mark.parametrize("end", ["closed", "forgotten"])
 def test_the_background_ends_with_the_iterator(training_files, taken, end):
     batches = loader(training_files).from_step(0, BATCH)
-    assert len(list(islice(batches, taken))) == taken and bool(background()) == bool(taken)
+    assert len(list(islice(batches, taken))) == taken
+    assert bool(background()) == bool(taken)
     if end == "closed":
         batches.close()
     del batches
@@ -38,7 +39,8 @@ def test_batches_are_pinned_in_the_background(training_files, monkeypatch):
     batches = loader(training_files).from_step(0, 2, pinned=True)
     assert next(batches) == ["pinned"] * (BATCH // 2)
     batches.close()
-    assert threads and threading.main_thread() not in threads
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 def test_the_next_step_is_made_while_one_is_trained_on(training_files):

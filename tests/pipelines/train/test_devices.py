@@ -35,7 +35,8 @@ def test_peaks_of_common_gpus(name, tflops):
     ],
 )
 def test_the_precision_is_given_or_the_devices(resources, name):
-    assert precision_name(Resources(**resources)) == name and precision(Resources(**resources)) == getattr(torch, name)
+    assert precision_name(Resources(**resources)) == name
+    assert precision(Resources(**resources)) == getattr(torch, name)
 
 
 def test_without_a_gpu_a_plan_assumes_one_or_the_given_peak(monkeypatch):

@@ -35,7 +35,8 @@ def test_of_a_running_training_it_is_a_checkpoints(folder, step, expected):
 def test_of_a_finished_training_it_is_the_last_unless_a_checkpoint_is_asked_for(folder, step, expected):
     finish(folder)
     found = read_average(str(folder), step)
-    assert (found.step, found.final) == expected and found.values["w"].tolist() == [found.step] * 2
+    assert (found.step, found.final) == expected
+    assert found.values["w"].tolist() == [found.step] * 2
 
 
 def test_without_a_checkpoint_it_says_what_to_run(tmp_path):

@@ -47,7 +47,8 @@ def test_history_in_pieces_round_trips(tmp_path):
         states.append(checkpoint(writer, extend(metrics_log, last)))
     assert vars(read_metrics_log(str(tmp_path), states[-1])) == vars(metrics_log)
     assert read_metrics_log(str(tmp_path), states[0]).steps == [1, 2, 3, 4]
-    assert summary_of(states[-1]) == metrics_log.summary() and metrics_log.summary()["skipped"] == [7]
+    assert summary_of(states[-1]) == metrics_log.summary()
+    assert metrics_log.summary()["skipped"] == [7]
     # full chunks are written once
     assert [entry["file"][:14] for entry in states[-1]["history"]] == [
         "00000-00000010", "00001-00000020", "00002-00000030", "00003-00000033"
@@ -74,8 +75,10 @@ def test_a_damaged_file_costs_its_steps_and_never_the_checkpoint(tmp_path, caplo
     lost.unlink()
     broken.write_text("{}")
     metrics_log = read_metrics_log(str(tmp_path), state)
-    assert metrics_log.steps == [*range(11, 21), 31, 32, 33] and metrics_log.skipped == [7]
-    assert "is missing" in caplog.text and "damaged" in caplog.text
+    assert metrics_log.steps == [*range(11, 21), 31, 32, 33]
+    assert metrics_log.skipped == [7]
+    assert "is missing" in caplog.text
+    assert "damaged" in caplog.text
     assert {number: len(rows["steps"]) for number, rows in metrics_log.chunks().items()} == {1: 10, 3: 3}
 
 
@@ -99,7 +102,8 @@ def test_on_s3(s3):
     assert [uri.rpartition("/")[2][:14] for uri in storage.list_files(history_folder(s3))] == [
         "00000-00000010", "00001-00000014"
     ]  # fmt: skip
-    assert read_metrics_log(s3, newest).steps == metrics_log.steps and state["history"][0] == newest["history"][0]
+    assert read_metrics_log(s3, newest).steps == metrics_log.steps
+    assert state["history"][0] == newest["history"][0]
 
 
 def test_the_state_of_a_long_run_is_small_and_quick(tmp_path, monkeypatch):
@@ -115,5 +119,6 @@ def test_the_state_of_a_long_run_is_small_and_quick(tmp_path, monkeypatch):
     checkpoint(writer, metrics_log)
     started = time.monotonic()
     state = checkpoint(writer, metrics_log)
-    assert len(json.dumps(state)) < 20_000 and time.monotonic() - started < 2
+    assert len(json.dumps(state)) < 20_000
+    assert time.monotonic() - started < 2
     assert len(metrics_log.chunks(writer.full)) == 1

@@ -151,14 +151,17 @@ def test_a_stopped_run_resumes_bit_for_bit(train, plain, tmp_path):
     stop_at(signals, batches, 5)
     ended = train(folder, batches, signals)
     step = ended["step"]
-    assert ended == {"ended": "stopped", "step": step, "good": step, "reason": ""} and 5 <= step < STEPS
-    assert signals.told[0] == {"good": None} and signals.told[-1] == {"good": step}
+    assert ended == {"ended": "stopped", "step": step, "good": step, "reason": ""}
+    assert 5 <= step < STEPS
+    assert signals.told[0] == {"good": None}
+    assert signals.told[-1] == {"good": step}
     assert sorted(train.points()) == list(range(1, step + 1))
     assert train(folder) == {"ended": "finished", "step": STEPS}
     assert vars(metrics_log_in(folder)) == vars(plain)
     assert train.points() == dict(zip(plain.steps, plain.curves["loss"], strict=True))
     state = list_checkpoints(folder_of(str(folder)))[-1].state
-    assert "record" not in state and len(json.dumps(state)) < 4000
+    assert "record" not in state
+    assert len(json.dumps(state)) < 4000
     assert len(storage.list_files(history_folder(str(folder)))) <= 2  # of the checkpoints that are kept
 
 
@@ -205,12 +208,11 @@ def test_a_stop_during_an_outage_ends_in_time(train, plain, gate, s3):
     ended = train(
         folder, batches, signals, optim={"steps": 100, "batch": BATCH, "lr": 1e-3, "warmup_steps": 2}, **settings
     )
-    assert away.is_set() and time.monotonic() - started < 60
-    assert (
-        ended["ended"] == "stopped"
-        and ended["good"] < ended["step"]
-        and "the store has not taken it" in ended["reason"]
-    )
+    assert away.is_set()
+    assert time.monotonic() - started < 60
+    assert ended["ended"] == "stopped"
+    assert ended["good"] < ended["step"]
+    assert "the store has not taken it" in ended["reason"]
     assert longest_pause(batches) < 2
     gate.open()
     assert list_checkpoints(folder_of(folder))[-1].step == ended["good"]
@@ -247,7 +249,9 @@ def test_a_stop_of_a_finished_run_during_an_outage_is_reported(train, gate, s3, 
     threading.Thread(target=interrupt, daemon=True).start()
     monkeypatch.setattr("pipelines.core.s3.RETRIES.stop", lambda state: state.attempt_number >= 2)
     ended = train(folder, batches, signals, watch={"stop_minutes": 0.1})
-    assert ended["ended"] == "stopped" and ended["good"] in (4, 8) and ended["reason"]
+    assert ended["ended"] == "stopped"
+    assert ended["good"] in (4, 8)
+    assert ended["reason"]
     gate.open()
 
 
@@ -255,7 +259,8 @@ def test_keys_of_a_skipped_step_are_in_the_artifact_and_in_mlflow(train, tmp_pat
     assert train(tmp_path / "skips", Batches(poisoned={7}))["ended"] == "finished"
     keys = [f"shard/7-{i}" for i in range(BATCH)]
     metrics_log = metrics_log_in(tmp_path / "skips")
-    assert metrics_log.skipped == [7] and metrics_log.skipped_keys == {"7": keys}
+    assert metrics_log.skipped == [7]
+    assert metrics_log.skipped_keys == {"7": keys}
     client = MlflowClient(mlflow_store)
     (file,) = client.list_artifacts(train.run_id, "skipped")
     assert file.path == "skipped/step-00000007.txt"
@@ -275,7 +280,8 @@ def test_unsent_metrics_are_sent_by_the_next_attempt(train, plain, tmp_path, mon
     with monkeypatch.context() as away:
         away.setattr("pipelines.core.tracking.Tracker.log_rows", refuse)
         ended = train(folder, batches, signals, watch={"stop_minutes": 0.1})
-    assert ended["ended"] == "stopped" and train.points() == {}
+    assert ended["ended"] == "stopped"
+    assert train.points() == {}
     rows = json.loads(storage.read_bytes(unsent_file(str(folder))))
     assert [row[0] for row in rows] == list(range(1, ended["step"] + 1))
     assert train(folder)["ended"] == "finished"
@@ -285,5 +291,6 @@ def test_unsent_metrics_are_sent_by_the_next_attempt(train, plain, tmp_path, mon
 
 def test_batches_of_the_test_differ_by_step():
     first, second = Batches().batch(1), Batches().batch(2)
-    assert not torch.equal(first.images, second.images) and torch.equal(first.images, Batches().batch(1).images)
+    assert not torch.equal(first.images, second.images)
+    assert torch.equal(first.images, Batches().batch(1).images)
     assert replace(first).keys == first.keys

@@ -36,7 +36,8 @@ def test_each_kind_is_its_own_order_without_gaps():
         found = [[(p.group, p.row) for p in batch] for batch in batches]
         assert found == [[(p.group, p.row) for p in own.batch_at(i, BATCH)] for i in range(len(batches))]
         rows = Counter(place for batch in found[: own.steps_per_epoch(BATCH)] for place in batch)
-        assert len(rows) == own.rows and set(rows.values()) == {1}
+        assert len(rows) == own.rows
+        assert set(rows.values()) == {1}
 
 
 def test_no_two_samples_share_a_number():

@@ -12,7 +12,8 @@ def test_a_skipped_step_names_its_images_and_too_many_in_a_row_end_the_run(caplo
     monitor = StepMonitor(Monitoring(skips=3))
     for step in (1, 2):
         monitor.record_skip(step, [f"key-{i}" for i in range(40)])
-    assert "step 1 skipped" in caplog.text and ", ".join(f"key-{i}" for i in range(40)) in caplog.text
+    assert "step 1 skipped" in caplog.text
+    assert ", ".join(f"key-{i}" for i in range(40)) in caplog.text
     monitor.record_step(3, 1.0)  # an applied step between them
     monitor.record_skip(4, ["a"])
     monitor.record_skip(5, ["b"])
@@ -25,7 +26,8 @@ def test_a_loss_far_above_the_usual_is_a_spike(caplog):
     assert not monitor.record_step(0, 1000.0)  # no median yet
     assert not any(monitor.record_step(step, 1.5) for step in range(1, 50))
     assert not monitor.record_step(50, 7.4)
-    assert monitor.record_step(51, 7.6) and "step 51: loss spike: 7.6" in caplog.text
+    assert monitor.record_step(51, 7.6)
+    assert "step 51: loss spike: 7.6" in caplog.text
     assert not monitor.record_step(52, 1.0)
 
 
@@ -49,7 +51,8 @@ def test_step_rates_exclude_pauses():
     assert 0.1 <= rates["train/speed/seconds_per_step"] < 0.3
     assert rates["train/speed/images_per_second"] == pytest.approx(4 / rates["train/speed/seconds_per_step"])
     assert rates["train/speed/tokens_per_second"] == pytest.approx(25 * rates["train/speed/images_per_second"])
-    assert rates["train/speed/data_wait_seconds"] == 0.01 and rates["train/speed/memory_gib"] > 0.01
+    assert rates["train/speed/data_wait_seconds"] == 0.01
+    assert rates["train/speed/memory_gib"] > 0.01
 
 
 def test_an_expired_watchdog_ends_the_process_with_its_stack():
@@ -66,5 +69,7 @@ def stuck(): time.sleep(60)
 stuck()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and done.stdout == "alive\n"
-    assert "Timeout" in done.stderr and "in stuck" in done.stderr
+    assert done.returncode == 1
+    assert done.stdout == "alive\n"
+    assert "Timeout" in done.stderr
+    assert "in stuck" in done.stderr

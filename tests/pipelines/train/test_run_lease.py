@@ -19,7 +19,8 @@ def test_the_newest_attempt_fences_older_ones(tmp_path):
     older = RunLease.claim(str(tmp_path))
     assert not older.is_fenced()
     newer = RunLease.claim(str(tmp_path))
-    assert older.is_fenced() and not newer.is_fenced()
+    assert older.is_fenced()
+    assert not newer.is_fenced()
 
 
 def test_a_lease_monitor_detects_a_stop_during_an_outage_and_a_newer_attempt_after_it(faulty_s3):

@@ -51,7 +51,8 @@ def test_epochs_differ_in_their_rows_and_in_the_order_of_sizes():
     first, second = epoch_of(order(), 0), epoch_of(order(), 1)
     assert [names(locations) for locations in first] != [names(locations) for locations in second]
     sizes = [[locations[0].group.size for locations in epoch] for epoch in (first, second)]
-    assert sizes[0] != sizes[1] and any(a != b for a, b in pairwise(sizes[0][:-1]))
+    assert sizes[0] != sizes[1]
+    assert any(a != b for a, b in pairwise(sizes[0][:-1]))
 
 
 @pytest.mark.parametrize("step", [0, 1, 7, STEPS - 1, STEPS, 30])
@@ -134,4 +135,5 @@ def test_a_worker_reads_few_row_groups_of_others(batch):
         }
         for rank in range(workers)
     ]
-    assert max(map(len, read)) <= 1.4 * groups / workers and sum(map(len, read)) <= 1.2 * groups
+    assert max(map(len, read)) <= 1.4 * groups / workers
+    assert sum(map(len, read)) <= 1.2 * groups

@@ -31,9 +31,12 @@ def test_a_training_in_a_thread_hears_the_signals_of_the_main_thread():
     listening = threading.Event()
     with catch_stop_signals() as stop:
         training = run_in_thread(train, "finetune")
-        assert listening.wait(60) and stop.listeners == {"finetune"}
+        assert listening.wait(60)
+        assert stop.listeners == {"finetune"}
         os.kill(os.getpid(), signal.SIGTERM)
-        assert training.result(60) and stop.signal == signal.SIGTERM and not stop.listeners
+        assert training.result(60)
+        assert stop.signal == signal.SIGTERM
+        assert not stop.listeners
     with catch_stop_signals() as later:  # has nothing of the earlier one
         assert not later.is_set()
 

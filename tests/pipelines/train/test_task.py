@@ -25,7 +25,8 @@ def test_inputs_are_the_arguments_of_an_objective():
 
 def test_a_subclass_goes_to_a_device_whole():
     there = batch_of(Labelled, labels=torch.tensor([0, 3])).to(torch.device("meta"))
-    assert isinstance(there, Labelled) and there.keys == ["a", ""]
+    assert isinstance(there, Labelled)
+    assert there.keys == ["a", ""]
     assert {t.device.type for t in vars(there).values() if isinstance(t, torch.Tensor)} == {"meta"}
     assert there.key_sums.dtype == torch.float64
 
@@ -34,7 +35,8 @@ def test_all_tensors_of_a_subclass_are_pinned(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)  # pinning itself needs a GPU
     batch = batch_of(Labelled, labels=torch.tensor([0, 3]))
     pinned = batch.pin_memory()
-    assert isinstance(pinned, Labelled) and pinned.keys == batch.keys
+    assert isinstance(pinned, Labelled)
+    assert pinned.keys == batch.keys
     for name, tensor in vars(batch).items():
         assert name == "keys" or torch.equal(getattr(pinned, name), tensor + 1)
 

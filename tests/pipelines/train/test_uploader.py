@@ -20,10 +20,15 @@ def test_a_failed_upload_does_not_stop_later_ones(caplog):
     uploader = Uploader(write)
     for step in (1, 2, 3):
         uploader.submit({}, {"step": step})
-    assert uploader.wait(10) and written == [1, 3] and uploader.failed == 1 and uploader.good == 3
+    assert uploader.wait(10)
+    assert written == [1, 3]
+    assert uploader.failed == 1
+    assert uploader.good == 3
     assert "of step 2 failed, training continues: OSError: no space left" in caplog.text
     uploader.submit({}, {"step": 2})
-    assert not uploader.wait(10) and uploader.good == 3 and uploader.reason == "OSError: no space left"
+    assert not uploader.wait(10)
+    assert uploader.good == 3
+    assert uploader.reason == "OSError: no space left"
 
 
 def test_uploads_run_in_the_background_one_at_a_time():
@@ -62,9 +67,13 @@ def test_a_store_that_hangs_delays_no_step_and_gets_the_newest_when_it_answers(m
     assert "no checkpoint of step 15: that of step 10 is still being written" in caplog.text
     calls = []
     assert not uploader.wait(0.3, lambda: calls.append(1))
-    assert calls and uploader.good == 5 and uploader.reason == "the store has not taken it after 0 s"
+    assert calls
+    assert uploader.good == 5
+    assert uploader.reason == "the store has not taken it after 0 s"
     answers.set()
-    assert uploader.wait(10) and written == [10, 25] and uploader.good == 25
+    assert uploader.wait(10)
+    assert written == [10, 25]
+    assert uploader.good == 25
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.5])

@@ -13,7 +13,8 @@ def solid(color, size=(4, 2)):
 def test_pixels_are_rounded_and_clamped():
     levels = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).view(1, 1, 1, 5).expand(2, 3, 4, 5)
     images = to_pil_images(levels)
-    assert len(images) == 2 and images[0].size == (5, 4)
+    assert len(images) == 2
+    assert images[0].size == (5, 4)
     assert np.asarray(images[0])[0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
@@ -44,7 +45,8 @@ def test_a_row_has_one_image_of_each_column_and_its_caption():
 )
 def test_thumbnails_fit_a_square(size, expected):
     image = solid("red", size)
-    assert thumbnail(image).size == expected and image.size == size
+    assert thumbnail(image).size == expected
+    assert image.size == size
 
 
 def test_joined_images_are_on_white():

@@ -29,10 +29,11 @@ def test_precision_of_products(moments_of):
 
 def test_patches_are_chosen_by_the_key():
     chosen = choose_patches("a", 4096, 256)
-    assert torch.equal(chosen, choose_patches("a", 4096, 256)) and not torch.equal(
-        chosen, choose_patches("b", 4096, 256)
-    )
-    assert len(chosen.unique()) == 256 and 0 <= chosen.min() and chosen.max() < 4096
+    assert torch.equal(chosen, choose_patches("a", 4096, 256))
+    assert not torch.equal(chosen, choose_patches("b", 4096, 256))
+    assert len(chosen.unique()) == 256
+    assert 0 <= chosen.min()
+    assert chosen.max() < 4096
     counts = sum(torch.bincount(choose_patches(str(i), 16, 4), minlength=16) for i in range(4000))
     assert (counts - 1000).abs().max() < 120  # four standard deviations
 

@@ -69,7 +69,8 @@ def test_equals_a_direct_computation(artifact, pairs):
     X = normalised(patches, OklabSpace(tuple(mean.tolist()), float(std)))
     A = procrustes_basis(X.T @ latents)
     s = fit_scale(A, X.T @ X, latents.square().sum())
-    assert (subspace.A - A).abs().max() < 1e-4 and subspace.s == pytest.approx(s, rel=1e-5)
+    assert (subspace.A - A).abs().max() < 1e-4
+    assert subspace.s == pytest.approx(s, rel=1e-5)
     pca = load_subspace(artifact, "pca")
     expected = pca_basis(X.T @ X, 16)
     assert (pca.A.double().T @ expected).square().sum() / 16 == pytest.approx(1, abs=1e-5)
@@ -77,7 +78,8 @@ def test_equals_a_direct_computation(artifact, pairs):
     residual = (X - s * latents @ A.T).square().sum() / X.square().sum()
     assert found["residual"] == pytest.approx(float(residual), rel=1e-5)
     assert found["captured_procrustes"] == pytest.approx(captured_energy(A, X.T @ X), rel=1e-5)
-    assert found["patches"] == len(X) and found["pictures"] == 344
+    assert found["patches"] == len(X)
+    assert found["pictures"] == 344
 
 
 @pytest.mark.ray
@@ -87,14 +89,16 @@ def test_both_layouts_hold_one_subspace(artifact, pairs):
         first, last = load_subspace(artifact, name), load_subspace(artifact, f"{name}_channel_last")
         assert (first.layout, last.layout) == ("channel_first", "channel_last")
         codes = patchify(image, 16, "channel_first") @ first.A, patchify(image, 16, "channel_last") @ last.A
-        assert torch.allclose(*codes, atol=1e-5) and first.s == last.s
+        assert torch.allclose(*codes, atol=1e-5)
+        assert first.s == last.s
 
 
 @pytest.mark.ray
 def test_number_of_workers_and_layout_change_no_bit(artifact, curated, tiny_base, tmp_path):
     resources = ModelWorkers(workers=1)
     alone = run_step(STEP, settings_for(curated, tmp_path, base=str(tiny_base), resources=resources)).artifact
-    assert alone.id == artifact.id and alone.manifest["files"] == artifact.manifest["files"]
+    assert alone.id == artifact.id
+    assert alone.manifest["files"] == artifact.manifest["files"]
 
 
 @pytest.mark.ray
@@ -106,7 +110,8 @@ def test_a_lost_task_is_repeated_bit_for_bit(artifact, curated, tiny_base):
     (folder / "partial" / f"{lost.stem}.safetensors").write_bytes(b"half")
     (folder / "subspace.safetensors").unlink()
     again = run_step(STEP, settings_for(curated, folder.parents[1], base=str(tiny_base)))
-    assert not again.reused and again.artifact.manifest["files"] == artifact.manifest["files"]
+    assert not again.reused
+    assert again.artifact.manifest["files"] == artifact.manifest["files"]
 
 
 @pytest.mark.ray
@@ -116,9 +121,12 @@ def test_errors_and_convergence_are_reported(artifact):
     assert set(errors) == {"captured_pca", "scale", "residual", "captured_procrustes"}
     assert all(0 < e < 0.1 for e in errors.values())
     shares = [row["share"] for row in found["convergence"]]
-    assert shares == sorted(shares) and shares[-1] >= 0.5 and len(shares) >= 3
+    assert shares == sorted(shares)
+    assert shares[-1] >= 0.5
+    assert len(shares) >= 3
     overlaps = [row["subspace"] for row in found["convergence"]]
-    assert overlaps == sorted(overlaps) and 0.3 < overlaps[0] < overlaps[-1] <= 1
+    assert overlaps == sorted(overlaps)
+    assert 0.3 < overlaps[0] < overlaps[-1] <= 1
     pictures = {p.name for p in Path(artifact.uri).parents[1].rglob("pictures/*.png")}
     assert pictures == {"basis_pca.png", "basis_subspace.png", "spectrum.png", "convergence.png"}
 
@@ -148,7 +156,8 @@ def test_stored_latents_give_the_same_basis(artifact, curated, encoded, tmp_path
     stored = run_step(STEP, settings_for(curated, tmp_path, encoded=encoded.uri)).artifact
     a, b = load_subspace(artifact), load_subspace(stored)
     assert float((a.A.T @ b.A).square().sum() / 128) > 0.99  # bfloat16 rounds them, and a random encoder
-    assert a.s == pytest.approx(b.s, rel=1e-3) and a.space == b.space
+    assert a.s == pytest.approx(b.s, rel=1e-3)
+    assert a.space == b.space
 
 
 def test_latents_of_other_images_are_refused(curated, encoded, tmp_path):
@@ -168,7 +177,8 @@ def test_latents_of_other_images_are_refused(curated, encoded, tmp_path):
 @pytest.mark.ray
 def test_without_a_latent_model_there_is_a_pca(curated, local_ray, tmp_path):
     artifact = run_step(STEP, settings_for(curated, tmp_path)).artifact
-    assert load_subspace(artifact, "pca").rank == 16 and "scale" not in artifact.manifest["metrics"]
+    assert load_subspace(artifact, "pca").rank == 16
+    assert "scale" not in artifact.manifest["metrics"]
     with pytest.raises(ValueError, match="there is no subspace file"):
         load_subspace(artifact)
 
@@ -204,9 +214,12 @@ def test_captured_energy_by_rank_is_reported_and_a_rank_recommended(tmp_path, as
     known = {1: 0.5, 2: 0.75, 4: 0.875 + 0.125 / 45, 8: 0.875 + 5 * 0.125 / 45, 48: 1.0}
     assert {r: metrics[f"captured_at_{r}"] for r in known} == pytest.approx(known)
     found = json.loads((tmp_path / "basis.json").read_text())
-    assert len(found["captured_by_rank"]) == 49 and found["captured_by_rank"][3] == pytest.approx(0.875)
+    assert len(found["captured_by_rank"]) == 49
+    assert found["captured_by_rank"][3] == pytest.approx(0.875)
     pca = Subspace.load(tmp_path / "pca.safetensors")
-    assert pca.rank == rank and pca.provenance["recommended_rank"] == 3 and pca.provenance["energy"] == 0.87
+    assert pca.rank == rank
+    assert pca.provenance["recommended_rank"] == 3
+    assert pca.provenance["energy"] == 0.87
     (label,) = (line.get_label() for line in figures["spectrum"].axes[1].lines if not line.get_label().startswith("_"))
     assert label == "87%: rank 3 of 48"
 

@@ -73,7 +73,9 @@ def test_every_image_of_a_source_ends_in_exactly_one_place(tmp_path, maker, coun
         try:
             kept, rejected = curate(source, out, maker is ClassMaker)
         except ConfigError as error:  # for damage that leaves nothing to read, or no metadata
-            assert maker is OwnMaker and account.damages and "\n" not in str(error), f"source {number}: {account}"
+            assert maker is OwnMaker, f"source {number}: {account}"
+            assert account.damages, f"source {number}: {account}"
+            assert "\n" not in str(error), f"source {number}: {account}"
             shutil.rmtree(source)
             refused += 1
             continue
@@ -101,4 +103,5 @@ def test_what_is_refused_is_refused_in_one_line(tmp_path):
         (source / name).write_bytes(b"x")
         with pytest.raises(ConfigError, match="hold images in a form that curate does not read") as error:
             curate(source, tmp_path / "out", by_class=False)
-        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "out").exists()

@@ -17,8 +17,10 @@ def test_even_files(rows_per_file):
     segments = [("a", 0, 10, [0, 1, 9]), ("b", 0, 1, []), ("c", 0, 5, [0, 1, 2, 3, 4]), ("d", 0, 6, [2])]
     files = list(_even_files(segments, rows_per_file))
     lengths = [sum(map(_length, f)) for f in files]
-    assert sum(lengths) == 13 and len(files) == -(-13 // rows_per_file)
-    assert max(lengths) <= rows_per_file and max(lengths) - min(lengths) <= 1
+    assert sum(lengths) == 13
+    assert len(files) == -(-13 // rows_per_file)
+    assert max(lengths) <= rows_per_file
+    assert max(lengths) - min(lengths) <= 1
     rows = [(u, r) for f in files for u, a, b, out in f for r in range(a, b) if r not in out]
     assert rows == [(u, r) for u, a, b, out in segments for r in range(a, b) if r not in out]
 
@@ -44,7 +46,8 @@ def staged(tmp_path, make_images):
 def test_plan_and_files_hold_every_image_once(staged):
     folder, names = staged
     plan = plan_files(folder, names, 3, 10)
-    assert plan["dropped"] == {"duplicate": 1} and sum(plan["kept"].values()) == 60
+    assert plan["dropped"] == {"duplicate": 1}
+    assert sum(plan["kept"].values()) == 60
     for name, segments in plan["files"].items():
         FileWriter(folder)(json.dumps([name, segments]))
     files = [f for split in ("train", "held_out") for f in storage.list_files(storage.join(folder, split))]
@@ -54,7 +57,8 @@ def test_plan_and_files_hold_every_image_once(staged):
     assert len(set(rows["key"].to_pylist())) == 60
     assert {key.partition("/")[0] for key in rows["key"].to_pylist()} == {"a", "b"}
     lengths = [len(t) for f, t in zip(files, tables, strict=True) if "/train/" in f]
-    assert max(lengths) <= 10 and max(lengths) - min(lengths) <= 1
+    assert max(lengths) <= 10
+    assert max(lengths) - min(lengths) <= 1
     (dropped,) = pq.read_table(storage.join(folder, "rejected", "duplicates", "00000.parquet")).to_pylist()
     assert dropped == {"key": "a/000010014", "reason": "duplicate", "duplicate_of": "a/000000003"}
 

@@ -113,7 +113,8 @@ def test_every_row_is_kept_or_rejected_with_its_reason(outcome, source):
     extra = {"00000.tar/../../outside", "more/00001.parquet", "more/00002.tar"}
     assert Counter(r["key"] for r in kept + rejected if r["key"] not in extra) == Counter(metadata)
     metrics = outcome.artifact.manifest["metrics"]
-    assert metrics["rejected"] == sum(FAULTS.values()) and metrics["shards"] == 7
+    assert metrics["rejected"] == sum(FAULTS.values())
+    assert metrics["shards"] == 7
     assert metrics["kept_train"] + metrics["kept_held_out"] == 62
 
 
@@ -128,7 +129,8 @@ def test_output_has_the_documented_layout(outcome):
         }  # fmt: skip
         rows = pq.read_table(file).to_pylist()
         (bucket,) = {row["bucket"] for row in rows}
-        assert Path(file).stem.startswith(bucket) and 0 < len(rows) <= 20
+        assert Path(file).stem.startswith(bucket)
+        assert 0 < len(rows) <= 20
         for row in rows:
             assert decode_image(row["image"]).size == (row["width"], row["height"])
             assert bucket == f"{row['width']}x{row['height']}"
@@ -142,7 +144,8 @@ def test_output_has_the_documented_layout(outcome):
 @pytest.mark.ray
 def test_report_for_people(outcome):
     report = json.loads(storage.read_bytes(outcome.artifact.file("report.json")))
-    assert report["rejected"] == FAULTS and sum(report["kept"].values()) == 62
+    assert report["rejected"] == FAULTS
+    assert sum(report["kept"].values()) == 62
     assert sum(report["histograms"]["kept"]["aesthetic"]) == 63  # the duplicate passed the filters
     pictures = Path(outcome.artifact.uri).parents[1].rglob("pictures/*.png")
     assert {"curation.png", "curated.png"} <= {p.name for p in pictures}
@@ -152,13 +155,16 @@ def test_report_for_people(outcome):
 def test_split_follows_the_key(outcome):
     for folder, held_out in (("train", False), ("held_out", True)):
         rows = rows_of(outcome, folder)
-        assert rows and all(is_held_out(row["key"], 4) == held_out for row in rows)
+        assert rows
+        assert all(is_held_out(row["key"], 4) == held_out for row in rows)
 
 
 @pytest.mark.ray
 def test_a_complete_artifact_is_not_rebuilt(outcome, settings):
     again = run_step(STEP, settings)
-    assert again.reused and again.artifact == outcome.artifact and again.mlflow_run == outcome.mlflow_run
+    assert again.reused
+    assert again.artifact == outcome.artifact
+    assert again.mlflow_run == outcome.mlflow_run
 
 
 @pytest.mark.ray
@@ -175,7 +181,8 @@ def test_resuming_after_a_kill_writes_the_missing_files(outcome, settings, monke
     (folder / f"{name}.parquet.0123.partial").write_bytes(b"half")
     restage(folder, settings)
     again = run_step(STEP, settings)
-    assert not again.reused and again.mlflow_run == outcome.mlflow_run
+    assert not again.reused
+    assert again.mlflow_run == outcome.mlflow_run
     assert again.artifact.manifest == outcome.artifact.manifest
     after = files_of(folder)
     assert [name for name in before if before[name] != after[name]] == ["train/96x80-00000.parquet"]
@@ -208,7 +215,8 @@ def test_killed_while_staged_files_are_deleted(outcome, settings):
     folder = Path(outcome.artifact.uri)
     (folder / "manifest.json").unlink()
     again = run_step(STEP, settings)
-    assert not again.reused and again.artifact.manifest == outcome.artifact.manifest
+    assert not again.reused
+    assert again.artifact.manifest == outcome.artifact.manifest
 
 
 @pytest.mark.ray

@@ -57,7 +57,8 @@ def test_names_beside_images(tmp_path):
         "old.png": "reference image: image format tif is not read",
     }  # fmt: skip
     named = read(str(tmp_path / "in"), tmp_path / "out2", Columns())
-    assert named["a.source.jpg"] == [] and len(named) == len([name for name in files if not name.endswith("txt")])
+    assert named["a.source.jpg"] == []
+    assert len(named) == len([name for name in files if not name.endswith("txt")])
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])

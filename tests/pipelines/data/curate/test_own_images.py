@@ -229,7 +229,8 @@ def test_lists_are_bounded(tmp_path):
     source = write(tmp_path / "in", {f"{number:04}.png": b"x" for number in range(600)})
     items = write_lists(find_source(source, Columns()), Columns(), str(tmp_path / "out"))
     sizes = [len(list(read_list(uri, Columns()))) for uri in items.values()]
-    assert sizes == [256, 256, 88] and list(items) == ["images/00000", "images/00001", "images/00002"]
+    assert sizes == [256, 256, 88]
+    assert list(items) == ["images/00000", "images/00001", "images/00002"]
 
 
 def test_images_without_captions(tmp_path):

@@ -119,9 +119,11 @@ def test_damaged_row_group_costs_its_rows_only(tmp_path):
     data[start : start + 40] = bytes(40)
     path.write_bytes(data)
     samples = list(read_parquet(str(path), Columns()))
-    assert len(samples) == 60 and len({s.key for s in samples}) == 60
+    assert len(samples) == 60
+    assert len({s.key for s in samples}) == 60
     good = [s.key for s in samples if not s.problem]
-    assert good == keys[:20] + keys[40:] and {s.problem for s in samples} == {"", "damaged shard"}
+    assert good == keys[:20] + keys[40:]
+    assert {s.problem for s in samples} == {"", "damaged shard"}
 
 
 def test_wrong_column_is_named_before_anything_starts(tmp_path):
@@ -155,7 +157,8 @@ def test_metadata_of_img2dataset(tmp_path):
     table = pa.table({"key": ["1", "2", "3"], "status": ["success", "success", "failed_to_resize"]})
     metadata = metadata_of(tmp_path, table)
     metadata.found("folder/1")
-    assert list(metadata.missing()) == [("2", False), ("3", True)] and not metadata.is_table
+    assert list(metadata.missing()) == [("2", False), ("3", True)]
+    assert not metadata.is_table
 
 
 def test_keys_of_the_metadata_that_lost_their_zeros(tmp_path):
@@ -168,7 +171,9 @@ def test_keys_of_the_metadata_that_lost_their_zeros(tmp_path):
 @pytest.mark.parametrize("columns", [{"url": ["x"]}, {"key": ["a"]}, {"key": ["a"], "status": ["done"]}])
 def test_foreign_parquet_beside_a_tar_is_ignored(tmp_path, columns):
     metadata = metadata_of(tmp_path, pa.table(columns))
-    assert list(metadata.missing()) == [] and not metadata.is_table and not metadata.problem
+    assert list(metadata.missing()) == []
+    assert not metadata.is_table
+    assert not metadata.problem
 
 
 def test_damaged_metadata_is_reported(tmp_path):

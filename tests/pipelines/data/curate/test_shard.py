@@ -37,7 +37,8 @@ def test_row_and_index(curator, make_images):
     assert set(row) == set(SCHEMA.names)
     assert (row["caption"], row["bucket"], row["aesthetic"]) == ("a caption", "64x64", 6.0)
     assert decode_image(row["image"]).size == (64, 64)
-    assert index["target"] == "train/64x64" and index["pixels"] == 96 * 80
+    assert index["target"] == "train/64x64"
+    assert index["pixels"] == 96 * 80
 
 
 def test_reasons_reach_the_row(curator, make_images):
@@ -95,7 +96,8 @@ def test_a_file_whose_pixels_do_not_change_is_stored_as_it_is(tmp_path, kind, se
     encoding = {**settings.get("encoding", {}), "keep_unchanged": False}
     again = ShardCurator(CurateSettings.model_validate({"source": "data", **settings, "encoding": encoding}), "")
     copy, same_index = curate(again, buffer.getvalue())
-    assert copy["image"] != row["image"] and index == same_index
+    assert copy["image"] != row["image"]
+    assert index == same_index
     assert (np.asarray(decode_image(copy["image"])) == np.asarray(decode_image(row["image"]))).all()
 
 
@@ -109,7 +111,8 @@ def test_a_file_is_not_stored_as_it_is_if_resized_turned_or_converted_to_jpeg(tm
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     for image, data in (stored((65, 64)), stored((128, 128)), stored(exif=exif), stored(format="jpeg", quality=30)):
-        assert image != data and decode_image(image).size == (64, 64)
+        assert image != data
+        assert decode_image(image).size == (64, 64)
 
 
 @pytest.mark.parametrize("extension", IMAGE_EXTENSIONS)
@@ -195,7 +198,8 @@ def test_two_thousand_damaged_images(tmp_path, make_images):
     rejected = pq.read_table(storage.join(curator.folder, "rejected", "00000.parquet")).to_pylist()
     rows = [r["key"] for r in rejected if r["reason"] != "unsafe path in tar"] + kept
     assert Counter(rows) == Counter(f"{i:09d}" for i in range(2100))
-    assert {f"{i:09d}" for i in range(0, 2100, 10)} <= set(kept) and len(rejected) > 800
+    assert {f"{i:09d}" for i in range(0, 2100, 10)} <= set(kept)
+    assert len(rejected) > 800
     assert summary["rejected"] == Counter(r["reason"] for r in rejected)
     assert set(summary["rejected"]) <= {
         "truncated or corrupt", "not an image", "too many pixels", "too small", "too elongated", "unsafe path in tar"
@@ -216,5 +220,6 @@ def test_histograms_merge():
     other.add("read", {"aesthetic": 5.1, "shorter side": 1.0})
     one.merge(json.loads(json.dumps(other.counts)))
     assert one.counts["read"]["aesthetic"][20] == 2
-    assert one.counts["read"]["punsafe"][-1] == 1 and one.counts["read"]["shorter side"][0] == 1
+    assert one.counts["read"]["punsafe"][-1] == 1
+    assert one.counts["read"]["shorter side"][0] == 1
     assert sum(one.counts["kept"]["aesthetic"]) == 0

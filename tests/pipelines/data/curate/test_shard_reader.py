@@ -43,7 +43,8 @@ def test_rows_the_tar_lost_and_downloads_that_failed(make_shards, make_images):
     shard.write_bytes(shard.read_bytes()[:third] + bytes(1024))  # cut, with an end mark
     problems = {s.key: s.problem for s in read_shard(str(shard), Columns())}
     assert [key for key, problem in problems.items() if not problem] == ["000000000", "000000001", "000000002"]
-    assert list(problems.values()).count("not in the tar") == 3 and len(problems) == 7
+    assert list(problems.values()).count("not in the tar") == 3
+    assert len(problems) == 7
 
 
 def test_metadata_beside_a_tar_is_not_needed(make_shards, make_images):
@@ -114,8 +115,10 @@ def test_source_on_an_unreliable_store(faulty_s3, make_shards, make_images, monk
     refused = server.slow_down("GET", every=3)
     cut = server.cut(1000, "GET", every=4)
     far = [s for shard in find_source(uri, Columns()).shards.values() for s in read_shard(shard, Columns())]
-    assert far == local and len(far) == 12 + 50 + 1
-    assert refused.struck > 3 and cut.struck > 3
+    assert far == local
+    assert len(far) == 12 + 50 + 1
+    assert refused.struck > 3
+    assert cut.struck > 3
 
 
 def test_an_unreachable_shard_is_not_damaged(faulty_s3, tmp_path, monkeypatch):
@@ -159,6 +162,7 @@ def test_hundreds_of_damaged_shards(tmp_path, name):
         except TornSamples as torn:
             samples = list(read_shard(str(tmp_path / name), Columns(), torn.keys))
         outcomes[any(s.problem for s in samples)] += 1
-        assert samples and all(s.problem or s.key.encode() for s in samples)
+        assert samples
+        assert all(s.problem or s.key.encode() for s in samples)
         assert len(samples) <= 3 * 40 + 1
     assert outcomes[True] > 30

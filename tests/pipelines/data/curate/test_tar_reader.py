@@ -89,7 +89,8 @@ def test_links_are_not_followed(read, kind):
 def test_names_that_are_not_utf8_stay_different(read):
     members = [(f"{byte}.{kind}", kind.encode()) for byte in ("\udcff", "\udcfe") for kind in ("jpg", "txt")]
     samples = read(tar_of(members, tarfile.GNU_FORMAT))
-    assert [s.key for s in samples] == ["\\xff", "\\xfe"] and not any(s.problem for s in samples)
+    assert [s.key for s in samples] == ["\\xff", "\\xfe"]
+    assert not any(s.problem for s in samples)
     assert pa.array([s.key for s in samples]).to_pylist() == ["\\xff", "\\xfe"]
 
 
@@ -136,7 +137,8 @@ def test_damage_that_no_sample_shows_is_reported(read):
 def test_false_sizes(read, size, reason):
     data = with_header(tar_of(sample("a") + sample("b", b"x" * 600) + sample("c")), "b.jpg", size=size)
     samples = read(data)
-    assert samples[0].problem == samples[-1].problem == "" and (samples[0].key, samples[-1].key) == ("a", "c")
+    assert samples[0].problem == samples[-1].problem == ""
+    assert (samples[0].key, samples[-1].key) == ("a", "c")
     assert reason == "not whole" or problems_of(samples) == {"a": "", "b": reason, "c": ""}
 
 
@@ -169,7 +171,8 @@ def test_many_false_sizes_take_no_time(read, compress):
     started = time.perf_counter()
     samples = read(compress(members + noise(1 << 20)))
     assert time.perf_counter() - started < 20
-    assert len(samples) == 2000 and {s.problem for s in samples} == {"false size in tar", "tar cut off"}
+    assert len(samples) == 2000
+    assert {s.problem for s in samples} == {"false size in tar", "tar cut off"}
 
 
 def test_members_that_are_not_needed_are_not_held(tmp_path):
@@ -183,7 +186,8 @@ def test_members_that_are_not_needed_are_not_held(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 3.5 * len(big)
-    assert samples[-1].key == "b" and len(samples) == len(IMAGE_EXTENSIONS) + 1
+    assert samples[-1].key == "b"
+    assert len(samples) == len(IMAGE_EXTENSIONS) + 1
 
 
 def test_files_too_large(read, monkeypatch):
@@ -304,4 +308,5 @@ def test_reading_ends_whatever_the_bytes_are(read):
             samples = read(bytes(data), torn.keys)
         good = [s.key for s in samples if not s.problem]
         assert set(keys) - touched <= set(good)
-        assert len(good) <= len(keys) and all(s.key.encode() for s in samples if not s.problem)
+        assert len(good) <= len(keys)
+        assert all(s.key.encode() for s in samples if not s.problem)

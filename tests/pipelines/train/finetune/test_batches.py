@@ -59,13 +59,15 @@ def test_an_epoch_has_every_image_once_with_its_latents_and_text(training_files)
     written = {
         key for file in files_in(training_files, "curated") for g in read_rows(file, ["key"]) for key in g["key"]
     }
-    assert seen.keys() == written and len(written) == ROWS
+    assert seen.keys() == written
+    assert len(written) == ROWS
     sums = sum(float(b.key_sums.sum()) for step in batches for b in step)
     assert sums == sum(zlib.crc32(key.encode()) for key in written)
     for group in list_row_groups(*(files_in(training_files, kind) for kind in ("curated", "latents", "text"))):
         rows = read_columns(group, ("latents", "text", "image"))
         for key, z_0, text in zip(rows["key"], rows["latents"], rows["text"], strict=True):
-            assert torch.equal(seen[key]["z_0"], z_0.float()) and torch.equal(seen[key]["text"], text.float())
+            assert torch.equal(seen[key]["z_0"], z_0.float())
+            assert torch.equal(seen[key]["text"], text.float())
     assert all(0 < s["sigma"] < 1 for s in seen.values())
 
 
@@ -104,13 +106,15 @@ def test_a_sample_gets_other_noise_in_the_next_epoch(training_files):
 
 def test_dropped_captions_become_the_empty_one(training_files):
     batch = next(loader(training_files, dropout=1.0).from_step(0, BATCH))[0]
-    assert torch.equal(batch.text, UNCONDITIONAL.float().expand(BATCH, -1, -1)) and batch.text_mask.all()
+    assert torch.equal(batch.text, UNCONDITIONAL.float().expand(BATCH, -1, -1))
+    assert batch.text_mask.all()
 
 
 def test_a_batch_goes_to_a_device_whole(training_files):
     batch = next(loader(training_files).from_step(0, BATCH))[0]
     there = batch.to(torch.device("meta"))
-    assert there.keys == batch.keys and {t.device.type for t in vars(there).values() if torch.is_tensor(t)} == {"meta"}
+    assert there.keys == batch.keys
+    assert {t.device.type for t in vars(there).values() if torch.is_tensor(t)} == {"meta"}
 
 
 def test_each_row_group_is_read_once_an_epoch_and_not_by_every_worker(training_files, monkeypatch):

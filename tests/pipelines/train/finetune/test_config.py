@@ -9,7 +9,8 @@ INPUTS = {"curated": "c", "encoded": "e", "basis": "b", "base": "m"}
 
 def test_defaults_are_the_papers():
     settings = validate(FinetuneSettings, INPUTS)
-    assert settings.optim.batch == 256 and settings.optim.steps == 15_000
+    assert settings.optim.batch == 256
+    assert settings.optim.steps == 15_000
     assert (settings.optim.lr, settings.optim.lr_proj_out, settings.optim.betas) == (1e-4, 1e-3, (0.9, 0.95))
     assert (settings.lora.rank, settings.lora.dropout, settings.time.shift) == (256, 0.05, 17.0)
     assert (settings.loss.kappa, settings.loss.perceptual.weight, settings.loss.perceptual.net) == (0.3, 0.2, "vgg")
@@ -57,12 +58,10 @@ def test_resources_and_monitoring_are_not_hashed():
 
 def test_settings_of_the_released_training_leave_the_ids_of_other_trainings_alone():
     kept = hashed_settings(validate(FinetuneSettings, INPUTS))
-    assert (
-        "l2p" not in kept
-        and "text_padding" not in kept
-        and "warmup_ratio" not in kept["optim"]
-        and "base_quantization" not in kept
-    )
+    assert "l2p" not in kept
+    assert "text_padding" not in kept
+    assert "warmup_ratio" not in kept["optim"]
+    assert "base_quantization" not in kept
     changed = {"text_padding": "max_length", "optim": {"warmup_ratio": 1e-3}, "base_quantization": "nf4"}
     kept = hashed_settings(validate(FinetuneSettings, {**INPUTS, **changed}))
     found = kept["text_padding"], kept["optim"]["warmup_ratio"], kept["base_quantization"]

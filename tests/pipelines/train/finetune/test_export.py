@@ -174,7 +174,8 @@ def test_files_are_those_that_the_model_itself_saves(make_run, tmp_path, kind, f
     lora = None if kind == "l2p" else {"rank": 4, "alpha": 6, "dropout": 0.0}
     run = make_run(model=kind, loss={"kind": "flow_matching"}, lora=lora, **sizes)
     adapter = export_adapter(run.settings, run.subspace, run.average(3), str(tmp_path / "out"), SIZE)
-    assert adapter == f"{tmp_path}/out/adapter" and {f.name for f in Path(adapter).iterdir()} == {CARD, *files}
+    assert adapter == f"{tmp_path}/out/adapter"
+    assert {f.name for f in Path(adapter).iterdir()} == {CARD, *files}
     assert run.same(adapter, 3)
     load_adapter(run.model(1), adapter)
 
@@ -214,7 +215,8 @@ def test_average_of_a_run(make_run):
     with pytest.raises(DamagedCheckpoint):
         read_average(run.folder, 6)
     run.finish()
-    assert read_average(run.folder)[::2] == (9, True) and read_average(run.folder, 9).final
+    assert read_average(run.folder)[::2] == (9, True)
+    assert read_average(run.folder, 9).final
     assert read_average(run.folder, 3).final is False
 
 
@@ -230,16 +232,20 @@ def test_job_exports_a_running_run_and_then_the_finished_one(make_run, job, tmp_
     run.checkpoint(3)
     run.checkpoint(6)
     status, done, _ = job(source)
-    assert status == 0 and set(done) == {"adapter", "step", "registered"}
-    assert done["adapter"] == f"{tmp_path}/runs/exports/{run.id}/00000006/adapter" and run.same(done["adapter"], 6)
+    assert status == 0
+    assert set(done) == {"adapter", "step", "registered"}
+    assert done["adapter"] == f"{tmp_path}/runs/exports/{run.id}/00000006/adapter"
+    assert run.same(done["adapter"], 6)
     assert (done["step"], done["registered"]) == (6, f"{name}/1")
 
     again = job(source)[1]
-    assert again == done and len(client.search_model_versions(f"run_id='{tracker.run_id}'")) == 1
+    assert again == done
+    assert len(client.search_model_versions(f"run_id='{tracker.run_id}'")) == 1
 
     out = f"out={tmp_path}/out"
     status, earlier, _ = job(source, "checkpoint=3", out, "add_to_registry=false", "changes.optim.lr=1e-4")
-    assert status == 0 and earlier == {"adapter": f"{tmp_path}/out/adapter", "step": 3, "registered": None}
+    assert status == 0
+    assert earlier == {"adapter": f"{tmp_path}/out/adapter", "step": 3, "registered": None}
     assert run.same(earlier["adapter"], 3)
     assert job(source, "checkpoint=4")[0] == 1
 
@@ -262,15 +268,18 @@ def test_job_writes_other_formats_beside_the_released_one(make_run, job, tmp_pat
     status, done, _ = job(f"finetune={run.config}", "format=comfyui", "add_to_registry=false")
     exports = f"{tmp_path}/runs/exports/{run.id}/00000006"
     assert (status, done["adapter"], done["comfyui"]) == (0, f"{exports}/adapter", f"{exports}/comfyui")
-    assert run.same(done["adapter"], 6) and done["registered"] is None
+    assert run.same(done["adapter"], 6)
+    assert done["registered"] is None
     released, comfyui = (read_adapter(done[name]) for name in ("adapter", "comfyui"))
-    assert released[1] == comfyui[1] and released[0].keys() == comfyui[0].keys()
+    assert released[1] == comfyui[1]
+    assert released[0].keys() == comfyui[0].keys()
     assert all(torch.equal(released[0][name], tensor) for name, tensor in comfyui[0].items())
     assert read_defaults(comfyui_folder := done["comfyui"]) == sampling_defaults(run.settings, SIZE)
     # and back, from a folder alone
     status, back, _ = job(f"adapter={comfyui_folder}", f"out={tmp_path}/back")
     assert (status, back) == (0, {"adapter": f"{tmp_path}/back"})
-    assert run.same(back["adapter"], 6) and (tmp_path / "back/subspace.pth").is_file()
+    assert run.same(back["adapter"], 6)
+    assert (tmp_path / "back/subspace.pth").is_file()
 
 
 def test_model_in_the_registry_is_the_adapter(make_run, tmp_path, monkeypatch):
@@ -281,12 +290,14 @@ def test_model_in_the_registry_is_the_adapter(make_run, tmp_path, monkeypatch):
     mlflow.set_tracking_uri(other)  # the process-wide registry, not the run's
     try:
         register(tracker, adapter, run.settings, run.folder, 9)
-        assert mlflow.get_tracking_uri() == other and mlflow.active_run() is None
+        assert mlflow.get_tracking_uri() == other
+        assert mlflow.active_run() is None
         assert not (tmp_path / "other.db").exists()
     finally:
         mlflow.set_tracking_uri(None)
     loaded = mlflow.diffusers.load_model(_location(run, f"models:/{run.settings.run.experiment}@newest"))
-    assert loaded.base_model == str(tmp_path / "base") and loaded.base_model_revision is None
+    assert loaded.base_model == str(tmp_path / "base")
+    assert loaded.base_model_revision is None
     model = run.model(1)
     load_adapter(model, loaded.adapter_path)
     assert all(torch.equal(model.trainable()[n], v.half().float()) for n, v in run.average(9).items())
@@ -329,10 +340,14 @@ def test_bad_arguments(make_run, job, tmp_path):
         ([tmp_path, "--format=merged"], "--format=merged: settings are written key=value, like format=merged"),
     ]:
         status, _, err = job(*arguments)
-        assert status == 2 and err.startswith(f"error: {message}") and err.count("\n") == 1, err
+        assert status == 2, err
+        assert err.startswith(f"error: {message}"), err
+        assert err.count("\n") == 1, err
     assert not (tmp_path / "out").exists()
     status, _, err = job(adapter, out, "format=comfyui")
-    assert status == 1 and err.startswith(f"error: there is no adapter in {tmp_path}") and err.count("\n") == 1
+    assert status == 1
+    assert err.startswith(f"error: there is no adapter in {tmp_path}")
+    assert err.count("\n") == 1
     run.checkpoint(3)
     message = f"error: {run.folder} has no MLflow run to register under: run the finetune first\n"
     assert job(source)[::2] == (1, message)
@@ -355,7 +370,8 @@ def test_on_a_server(make_run, job, server, monkeypatch):
     run.checkpoint(6)
     assert [job(f"finetune={run.config}")[1]["registered"] for _ in range(2)] == ["on_a_server/2", "on_a_server/2"]
     version = tracker.client.get_model_version_by_alias("on_a_server", "newest")
-    assert str(version.version) == "2" and version.tags["step"] == "6"
+    assert str(version.version) == "2"
+    assert version.tags["step"] == "6"
     mlflow.set_tracking_uri(server)
     try:
         loaded = mlflow.diffusers.load_model("models:/on_a_server@newest")

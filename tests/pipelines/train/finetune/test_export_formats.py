@@ -19,7 +19,8 @@ def test_formats_are_converted_into_each_other(tmp_path):
     comfyui = convert(ADAPTER, "comfyui", str(tmp_path / "comfyui"))
     released = convert(comfyui, "released", str(tmp_path / "released"))
     (tensors, config), (again, config_again) = read_adapter(ADAPTER), read_adapter(released)
-    assert config == config_again and tensors.keys() == again.keys()
+    assert config == config_again
+    assert tensors.keys() == again.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
     assert read_defaults(released) == read_defaults(ADAPTER)
     assert (Path(released) / PTH).is_file()
@@ -69,7 +70,8 @@ def test_quantized_formats_have_the_model_merged(tmp_path, format, file):
     full = Path(BASE, "transformer", "diffusion_pytorch_model.safetensors").stat().st_size
     assert (out / file).stat().st_size < 0.6 * full
     config = json.loads((out / file).with_name("config.json").read_text())
-    assert config["_class_name"] == "AsymFlux2Transformer2DModel" and config["sampling"]["guidance_scale"] == 2.0
+    assert config["_class_name"] == "AsymFlux2Transformer2DModel"
+    assert config["sampling"]["guidance_scale"] == 2.0
     assert ("quantization_config" in config) == (out / "model_index.json").is_file() == (format == "nf4")
 
 

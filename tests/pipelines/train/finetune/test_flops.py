@@ -73,6 +73,7 @@ def test_operations_of_a_step_are_those_that_torch_counts(kind):
 def test_tokens_of_references_cost_what_image_tokens_cost_but_in_the_perceptual_network():
     settings = settings_of()
     alone, edit, larger = (image_flops(settings, KLEIN_9B, *n) for n in ((1024, 512), (1024, 512, 1024), (2048, 512)))
-    assert edit.student == larger.student and edit.teacher == larger.teacher > alone.teacher
+    assert edit.student == larger.student
+    assert edit.teacher == larger.teacher > alone.teacher
     assert edit.perceptual == alone.perceptual < larger.perceptual
     assert step_flops(settings, KLEIN_9B, 1024, 512, 3, 1024) == 3 * edit.model

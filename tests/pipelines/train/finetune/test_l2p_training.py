@@ -41,16 +41,20 @@ def test_it_resumes_from_its_checkpoint_and_its_adapter_is_sampled_from(tiny_wor
         with pytest.raises(StepFailed, match="one rank failed"):
             run_step(STEP, settings("again"))
     artifact = run_step(STEP, settings("again")).artifact
-    assert artifact.id == plain.id and [c.step for c in list_checkpoints(folder_of(artifact.uri))] == [2, 4, 5]
+    assert artifact.id == plain.id
+    assert [c.step for c in list_checkpoints(folder_of(artifact.uri))] == [2, 4, 5]
     losses, expected = (read_metrics_log_of(a).curves["loss"] for a in (artifact, plain))
-    assert losses == pytest.approx(expected, rel=1e-4) and len(losses) == 5
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert len(losses) == 5
 
     adapter, undisturbed = artifact.file("adapter"), plain.file("adapter")
     tensors, config = read_adapter(adapter)
-    assert kind_of(config) == "l2p" and not any(".lora_" in name for name in tensors)
+    assert kind_of(config) == "l2p"
+    assert not any(".lora_" in name for name in tensors)
     for name, tensor in read_adapter(undisturbed)[0].items():
         torch.testing.assert_close(tensors[name], tensor, rtol=1e-2, atol=1e-4)
     defaults = read_defaults(adapter)
     sampler = load_sampler("trained", training.settings.base, Path(adapter), None, defaults, "cpu")
     images = sampler(["a sun"], [3], SamplingParameters(32, 32, steps=2, guidance=2.0, shift=3.0))
-    assert images.shape == (1, 3, 32, 32) and torch.isfinite(images).all()
+    assert images.shape == (1, 3, 32, 32)
+    assert torch.isfinite(images).all()

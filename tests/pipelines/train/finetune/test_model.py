@@ -37,7 +37,8 @@ def settings(base, *kind, **sections):
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_the_model_of_the_settings_starts_the_same_everywhere(base, kind):
     first, second = (build_model(settings(base, *kind), subspace()) for _ in range(2))
-    assert type(first) is CLASSES[kind[0]] and first.training
+    assert type(first) is CLASSES[kind[0]]
+    assert first.training
     values = second.trainable()
     assert all(torch.equal(p, values[name]) for name, p in first.trainable().items())
 

@@ -34,7 +34,8 @@ def test_the_distance_is_one_a_pixel_zero_for_equals_and_differentiable(net, wei
     distance = model(a, b)
     assert distance.shape == (2, 1, 64, 64)
     distance.mean().backward()
-    assert b.grad is not None and b.grad.abs().sum() > 0
+    assert b.grad is not None
+    assert b.grad.abs().sum() > 0
     assert not any(p.requires_grad for p in model.parameters())
 
 

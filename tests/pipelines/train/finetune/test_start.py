@@ -68,7 +68,9 @@ def test_training_starts_at_the_adapters_values(base, adapter, alpha):
 def test_without_a_basis_it_is_the_adapters(base, adapter, tmp_path, layout):
     settings = settings_of(base, start_from=str(adapter), pixels={"layout": layout})
     subspace, own = find_basis(settings, {}), make_subspace()
-    assert subspace.layout == layout and subspace.s == pytest.approx(own.s) and subspace.space == own.space
+    assert subspace.layout == layout
+    assert subspace.s == pytest.approx(own.s)
+    assert subspace.space == own.space
     assert torch.equal(subspace.A, own.A) == (layout == "channel_first")
     assert torch.equal(Subspace.load(basis_file(settings, {}, str(tmp_path))).A, subspace.A)
     check_start(settings, subspace)

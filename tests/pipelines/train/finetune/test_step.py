@@ -56,7 +56,8 @@ def test_workers_get_absolute_paths(tmp_path, monkeypatch):
     (tmp_path / "vgg.safetensors").write_bytes(b"")
     tree = {**INPUTS, "loss": {"perceptual": {"weights": "vgg.safetensors"}}}
     settings = with_absolute_paths(validate(FinetuneSettings, tree))
-    assert settings.base == f"{tmp_path}/m" and settings.loss.perceptual.weights == f"{tmp_path}/vgg.safetensors"
+    assert settings.base == f"{tmp_path}/m"
+    assert settings.loss.perceptual.weights == f"{tmp_path}/vgg.safetensors"
     published = with_absolute_paths(validate(FinetuneSettings, INPUTS))
     assert published.loss.perceptual.weights == "published"
 
@@ -64,7 +65,8 @@ def test_workers_get_absolute_paths(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("tree", "is_shown"), [({"model": "ddt"}, True), ({"model": "latent"}, False)])
 def test_the_head_is_logged_for_the_model_that_has_one(tree, is_shown):
     settings = validate(FinetuneSettings, {**INPUTS, **tree, "loss": {"kind": "flow_matching"}})
-    assert ("ddt" in shown(settings)) == is_shown and "l2p" not in shown(settings)
+    assert ("ddt" in shown(settings)) == is_shown
+    assert "l2p" not in shown(settings)
 
 
 def artifact_of(*files):

@@ -28,11 +28,13 @@ def test_every_setting_of_the_loss_reaches_it(model):
         granularity="patch_channel", kappa=0.2, perceptual=RANDOM, loss_scale=5.0, sigma_floor=0.1, caption_dropout=0.0
     )
     found = make_objective(model, settings)
-    assert found.kind == "variance_reduced" and found.granularity == "patch_channel"
+    assert found.kind == "variance_reduced"
+    assert found.granularity == "patch_channel"
     assert (found.kappa, found.perceptual_weight, found.loss_scale, found.sigma_floor) == (0.2, 0.3, 5.0, 0.1)
     assert all(name.startswith("model.") for name, _ in found.named_parameters())
     loss, terms = found(**blank_batch(model, 2).inputs())
-    assert torch.isfinite(loss) and "perceptual" in terms
+    assert torch.isfinite(loss)
+    assert "perceptual" in terms
     assert "perceptual" not in make_objective(model, Loss(perceptual=None))(**blank_batch(model, 2).inputs())[1]
 
 
@@ -51,5 +53,7 @@ def test_batch_inputs_are_the_arguments_of_the_loss(model):
 def test_the_task_class_is_pickled_by_reference(task):
     """Only workers import the model, and the class is found by its name."""
     sent = cloudpickle.dumps(driver.train_function(task))
-    assert task.__name__.encode() in sent and task.__module__.encode() in sent
-    assert b"make_data_loader" not in sent and len(sent) < 3000
+    assert task.__name__.encode() in sent
+    assert task.__module__.encode() in sent
+    assert b"make_data_loader" not in sent
+    assert len(sent) < 3000

@@ -37,7 +37,8 @@ def test_a_toy_configuration_differs_from_the_9b_one_in_size_only(kind):
     assert (toy.loss.perceptual is None) == (big.loss.perceptual is None)
     assert (toy.optim.lr_proj_out is None) == (big.optim.lr_proj_out is None) == (kind in ("_ddt", "_l2p"))
     dropouts = [settings.lora.dropout for settings in (toy, big) if settings.lora]
-    assert dropouts == ([] if kind == "_l2p" else [0.05, 0.05]) and toy.optim.betas == big.optim.betas == (0.9, 0.95)
+    assert dropouts == ([] if kind == "_l2p" else [0.05, 0.05])
+    assert toy.optim.betas == big.optim.betas == (0.9, 0.95)
     native = toy.validation.latent_shift
     assert (toy.time.shift == native) == (big.time.shift == 7.0) == (kind == "_latent")
 
@@ -55,7 +56,8 @@ def test_a_toy_configuration_trains(kind, tiny_workflow, tiny_base, tmp_path):
     artifact = run_step(STEP, settings).artifact
 
     metrics_log = MetricsLog.from_json(storage.read_bytes(artifact.file("record.json")).decode())
-    assert metrics_log.steps == [1, 2, 3, 4] and not metrics_log.skipped
+    assert metrics_log.steps == [1, 2, 3, 4]
+    assert not metrics_log.skipped
     assert metrics_log.curves.keys() - {"sigma"} == TERMS.get(kind, {"loss"})
     model = build_model(settings, load_subspace(made["basis"]))
     trained = {name.removeprefix("transformer.") for name in model.trainable()}
@@ -65,9 +67,8 @@ def test_a_toy_configuration_trains(kind, tiny_workflow, tiny_base, tmp_path):
     assert whole == {"x_embedder", "norm_out", last, *blocks}
 
     adapted = {name.partition(".lora_")[0] for name in trained if ".lora_" in name}
-    assert len(adapted) == (0 if kind == "_l2p" else 4 + 1 + 2) and all(
-        re.fullmatch(LORA_TARGETS, name) for name in adapted
-    )
+    assert len(adapted) == (0 if kind == "_l2p" else 4 + 1 + 2)
+    assert all(re.fullmatch(LORA_TARGETS, name) for name in adapted)
     tensors, config = read_adapter(Path(artifact.file("adapter")))
     assert len(tensors) == len(trained) + (0 if kind == "_latent" else 2)
     fresh = {name: tensor for name, tensor in tensors.items() if ".lora_B." in name}

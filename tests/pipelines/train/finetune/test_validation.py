@@ -56,7 +56,8 @@ def validator(request):
 def test_images_do_not_depend_on_dropout_and_the_training_goes_on(validator):
     first, state = validator.sample_images(), torch.get_rng_state()
     again = validator.sample_images()
-    assert first.tobytes() == again.tobytes() and validator.model.training
+    assert first.tobytes() == again.tobytes()
+    assert validator.model.training
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -44,7 +44,8 @@ def test_an_epoch_has_every_image_once_with_its_label(files):
     seen = batches(loader(files, loss={"class_dropout": 0.0}))
     labels = {key: int(label) for batch in seen for key, label in zip(batch.keys, batch.labels, strict=True)}
     assert labels == {str(i): i % 5 for i in range(ROWS)}
-    assert seen[0].tokens == (BATCH * 4, 4, 0) and seen[0].images.shape == (BATCH, 3, SIDE, SIDE)
+    assert seen[0].tokens == (BATCH * 4, 4, 0)
+    assert seen[0].images.shape == (BATCH, 3, SIDE, SIDE)
 
 
 def test_labels_are_dropped_at_their_rate(files):
@@ -79,7 +80,8 @@ def test_a_sample_is_the_same_on_any_number_of_workers_and_from_any_step(files, 
 
 def test_noise_levels_have_the_papers_law(files):
     logits = torch.cat([torch.logit(b.sigma.double()) for b in batches(loader(files), count=100)])
-    assert float(logits.mean()) == pytest.approx(0.8, abs=0.1) and float(logits.std()) == pytest.approx(0.8, abs=0.1)
+    assert float(logits.mean()) == pytest.approx(0.8, abs=0.1)
+    assert float(logits.std()) == pytest.approx(0.8, abs=0.1)
 
 
 def test_a_label_beyond_the_classes_is_an_error_that_names_the_setting(files):

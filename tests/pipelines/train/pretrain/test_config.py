@@ -10,14 +10,17 @@ INPUTS = {"curated": "c", "basis": "b"}
 
 def test_defaults_are_the_papers():
     settings = validate(PretrainSettings, INPUTS)
-    assert settings.jit == SIZES["H"] and settings.subspace.rank == 8 and settings.repa is None
+    assert settings.jit == SIZES["H"]
+    assert settings.subspace.rank == 8
+    assert settings.repa is None
     optim = settings.optim
     assert (optim.lr, optim.betas, optim.batch, optim.weight_decay, optim.clip) == (2e-4, (0.9, 0.95), 1024, 0, None)
     epoch = -(-1_281_167 // optim.batch)
     assert (optim.steps, optim.warmup_steps, optim.cooldown_steps) == (600 * epoch, 5 * epoch, 0)
     assert (settings.time.mean, settings.time.std, settings.loss.sigma_floor) == (0.8, 0.8, 5e-2)
     assert (settings.loss.class_dropout, settings.ema.decay) == (0.1, 0.9999)
-    assert settings.flip and settings.classes == 1000
+    assert settings.flip
+    assert settings.classes == 1000
     sampling = settings.validation
     assert (sampling.steps, sampling.sigma_floor, sampling.guidance_interval) == (50, 4e-2, (0.0, 0.88))
     repa = validate(PretrainSettings, {**INPUTS, "repa": {"encoder": "dinov2"}}).repa

@@ -48,7 +48,8 @@ def test_an_imported_checkpoint_is_loaded_and_evaluated(tmp_path, checkpoint, ki
     path = checkpoint(kind)
     settings = settings_for(tmp_path, path, noise_scale=noise_scale, guidance=2.2, steps=7)
     made = import_checkpoint(settings)
-    assert made.uri == load_artifact(made.uri, "pretrain").uri and made.step == "pretrain"
+    assert made.uri == load_artifact(made.uri, "pretrain").uri
+    assert made.step == "pretrain"
     x_t, sigma, labels = torch.randn(2, 3, 16, 16), torch.tensor([0.2, 0.9]), torch.tensor([0, 5])
     with torch.no_grad():
         u = load_pretrained(made)(x_t, sigma, labels)
@@ -57,7 +58,8 @@ def test_an_imported_checkpoint_is_loaded_and_evaluated(tmp_path, checkpoint, ki
     subject = read_class_model(made, None)
     assert (subject.defaults.height, subject.defaults.width) == (64, 64)  # 16 x 16 patches
     assert (subject.defaults.num_inference_steps, subject.defaults.guidance_scale) == (7, 2.2)
-    assert subject.defaults.shift == (noise_scale or 1) and ("noise_scale" in subject.parts) == (noise_scale == 2)
+    assert subject.defaults.shift == (noise_scale or 1)
+    assert ("noise_scale" in subject.parts) == (noise_scale == 2)
     assert import_checkpoint(settings).uri == made.uri  # found again, by content
     assert import_checkpoint(settings.model_copy(update={"guidance": 2.0})).uri != made.uri
 

@@ -17,10 +17,13 @@ def test_subspaces_of_the_family_are_parts_of_one_basis():
     def made(**subspace):
         return make_subspace(validate(PretrainSettings, {"curated": "c", "basis": "b", "subspace": subspace}), pca)
 
-    assert torch.equal(made(rank=8).A, pca.A[:, :8]) and made(rank=8).provenance["pictures"] == 7
-    assert made(rank=0).A.shape == (768, 0) and torch.equal(made(rank=768).A, torch.eye(768))
+    assert torch.equal(made(rank=8).A, pca.A[:, :8])
+    assert made(rank=8).provenance["pictures"] == 7
+    assert made(rank=0).A.shape == (768, 0)
+    assert torch.equal(made(rank=768).A, torch.eye(768))
     random = made(rank=8, kind="random", seed=3)
-    assert random.A.shape == (768, 8) and torch.equal(random.A, made(rank=8, kind="random", seed=3).A)
+    assert random.A.shape == (768, 8)
+    assert torch.equal(random.A, made(rank=8, kind="random", seed=3).A)
     assert not torch.equal(random.A, made(rank=8, kind="random", seed=4).A)
     with pytest.raises(ValueError, match="subspace.rank=33: the basis has rank 32; see its pca_rank"):
         made(rank=33)
@@ -35,7 +38,8 @@ def test_rank_auto_is_the_recommended_rank():
 
     found, pca = made({"recommended_rank": 11})
     assert torch.equal(found.A, pca.A[:, :11])
-    assert found.provenance["rank"] == 11 and found.provenance["energy"] == 0.9
+    assert found.provenance["rank"] == 11
+    assert found.provenance["energy"] == 0.9
     with pytest.raises(ValueError, match="subspace.rank=auto, which is 40: the basis has rank 32; see its pca_rank"):
         made({"recommended_rank": 40})
     with pytest.raises(ValueError, match="subspace.rank=auto: the basis recommends no rank; run the basis step again"):

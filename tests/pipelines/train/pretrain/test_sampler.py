@@ -33,4 +33,5 @@ def test_an_image_depends_on_its_class_and_seed_alone(sampler):
     together = sampler(["1", "1", "2"], [7, 8, 7], PARAMETERS)
     for i, (label, seed) in enumerate([("1", 7), ("1", 8), ("2", 7)]):
         torch.testing.assert_close(sampler([label], [seed], PARAMETERS)[0], together[i], rtol=0, atol=1e-5)
-    assert not torch.equal(together[0], together[1]) and not torch.equal(together[0], together[2])
+    assert not torch.equal(together[0], together[1])
+    assert not torch.equal(together[0], together[2])

@@ -36,6 +36,10 @@ def test_images_are_sampled_in_evaluation_mode_and_the_mode_is_restored(model, t
     model.train(training)
     images = sample_classes(model, torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), Validation(steps=2))
     hook.remove()
-    assert not any(seen) and len(seen) > 2 and model.training == training
-    assert images.shape == (2, 3, 32, 32) and images.dtype == torch.float32 and images.is_contiguous()
+    assert not any(seen)
+    assert len(seen) > 2
+    assert model.training == training
+    assert images.shape == (2, 3, 32, 32)
+    assert images.dtype == torch.float32
+    assert images.is_contiguous()
     model.eval()

@@ -74,7 +74,8 @@ def test_a_basis_of_the_other_layout_is_read_from_its_own_file(tmp_path):
         validate(PretrainSettings, INPUTS),
         {"basis": Artifact(str(tmp_path), {"config": {"layout": "channel_first"}})},
     )
-    assert found.layout == LAYOUT and found.rank == 32
+    assert found.layout == LAYOUT
+    assert found.rank == 32
 
 
 def test_the_size_of_the_images_is_height_and_width():

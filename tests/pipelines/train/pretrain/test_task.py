@@ -42,7 +42,9 @@ def test_a_blank_batch_passes_the_loss(task):
     batch = task.blank_batch(2)
     loss, terms = task.objective(**batch.inputs())
     loss.backward()
-    assert torch.isfinite(loss) and terms["loss"].shape == (2,) and batch.tokens == (2, 1, 0)
+    assert torch.isfinite(loss)
+    assert terms["loss"].shape == (2,)
+    assert batch.tokens == (2, 1, 0)
 
 
 def test_the_average_decays_as_set_from_the_first_values(task):
