@@ -60,13 +60,18 @@ def check_text_tokens(base: str, max_tokens: int) -> None:
         raise ConfigError(f"max_text_tokens={max_tokens}: too few for base={base!r}; allowed: {least} or more")
 
 
-def check_unquantized(base: str) -> None:
-    """Raise ConfigError if the transformer of `base` is stored quantized: its first and last layers must be full."""
+def check_unquantized(base: str, advice: str) -> None:
+    """Check that the transformer of a pipeline is not stored quantized by diffusers.
+
+    Args:
+        base: Folder of the pipeline.
+        advice: What to do otherwise.
+
+    Raises:
+        ConfigError: It is.
+    """
     if "quantization_config" in read_json_setting(Path(base) / "transformer" / "config.json", f"base={base!r}"):
-        raise ConfigError(
-            f"base={base!r}: its transformer is stored quantized; give the full pipeline, and quantize it while it is "
-            "trained with base_quantization=nf4"
-        )
+        raise ConfigError(f"base={base!r}: its transformer is stored quantized; {advice}")
 
 
 def check_gguf(base: str, quantization: str | None, zero_stage: int, checkpointing: bool) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from asymflow.hub import is_repository, resolve_commit
 from pipelines.core import storage
-from pipelines.core.base_models import check_base, check_padding, read_patch_size
+from pipelines.core.base_models import check_base, check_padding, check_unquantized, read_patch_size
 from pipelines.core.config import ConfigError, read_json_setting
 from pipelines.core.map_items import map_items
 from pipelines.core.step import Context, Step
@@ -72,6 +72,11 @@ def check_model(base: str, adapter: str, latent: bool) -> None:
     index = Path(base) / "model_index.json"
     kind = read_json_setting(index, f"base={base!r}").get("_class_name") if index.is_file() else None
     if kind in PIPELINES:
+        check_unquantized(
+            base,
+            "jobs sample from format=merged, or from a GGUF base with its adapter; this folder is for diffusers on an "
+            "accelerator (docs/export.md)",
+        )
         if latent:
             raise ConfigError("latent=True: a merged model has no latent base; give base and adapter")
         return

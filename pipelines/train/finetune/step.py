@@ -38,7 +38,10 @@ def check(settings: FinetuneSettings) -> None:
     transformer = Path(settings.base) / "transformer" / "config.json"
     check_model(settings, read_json_setting(transformer, f"base={settings.base!r}"))
     check_padding(settings.base, settings.text_padding)
-    check_unquantized(settings.base)
+    # its first and last layers must be full
+    check_unquantized(
+        settings.base, "give the full pipeline, and quantize it while it is trained with base_quantization=nf4"
+    )
     resources = settings.resources
     check_gguf(settings.base, settings.base_quantization, resources.zero_stage, resources.gradient_checkpointing)
     if settings.loss.kind == "variance_reduced" and settings.loss.perceptual:

@@ -47,13 +47,13 @@ def test_a_gguf_base_is_trained_on_unsharded_with_checkpointing_alone(tiny_base,
 
 
 def test_a_base_that_is_stored_quantized_is_refused(tiny_base, tmp_path):
-    check_unquantized(str(tiny_base))
+    check_unquantized(str(tiny_base), "give the full pipeline")
     config = json.loads((tiny_base / "transformer/config.json").read_text())
     (tmp_path / "transformer").mkdir()
     stored = {**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     (tmp_path / "transformer/config.json").write_text(json.dumps(stored))
     with pytest.raises(ConfigError, match="its transformer is stored quantized; give the full pipeline"):
-        check_unquantized(str(tmp_path))
+        check_unquantized(str(tmp_path), "give the full pipeline")
 
 
 def test_processors_compute_in_float32(tiny_base):

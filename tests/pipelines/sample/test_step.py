@@ -139,3 +139,8 @@ def test_a_merged_pipeline_has_no_latent_model_beside_it(tmp_path):
     sample.check(settings(tmp_path, base=merged, adapter="", latent=False))
     with pytest.raises(ConfigError, match="a merged model has no latent base"):
         sample.check(settings(tmp_path, base=merged, adapter=""))
+    config = Path(merged) / "transformer/config.json"
+    quantized = {**json.loads(config.read_text()), "quantization_config": {"load_in_4bit": True}}
+    config.write_text(json.dumps(quantized))
+    with pytest.raises(ConfigError, match="its transformer is stored quantized; jobs sample from format=merged"):
+        sample.check(settings(tmp_path, base=merged, adapter="", latent=False))
