@@ -103,8 +103,8 @@ def explain_unread(extension: str) -> str:
 def split_name(path: str) -> tuple[str, str]:
     """Split a path into (path without the extension, extension in lower case).
 
-    The last dot begins the extension, so that `IMG 2.0.jpg` and `IMG 2.1.jpg` are two images. For a name whose only dot
-    is the first character, the rest is both stem and extension.
+    The last dot begins the extension, so that `IMG 2.0.jpg` and `IMG 2.1.jpg` are two images. In a name whose only dot
+    is the first character, the stem is the whole name.
     """
     folder, slash, name = path.rpartition("/")
     stem, dot, extension = name.rpartition(".")

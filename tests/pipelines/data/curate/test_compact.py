@@ -6,9 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.core import storage
-from pipelines.data.curate.compact import FileWriter, _even_files, _length, plan_files
-from pipelines.data.curate.config import CurateSettings
+from pipelines.data.curate.compact import FileWriter, _even_files, _length, flip, plan_files
+from pipelines.data.curate.config import CurateSettings, Encoding
 from pipelines.data.curate.shard import ShardCurator
+from pipelines.data.images import decode_image, encode_png
 from pipelines.toy.data import write_img2dataset
 
 
@@ -73,3 +74,12 @@ def test_plan_is_made_once(staged):
 def test_shards_without_images(tmp_path):
     plan = plan_files(str(tmp_path / "out"), ["a", "b"], 3, 10)
     assert plan == {"files": {}, "dropped": {}, "kept": {}}
+
+
+def test_flipped_copy(make_images):
+    image = decode_image(make_images(1)[0].image)
+    row = {"key": "a", "image": encode_png(image), "caption": "one"}
+    copy = flip(row, Encoding())
+    mirrored = decode_image(copy["image"])
+    assert (copy["key"], copy["caption"]) == ("a#flipped", "one")
+    assert mirrored.getpixel((0, 5)) == image.getpixel((image.width - 1, 5)) != image.getpixel((0, 5))

@@ -223,3 +223,11 @@ def test_histograms_merge():
     assert one.counts["read"]["punsafe"][-1] == 1
     assert one.counts["read"]["shorter side"][0] == 1
     assert sum(one.counts["kept"]["aesthetic"]) == 0
+
+
+def test_best_bucket_of_one_aspect_ratio_enlarges_nothing():
+    buckets = [(512, 512), (1024, 1024), (256, 256), (1024, 512)]
+    assert best_bucket(1100, 1050, buckets) == (1024, 1024)
+    assert best_bucket(1000, 1000, buckets) == (512, 512)
+    assert best_bucket(100, 100, buckets) == (256, 256)
+    assert best_bucket(400, 200, buckets) == (1024, 512)

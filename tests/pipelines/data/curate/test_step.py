@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from own_images import IMAGE, table, write
 from tars import sample, tar_of
 
 from pipelines.core import storage
@@ -14,8 +15,9 @@ from pipelines.core.workers import Workers
 from pipelines.data.curate.config import CurateSettings
 from pipelines.data.curate.filters import Filters
 from pipelines.data.curate.samples import Columns
+from pipelines.data.curate.shard_reader import read_shard
 from pipelines.data.curate.sources import find_source
-from pipelines.data.curate.step import STEP, check
+from pipelines.data.curate.step import STEP, check, filters_of
 from pipelines.data.images import decode_image
 from pipelines.data.split import is_held_out
 from pipelines.toy.data import _faulty_images, write_img2dataset
@@ -45,7 +47,6 @@ def test_sources_that_cannot_be_read_are_refused(tmp_path):
 
 def to_parquet(tar_folder, path):
     """What stands in the tar of a folder, as a parquet shard."""
-    from pipelines.data.curate.shard_reader import read_shard
 
     samples = [s for s in read_shard(str(tar_folder / "00000.tar"), Columns()) if not s.problem]
     rows = [{**s.record, "key": s.key, "jpg": s.image, "caption": s.caption} for s in samples]
@@ -233,3 +234,25 @@ def test_no_accepted_image_is_an_error(settings, local_ray, tmp_path):
     strict = settings.model_copy(update={"run": run, "filters": Filters(min_aesthetic=9.9)})
     with pytest.raises(ConfigError, match="none to train on; rejected: {'aesthetic below the threshold'"):
         run_step(STEP, strict)
+
+
+def test_images_without_captions(tmp_path):
+    source = write(tmp_path / "in", {"a.png": IMAGE})
+    with pytest.raises(ConfigError, match="no image has a caption; .*filters.captions=false and run the caption step"):
+        check(CurateSettings(source=source))
+    check(CurateSettings(source=source, filters=Filters(captions=False)))
+    pq.write_table(table("one").select(["image"]), tmp_path / "in/t.parquet")
+    with pytest.raises(ConfigError, match="no image has a caption"):
+        check(CurateSettings(source=source))
+
+
+def test_thresholds_of_own_images_are_those_that_are_given(tmp_path):
+    source = write(tmp_path / "in", {"a.png": IMAGE, "a.txt": b"one"})
+    settings = CurateSettings(source=source, filters=Filters(min_side=64))
+    filters = filters_of(settings, find_source(source, Columns()))
+    assert (filters.min_aesthetic, filters.max_punsafe, filters.min_side, filters.captions) == (None, None, 64, True)
+    # the same values mean something else if they are given, so the artifact has another ID
+    assert STEP.hash_overrides(settings, {}) != STEP.hash_overrides(CurateSettings(source=source), {})
+    (tmp_path / "in/00000.tar").write_bytes(bytes(1024))
+    assert filters_of(settings, find_source(source, Columns())) == settings.filters
+    assert STEP.hash_overrides(settings, {}) == {}
