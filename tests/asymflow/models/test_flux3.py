@@ -56,6 +56,6 @@ def test_checkpointing_repeats_the_blocks_of_all_three_kinds():
     layers = network(BASE).linears
     blocks = [layer for layer in layers if "blocks" in layer.name]
     tokens = {"image": 7, "text": 5, "both": 12}
-    attention = sum(4 * 3072 * tokens[stream] ** 2 for _, stream, *_ in network(BASE).attentions)
+    attention = sum(4 * 3072 * tokens[layer.stream] ** 2 for layer in network(BASE).attentions)
     expected = sum(2 * layer.inputs * layer.outputs * tokens[layer.stream] for layer in blocks) + attention
     assert count_flops(network(BASE), 7, 5).recomputed == expected
