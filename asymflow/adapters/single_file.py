@@ -12,11 +12,9 @@ transformer's config.json is written beside the file.
 import json
 import os
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from diffusers import BFLQuantizationConfig, GGUFQuantizationConfig
-from diffusers.models.model_loading_utils import load_gguf_checkpoint
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,8 +25,10 @@ from asymflow.adapters.original_names import to_original
 from asymflow.adapters.released import check_finite
 from asymflow.atomic import atomic_file
 from asymflow.models.network import GgufType
-from asymflow.models.pixel import AsymFlux2Transformer2DModel
 from asymflow.tensor_files import write_tensors
+
+if TYPE_CHECKING:  # models load diffusers, which reading an adapter's files does without
+    from asymflow.models.pixel import AsymFlux2Transformer2DModel
 
 GGUF_TYPES: tuple[str, ...] = get_args(GgufType)
 GGUF, FP8 = "asymflow-{type}.gguf", "asymflow-fp8.safetensors"
@@ -53,7 +53,7 @@ def is_quantized(name: str, tensor: Tensor, block: int = 1) -> bool:
     return tensor.ndim == 2 and not name.startswith(_FULL) and tensor.shape[1] % block == 0
 
 
-def write_gguf(model: AsymFlux2Transformer2DModel, folder: str | os.PathLike, type: GgufType = "q8_0") -> Path:
+def write_gguf(model: "AsymFlux2Transformer2DModel", folder: str | os.PathLike, type: GgufType = "q8_0") -> Path:
     """Write a merged pixel model as GGUF.
 
     Args:
@@ -92,7 +92,7 @@ def write_gguf(model: AsymFlux2Transformer2DModel, folder: str | os.PathLike, ty
     return path
 
 
-def write_fp8(model: AsymFlux2Transformer2DModel, folder: str | os.PathLike) -> Path:
+def write_fp8(model: "AsymFlux2Transformer2DModel", folder: str | os.PathLike) -> Path:
     """Write a merged pixel model in scaled float8: weight = `weight` * `weight_scale`.
 
     Args:
@@ -122,7 +122,7 @@ def write_fp8(model: AsymFlux2Transformer2DModel, folder: str | os.PathLike) -> 
     return path
 
 
-def load_single_file(path: str | os.PathLike, dtype: torch.dtype = torch.bfloat16) -> AsymFlux2Transformer2DModel:
+def load_single_file(path: str | os.PathLike, dtype: torch.dtype = torch.bfloat16) -> "AsymFlux2Transformer2DModel":
     """Load a file of `write_gguf` or `write_fp8` by diffusers' quantization classes; its weights stay quantized.
 
     Args:
@@ -135,6 +135,11 @@ def load_single_file(path: str | os.PathLike, dtype: torch.dtype = torch.bfloat1
     Raises:
         ValueError: If the file or its config.json is missing or cannot be read, or they do not fit.
     """
+    from diffusers import BFLQuantizationConfig, GGUFQuantizationConfig
+    from diffusers.models.model_loading_utils import load_gguf_checkpoint
+
+    from asymflow.models.pixel import AsymFlux2Transformer2DModel
+
     path = Path(path)
     if missing := [file.name for file in (path, path.with_name(CONFIG)) if not file.is_file()]:
         raise ValueError(
@@ -168,12 +173,12 @@ def _kept(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return kept.contiguous()
 
 
-def _metadata(model: AsymFlux2Transformer2DModel) -> dict[str, str]:
+def _metadata(model: "AsymFlux2Transformer2DModel") -> dict[str, str]:
     """Return the strings that a file's metadata contains: sampling defaults, and what ComfyUI's nodes read."""
     sampling = SamplingDefaults(**(model.config.sampling or {})).to_metadata()
     return {**sampling, "sigma_min": str(model.config.sigma_min), "num_timesteps": str(model.config.num_timesteps)}
 
 
-def _write_config(model: AsymFlux2Transformer2DModel, folder: str | os.PathLike) -> None:
+def _write_config(model: "AsymFlux2Transformer2DModel", folder: str | os.PathLike) -> None:
     with atomic_file(Path(folder) / CONFIG) as path:
         path.write_text(model.to_json_string(), "utf-8")

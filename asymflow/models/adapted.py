@@ -280,12 +280,17 @@ class AdaptedModel(nn.Module):
             self.transformer, tokens.to(self.dtype), sigma, text.to(self.dtype), grid, mask, *given
         )
 
-    def _reference_tokens(self, references: Tensor | None) -> Tensor | None:
-        """Return pixel tokens of clean images (B, R, 3, H, W) divided by s, as x_t at noise level 0 is (Eq. 13)."""
+    def _reference_tokens(self, references: Tensor | None, scale: float) -> Tensor | None:
+        """Return pixel tokens of clean images (B, R, 3, H, W) in the scale of x_t at noise level 0 (Eq. 13).
+
+        Args:
+            references: The images, or None.
+            scale: s for models that calibrate x_t, 1 for others.
+        """
         if references is None:
             return None
         tokens = patchify(references.float().flatten(0, 1), self.patch_size, self.subspace.layout)
-        return tokens.unflatten(0, references.shape[:2]) / self.s
+        return tokens.unflatten(0, references.shape[:2]) / scale
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         return images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size

@@ -205,7 +205,7 @@ class DdtFlux2(AdaptedModel):
         """
         tokens, grid = patchify(x_t.float(), self.patch_size, self.subspace.layout), self._grid(x_t)
         tau, k = calibrate(sigma.float(), self.s)
-        scaled, reference_tokens = k[:, None, None] * tokens, self._reference_tokens(references)
+        scaled, reference_tokens = k[:, None, None] * tokens, self._reference_tokens(references, self.s)
         features = self._run(scaled, tau, encoder_hidden_states, grid, text_mask, reference_tokens)
         u = self.head(tokens.to(features.dtype), features, grid)
         height, width = x_t.shape[-2:]

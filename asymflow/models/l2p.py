@@ -131,7 +131,12 @@ class L2pModel(AdaptedModel):
         return model
 
     def forward(
-        self, x_t: Tensor, sigma: Tensor, encoder_hidden_states: Tensor, text_mask: Tensor | None = None
+        self,
+        x_t: Tensor,
+        sigma: Tensor,
+        encoder_hidden_states: Tensor,
+        text_mask: Tensor | None = None,
+        references: Tensor | None = None,
     ) -> Tensor:
         """Return the velocity of images. sigma is the source model's own noise level, without calibration.
 
@@ -140,13 +145,15 @@ class L2pModel(AdaptedModel):
             sigma: Noise levels (B,).
             encoder_hidden_states: Text embeddings (B, T, E).
             text_mask: True for valid text tokens (B, T); None: all are valid.
+            references: R clean reference images per image (B, R, 3, H, W) in normalized Oklab; None: there are none.
 
         Returns:
             u (B, 3, H, W), float32.
         """
         grid = self._grid(x_t)
         tokens = patchify(x_t.float(), self.patch_size, self.subspace.layout)
-        features = self._run(tokens, sigma.float(), encoder_hidden_states, grid, text_mask)
+        reference_tokens = self._reference_tokens(references, 1.0)
+        features = self._run(tokens, sigma.float(), encoder_hidden_states, grid, text_mask, reference_tokens)
         return self.detailer(x_t.to(features.dtype), features.mT.unflatten(2, grid)).float()
 
     def enable_gradient_checkpointing(self) -> None:

@@ -75,7 +75,7 @@ class PixelModel(AdaptedModel):
             u (B, 3, H, W), float32.
         """
         tokens = patchify(x_t.float(), self.patch_size, self.subspace.layout)
-        reference_tokens = self._reference_tokens(references)
+        reference_tokens = self._reference_tokens(references, self.s)
         sigma_floor = self.sigma_floor_train if self.training else self.sigma_floor_sample
 
         def network(scaled: Tensor, tau: Tensor) -> Tensor:

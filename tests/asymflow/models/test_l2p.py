@@ -4,6 +4,7 @@ from torch import nn
 
 from asymflow.models.l2p import Detailer, L2pModel
 from asymflow.oklab import RELEASED
+from asymflow.patches import patchify
 from asymflow.subspace import Subspace
 
 
@@ -68,3 +69,15 @@ def test_the_noise_level_is_the_source_models_own(make):
     with torch.no_grad():
         model(torch.randn(2, 3, 32, 48), sigma, torch.randn(2, 5, 8))
     assert torch.equal(seen[0], sigma)
+
+
+def test_reference_images_are_tokens_in_the_scale_of_the_noisy_image(make):
+    model, seen = make(blocks=1, channels=4), []
+    model.transformer.x_embedder.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    generator = torch.Generator().manual_seed(0)
+    x_t, references = (torch.randn(*shape, generator=generator) for shape in ((1, 3, 32, 48), (1, 2, 3, 32, 48)))
+    with torch.no_grad():
+        u = model(x_t, torch.tensor([0.4]), torch.randn(1, 5, 8, generator=generator), references=references)
+    assert u.shape == x_t.shape
+    expected = [patchify(image, 16, "channel_first") for image in (x_t, references[:, 0], references[:, 1])]
+    assert torch.equal(seen[0].float(), torch.cat(expected, dim=1))

@@ -76,6 +76,7 @@ class Worker:
             captions=lambda: ["a", "b"],
             images=lambda: iter([torch.zeros(2, 3, 32, 32)]),
             embeddings=lambda source: text,
+            references=lambda: None,
         )
         validator = Validator(
             self.settings.validation, self.model, prompts, None, text[0][:1], self.settings.base, self.engine.device

@@ -79,7 +79,7 @@ TEXT, EDITS = "train/64x64-00000.parquet", "train/64x64+1-00000.parquet"
 @pytest.mark.parametrize(
     ("files", "share", "message"),
     [
-        ([TEXT], 0.5, "edit_share=0.5: curated has no edits; curate pairs with columns.references"),
+        ([TEXT], 0.5, "edit_share=0.5: curated has no edits; curate some with columns.references"),
         ([TEXT, "held_out/64x64+1-00000.parquet"], 1, "edit_share=1: curated has no edits"),
         ([EDITS], 0.5, "edit_share=0.5: curated has only edits; add text-to-image rows, or set edit_share=1"),
     ],

@@ -1,6 +1,7 @@
 """Objective of the finetune's settings, and pickling of its task."""
 
 import inspect
+from dataclasses import replace
 
 import cloudpickle
 import pytest
@@ -44,9 +45,11 @@ def test_plain_flow_matching_loads_no_perceptual_network(model, monkeypatch):
 
 
 def test_batch_inputs_are_the_arguments_of_the_loss(model):
-    assert blank_batch(model, 1).inputs().keys() == inspect.signature(FinetuneObjective.forward).parameters.keys() - {
-        "self"
-    }
+    arguments = inspect.signature(FinetuneObjective.forward).parameters.keys() - {"self"}
+    batch = blank_batch(model, 1)
+    assert batch.inputs().keys() == arguments - {"references", "reference_latents"}
+    edits = replace(batch, references=batch.images[:, None], reference_latents=batch.z_0[:, None])
+    assert edits.inputs().keys() == arguments
 
 
 @pytest.mark.parametrize("task", [FinetuneTask, PretrainTask])

@@ -15,6 +15,7 @@ from pipelines.train.pretrain.batches import BatchLoader
 from pipelines.train.pretrain.config import PretrainSettings
 from pipelines.train.row_groups import list_row_groups
 from pipelines.train.sample_order import SampleOrder
+from pipelines.train.task import Tokens
 
 ROWS, BATCH, SIDE = 24, 6, 32
 
@@ -44,7 +45,7 @@ def test_an_epoch_has_every_image_once_with_its_label(files):
     seen = batches(loader(files, loss={"class_dropout": 0.0}))
     labels = {key: int(label) for batch in seen for key, label in zip(batch.keys, batch.labels, strict=True)}
     assert labels == {str(i): i % 5 for i in range(ROWS)}
-    assert seen[0].tokens == (BATCH * 4, 4, 0)
+    assert seen[0].tokens == Tokens(all=BATCH * 4, image=4)
     assert seen[0].images.shape == (BATCH, 3, SIDE, SIDE)
 
 

@@ -21,7 +21,7 @@ def sampler(tmp_path_factory):
 
 def test_parameters_reach_the_solver(sampler):
     steps = []
-    found = sampler(["0", "3"], [5, 6], PARAMETERS, steps.append)
+    found = sampler(["0", "3"], [5, 6], PARAMETERS, lambda step, x_0: steps.append(step))
     velocity = class_velocity(sampler.model, torch.tensor([0, 3]), Guidance(2.0, False, (0.0, 0.9)), 0.05)
     with torch.no_grad():
         x_0 = heun(velocity, PARAMETERS.noise([5, 6]), 3, 1.5)

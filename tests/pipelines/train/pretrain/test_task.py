@@ -44,7 +44,7 @@ def test_a_blank_batch_passes_the_loss(task):
     loss.backward()
     assert torch.isfinite(loss)
     assert terms["loss"].shape == (2,)
-    assert batch.tokens == (2, 1, 0)
+    assert batch.tokens == Tokens(all=2, image=1)
 
 
 def test_the_average_decays_as_set_from_the_first_values(task):
