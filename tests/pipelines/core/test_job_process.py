@@ -59,6 +59,7 @@ def end_of(work, capfd):
     """(status, stderr) of a process that does this within `job_process`."""
     child = os.fork()
     if not child:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         try:
             with job_process():
                 work()

@@ -123,6 +123,8 @@ import os, signal, threading
 from pipelines.core.job_process import job_process
 from pipelines.experiments.graph_runner import Task, run_graph
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+
 def work():
     os.kill(os.getpid(), signal.{name})
     threading.Event().wait()  # blocked in a call that no exception reaches
