@@ -144,7 +144,7 @@ def test_from_shards_to_scores_through_the_loss_of_the_head(site, make_images):
         assert f"resuming from step {stood}" in jobs.said[-1]
         sampling = ("prompts.count=4", "images_per_prompt=1", "sampling.steps=2", "models=[trained, lifted]")
         evaluated = jobs.submit(
-            head, "evaluate", "evaluate_toy", "adapter=", f"finetuned={finetuned}", f"curated={curated}",
+            head, "evaluate", "toy", "adapter=", f"finetuned={finetuned}", f"curated={curated}",
             f"basis={basis}", *sampling,
         )  # fmt: skip
         jobs.listen(head)
