@@ -198,9 +198,9 @@ def chain(client: MlflowClient, page: str) -> set[str]:
 def assert_no_secret(site: Site, jobs: Jobs) -> None:
     """In what jobs and heads said, in the bucket, in the tracking server's database and in its log."""
     places = {"jobs": "\n".join(jobs.said).encode(), "server": (site.folder / "log").read_bytes()}
-    bucket = site.storage.removesuffix("/some/prefix")
-    for key in object_store.keys(bucket):
-        places[key] = storage.read_bytes(storage.join(bucket, key))
+    bucket = object_store.bucket_and_key(site.storage)["Bucket"]
+    for key in object_store.keys(f"s3://{bucket}"):  # also folder markers, whose keys end with a slash
+        places[key] = object_store.client().get_object(Bucket=bucket, Key=key)["Body"].read()
     engine = sqlalchemy.create_engine(site.database)
     with engine.connect() as connection:
         for table in sqlalchemy.inspect(engine).get_table_names():
