@@ -97,7 +97,7 @@ def main() -> None:
     options = parser.parse_args()
 
     held_out = list(islice(read_held_out(load_artifact(options.curated, "curate")), options.images))
-    real = [torch.from_numpy(to_array(decode_image(image))).movedim(-1, 0) for _, image in held_out]
+    real = [torch.tensor(to_array(decode_image(image))).movedim(-1, 0) for _, image in held_out]
     distances = Distances(torch.stack(real))
     prompts = [prompt.text for prompt, _ in held_out]
     pipeline = AsymFlux2KleinPipeline.from_pretrained(MODELS / "toy_klein", adapter=MODELS / "toy_asymflow")
