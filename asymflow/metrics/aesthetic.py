@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from asymflow.metrics.arguments import check_images
+from asymflow.metrics.arguments import check_images, to_pil_images
 from asymflow.metrics.clip_score import activation_of
 from asymflow.metrics.open_clip_model import FILE, OpenClip, load_open_clip, read_weights
 from asymflow.metrics.weights import MissingWeights, find
@@ -136,6 +135,6 @@ class Aesthetic:
         check_images(images)
         if not len(images):
             return torch.zeros(0)
-        pil_images = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
+        pil_images = to_pil_images(images)
         features = self.clip.images(torch.stack([self.transform(image) for image in pil_images]))
         return self.head(features)[:, 0].cpu()

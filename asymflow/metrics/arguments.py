@@ -1,8 +1,9 @@
-"""Checks of the arguments of metrics on images."""
+"""Arguments of metrics on images: checked, and as PIL images."""
 
 from collections.abc import Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 
@@ -32,3 +33,15 @@ def check_pairs(images: Tensor, prompts: Sequence[str]) -> None:
     check_images(images)
     if len(prompts) != len(images):
         raise ValueError(f"{len(images)} images need as many prompts; got {len(prompts)}")
+
+
+def to_pil_images(images: Tensor) -> list[Image.Image]:
+    """Convert images to PIL, for the preprocessing of models that were trained with it.
+
+    Args:
+        images: sRGB images, uint8 (B, 3, H, W), on any device.
+
+    Returns:
+        RGB images.
+    """
+    return [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]

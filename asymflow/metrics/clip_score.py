@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from asymflow.metrics.arguments import check_images
+from asymflow.metrics.arguments import check_images, to_pil_images
 from asymflow.metrics.open_clip_model import FILE, OpenClip, load_open_clip
 
 ARCHITECTURE = "ViT-L-14-336-quickgelu"  # OpenAI's weights need QuickGELU; without the suffix it is GELU
@@ -68,7 +67,7 @@ class ClipScore:
             Normalized pixels (B, 3, size, size), float32.
         """
         check_images(images)
-        pil_images = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
+        pil_images = to_pil_images(images)
         return torch.stack([self.transform(image) for image in pil_images])
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

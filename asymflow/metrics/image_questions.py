@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from asymflow.devices import default_dtype
-from asymflow.metrics.arguments import check_images
+from asymflow.metrics.arguments import check_images, to_pil_images
 from asymflow.metrics.weights import MissingWeights, find
 
 _MAX_BATCH = 8  # images per forward pass
@@ -55,7 +55,7 @@ class QuestionBatches:
         check_images(images)
         if len(questions) != len(images) or not all(question.strip() for question in questions):
             raise ValueError(f"{len(images)} images need as many questions, none of them empty; got {len(questions)}")
-        pil_images = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
+        pil_images = to_pil_images(images)
         prompts = [self._prompt(question) for question in questions]
         for indices in self._groups(prompts):
             # Images are nested by prompt: some chat models' processors require it.

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from asymflow.metrics.aesthetic import build_head
-from asymflow.metrics.arguments import check_pairs
+from asymflow.metrics.arguments import check_pairs, to_pil_images
 from asymflow.metrics.open_clip_model import read_weights
-from asymflow.metrics.weights import MissingWeights, find
+from asymflow.metrics.weights import MissingWeights, find, find_tokenizer
 from asymflow.text_files import read_json_object
 
 FILE = "ImageReward.pt"
@@ -98,10 +97,7 @@ class ImageReward:
             MissingWeights: If weights or tokenizer are missing, or the weights are of another architecture.
         """
         found = find(source, NEEDED, FILE, revision)
-        words = find(tokenizer, TOKENIZER_NEEDED, revision=tokenizer_revision, patterns=_TOKENIZER_FILES)
-        # Without its tokenizer.json transformers silently creates a tokenizer with an empty vocabulary.
-        if not (words.path / "tokenizer.json").is_file():
-            raise MissingWeights(f"{words.path} has no tokenizer.json: needed is {TOKENIZER_NEEDED}")
+        words = find_tokenizer(tokenizer, TOKENIZER_NEEDED, tokenizer_revision, _TOKENIZER_FILES)
         from transformers import AutoTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
         described = read_json_object(architecture) if architecture else {"vision": VISION, "text": TEXT}
@@ -136,7 +132,7 @@ class ImageReward:
         check_pairs(images, prompts)
         if not len(images):
             return torch.zeros(0)
-        pil_images = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
+        pil_images = to_pil_images(images)
         pixels = torch.stack([self.transform(image) for image in pil_images]).to(self.vision.device)
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=_LONGEST, return_tensors="pt"

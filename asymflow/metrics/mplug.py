@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
-from asymflow.metrics.arguments import check_images
+from asymflow.metrics.arguments import check_images, to_pil_images
 from asymflow.metrics.weights import MissingWeights, find, repository_of
 from asymflow.metrics.yes_no import is_yes
 
@@ -81,8 +80,7 @@ class Mplug:
         if len(questions) != len(images) or not all(question.strip() for question in questions):
             raise ValueError(f"{len(images)} images need as many questions, none of them empty; got {len(questions)}")
         found = []
-        for image, question in zip(images, questions, strict=True):
-            pil_image = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+        for pil_image, question in zip(to_pil_images(images), questions, strict=True):
             answer = self.pipeline({"image": pil_image, "question": question})["text"]
             if not isinstance(answer, str):
                 raise ValueError(f"the answer to {question!r} is {answer!r}; expected text")

@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from asymflow.metrics.arguments import check_pairs
+from asymflow.metrics.arguments import check_pairs, to_pil_images
 from asymflow.metrics.image_questions import load_pretrained
-from asymflow.metrics.weights import MissingWeights, find
+from asymflow.metrics.weights import MissingWeights, find, find_tokenizer
 
 NEEDED = "yuvalkirstain/PickScore_v1"
 PROCESSOR_NEEDED = "the tokenizer and image processor of laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -61,12 +60,9 @@ class PickScore:
             MissingWeights: If the model or its processor is missing.
         """
         found = find(source, NEEDED, revision=revision)
-        files = find(processor, PROCESSOR_NEEDED, revision=processor_revision, patterns=_PROCESSOR_FILES)
+        files = find_tokenizer(processor, PROCESSOR_NEEDED, processor_revision, _PROCESSOR_FILES)
         from transformers import CLIPModel, CLIPProcessor
 
-        # Without its tokenizer.json transformers silently creates a tokenizer with an empty vocabulary.
-        if not (files.path / "tokenizer.json").is_file():
-            raise MissingWeights(f"{files.path} has no tokenizer.json: needed is {PROCESSOR_NEEDED}")
         try:
             model = load_pretrained(CLIPModel, found.path, torch.float32)
             reader = CLIPProcessor.from_pretrained(files.path, local_files_only=True)
@@ -91,7 +87,7 @@ class PickScore:
         check_pairs(images, prompts)
         if not len(images):
             return torch.zeros(0)
-        pil_images = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
+        pil_images = to_pil_images(images)
         pixels = self.processor.image_processor(images=pil_images, return_tensors="pt").to(self.model.device)
         tokens = self.processor.tokenizer(
             list(prompts),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from asymflow.devices import default_dtype
 from asymflow.metrics.arguments import check_images
 from asymflow.metrics.templates import check_template, read_template
-from asymflow.metrics.weights import MissingWeights, find, fit_weights
+from asymflow.metrics.weights import MissingWeights, find, find_tokenizer, fit_weights
 from asymflow.text_files import read_json_object
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
@@ -152,12 +152,10 @@ class VqaScore:
         found = find(source, needed, revision=revision, patterns=_WEIGHT_FILES)
         tower = find(vision, tower_needed, revision=vision_revision, patterns=_WEIGHT_FILES)
         words_needed = "the tokenizer of google/flan-t5-xxl"
-        words = find(tokenizer, words_needed, revision=tokenizer_revision, patterns=_TOKENIZER_FILES)
-        # Without its tokenizer.json transformers silently creates a T5 tokenizer with an empty vocabulary.
-        files = ((found, "config.json", needed), (tower, "config.json", tower_needed))
-        for one, file, what in (*files, (words, "tokenizer.json", words_needed)):
-            if not (one.path / file).is_file():
-                raise MissingWeights(f"{one.path} has no {file}: needed is {what}")
+        words = find_tokenizer(tokenizer, words_needed, tokenizer_revision, _TOKENIZER_FILES)
+        for one, what in ((found, needed), (tower, tower_needed)):
+            if not (one.path / "config.json").is_file():
+                raise MissingWeights(f"{one.path} has no config.json: needed is {what}")
         from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, T5Config, T5ForConditionalGeneration
 
         dtype = default_dtype(device)

@@ -65,6 +65,27 @@ def find(source: str, needed: str, file: str = "", revision: str = "main", patte
     return Found(path, f"{source}@{commit}" + (f"/{file}" if file else ""))
 
 
+def find_tokenizer(source: str, needed: str, revision: str, patterns: Sequence[str]) -> Found:
+    """Return a tokenizer. Without its tokenizer.json transformers silently creates one with an empty vocabulary.
+
+    Args:
+        source: As for `find`.
+        needed: As for `find`.
+        revision: As for `find`.
+        patterns: As for `find`.
+
+    Returns:
+        The folder of the tokenizer.
+
+    Raises:
+        MissingWeights: If it or its tokenizer.json is missing, or it cannot be downloaded.
+    """
+    found = find(source, needed, revision=revision, patterns=patterns)
+    if not (found.path / "tokenizer.json").is_file():
+        raise MissingWeights(f"{found.path} has no tokenizer.json: needed is {needed}")
+    return found
+
+
 def identify(source: str, needed: str, file: str = "", revision: str = "main") -> str:
     """Return the identity that `find` would return, without downloading; the hub is only queried for the commit.
 

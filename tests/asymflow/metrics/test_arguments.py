@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from asymflow.metrics.arguments import check_images, check_pairs
+from asymflow.metrics.arguments import check_images, check_pairs, to_pil_images
 
 IMAGES = torch.zeros(2, 3, 4, 5, dtype=torch.uint8)
 
@@ -23,3 +23,11 @@ def test_as_many_prompts_as_images_are_needed():
     check_pairs(IMAGES, ["a", "b"])
     with pytest.raises(ValueError, match="2 images need as many prompts; got 1"):
         check_pairs(IMAGES, ["a"])
+
+
+def test_pil_images_have_the_same_values():
+    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = to_pil_images(images)
+    assert [image.size for image in found] == [(5, 4)] * 2
+    assert found[1].getpixel((3, 2)) == tuple(images[1, :, 2, 3].tolist())
+    assert to_pil_images(images[:0]) == []

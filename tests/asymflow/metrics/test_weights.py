@@ -4,7 +4,7 @@ import pytest
 
 from asymflow import hub
 from asymflow.metrics import weights
-from asymflow.metrics.weights import MissingWeights, find, identify
+from asymflow.metrics.weights import MissingWeights, find, find_tokenizer, identify
 
 
 def test_identity_of_a_local_model_is_its_content(tmp_path):
@@ -88,3 +88,11 @@ def test_a_folder_named_snapshots_further_up_is_not_the_commit(monkeypatch, tmp_
     assert find("some/model", "a model").identity == "some/model@abc123"
     assert find("some/model", "a head", "head.pt").identity == "some/model@abc123/head.pt"
     assert find("some/model", "a head", "sub/head.pt").identity == "some/model@abc123/sub/head.pt"
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(MissingWeights, match="has no tokenizer.json: needed is the words"):
+        find_tokenizer(str(tmp_path), "the words", "main", ["*.json"])
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert find_tokenizer(str(tmp_path), "the words", "main", ["*.json"]).path == tmp_path
